@@ -1,0 +1,580 @@
+"""Settings, seeding and provenance shared by every stage.
+
+Every script is called the same way::
+
+    python STAGE.py [--config config.yaml] [section.key=value ...]
+
+Settings are frozen dataclasses, one per section. Values come from the defaults below, then ``config.yaml``, then the command
+line; an unknown key, a wrong type or an impossible value ends the program with one line and exit code 2 before any work starts.
+Relative paths in ``config.yaml`` are relative to that file; relative paths on the command line are relative to the working folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+PROJECT_DIR = Path(__file__).resolve().parent
+POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
+
+log = logging.getLogger("her2d")
+
+
+class StageError(Exception):
+    """A failure the user can mend; shown as one line, exit code 1."""
+
+
+class ConfigError(StageError):
+    """A setting that cannot be used; shown as one line, exit code 2."""
+
+
+def setting(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] = (), path: bool = False
+) -> Any:
+    """One settable value with its meaning, its allowed range (inclusive) and whether it names a file or folder."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": tuple(choices), "path": path}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    seed: int = setting(0, "seed of every random generator", low=0)
+    device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
+    threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0)
+    output_dir: str = setting("results", "root of everything the stages write", path=True)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
+    lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
+    references_path: str = setting("data/references_sevennet-0.json.gz", "elemental and competing-phase energies to build", path=True)
+    random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
+    work_dir: str = setting("results/demo_work", "resumable intermediate results, one file per relaxed structure", path=True)
+    potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
+    potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
+    num_monolayers: int = setting(1000, "prototype decorations to relax", low=1)
+    num_adsorption: int = setting(1100, "H-adsorption records to relax", low=1)
+    num_random: int = setting(32, "random-decoration CIFs", low=1)
+    workers: int = setting(2, "worker processes, one thread each", low=1)
+    fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxations", low=1e-4)
+    max_steps: int = setting(200, "step cap of the relaxations", low=1)
+
+
+@dataclass(frozen=True)
+class DimenetConfig:
+    lmdb_path: str = setting("data/demo_is2re/data.lmdb", "OC20 IS2RE LMDB: a file or a folder of *.lmdb", path=True)
+    val_lmdb_path: str = setting("", "validation LMDB; empty: split by bulk formula", path=True)
+    adsorbate: str = setting("H", "H: records with one H adatom; all: every record", choices=("H", "all"))
+    checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "trained model: written by stage 1, read by the judges", path=True)
+    init_from: str = setting("", "official OCP/fairchem DimeNet++ IS2RE checkpoint to start from", path=True)
+    preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
+    ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
+    epochs: int = setting(40, "passes over the training records", low=1)
+    batch_size: int = setting(16, "records per step", low=1)
+    learning_rate: float = setting(2e-3, "peak learning rate", low=1e-8, high=1.0)
+    warmup_epochs: float = setting(1.0, "linear warm-up, in epochs", low=0)
+    lr_milestones: list[float] = setting([0.6, 0.8, 0.93], "fractions of the run at which the rate is multiplied by lr_gamma")
+    lr_gamma: float = setting(0.3, "factor at each milestone (published: 0.1)", low=1e-4, high=1.0)
+    weight_decay: float = setting(1e-5, "AdamW weight decay", low=0)
+    ema_decay: float = setting(0.995, "exponential moving average of the weights", low=0, high=0.999999)
+    grad_clip: float = setting(10.0, "largest gradient norm", low=1e-6)
+    val_fraction: float = setting(0.1, "share of bulk formulas for validation", low=0.01, high=0.5)
+    test_fraction: float = setting(0.1, "share of bulk formulas for the final test", low=0.01, high=0.5)
+    target_abs_max_ev: float = setting(10.0, "records with |y_relaxed| above this are dropped and counted", low=0.1)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    db_path: str = setting("data/demo_c2db.db", "C2DB as an ASE database", path=True)
+    processed_dir: str = setting("${run.output_dir}/processed", "where train.pt, val.pt and test.pt go", path=True)
+    max_atoms: int = setting(20, "larger cells are dropped and counted", low=1)
+    max_thickness_angstrom: float = setting(12.0, "thicker sheets are dropped and counted", low=1)
+    max_e_hull_ev: float = setting(2.0, "rows further above the hull are dropped and counted (eV/atom)", low=0)
+    clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
+    h_image_distance_angstrom: float = setting(7.0, "smallest distance between periodic images of H", low=2.0)
+    her_correction_ev: float = setting(0.27, "ΔG_H − ΔE_H (0.24 is the other common choice)", low=-1, high=1)
+    synth_e_hull_max_ev: float = setting(0.05, "synthesizable at or below, where no experiment is on record (eV/atom)", low=0)
+    unsynth_e_hull_min_ev: float = setting(0.2, "not synthesizable above (eV/atom)", low=0)
+    val_fraction: float = setting(0.1, "share of reduced formulas for validation", low=0.01, high=0.5)
+    test_fraction: float = setting(0.1, "share of reduced formulas for the final test", low=0.01, high=0.5)
+    label_batch_size: int = setting(32, "H-on-sheet configurations per DimeNet++ call", low=1)
+    max_rows: int = setting(0, "rows to read; 0: all", low=0)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    checkpoint: str = setting(
+        "${run.output_dir}/denoiser/best_diffusion_model.pth", "trained model: written by stage 3, read by stage 4", path=True
+    )
+    hidden_channels: int = setting(128, "width of the node states", low=8)
+    num_layers: int = setting(4, "message-passing layers", low=1)
+    num_rbf: int = setting(32, "radial basis functions", low=4)
+    cutoff_angstrom: float = setting(6.0, "edge cutoff on the noised sheet", low=2.0)
+    max_neighbors: int = setting(24, "edges kept per atom, nearest first, whole shells", low=2)
+    num_timesteps: int = setting(1000, "diffusion steps T", low=10)
+    beta_start: float = setting(1e-4, "β at t=1 (heights and lattice)", low=1e-8, high=0.5)
+    beta_end: float = setting(0.02, "β at t=T (heights and lattice)", low=1e-8, high=0.999)
+    sigma_min: float = setting(0.005, "σ at t=1 (fractional coordinates)", low=1e-5)
+    sigma_max: float = setting(0.5, "σ at t=T (fractional coordinates)", low=1e-3)
+    p_uncond: float = setting(0.15, "condition dropout for classifier-free guidance", low=0, high=1)
+    weight_frac: float = setting(1.0, "weight of the in-plane coordinate term", low=0)
+    weight_height: float = setting(1.0, "weight of the height term", low=0)
+    weight_lattice: float = setting(1.0, "weight of the lattice term", low=0)
+    lambda_delta_g: float = setting(0.2, "λ1, |ΔG_H error|", low=0)
+    lambda_e_hull: float = setting(0.2, "λ2, squared E_hull error", low=0)
+    lambda_synth: float = setting(0.1, "λ3, binary cross-entropy of P_synth", low=0)
+    max_steps: int = setting(6000, "optimiser steps", low=1)
+    batch_size: int = setting(64, "sheets per step", low=1)
+    learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
+    warmup_steps: int = setting(200, "linear warm-up", low=0)
+    weight_decay: float = setting(1e-5, "AdamW weight decay", low=0)
+    ema_decay: float = setting(0.999, "exponential moving average of the weights", low=0, high=0.999999)
+    grad_clip: float = setting(1.0, "largest gradient norm", low=1e-6)
+    eval_every: int = setting(250, "steps between validations (and resume points)", low=1)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    num_structures: int = setting(32, "CIFs to write", low=1)
+    output_dir: str = setting("${run.output_dir}/generated_cifs", "folder of the CIFs", path=True)
+    target_delta_g: float = setting(0.0, "target ΔG_H (eV)", low=-5, high=5)
+    target_e_hull: float = setting(0.0, "target E_hull condition (eV/atom)", low=0, high=2)
+    guidance_scale: float = setting(1.0, "η, strength of the property-gradient guidance; 0 switches it off", low=0)
+    cfg_scale: float = setting(1.5, "w, classifier-free guidance; 0: unconditional, 1: conditional", low=0)
+    weight_e_hull: float = setting(1.0, "c1, weight of relu(E_hull) in the guidance target", low=0)
+    weight_synth: float = setting(0.2, "c2, weight of −log P_synth in the guidance target", low=0)
+    guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
+    num_steps: int = setting(200, "reverse steps (a strided subset of T)", low=2)
+    corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
+    corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
+    batch_size: int = setting(32, "sheets sampled at a time", low=1)
+    recipes: list[str] = setting([], "formulas (MoS2) to use instead of the prototype recipes")
+    oversample: float = setting(2.0, "sampled sheets per CIF; the best by the heads that are valid are kept", low=1.0, high=100.0)
+    max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
+    vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)
+    clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
+    symprec_angstrom: float = setting(0.1, "tolerance of the symmetrisation", low=0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    cif_dir: str = setting("${generation.output_dir}", "folder of CIFs to judge", path=True)
+    output_dir: str = setting("${run.output_dir}", "where metrics, report and figures go", path=True)
+    unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: the same model without guidance", path=True)
+    random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
+    training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
+    potential: str = setting("sevennet-0", "stability judge", choices=POTENTIALS)
+    potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
+    references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies made with that potential", path=True)
+    synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
+    embedded_checkpoint: str = setting("weights/synth_lm.pth", "small embedded language model", path=True)
+    csllm_path: str = setting("", "CSLLM: local folder or hub id")
+    dft_truth_path: str = setting("tests/data/her_truth.csv", "ΔE_H truth on which the HER judge is measured", path=True)
+    relax: bool = setting(True, "relax before judging")
+    fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
+    max_steps: int = setting(150, "step cap of the relaxation", low=0)
+    potential_h_sites: int = setting(1, "best sites at which the potential relaxes H as well; 0: none", low=0)
+    max_h_steps: int = setting(60, "step cap of those relaxations", low=1)
+    min_vacuum_angstrom: float = setting(10.0, "vacuum a sheet must have", low=1)
+    clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
+    e_ref_ev: float = setting(0.0, "E_ref of Score_stab where no hull is known (eV/atom)")
+    hit_delta_g_ev: float = setting(0.1, "hit: |ΔG_H| at most", low=0)
+    hit_e_hull_ev: float = setting(0.1, "hit and metastable: E_above_hull at most (eV/atom)", low=0)
+    bootstrap: int = setting(1000, "resamples of the 95 % intervals", low=10)
+    top_k: int = setting(8, "candidates drawn in generated_structures.png", low=1)
+    workers: int = setting(2, "worker processes, one thread each", low=1)
+
+
+@dataclass(frozen=True)
+class ExternalConfig:
+    cif_dir: str = setting("data/random_decoration", "somebody else's CIFs", path=True)
+    output_dir: str = setting("results_external", "where their metrics, report and figures go", path=True)
+    name: str = setting("external", "their name in tables and figures")
+
+
+@dataclass(frozen=True)
+class SynthLMConfig:
+    db_path: str = setting("${dataset.db_path}", "monolayer database with ehull", path=True)
+    checkpoint: str = setting("${run.output_dir}/synth_lm/synth_lm.pth", "trained model", path=True)
+    hidden_size: int = setting(128, "width of the decoder", low=16)
+    num_layers: int = setting(4, "decoder layers", low=1)
+    num_heads: int = setting(4, "attention heads", low=1)
+    epochs: int = setting(12, "passes over the strings", low=1)
+    batch_size: int = setting(32, "strings per step", low=1)
+    learning_rate: float = setting(1e-3, "peak learning rate", low=1e-8, high=1.0)
+    augmentations: int = setting(3, "equivalent strings (atom order, origin) per structure and epoch", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    dimenet: DimenetConfig = field(default_factory=DimenetConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    external: ExternalConfig = field(default_factory=ExternalConfig)
+    synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)
+
+
+# ---------------------------------------------------------------------------------------------------------------- loading
+
+
+def section_fields(section: str) -> tuple[dataclasses.Field, ...]:
+    """The settings of one section, in the order of ``config.yaml``."""
+    section_class = {f.name: f.default_factory for f in dataclasses.fields(Config)}[section]
+    return dataclasses.fields(section_class)
+
+
+def load_config(config_path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then ``section.key=value`` overrides, validated.
+
+    Raises ConfigError, naming the file or the override, for anything that cannot be used.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(merged, False)
+    for section in dataclasses.fields(Config):
+        OmegaConf.set_readonly(merged[section.name], False)
+
+    base_dir = PROJECT_DIR
+    sources: list[tuple[str, Any]] = []
+    if config_path is not None:
+        path = Path(config_path)
+        if not path.is_file():
+            raise ConfigError(f"no configuration file at {path}")
+        base_dir = path.resolve().parent
+        try:
+            loaded = OmegaConf.load(path)
+        except Exception as error:  # PyYAML and OmegaConf raise unrelated families of errors here
+            raise ConfigError(f"{path} is not readable YAML: {_first_line(error)}") from error
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: expected sections such as 'run:' at the top level")
+        sources.append((str(path), loaded))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"cannot read the override '{override}': expected section.key=value")
+        try:
+            parsed = OmegaConf.from_dotlist([override])
+        except Exception as error:  # YAML errors in the value
+            raise ConfigError(f"cannot read the override '{override}': {_first_line(error)}") from error
+        sources.append((f"override '{override}'", _absolute_override_paths(parsed)))
+    for source, values in sources:
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {_first_line(error)}") from error
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{_first_line(error)}") from error
+
+    sections = {}
+    for section in dataclasses.fields(Config):
+        values = resolved[section.name]
+        for f in section_fields(section.name):
+            _check_value(f"{section.name}.{f.name}", values[f.name], f.metadata)
+            if f.metadata["path"] and values[f.name]:
+                values[f.name] = str((base_dir / Path(values[f.name]).expanduser()).absolute())
+        sections[section.name] = section.default_factory(**values)
+    config = Config(**sections)
+    _check_relations(config)
+    return config
+
+
+def _absolute_override_paths(parsed: Any) -> Any:
+    """A relative path typed on the command line means the working folder, not the folder of ``config.yaml``."""
+    known = {f.name for f in dataclasses.fields(Config)}
+    for section, values in parsed.items():
+        if section not in known or not hasattr(values, "items"):
+            continue
+        path_keys = {f.name for f in section_fields(section) if f.metadata["path"]}
+        for key, value in values.items():
+            if key in path_keys and isinstance(value, str) and value and "${" not in value:
+                values[key] = str(Path(value).expanduser().absolute())
+    return parsed
+
+
+def _check_value(key: str, value: Any, metadata: Any) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ConfigError(f"{key}={number}: must be finite")
+        if metadata["low"] is not None and number < metadata["low"]:
+            raise ConfigError(f"{key}={number}: must be at least {metadata['low']:g}")
+        if metadata["high"] is not None and number > metadata["high"]:
+            raise ConfigError(f"{key}={number}: must be at most {metadata['high']:g}")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(f"{key}={value}: choose one of {', '.join(metadata['choices'])}")
+
+
+def _check_relations(config: Config) -> None:
+    device = config.run.device
+    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
+    for name in ("dimenet", "dataset"):
+        section = getattr(config, name)
+        if section.val_fraction + section.test_fraction >= 0.9:
+            raise ConfigError(f"{name}.val_fraction + {name}.test_fraction leave less than 10 % for training")
+    if config.denoiser.beta_start >= config.denoiser.beta_end:
+        raise ConfigError("denoiser.beta_start must be below denoiser.beta_end")
+    if config.denoiser.sigma_min >= config.denoiser.sigma_max:
+        raise ConfigError("denoiser.sigma_min must be below denoiser.sigma_max")
+    if config.dataset.synth_e_hull_max_ev > config.dataset.unsynth_e_hull_min_ev:
+        raise ConfigError("dataset.synth_e_hull_max_ev must not exceed dataset.unsynth_e_hull_min_ev")
+    if config.synth_lm.hidden_size % config.synth_lm.num_heads:
+        raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
+    if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
+        raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
+    if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
+        raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    first = lines[0] if lines else type(error).__name__
+    return f"{key}: {first}" if key else first
+
+
+def help_text(doc: str, sections: Sequence[str]) -> str:
+    """What ``--help`` prints: the stage's docstring and the settings it reads, with their defaults."""
+    lines = [textwrap.dedent(doc).strip(), "", "usage: python STAGE.py [--config config.yaml] [section.key=value ...]", ""]
+    for section in sections:
+        lines.append(f"{section}:")
+        for f in section_fields(section):
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            lines.append(f"  {section + '.' + f.name + '=' + str(default):<62s} {f.metadata['doc']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
+    """Command line of every stage: parse, validate, run, and turn what a user can mend into one line.
+
+    Returns the exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    script = Path(sys.argv[0]).name or "stage"
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(doc, sections).replace("STAGE.py", script))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    try:
+        config_path, overrides = _split_arguments(arguments)
+        config = load_config(config_path, overrides)
+        main(config)
+    except ConfigError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{script}: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; start it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    config_path: Path | None = None
+    overrides: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--config":
+            value = next(pending, None)
+            if value is None:
+                raise ConfigError("--config needs a file name")
+            config_path = Path(value)
+        elif argument.startswith("--config="):
+            config_path = Path(argument.partition("=")[2])
+        elif argument.startswith("-"):
+            raise ConfigError(f"unknown option {argument}; see --help")
+        else:
+            overrides.append(argument)
+    if config_path is None:
+        default = PROJECT_DIR / "config.yaml"
+        config_path = default if default.is_file() else None
+    return config_path, overrides
+
+
+# ---------------------------------------------------------------------------------------------- seeding, device, provenance
+
+
+def resolve_device(run: RunConfig) -> Any:
+    """``torch.device`` for ``run.device``; sets the thread count. Raises ConfigError for a GPU that is not there."""
+    import torch
+
+    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    if run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(run.device)
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"run.device={run.device}: PyTorch sees no such GPU; use run.device=cpu")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch. Only weight initialisation relies on this; samplers take their own generators."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and moves it there when the block succeeds; no half-written product is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON atomically; NaN becomes null, so that every reader can parse it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _jsonable(dataclasses.asdict(value))
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, or of the sorted (name, SHA-256) list of the files of a folder."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for item in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{item.relative_to(path)} {file_sha256(item)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def git_commit() -> str:
+    """Commit of the working tree, '+changes' when it is not clean, 'unknown' outside a checkout."""
+    try:
+        run = lambda *args: subprocess.run(["git", *args], cwd=PROJECT_DIR, capture_output=True, text=True, check=True).stdout  # noqa: E731
+        return run("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if run("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def sidecar_path(product: str | os.PathLike) -> Path:
+    """``x.pth`` -> ``x.json``; a folder -> ``folder/manifest.json``."""
+    product = Path(product)
+    return product / "manifest.json" if product.is_dir() else product.with_suffix(".json")
+
+
+def relative_name(path: str | os.PathLike) -> str:
+    """A path as it is shown and stored: relative to the project where it lies inside it."""
+    path = Path(path)
+    return str(path.relative_to(PROJECT_DIR)) if path.is_relative_to(PROJECT_DIR) else str(path)
+
+
+def write_sidecar(
+    product: str | os.PathLike,
+    *,
+    stage: str,
+    seed: int,
+    settings: Any,
+    inputs: Sequence[str | os.PathLike] = (),
+    counts: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Writes the JSON beside a product: schema, stage, commit, seed, settings, inputs with hashes, counts and metrics."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage,
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git_commit": git_commit(),
+        "seed": seed,
+        "settings": {
+            key: relative_name(value) if isinstance(value, str) and os.path.isabs(value) else value
+            for key, value in (dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else dict(settings)).items()
+        },
+        "inputs": {relative_name(path): file_sha256(path) for path in inputs},
+        "counts": counts or {},
+        "metrics": metrics or {},
+        **extra,
+    }
+    write_json(sidecar_path(product), content)
+    return content
+
+
+def read_sidecar(product: str | os.PathLike, *, stage: str) -> dict[str, Any]:
+    """The JSON beside a product.
+
+    Raises StageError, with the stage to run, when it is missing, unreadable, of another schema or of another stage.
+    """
+    path = sidecar_path(product)
+    if not path.is_file():
+        raise StageError(f"{relative_name(path)} is missing: rerun {stage}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StageError(f"{relative_name(path)} is not readable JSON ({_first_line(error)}): rerun {stage}") from error
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise StageError(f"{relative_name(path)} has another schema version: rerun {stage}")
+    if content.get("stage") != stage:
+        raise StageError(f"{relative_name(path)} was written by {content.get('stage')}, not by {stage}")
+    return content
+
+
+def check_inputs_unchanged(content: dict[str, Any], product: str | os.PathLike) -> None:
+    """Raises StageError when an input recorded in a sidecar is there but has changed since ('stale')."""
+    for name, expected in content.get("inputs", {}).items():
+        path = PROJECT_DIR / name
+        if path.exists() and file_sha256(path) != expected:
+            raise StageError(f"{relative_name(product)} is stale: {name} has changed since; rerun {content['stage']}")
