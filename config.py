@@ -64,7 +64,9 @@ class RunConfig:
 class DemoConfig:
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
-    references_path: str = setting("data/references_sevennet-0.json.gz", "elemental and competing-phase energies to build", path=True)
+    references_path: str = setting(
+        "data/references_sevennet-0.json.gz", "energies of elements and competing phases to build", path=True
+    )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
     work_dir: str = setting("results/demo_work", "resumable intermediate results, one file per relaxed structure", path=True)
     potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
@@ -82,7 +84,7 @@ class DimenetConfig:
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "OC20 IS2RE LMDB: a file or a folder of *.lmdb", path=True)
     val_lmdb_path: str = setting("", "validation LMDB; empty: split by bulk formula", path=True)
     adsorbate: str = setting("H", "H: records with one H adatom; all: every record", choices=("H", "all"))
-    checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "trained model: written by stage 1, read by the judges", path=True)
+    checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "model: written by stage 1, read by the judges", path=True)
     init_from: str = setting("", "official OCP/fairchem DimeNet++ IS2RE checkpoint to start from", path=True)
     preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
@@ -177,12 +179,12 @@ class GenerationConfig:
 class EvaluationConfig:
     cif_dir: str = setting("${generation.output_dir}", "folder of CIFs to judge", path=True)
     output_dir: str = setting("${run.output_dir}", "where metrics, report and figures go", path=True)
-    unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: the same model without guidance", path=True)
+    unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: same model, no guidance", path=True)
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
     training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
     potential: str = setting("sevennet-0", "stability judge", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
-    references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies made with that potential", path=True)
+    references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
     embedded_checkpoint: str = setting("weights/synth_lm.pth", "small embedded language model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
@@ -448,7 +450,7 @@ def seed_everything(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - ASE and pyxtal draw from the legacy generator
     torch.manual_seed(seed)
 
 

@@ -45,5 +45,7 @@ def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str |
         found = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{relative_name(path)} is not a {kind} checkpoint (found: {found}): {hint}")
     if content.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(f"{relative_name(path)} has schema {content.get('schema_version')}, expected {SCHEMA_VERSION}: {hint}")
+        raise CheckpointError(
+            f"{relative_name(path)} has schema {content.get('schema_version')}, expected {SCHEMA_VERSION}: {hint}"
+        )
     return content
