@@ -62,6 +62,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
+    parts: list[str] = setting(["all"], "what to build: all, or some of monolayers, references, adsorption, random")
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
     references_path: str = setting(
@@ -99,6 +100,7 @@ class DimenetConfig:
     grad_clip: float = setting(10.0, "largest gradient norm", low=1e-6)
     val_fraction: float = setting(0.1, "share of bulk formulas for validation", low=0.01, high=0.5)
     test_fraction: float = setting(0.1, "share of bulk formulas for the final test", low=0.01, high=0.5)
+    relaxed_input_share: float = setting(0.25, "share of training inputs that show the relaxed geometry", low=0, high=1)
     target_abs_max_ev: float = setting(10.0, "records with |y_relaxed| above this are dropped and counted", low=0.1)
 
 
@@ -125,15 +127,17 @@ class DenoiserConfig:
     checkpoint: str = setting(
         "${run.output_dir}/denoiser/best_diffusion_model.pth", "trained model: written by stage 3, read by stage 4", path=True
     )
-    hidden_channels: int = setting(128, "width of the node states", low=8)
-    num_layers: int = setting(4, "message-passing layers", low=1)
-    num_rbf: int = setting(32, "radial basis functions", low=4)
+    hidden_channels: int = setting(96, "width of the node states", low=8)
+    vector_channels: int = setting(32, "in-plane vectors (and z-odd numbers) per node", low=1)
+    num_layers: int = setting(4, "message-passing layers of the trunk, which never sees the conditions", low=1)
+    num_noise_layers: int = setting(1, "further layers of the noise branch, which sees the conditions", low=0)
+    num_rbf: int = setting(24, "radial basis functions", low=4)
     cutoff_angstrom: float = setting(6.0, "edge cutoff on the noised sheet", low=2.0)
-    max_neighbors: int = setting(24, "edges kept per atom, nearest first, whole shells", low=2)
+    max_neighbors: int = setting(20, "edges kept per atom, nearest first, whole shells", low=2)
     num_timesteps: int = setting(1000, "diffusion steps T", low=10)
     beta_start: float = setting(1e-4, "β at t=1 (heights and lattice)", low=1e-8, high=0.5)
     beta_end: float = setting(0.02, "β at t=T (heights and lattice)", low=1e-8, high=0.999)
-    sigma_min: float = setting(0.005, "σ at t=1 (fractional coordinates)", low=1e-5)
+    sigma_min: float = setting(0.01, "σ at t=1 (fractional coordinates)", low=1e-5)
     sigma_max: float = setting(0.5, "σ at t=T (fractional coordinates)", low=1e-3)
     p_uncond: float = setting(0.15, "condition dropout for classifier-free guidance", low=0, high=1)
     weight_frac: float = setting(1.0, "weight of the in-plane coordinate term", low=0)
@@ -163,6 +167,7 @@ class GenerationConfig:
     weight_e_hull: float = setting(1.0, "c1, weight of relu(E_hull) in the guidance target", low=0)
     weight_synth: float = setting(0.2, "c2, weight of −log P_synth in the guidance target", low=0)
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
+    guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' composition-only answer")
     num_steps: int = setting(200, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
@@ -188,12 +193,14 @@ class EvaluationConfig:
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
     embedded_checkpoint: str = setting("weights/synth_lm.pth", "small embedded language model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
-    dft_truth_path: str = setting("tests/data/her_truth.csv", "ΔE_H truth on which the HER judge is measured", path=True)
+    dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
+    truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)
     potential_h_sites: int = setting(1, "best sites at which the potential relaxes H as well; 0: none", low=0)
-    max_h_steps: int = setting(60, "step cap of those relaxations", low=1)
+    max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
+    max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)
     min_vacuum_angstrom: float = setting(10.0, "vacuum a sheet must have", low=1)
     clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
     e_ref_ev: float = setting(0.0, "E_ref of Score_stab where no hull is known (eV/atom)")
@@ -215,13 +222,18 @@ class ExternalConfig:
 class SynthLMConfig:
     db_path: str = setting("${dataset.db_path}", "monolayer database with ehull", path=True)
     checkpoint: str = setting("${run.output_dir}/synth_lm/synth_lm.pth", "trained model", path=True)
+    max_rows: int = setting(0, "labelled rows to use, drawn at random; 0: all", low=0)
     hidden_size: int = setting(128, "width of the decoder", low=16)
     num_layers: int = setting(4, "decoder layers", low=1)
     num_heads: int = setting(4, "attention heads", low=1)
-    epochs: int = setting(12, "passes over the strings", low=1)
+    epochs: int = setting(12, "passes over the training crystals", low=1)
     batch_size: int = setting(32, "strings per step", low=1)
-    learning_rate: float = setting(1e-3, "peak learning rate", low=1e-8, high=1.0)
-    augmentations: int = setting(3, "equivalent strings (atom order, origin) per structure and epoch", low=1)
+    learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
+    weight_decay: float = setting(0.05, "AdamW weight decay", low=0)
+    mask_fraction: float = setting(0.1, "share of the string's tokens hidden in training", low=0, high=0.9)
+    string_loss_weight: float = setting(0.1, "weight of predicting the string itself, beside the label", low=0)
+    augmentations: int = setting(3, "equivalent strings (setting, origin) per crystal, one drawn per epoch", low=1)
+    min_element_rows: int = setting(3, "the model abstains on elements of fewer training crystals", low=1)
 
 
 @dataclass(frozen=True)
@@ -350,6 +362,8 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
     if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
         raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
+    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "random"}:
+        raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
     if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
         raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")
 
@@ -381,7 +395,8 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
     arguments = list(sys.argv[1:] if argv is None else argv)
     script = Path(sys.argv[0]).name or "stage"
     if "-h" in arguments or "--help" in arguments:
-        print(help_text(doc, sections).replace("STAGE.py", script))
+        with contextlib.suppress(BrokenPipeError):
+            print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.captureWarnings(True)

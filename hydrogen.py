@@ -1,0 +1,292 @@
+"""The HER judge: ΔE_H and ΔG_H of a sheet from a trained DimeNet++ ensemble, with calibrated uncertainty.
+
+The network sees the sheet WITH its H atom, once per symmetry-distinct site; a bare sheet is refused. ΔG_H = ΔE_H + 0.27 eV
+(Nørskov et al., J. Electrochem. Soc. 152, J23 (2005): zero-point energy and entropy; the correction is a setting).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from config import file_sha256, log, relative_name
+from geo_utils import H_TAG, AdsorptionSite, add_hydrogen, adsorption_sites, h_supercell, primitive_sheet
+from models import DIMENET_KIND, CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, load_checkpoint
+
+HINT = "run pretrain_dimenet.py, or set dimenet.checkpoint=weights/dimenet.pth"
+SHARE_WITHIN_ONE_STD = 0.6827
+
+
+class HydrogenSettings(Protocol):
+    """The settings of section ``dataset`` that this module reads."""
+
+    h_image_distance_angstrom: float
+    her_correction_ev: float
+    label_batch_size: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Turns the spread of an ensemble into a standard error: σ = scale · sqrt(spread² + floor²), eV.
+
+    The spread of a few members is itself uncertain, and zero by chance now and then; ``floor``, the median spread on the validation
+    records, keeps σ from following it there. ``scale`` makes 68.27 % of the validation errors fall within ±σ.
+    """
+
+    scale: float
+    floor: float
+
+    @classmethod
+    def fit(cls, spread: np.ndarray, error: np.ndarray) -> Calibration:
+        """spread, error: (n,) eV on held-out records."""
+        floor = float(np.median(spread)) if np.median(spread) > 0 else 1.0
+        ratio = np.abs(error) / np.sqrt(np.square(spread) + floor**2)
+        return cls(scale=float(np.quantile(ratio, SHARE_WITHIN_ONE_STD)), floor=floor)
+
+    def std(self, spread: np.ndarray) -> np.ndarray:
+        """Calibrated standard error (n,) eV of a spread (n,) eV."""
+        return self.scale * np.sqrt(np.square(spread) + self.floor**2)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What the training records covered: elements (atomic numbers), ΔE_H between ``delta_e_min`` and ``delta_e_max`` (eV), and
+    σ up to ``std_max`` (eV), the 95th percentile on the validation records."""
+
+    elements: tuple[int, ...]
+    delta_e_min: float
+    delta_e_max: float
+    std_max: float
+
+    def complaint(self, numbers: Iterable[int], delta_e: float, std: float) -> str:
+        """Why a prediction is outside the domain; empty when it is inside."""
+        unknown = sorted(set(int(n) for n in numbers) - set(self.elements))
+        if unknown:
+            return f"not in the training records: {', '.join(chemical_symbols[n] for n in unknown)}"
+        if not self.delta_e_min <= delta_e <= self.delta_e_max:
+            return f"ΔE_H {delta_e:.2f} eV outside the training range {self.delta_e_min:.2f}..{self.delta_e_max:.2f}"
+        if std > self.std_max:
+            return f"the members disagree (±{std:.2f} eV, 95 % of the validation records within ±{self.std_max:.2f})"
+        return ""
+
+
+@dataclass
+class SheetHER:
+    """Hydrogen on a sheet: every symmetry-distinct site, and the material's value at the site with the lowest ΔE_H.
+
+    sheet: the primitive cell that the positions of the sites refer to. coverage: 1 / (na nb), H per such cell. delta_e, delta_g,
+    std: (S,) eV, std the calibrated standard error. complaints: per site, why it is outside the training domain, empty inside.
+    status: "ok", or why there is no value.
+    """
+
+    sheet: Atoms | None
+    sites: list[AdsorptionSite] = field(default_factory=list)
+    supercell: tuple[int, int] = (1, 1)
+    coverage: float = math.nan
+    delta_e: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    delta_g: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    std: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    complaints: list[str] = field(default_factory=list)
+    status: str = "ok"
+
+    @property
+    def best(self) -> int | None:
+        """Index of the most stable site; None where there is no value."""
+        return int(np.argmin(self.delta_e)) if len(self.delta_e) else None
+
+    @property
+    def best_delta_g(self) -> float:
+        """ΔG_H of the most stable site, eV."""
+        return math.nan if self.best is None else float(self.delta_g[self.best])
+
+    @property
+    def best_std(self) -> float:
+        """Standard error of ``best_delta_g``, eV."""
+        return math.nan if self.best is None else float(self.std[self.best])
+
+    @property
+    def in_domain(self) -> bool:
+        """Whether the most stable site is covered by the training records."""
+        return self.best is not None and not self.complaints[self.best]
+
+    @property
+    def domain_reason(self) -> str:
+        """Why it is not; empty when it is."""
+        return self.status if self.best is None else self.complaints[self.best]
+
+
+def batch_atoms(
+    structures: Sequence[Atoms], dtype: torch.dtype, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(z, pos, cell, batch, tags) of a list of tagged structures, as ``DimeNetPlusPlus.forward`` takes them."""
+    sizes = torch.tensor([len(atoms) for atoms in structures])
+    return (
+        torch.from_numpy(np.concatenate([atoms.numbers for atoms in structures])).long().to(device),
+        torch.from_numpy(np.concatenate([atoms.positions for atoms in structures])).to(device, dtype),
+        torch.from_numpy(np.stack([atoms.cell.array for atoms in structures])).to(device, dtype),
+        torch.repeat_interleave(torch.arange(len(structures)), sizes).to(device),
+        torch.from_numpy(np.concatenate([atoms.get_tags() for atoms in structures])).long().to(device),
+    )
+
+
+def check_one_hydrogen(atoms: Atoms) -> None:
+    """Raises ValueError unless exactly one atom has the adsorbate tag and it is H."""
+    adsorbate = np.flatnonzero(atoms.get_tags() == H_TAG)
+    if len(adsorbate) != 1 or atoms.numbers[adsorbate[0]] != 1:
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has no H adsorbate: the prediction needs the sheet with exactly one H tagged {H_TAG}"
+            if len(adsorbate) == 0
+            else f"{atoms.get_chemical_formula()} has {len(adsorbate)} adsorbate atoms ({atoms.symbols[adsorbate]}), expected one H"
+        )
+
+
+class HydrogenPredictor:
+    """A trained DimeNet++ ensemble with its normaliser, calibration and training domain."""
+
+    def __init__(
+        self,
+        members: Sequence[DimeNetPlusPlus],
+        mean: float,
+        std: float,
+        calibration: Calibration,
+        domain: Domain,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        self.members = [member.eval() for member in members]
+        self.mean, self.std = mean, std
+        self.calibration, self.domain = calibration, domain
+        self.provenance = provenance or {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> HydrogenPredictor:
+        """Reads the checkpoint of stage 1. Raises CheckpointError, saying what to do, when it cannot be used."""
+        content = load_checkpoint(path, DIMENET_KIND, HINT, device)
+        try:
+            settings = DimeNetPlusPlusConfig(**content["model_config"])
+            members = []
+            for state in content["members"]:
+                member = DimeNetPlusPlus(settings).to(device)
+                member.load_state_dict(state, strict=True)
+                members.append(member)
+            domain = Domain(**{**content["domain"], "elements": tuple(content["domain"]["elements"])})
+            calibration = Calibration(**content["calibration"])
+            mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            raise CheckpointError(f"{relative_name(path)} does not fit this version's DimeNet++ ({reason}): {HINT}") from error
+        provenance = {"checkpoint": relative_name(path), "sha256": file_sha256(path), "members": len(members)}
+        return cls(members, mean, std, calibration, domain, provenance)
+
+    @staticmethod
+    def state(calibration: Calibration, domain: Domain, mean: float, std: float, members: Sequence[dict]) -> dict[str, Any]:
+        """What a checkpoint holds beside the model's settings; the inverse of ``load``."""
+        return {
+            "members": list(members),
+            "normalizer": {"mean": mean, "std": std},
+            "calibration": asdict(calibration),
+            "domain": {**asdict(domain), "elements": list(domain.elements)},
+        }
+
+    @property
+    def max_atomic_number(self) -> int:
+        """Heaviest element that can be embedded."""
+        return self.members[0].max_atomic_number
+
+    @torch.no_grad()
+    def member_delta_e(self, structures: Sequence[Atoms]) -> np.ndarray:
+        """ΔE_H of each member, (members, n) eV. Each structure holds exactly one H with tag 2; raises ValueError otherwise."""
+        for atoms in structures:
+            check_one_hydrogen(atoms)
+            if atoms.numbers.max() > self.max_atomic_number:
+                raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
+        parameter = next(self.members[0].parameters())
+        batch = batch_atoms(structures, parameter.dtype, parameter.device)
+        graph = self.members[0].graph(*batch[1:4])
+        energies = torch.stack([member(*batch, graph=graph) for member in self.members])
+        return energies.double().cpu().numpy() * self.std + self.mean
+
+    def predict_delta_e(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """ΔE_H (n,) and its calibrated standard error (n,), eV, of sheets that carry exactly one H (tag 2)."""
+        if not len(structures):
+            return np.zeros(0), np.zeros(0)
+        chunks = [self.member_delta_e(structures[at : at + batch_size]) for at in range(0, len(structures), batch_size)]
+        values = np.concatenate(chunks, 1)
+        return values.mean(0), self.calibration.std(ensemble_spread(values))
+
+    def predict_sheet(self, atoms: Atoms, settings: HydrogenSettings) -> SheetHER:
+        """ΔG_H at every symmetry-distinct site of a bare sheet; raises ValueError where it cannot be placed or predicted."""
+        job = _SheetJob.build(atoms, settings, self.max_atomic_number)
+        if job.result.status != "ok":
+            raise ValueError(job.result.status)
+        return job.finish(*self.predict_delta_e(job.structures, settings.label_batch_size), self.domain, settings)
+
+    def predict_many(self, sheets: Iterable[Atoms], settings: HydrogenSettings) -> Iterator[SheetHER]:
+        """``predict_sheet`` of a stream, in its order, the sites of different sheets sharing batches of ``label_batch_size``.
+
+        A sheet that cannot be judged comes back with its reason as ``status``. Holds one batch in memory, however long the stream.
+        """
+        waiting: list[_SheetJob] = []
+        pending = 0
+        for atoms in sheets:
+            job = _SheetJob.build(atoms, settings, self.max_atomic_number)
+            waiting.append(job)
+            pending += len(job.structures)
+            if pending >= settings.label_batch_size:
+                yield from self._finish(waiting, settings)
+                waiting, pending = [], 0
+        yield from self._finish(waiting, settings)
+
+    def _finish(self, jobs: Sequence[_SheetJob], settings: HydrogenSettings) -> Iterator[SheetHER]:
+        mean, std = self.predict_delta_e([a for job in jobs for a in job.structures], settings.label_batch_size)
+        at = 0
+        for job in jobs:
+            rows = slice(at, at + len(job.structures))
+            at = rows.stop
+            yield job.finish(mean[rows], std[rows], self.domain, settings)
+
+
+def ensemble_spread(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over the members, (members, n) -> (n,); zeros for a single member."""
+    return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+
+
+@dataclass
+class _SheetJob:
+    """A sheet on its way: its result, without energies yet, and its supercells with H."""
+
+    result: SheetHER
+    structures: list[Atoms]
+
+    @classmethod
+    def build(cls, atoms: Atoms, settings: HydrogenSettings, max_atomic_number: int) -> _SheetJob:
+        try:
+            if len(atoms) and atoms.numbers.max() > max_atomic_number:
+                raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
+            # The primitive cell makes the answer the same for every cell, orientation and origin that describes this sheet.
+            sheet = primitive_sheet(atoms)
+            sites = adsorption_sites(sheet)
+            if not sites:
+                raise ValueError("no adsorption site found")
+            supercell = h_supercell(sheet, settings.h_image_distance_angstrom)
+        except ValueError as error:
+            log.debug("no ΔG_H for %s: %s", atoms.get_chemical_formula(), error)
+            return cls(SheetHER(sheet=None, status=str(error)), [])
+        result = SheetHER(sheet=sheet, sites=sites, supercell=supercell, coverage=1 / (supercell[0] * supercell[1]))
+        return cls(result, [add_hydrogen(sheet, site, supercell) for site in sites])
+
+    def finish(self, delta_e: np.ndarray, std: np.ndarray, domain: Domain, settings: HydrogenSettings) -> SheetHER:
+        if not np.isfinite(delta_e).all():
+            self.result.status = "the network gave a value that is not finite"
+            return self.result
+        numbers = [] if self.result.sheet is None else [*self.result.sheet.numbers.tolist(), 1]
+        self.result.delta_e, self.result.delta_g, self.result.std = delta_e, delta_e + settings.her_correction_ev, std
+        self.result.complaints = [domain.complaint(numbers, *pair) for pair in zip(delta_e.tolist(), std.tolist(), strict=True)]
+        return self.result

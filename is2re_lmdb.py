@@ -1,0 +1,377 @@
+"""Reading and writing OC20 IS2RE databases: one pickled PyG ``Data`` per key ``b"0", b"1", ...`` in LMDB files.
+
+Pickles run code when they are loaded, and these files are downloads. So nothing is unpickled but an allow-list: tensors, NumPy
+arrays, plain containers, and PyG's own containers, which are read into inert bags of attributes. That also makes every vintage
+readable: PyG 1.x (attributes in ``__dict__``) and PyG 2 (``_store._mapping``), with or without a ``length`` key, ``cell`` as
+(1, 3, 3) or (3, 3), atomic numbers as floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import numbers
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import StageError, atomic_path, log, relative_name
+
+EXTRA_FIELDS = ("bulk_formula", "family", "site", "face", "coverage", "desorbed", "converged", "name")
+_MAP_SIZE = 1 << 40  # address space reserved while writing; the file grows only by the pages in use
+
+
+@dataclass
+class Is2reRecord:
+    """One adsorption record of OC20's IS2RE schema.
+
+    pos, pos_relaxed: (N, 3) Å, initial and relaxed. cell: (1, 3, 3) Å, row vectors. atomic_numbers: (N,) int64.
+    tags: (N,) int64, 0 below the surface, 1 surface, 2 adsorbate. fixed: (N,) int64, 1 where the atom was held.
+    y_init, y_relaxed: adsorption energies of both geometries (eV; nan where absent). extra: plain strings, numbers and booleans.
+    """
+
+    pos: Tensor
+    cell: Tensor
+    atomic_numbers: Tensor
+    tags: Tensor
+    fixed: Tensor
+    sid: int | str
+    y_relaxed: float
+    y_init: float = math.nan
+    pos_relaxed: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def natoms(self) -> int:
+        return int(self.pos.shape[0])
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Is2reRecord:
+        """Checks and converts the attributes of one record. Raises ValueError, saying what is wrong, where it cannot be used."""
+        for name in ("pos", "cell", "atomic_numbers"):
+            if values.get(name) is None:
+                raise ValueError(f"it has no '{name}'")
+        pos = _tensor(values["pos"], torch.float32)
+        cell = _tensor(values["cell"], torch.float32)
+        if pos.ndim != 2 or pos.shape[1] != 3 or pos.shape[0] == 0:
+            raise ValueError(f"pos has shape {tuple(pos.shape)}, expected (N, 3)")
+        if cell.shape not in ((1, 3, 3), (3, 3)):
+            raise ValueError(f"cell has shape {tuple(cell.shape)}, expected (1, 3, 3) or (3, 3)")
+        num_atoms = pos.shape[0]
+        fields = {
+            "atomic_numbers": values["atomic_numbers"],
+            "tags": values.get("tags") if values.get("tags") is not None else torch.zeros(num_atoms),
+            "fixed": values.get("fixed") if values.get("fixed") is not None else torch.zeros(num_atoms),
+        }
+        columns = {name: _tensor(value, torch.float64).reshape(-1) for name, value in fields.items()}
+        for name, column in columns.items():
+            if column.shape[0] != num_atoms:
+                raise ValueError(f"{name} has {column.shape[0]} entries for {num_atoms} atoms")
+            if not torch.isfinite(column).all() or not torch.equal(column, column.round()):
+                raise ValueError(f"{name} holds values that are not whole numbers")
+        if not (torch.isfinite(pos).all() and torch.isfinite(cell).all()):
+            raise ValueError("pos or cell is not finite")
+        if (columns["atomic_numbers"] < 1).any() or (columns["atomic_numbers"] > 118).any():
+            raise ValueError("atomic_numbers are outside 1..118")
+        relaxed = values.get("pos_relaxed")
+        if relaxed is not None:
+            relaxed = _tensor(relaxed, torch.float32)
+            if relaxed.shape != pos.shape:
+                raise ValueError(f"pos_relaxed has shape {tuple(relaxed.shape)} beside pos {tuple(pos.shape)}")
+        sid = values.get("sid", -1)
+        extra = {name: _plain(values[name]) for name in EXTRA_FIELDS if values.get(name) is not None}
+        extra.update({name: _plain(value) for name, value in (values.get("extra") or {}).items()})
+        return cls(
+            pos=pos,
+            cell=cell.reshape(1, 3, 3),
+            atomic_numbers=columns["atomic_numbers"].long(),
+            tags=columns["tags"].long(),
+            fixed=columns["fixed"].long(),
+            sid=sid if isinstance(sid, str) else int(_number(sid, -1)),
+            y_init=_number(values.get("y_init")),
+            y_relaxed=_number(values.get("y_relaxed")),
+            pos_relaxed=relaxed,
+            extra=extra,
+        )
+
+
+def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
+    if not isinstance(value, Tensor | np.ndarray | list | tuple | numbers.Number):
+        raise ValueError(f"a {type(value).__name__} stands where numbers belong")
+    return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().to(dtype)
+
+
+def _number(value: Any, default: float = math.nan) -> float:
+    if value is None or isinstance(value, str | bytes | Mapping):
+        return default
+    flat = _tensor(value, torch.float64).reshape(-1)
+    return float(flat[0]) if flat.numel() == 1 else default
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value.tolist() if not isinstance(value, Tensor) else None
+    if isinstance(value, str | bool | int | float | list | tuple):
+        return value
+    raise ValueError(f"an extra attribute is a {type(value).__name__}; only strings, numbers and booleans are stored")
+
+
+# ---------------------------------------------------------------------------------------------------------- safe unpickling
+
+
+class _Bag:
+    """Stands in for PyG's containers while reading: keeps the state it is given and runs nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.state: dict[str, Any] = dict(kwargs)
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        self.state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of a PyG ``Data`` of any vintage."""
+        store = self.state.get("_store")
+        if isinstance(store, _Bag):
+            mapping = store.state.get("_mapping")
+            return dict(mapping) if isinstance(mapping, dict) else {}
+        return dict(self.state)
+
+
+def _load_storage(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch", "Size"): torch.Size,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "object"): object,
+    ("__builtin__", "object"): object,
+    ("copy_reg", "_reconstructor"): None,
+    ("copyreg", "_reconstructor"): None,
+    ("_codecs", "encode"): None,
+    **{
+        (module, name): _Bag
+        for module, names in {
+            "torch_geometric.data": ("Data",),
+            "torch_geometric.data.data": ("Data", "BaseData", "DataEdgeAttr", "DataTensorAttr"),
+            "torch_geometric.data.storage": ("BaseStorage", "NodeStorage", "EdgeStorage", "GlobalStorage"),
+        }.items()
+        for name in names
+    },
+    **{
+        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+        for core in ("core", "_core")
+        for name in ("_reconstruct", "scalar")
+    },
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def _reconstructor(cls: type, base: type, state: Any) -> Any:
+    if cls is not _Bag:
+        raise pickle.UnpicklingError(f"refused to rebuild {getattr(cls, '__name__', cls)!s}")
+    return cls()
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"refused the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_ALLOWED[("copyreg", "_reconstructor")] = _ALLOWED[("copy_reg", "_reconstructor")] = _reconstructor
+_ALLOWED[("_codecs", "encode")] = _encode_latin1
+
+
+class RefusedClassError(pickle.UnpicklingError):
+    """A pickle asks for something outside the allow-list."""
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[(module, name)]
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
+            storage = getattr(torch.storage if module == "torch.storage" else torch, name, None)
+            if isinstance(storage, type):
+                return storage
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module == "numpy.dtypes" and name.endswith("DType") and isinstance(getattr(np.dtypes, name, None), type):
+            return getattr(np.dtypes, name)
+        raise RefusedClassError(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise RefusedClassError("persistent id")
+
+
+def safe_loads(content: bytes) -> Any:
+    """``pickle.loads`` restricted to tensors, arrays, plain containers and PyG containers (read as inert bags).
+
+    Raises RefusedClassError, naming the class, for anything else.
+    """
+    return _SafeUnpickler(io.BytesIO(content)).load()
+
+
+# ------------------------------------------------------------------------------------------------------------------ reading
+
+
+class Is2reReader:
+    """Records of one or several IS2RE LMDB files, read from disk one at a time: ``len(reader)``, ``reader[i]``, iteration.
+
+    Can be sent to another process; each process opens the files itself.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.files = _lmdb_files(self.path)
+        self._environments: dict[int, lmdb.Environment] = {}
+        self._keys = [_record_keys(self._environment(number), file) for number, file in enumerate(self.files)]
+        self._starts = np.cumsum([0] + [len(keys) for keys in self._keys])
+        if not len(self):
+            raise StageError(f"{relative_name(self.path)} holds no record (keys '0', '1', ...)")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def where(self, index: int) -> tuple[Path, str]:
+        """File and key of a record, for messages."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.files[number], str(self._keys[number][index - self._starts[number]])
+
+    def __getitem__(self, index: int) -> Is2reRecord:
+        """Raises StageError naming file and key when the record is hostile, damaged or not of the IS2RE schema."""
+        file, key = self.where(index)
+        with self._environment(self.files.index(file)).begin(write=False) as transaction:
+            content = transaction.get(key.encode())
+        place = f"{relative_name(file)}, key {key}"
+        try:
+            data = safe_loads(content)
+        except RefusedClassError as error:
+            raise StageError(
+                f"{place}: refused, its pickle asks for {error}, which no IS2RE record needs; do not trust this file"
+            ) from error
+        except Exception as error:  # a damaged pickle can raise almost anything while it is rebuilt
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+            raise StageError(f"{place}: not a readable record ({reason})") from error
+        attributes = data.attributes() if isinstance(data, _Bag) else data if isinstance(data, dict) else None
+        if attributes is None:
+            raise StageError(f"{place}: holds a {type(data).__name__}, not a PyG Data")
+        try:
+            return Is2reRecord.from_mapping(attributes)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise StageError(f"{place}: not an IS2RE record: {error}") from error
+
+    def __iter__(self) -> Iterator[Is2reRecord]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_environments": {}}
+
+    def close(self) -> None:
+        for environment in self._environments.values():
+            environment.close()
+        self._environments.clear()
+
+    def _environment(self, number: int) -> lmdb.Environment:
+        if number not in self._environments:
+            self._environments[number] = _open_environment(self.files[number])
+        return self._environments[number]
+
+
+def open_is2re(path: str | os.PathLike) -> Is2reReader:
+    """Opens an IS2RE LMDB file, or all ``*.lmdb`` files of a folder in the order of their names. Raises StageError."""
+    return Is2reReader(path)
+
+
+def _lmdb_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.glob("*.lmdb") if p.is_file())
+        if not files and (path / "data.mdb").is_file():
+            files = [path / "data.mdb"]
+        if files:
+            return files
+        raise StageError(f"{relative_name(path)} is a folder without *.lmdb files")
+    raise StageError(f"no IS2RE LMDB at {relative_name(path)}: set dimenet.lmdb_path, or run prepare_demo_data.py")
+
+
+def _open_environment(file: Path) -> lmdb.Environment:
+    try:
+        environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
+    except lmdb.Error as error:
+        raise StageError(f"{relative_name(file)} is not a readable LMDB file ({error})") from error
+    # The pages are memory-mapped: touching one beyond the end of a truncated file would kill the process with SIGBUS.
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if file.stat().st_size < needed:
+        environment.close()
+        raise StageError(f"{relative_name(file)} is truncated: {file.stat().st_size} of {needed} bytes")
+    return environment
+
+
+def _record_keys(environment: lmdb.Environment, file: Path) -> np.ndarray:
+    with environment.begin(write=False) as transaction:
+        keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+        stated = transaction.get(b"length")
+    numbers_ = np.array(sorted(int(key) for key in keys if key.isdigit() and str(int(key)).encode() == key), dtype=np.int64)
+    if stated is not None:
+        try:
+            length = safe_loads(stated)
+        except Exception as error:  # hostile or damaged: the keys themselves say how many there are
+            raise StageError(f"{relative_name(file)}, key length: refused or damaged ({error})") from error
+        if isinstance(length, int) and length != len(numbers_):
+            log.warning("%s states %d records and holds %d", relative_name(file), length, len(numbers_))
+    return numbers_
+
+
+# ------------------------------------------------------------------------------------------------------------------ writing
+
+
+def write_is2re(path: str | os.PathLike, records: Iterable[Is2reRecord | Mapping[str, Any]]) -> int:
+    """Writes records in OC20's IS2RE schema (pickled PyG ``Data``, keys ``b"0"``.. and ``b"length"``); returns their number.
+
+    Mappings are checked like records that are read (``Is2reRecord.from_mapping``). The file appears when it is complete.
+    """
+    from torch_geometric.data import Data
+
+    count = 0
+    with atomic_path(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        environment = lmdb.open(str(temporary), subdir=False, map_size=_MAP_SIZE, lock=False, meminit=False, map_async=True)
+        try:
+            with environment.begin(write=True) as transaction:
+                for item in records:
+                    record = item if isinstance(item, Is2reRecord) else Is2reRecord.from_mapping(item)
+                    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "extra"}
+                    values["atomic_numbers"] = record.atomic_numbers.to(torch.float32)
+                    values["fixed"] = record.fixed.to(torch.float32)
+                    values = {key: value for key, value in values.items() if value is not None}
+                    data = Data(**values, natoms=record.natoms, **record.extra)
+                    transaction.put(str(count).encode(), pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL))
+                    count += 1
+                transaction.put(b"length", pickle.dumps(count, protocol=pickle.HIGHEST_PROTOCOL))
+            environment.sync(True)
+        finally:
+            environment.close()
+    return count

@@ -1,0 +1,225 @@
+"""CSLLM's text of a crystal (Song et al., arXiv:2407.07016), its question, and the embedded model's tokenizer for both."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from pymatgen.core import Element, Lattice, Structure
+
+import geo_utils
+
+log = logging.getLogger("her2d")
+
+LABELS = ("True", "False")
+TOLERANCES = (1e-3, 1e-2, 1e-1)
+SHEET_VACUUM = 20.0
+MIN_SHEET_GAP = 8.0
+
+
+@dataclass(frozen=True)
+class MaterialString:
+    """CSLLM's text of a crystal. ``tolerance``: Å at which the symmetry was found, NaN when pyxtal refused and P1 was written."""
+
+    text: str
+    tolerance: float
+    spacegroup: int
+    is_sheet: bool
+
+
+def as_structure(structure: Structure | Atoms) -> Structure:
+    """Ordered pymatgen Structure without site properties. Raises ValueError for partial occupancy, no atoms or a flat cell."""
+    if isinstance(structure, Atoms):
+        lattice, frac = structure.cell.array, structure.get_scaled_positions(wrap=False)
+        species: list[Any] = list(structure.get_chemical_symbols())
+    else:
+        if not structure.is_ordered:
+            raise ValueError("partial occupancy")
+        lattice, frac = structure.lattice.matrix, structure.frac_coords
+        species = [site.specie.symbol for site in structure]
+    if not len(species):
+        raise ValueError("no atoms")
+    if not (np.isfinite(lattice).all() and np.isfinite(frac).all()) or abs(np.linalg.det(lattice)) < 1e-3:
+        raise ValueError("cell without volume or coordinates that are not finite")
+    if any(symbol == "X" for symbol in species):
+        raise ValueError("unknown element")
+    return Structure(Lattice(lattice), species, frac, to_unit_cell=True)
+
+
+def standard_box(structure: Structure) -> tuple[Structure, bool]:
+    """A sheet in a box of fixed vacuum, so that the string does not depend on how the CIF was exported.
+
+    A crystal with an empty slab of at least 8 Å between nuclei is a sheet: it is standardised (``geo_utils.Sheet``: reduced
+    in-plane cell, c along the normal, centred) with |c| = thickness + 20 Å, the thickness between its outermost nuclei. A bulk
+    crystal is returned as it is. Returns (structure, is_sheet).
+    """
+    atoms = Atoms([site.specie.symbol for site in structure], cell=structure.lattice.matrix, scaled_positions=structure.frac_coords)
+    atoms.pbc = True
+    try:
+        sheet = geo_utils.standard_sheet(atoms, min_vacuum=MIN_SHEET_GAP, vacuum=SHEET_VACUUM)
+    except geo_utils.NotTwoDimensional:
+        return structure, False
+    lattice = Lattice(sheet.cell.array)
+    return Structure(lattice, sheet.get_chemical_symbols(), sheet.get_scaled_positions(), to_unit_cell=True), True
+
+
+def _coordinates(position: np.ndarray) -> str:
+    """NumPy's own text of an array, as in CSLLM's training strings: ``[0.33333333 0.66666667 0.5       ]``."""
+    position = np.round(np.asarray(position, dtype=float) % 1.0, 8) % 1.0 + 0.0
+    return np.array2string(position, precision=8, suppress_small=True, floatmode="maxprec")
+
+
+def _text(spacegroup: int, parameters: Sequence[float], sites: Sequence[tuple[str, int, str, np.ndarray]]) -> str:
+    a, b, c, alpha, beta, gamma = (float(value) for value in parameters)
+    lattice = f"|{a:.3f},{b:.3f},{c:.3f},{alpha:.2f},{beta:.2f},{gamma:.2f}|"
+    return f"{spacegroup} {lattice} " + "->".join(f"({el}-{mult}{letter}{_coordinates(xyz)})" for el, mult, letter, xyz in sites)
+
+
+def material_string(structure: Structure | Atoms) -> MaterialString:
+    """``{spg} |a,b,c,alpha,beta,gamma| (El-{mult}{letter}[x y z])->(...)`` with lengths in Å (%.3f) and angles in degrees (%.2f).
+
+    Sheets are put into ``standard_box`` first. Wyckoff sites come from pyxtal at the tightest of 1e-3, 1e-2, 1e-1 Å that finds the
+    most symmetry operations, so that a relaxed crystal reads like the ideal one that it is a few hundredths of an Å away from.
+    Sites are ordered by electronegativity, letter and position, so that the order of atoms in a file does not matter. A crystal
+    without symmetry is P1 at 1e-3; when pyxtal refuses every tolerance the text is P1 with tolerance NaN.
+    Raises ValueError for a structure that has no such text (partial occupancy, no volume).
+    """
+    from pyxtal import pyxtal
+
+    boxed, is_sheet = standard_box(as_structure(structure))
+    boxed = boxed.get_sorted_structure()
+    for tolerance in _tolerances(boxed):
+        crystal = pyxtal()
+        try:
+            # pyxtal prints its complaints; they say nothing that the tolerance does not.
+            with contextlib.redirect_stdout(io.StringIO()):
+                crystal._from_pymatgen(boxed, tol=tolerance)
+            break
+        except Exception as error:  # pyxtal and spglib raise unrelated types for a symmetry that they cannot settle
+            log.debug("pyxtal at %g Å: %s", tolerance, error)
+    else:
+        sites = [(site.specie.symbol, 1, "a", site.frac_coords) for site in boxed]
+        return MaterialString(_text(1, boxed.lattice.parameters, sites), math.nan, 1, is_sheet)
+    sites = [(str(site.specie), site.wp.multiplicity, site.wp.letter, np.asarray(site.position)) for site in crystal.atom_sites]
+    sites.sort(key=lambda s: (Element(s[0]).X if Element(s[0]).X == Element(s[0]).X else 9.0, s[0], s[2], *np.round(s[3], 4)))
+    text = _text(crystal.group.number, crystal.lattice.get_para(degree=True), sites)
+    return MaterialString(text, tolerance, int(crystal.group.number), is_sheet)
+
+
+def _tolerances(structure: Structure) -> list[float]:
+    """TOLERANCES with the most symmetry operations first, tighter ones first among equals."""
+    import spglib
+
+    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    operations = []
+    for tolerance in TOLERANCES:
+        found = spglib.get_symmetry(cell, symprec=tolerance, angle_tolerance=5.0)
+        operations.append(0 if found is None else len(found["rotations"]))
+    return [TOLERANCES[i] for i in sorted(range(len(TOLERANCES)), key=lambda i: (-operations[i], i))]
+
+
+def equivalent_sheet(structure: Structure, rng: np.random.Generator) -> Structure:
+    """The same sheet in another setting: shifted in the plane, turned over, another in-plane basis, atoms in another order.
+
+    ``structure``: as ``standard_box`` returns it (c along the normal). Distances are unchanged.
+    """
+    basis = [np.eye(2), [[0, 1], [1, 0]], [[1, 0], [1, 1]], [[1, 1], [0, 1]], [[-1, 0], [0, 1]], [[1, 0], [-1, 1]]]
+    transform = np.eye(3)
+    transform[:2, :2] = basis[rng.integers(len(basis))]
+    transform[2, 2] = rng.choice([-1.0, 1.0])
+    lattice = transform @ structure.lattice.matrix
+    frac = structure.frac_coords @ np.linalg.inv(transform) + np.append(rng.random(2), 0.0)
+    order = rng.permutation(len(structure))
+    return Structure(Lattice(lattice), [structure.species[i] for i in order], frac[order], to_unit_cell=True)
+
+
+def question(text: str) -> str:
+    """CSLLM's question about one material string."""
+    return f'Can this material structure be synthesized "{text}"?'
+
+
+def prompt(text: str, label: str = "") -> str:
+    """CSLLM's training text: ``Input: {question} \\n Output: {label}``; without a label, what the model has to complete.
+
+    ``text`` is a material string, or a question already (anything that ends in ``?``).
+    """
+    asked = text if text.endswith("?") else question(text)
+    return f"Input: {asked} \n Output: {label}" if label else f"Input: {asked} \n Output:"
+
+
+_ELEMENTS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
+_PHRASES = ("Input:", "Can this material structure be synthesized", "Output:", *LABELS)
+_MULTIPLICITIES = (1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 36, 48, 64, 96, 192)
+_TOKEN = re.compile(
+    r"(?P<phrase>" + "|".join(re.escape(phrase) for phrase in _PHRASES) + r")"
+    r"|(?P<group>\b\d+) \|(?P<lattice>[^|]*)\|"
+    r"|\((?P<element>[A-Z][a-z]?)-(?P<mult>\d+)(?P<letter>[A-Za-z])\[(?P<xyz>[^\]]*)\]\)"
+    r"|(?P<newline>\n)"
+)
+
+
+class MaterialTokenizer:
+    """Text -> token ids of the embedded model.
+
+    One token each for the phrases of the prompt, the space group, every angle (rounded to 5 degrees), element, multiplicity,
+    Wyckoff letter and fractional coordinate (rounded to 0.01); a length is two tokens (Å, tenths). Separators are dropped: the
+    kind of a token already says what it is. Rounding makes the text short, which is what lets so small a model learn from
+    thousands of crystals instead of CSLLM's 150,000. The vocabulary is stored in the checkpoint, ids are its positions.
+    """
+
+    def __init__(self, vocabulary: Sequence[str] | None = None) -> None:
+        self.vocabulary = list(vocabulary) if vocabulary is not None else self._default_vocabulary()
+        self.ids = {token: index for index, token in enumerate(self.vocabulary)}
+        self.pad_id, self.bos_id, self.unknown_id = self.ids["<pad>"], self.ids["<s>"], self.ids["<unk>"]
+        self.label_ids = (self.ids["True"], self.ids["False"])
+
+    @staticmethod
+    def _default_vocabulary() -> list[str]:
+        return [
+            "<pad>",
+            "<s>",
+            "<unk>",
+            "\n",
+            *_PHRASES,
+            *(f"group {number}" for number in range(1, 231)),
+            *(f"length {number}" for number in range(0, 61)),
+            *(f"tenth {digit}" for digit in range(10)),
+            *(f"angle {5 * number}" for number in range(4, 33)),
+            *(f"element {symbol}" for symbol in _ELEMENTS),
+            *(f"multiplicity {number}" for number in _MULTIPLICITIES),
+            *(f"letter {letter}" for letter in "abcdefghijklmnopqrstuvwxyzA"),
+            *(f"coordinate {number}" for number in range(100)),
+        ]
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a prompt, a material string or a part of one, without the start token."""
+        found: list[str] = []
+        for match in _TOKEN.finditer(text):
+            if match["phrase"] or match["newline"]:
+                found.append(match[0])
+            elif match["group"]:
+                numbers = [float(number) for number in match["lattice"].split(",")]
+                found.append(f"group {int(match['group'])}")
+                for length in numbers[:3]:
+                    tenths = round(length * 10)
+                    found += [f"length {min(tenths // 10, 60)}", f"tenth {tenths % 10}"]
+                found += [f"angle {5 * round(angle / 5)}" for angle in numbers[3:]]
+            else:
+                found += [f"element {match['element']}", f"multiplicity {match['mult']}", f"letter {match['letter']}"]
+                found += [f"coordinate {round(float(number) * 100) % 100}" for number in match["xyz"].split()]
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the start token."""
+        return [self.bos_id] + [self.ids.get(token, self.unknown_id) for token in self.tokens(text)]

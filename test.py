@@ -1,0 +1,59 @@
+"""Stage 5: judges our candidates and the two control sets, and writes the report.
+
+Reads evaluation.cif_dir (stage 4), evaluation.unguided_cif_dir and evaluation.random_cif_dir (controls), the DimeNet++ checkpoint,
+the potential with its references, the synthesizability model and the DFT truth. Writes metrics.csv, relaxed.extxyz, report.json,
+report.html, comparison.csv and the figures to evaluation.output_dir. A run that is stopped goes on where it was.
+
+    python test.py
+    python test.py evaluation.cif_dir=my_cifs evaluation.output_dir=my_results
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import config
+
+log = logging.getLogger("her2d")
+
+CONTROL_HINTS = {
+    "unguided": "make it: python structure_generator.py generation.guidance_scale=0 generation.cfg_scale=0 "
+    "generation.output_dir={}",
+    "random decoration": "make it: python prepare_demo_data.py demo.random_cif_dir={}",
+}
+
+
+def main(cfg: config.Config) -> None:
+    """Evaluates ours and the controls with one pool of judges."""
+    import evaluators
+    import her_truth
+    import hydrogen
+    import report
+
+    settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
+    evaluators.find_cifs(settings.cif_dir)
+    identity = evaluators.judge_identity(cfg)
+    her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
+    truth = her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path)
+    folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
+    controls: dict[str, evaluators.Evaluation | str] = {}
+    with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:
+        judge = partial(evaluators.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
+        ours = judge(settings.cif_dir, output_dir=output_dir, label=report.OURS)
+        for label, folder in folders.items():
+            try:
+                evaluators.find_cifs(folder)
+            except config.StageError as error:
+                controls[label] = f"not run: {error}; {CONTROL_HINTS[label].format(config.relative_name(folder))}"
+                log.warning("control '%s' %s", label, controls[label])
+            else:
+                controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
+    report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, script="test.py")
+    report.update_comparison(cfg)
+    report.log_summary(report.read_report(output_dir), output_dir)
+
+
+if __name__ == "__main__":
+    raise SystemExit(config.run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset")))

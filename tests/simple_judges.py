@@ -1,0 +1,153 @@
+"""Small deterministic judges for the tests of the evaluation: analytic, instant, and easy to check by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk, graphene, mx2
+from ase.io import write
+
+import geo_utils
+from config import DatasetConfig
+from judging import Judges
+
+HEXAGONAL_BN = {"a": 2.51, "formula": "BN"}
+
+
+def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:
+    """An MX2 monolayer, fully periodic as in a CIF."""
+    atoms = mx2(formula=formula, kind=kind, a=a, thickness=thickness, size=(1, 1, 1), vacuum=vacuum)
+    atoms.pbc = True
+    return atoms
+
+
+def graphene_sheet(vacuum: float = 10.0) -> Atoms:
+    """Graphene, fully periodic as in a CIF."""
+    atoms = graphene(formula="C2", a=2.46, vacuum=vacuum)
+    atoms.pbc = True
+    return atoms
+
+
+def write_cifs(folder, structures: dict[str, Atoms]) -> None:
+    """One CIF per entry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, atoms in structures.items():
+        write(folder / f"{name}.cif", atoms, format="cif")
+
+
+def bulk_copper() -> Atoms:
+    """A three-dimensional crystal."""
+    return bulk("Cu", "fcc", a=3.61, cubic=True)
+
+
+class Springs:
+    """Stands for a potential: leaves the structure where it is; energy −4 eV per atom, ΔE_H 0.02 eV on every site."""
+
+    def __init__(self, fails_on: str = "", calls: list[str] | None = None) -> None:
+        self.fails_on, self.calls = fails_on, calls if calls is not None else []
+
+    def relax(self, atoms: Atoms, bulk: bool) -> SimpleNamespace:
+        self.calls.append(atoms.get_chemical_formula())
+        if self.fails_on and self.fails_on in atoms.get_chemical_symbols():
+            raise RuntimeError("energy is not finite")
+        return SimpleNamespace(atoms=atoms.copy(), energy=-4.0 * len(atoms), converged=True, steps=3, status="ok")
+
+    def delta_e_hydrogen(self, sheet: Atoms, site, supercell) -> tuple[float, bool, bool]:
+        if "W" in sheet.get_chemical_symbols():
+            return 0.0, True, True
+        return 0.02, False, True
+
+
+class Table:
+    """Reference energies: E_form = −0.5 eV/atom, hull −0.55 eV/atom; no reference for Au."""
+
+    elements = {"Mo", "S", "W", "C", "Cu", "B", "N", "Nb", "Se"}
+
+    def e_form(self, atoms: Atoms, energy: float) -> float:
+        return -0.5
+
+    def hull_energy(self, formula: str) -> float:
+        return -0.55
+
+    def e_above_hull(self, atoms: Atoms, energy: float) -> float:
+        return 0.05
+
+
+@dataclass
+class SiteTable:
+    """What ``hydrogen.SheetHER`` offers."""
+
+    sheet: Atoms
+    supercell: tuple[int, int]
+    sites: list
+    delta_g: np.ndarray
+    std: np.ndarray
+    coverage: float
+    status: str = "ok"
+    in_domain: bool = True
+    domain_reason: str = ""
+
+    @property
+    def best(self) -> int | None:
+        return int(np.argmin(self.delta_g)) if len(self.delta_g) else None
+
+
+class Hydrogen:
+    """ΔG_H of site k is −0.05 + 0.1·k eV, so that the best site has −0.05 eV."""
+
+    def predict_sheet(self, atoms: Atoms, settings: DatasetConfig) -> SiteTable:
+        if "Nb" in atoms.get_chemical_symbols():
+            raise ValueError("Nb is not in the training records")
+        primitive = geo_utils.primitive_sheet(atoms)
+        sites = geo_utils.adsorption_sites(primitive)
+        na, nb = geo_utils.h_supercell(primitive, settings.h_image_distance_angstrom)
+        values = -0.05 + 0.1 * np.arange(len(sites))
+        return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb))
+
+    def predict_delta_e(self, structures: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        assert all(atoms.get_tags()[-1] == geo_utils.H_TAG for atoms in structures)
+        return np.array([0.1 * len(atoms) for atoms in structures]), np.full(len(structures), 0.2)
+
+
+class Synthesis:
+    """P_synth = 0.8."""
+
+    def score(self, structures: list[Atoms]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(p_synth=0.8, label_mass=0.99, status="ok") for _ in structures]
+
+
+def judges(**changes) -> Judges:
+    """A complete set; keyword arguments replace single judges."""
+    chosen = {
+        "potential": Springs(),
+        "references": Table(),
+        "her": Hydrogen(),
+        "synth": Synthesis(),
+        "training_structures": no_training_structures,
+        "identity": {"potential": {"name": "springs"}},
+    }
+    return Judges(**{**chosen, **changes})
+
+
+def no_training_structures(reduced_formula: str) -> list:
+    """An empty training set."""
+    return []
+
+
+def deadly_judges() -> Judges:
+    """Judges whose worker process dies on copper."""
+    return judges(potential=Deadly())
+
+
+class Deadly(Springs):
+    """Ends its process, as a crash in compiled code does."""
+
+    def relax(self, atoms: Atoms, bulk: bool) -> SimpleNamespace:
+        if "Cu" in atoms.get_chemical_symbols():
+            import os
+
+            os._exit(9)
+        return super().relax(atoms, bulk)

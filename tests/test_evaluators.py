@@ -1,0 +1,400 @@
+"""Evaluation: reading, validity, metrics against hand-computed numbers, failures, resume and independence of order and workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import ase.db
+import numpy as np
+import pytest
+import simple_judges as simple
+from ase import Atoms
+from ase.build import mx2
+
+import config
+import evaluators
+import her_truth
+import judging
+import metrics
+import validity
+from judge_pool import JudgePool, cache_key
+
+SETTINGS = config.EvaluationConfig(bootstrap=50)
+
+CELL = """data_x
+_cell_length_a 3.18
+_cell_length_b 3.18
+_cell_length_c 23
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 120
+_symmetry_space_group_name_H-M 'P 1'
+"""
+LOOP = """loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+"""
+SITES = "Mo1 Mo 0 0 0.5 1\nS1 S 0.3333 0.6667 0.568 1\nS2 S 0.3333 0.6667 0.432 1\n"
+GOOD = CELL + LOOP + SITES
+
+MALFORMED = {
+    "empty": (b"", "empty"),
+    "spaces": (b" \n\n", "empty"),
+    "prose": (b"this is not a crystal", "no CIF data block"),
+    "binary": (bytes(range(256)), "binary"),
+    "no_cell": (("data_x\n" + LOOP + SITES).encode(), "no unit cell"),
+    "no_atoms": (CELL.encode(), "no atoms"),
+    "nan_cell": (GOOD.replace("3.18", "nan").encode(), "not finite"),
+    "infinite_cell": (GOOD.replace("_cell_length_c 23", "_cell_length_c inf").encode(), "not finite"),
+    "flat_cell": (GOOD.replace("_cell_length_c 23", "_cell_length_c 0").encode(), "volume"),
+    "nan_site": (GOOD.replace("0.568", "nan").encode(), "not a readable CIF"),
+    "word_site": (GOOD.replace("0.568", "abc").encode(), "not a readable CIF"),
+    "unknown_site": (GOOD.replace("0.568", "?").encode(), "not a readable CIF"),
+    "unknown_element": (GOOD.replace("Mo1 Mo", "Xx1 Xx").encode(), "unknown element"),
+    "mixed_site": ((CELL + LOOP + "Mo1 Mo 0 0 0.5 0.5\nW1 W 0 0 0.5 0.5\n").encode(), "partial occupancy"),
+    "vacancies": (GOOD.replace("0.568 1", "0.568 0.8").encode(), "partial occupancy"),
+    "stacked": (GOOD.replace("0.568", "0.432").encode(), "on top of each other"),
+    "truncated": (GOOD[:-24].encode(), "not a readable CIF"),
+    "two_crystals": ((GOOD + GOOD.replace("data_x", "data_y")).encode(), "2 structures"),
+    "cartesian": (GOOD.replace("_fract_", "_Cartn_").encode(), "no atoms"),
+}
+
+
+def run(tmp_path, structures, judges=None, settings=SETTINGS, name="cifs", **arguments):
+    simple.write_cifs(tmp_path / name, structures)
+    return evaluators.evaluate(tmp_path / name, judges or simple.judges(), settings, tmp_path / "out", "ours", **arguments)
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_cifs_are_named(tmp_path, kind):
+    content, expected = MALFORMED[kind]
+    path = tmp_path / f"{kind}.cif"
+    path.write_bytes(content)
+    with pytest.raises(validity.UnreadableCif, match=expected):
+        validity.read_cif(path)
+
+
+def test_good_cif_is_read_exactly(tmp_path):
+    path = tmp_path / "good.cif"
+    path.write_text(GOOD)
+    atoms = validity.read_cif(path)
+    assert atoms.get_chemical_formula() == "MoS2"
+    np.testing.assert_allclose(atoms.cell.lengths(), [3.18, 3.18, 23.0], atol=1e-6)
+
+
+def test_corpus_never_stops_a_run_and_counts_as_failed(tmp_path):
+    folder = tmp_path / "cifs"
+    simple.write_cifs(folder, {"good": simple.sheet()})
+    for kind, (content, _) in MALFORMED.items():
+        (folder / f"{kind}.cif").write_bytes(content)
+    (folder / "folder.cif").mkdir()
+    evaluation = evaluators.evaluate(folder, simple.judges(), SETTINGS, tmp_path / "out", "ours")
+    rows = {row.id: row for row in evaluation.rows}
+    assert len(rows) == len(MALFORMED) + 2
+    assert rows["good"].status == "ok" and rows["good"].valid
+    for kind in (*MALFORMED, "folder"):
+        assert rows[kind].status.startswith("unreadable: "), kind
+        assert math.isnan(rows[kind].e_above_hull_ev) and rows[kind].hit is not True
+    assert evaluation.aggregates["rate_valid"].value == pytest.approx(1 / len(rows))
+    assert evaluation.aggregates["mae_delta_g_ev"].n_ok == 1
+
+
+@pytest.mark.parametrize(
+    ("atoms", "kind"),
+    [
+        (simple.sheet(), validity.SHEET),
+        (simple.graphene_sheet(), validity.SHEET),
+        (simple.bulk_copper(), validity.BULK),
+        (mx2("MoS2", vacuum=1.5), validity.LAYERED_BULK),
+        (Atoms("C", cell=[15, 15, 15], pbc=True), validity.MOLECULE),
+        (Atoms("C", cell=[1.3, 20, 20], pbc=True), validity.CHAIN),
+    ],
+)
+def test_dimensionality(atoms, kind):
+    assert validity.standardise(atoms, 10.0)[1] == kind
+
+
+def test_vacuum_axis_and_boundary_do_not_matter():
+    atoms = simple.sheet()
+    turned = atoms.copy()
+    turned.set_cell(atoms.cell[[2, 0, 1]])
+    turned.positions[:] = atoms.positions
+    shifted = atoms.copy()
+    shifted.positions[:, 2] += 0.5 * atoms.cell[2, 2]
+    shifted.wrap()
+    for other in (turned, shifted):
+        standard, kind, _ = validity.standardise(other, 10.0)
+        assert kind == validity.SHEET
+        assert judging.same_structure(judging.match_structure(standard, True), judging.match_structure(atoms, True))
+
+
+def test_symmetry_of_known_sheets():
+    standard, _, _ = validity.standardise(simple.sheet(), 10.0)
+    assert validity.symmetry_symbols(standard, True) == ("P-6m2", "p-6m2")
+    standard, _, _ = validity.standardise(simple.sheet(kind="1T"), 10.0)
+    assert validity.symmetry_symbols(standard, True)[1] == "p-3m1"
+
+
+def test_charge_neutrality():
+    assert validity.charge_neutral_possible("MoS2")
+    assert validity.charge_neutral_possible("CuAu")
+    assert not validity.charge_neutral_possible("NaF4")
+
+
+def test_polymorphs_differ_and_equal_sheets_match():
+    match = lambda atoms: judging.match_structure(atoms, True)  # noqa: E731
+    h, t = simple.sheet(), simple.sheet(kind="1T")
+    mirrored = h.copy()
+    mirrored.positions[:, 2] = h.cell[2, 2] - h.positions[:, 2]
+    double = h.repeat((2, 1, 1))
+    rotated = h.copy()
+    rotated.rotate(37, "z", rotate_cell=True)
+    assert not judging.same_structure(match(h), match(t))
+    for other in (mirrored, double, rotated, simple.sheet(vacuum=14.0), simple.sheet(a=3.2)):
+        assert judging.same_structure(match(h), match(other))
+    assert not judging.same_structure(match(h), match(simple.sheet(a=3.9)))
+
+
+def test_row_against_hand_computed_numbers(tmp_path):
+    evaluation = run(tmp_path, {"gen_00000": simple.sheet()})
+    (row,) = evaluation.rows
+    assert (row.id, row.formula, row.natoms, row.dimensionality, row.status) == ("gen_00000", "MoS2", 3, "2D", "ok")
+    assert row.energy_ev_per_atom == pytest.approx(-4.0)
+    assert row.relax_rmsd_angstrom == pytest.approx(0.0, abs=1e-9) and row.relax_area_change == pytest.approx(0.0, abs=1e-9)
+    assert row.delta_g_h_ev == pytest.approx(-0.05) and row.delta_g_h_std_ev == pytest.approx(0.1)
+    assert row.delta_g_h_potential_ev == pytest.approx(0.02 + 0.27)
+    assert row.h_coverage == pytest.approx(1 / 9)
+    assert row.score_stab == pytest.approx(math.exp(-0.05))
+    assert row.score_composite == pytest.approx(0.4 * 0.9 + 0.3 * math.exp(-0.05) + 0.3 * 0.8)
+    assert row.unique and row.novel and row.hit and row.metastable_sun
+    assert row.hit_potential is False and row.sun is False
+    table = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    assert table[0].split(",") == [f.name for f in dataclasses.fields(judging.CandidateResult)]
+    assert len(table) == 2
+
+
+def test_aggregates_against_hand_computed_numbers():
+    def row(**values):
+        return judging.CandidateResult(formula="MoS2", reduced_formula="MoS2", dimensionality="2D", **values)
+
+    good = row(delta_g_h_ev=0.1, e_above_hull_ev=0.02, score_stab=0.9, relax_rmsd_angstrom=0.1)
+    good.synthesizable, good.valid, good.hit = True, True, True
+    poor = row(delta_g_h_ev=-0.3, e_above_hull_ev=0.3, score_stab=0.7, relax_rmsd_angstrom=0.3)
+    poor.synthesizable, poor.valid, poor.hit = False, True, False
+    rows = [
+        good,
+        poor,
+        row(e_above_hull_ev=-0.1, score_stab=1.0, valid=False, relax_rmsd_angstrom=0.2, hit=False),
+        judging.CandidateResult(dimensionality="unreadable", status="unreadable: empty file"),
+    ]
+    found = metrics.aggregate(rows, SETTINGS, seed=0)
+    assert found["mae_delta_g_ev"].value == pytest.approx(0.2)
+    assert (found["mae_delta_g_ev"].n_ok, found["mae_delta_g_ev"].n) == (2, 4)
+    assert found["score_stab"].value == pytest.approx((0.9 + 0.7 + 1.0) / 3)
+    assert found["rate_synth"].value == pytest.approx(1 / 4) and found["rate_synth"].n_ok == 2
+    assert found["rate_valid"].value == pytest.approx(2 / 4)
+    assert found["hit_rate"].value == pytest.approx(1 / 4)
+    assert found["rate_metastable"].value == pytest.approx(2 / 4)
+    assert found["median_rmsd_angstrom"].value == pytest.approx(0.2)
+    assert found["unique_formulas"].value == 1 and found["unique_elements"].value == 2
+
+
+def test_scores_by_formula():
+    assert metrics.stability_score(-0.5, -0.6) == pytest.approx(math.exp(-0.1))
+    assert metrics.stability_score(-0.7, -0.6) == 1.0
+    assert math.isnan(metrics.stability_score(math.nan, 0.0))
+    assert metrics.composite_score(0.25, 0.5, 0.5) == pytest.approx(0.4 * 0.5 + 0.3)
+    assert metrics.composite_score(2.0, 1.0, 0.0) == pytest.approx(0.3)
+    assert math.isnan(metrics.composite_score(0.0, math.nan, 1.0)) and math.isnan(metrics.composite_score(math.nan, 1.0, 1.0))
+    # kT = 25.69 meV at 298.15 K; far from zero the volcano falls by |ΔG| / (kT ln 10).
+    assert metrics.log_exchange_current(0.0) == pytest.approx(0.0)
+    assert metrics.log_exchange_current(-0.5) == pytest.approx(metrics.log_exchange_current(0.5))
+    slope = metrics.log_exchange_current(1.0) - metrics.log_exchange_current(0.5)
+    assert slope == pytest.approx(-0.5 / (0.025693 * math.log(10)), rel=1e-3)
+
+
+def test_bootstrap_interval_covers_like_the_normal_interval():
+    values = np.random.default_rng(1).normal(2.0, 1.0, 400)
+    low, high = metrics.bootstrap_interval(values, np.mean, 4000, np.random.default_rng(0))
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.015) and high == pytest.approx(values.mean() + half, abs=0.015)
+    assert (low, high) == metrics.bootstrap_interval(values, np.mean, 4000, np.random.default_rng(0))
+    assert all(math.isnan(x) for x in metrics.bootstrap_interval([1.0], np.mean, 10, np.random.default_rng(0)))
+
+
+def test_unanimous_rate_is_not_certain():
+    rate = metrics.rate_metric("x", [False] * 32, better=1, doc="", resamples=50, rng=np.random.default_rng(0))
+    assert rate.value == 0 and rate.low == 0 and rate.high == pytest.approx(0.1072, abs=1e-3)
+
+
+def test_agreement_by_hand():
+    score = metrics.agreement([0.0, 1.0, 2.0, math.nan], [0.5, 1.5, 1.0, 3.0])
+    assert score["n"] == 3 and score["mae_ev"] == pytest.approx(2 / 3) and score["mean_error_ev"] == pytest.approx(0.0)
+    assert score["spearman"] == pytest.approx(0.5)
+
+
+def test_a_control_that_is_better_is_called_better():
+    def of(value, low, high, better):
+        return {"value": value, "low": low, "high": high, "better": better}
+
+    ours = {"hit_rate": of(0.1, 0.0, 0.2, 1), "mae_delta_g_ev": of(0.5, 0.4, 0.6, -1), "rate_valid": of(0.9, 0.8, 1.0, 1)}
+    control = {"hit_rate": of(0.15, 0.1, 0.3, 1), "mae_delta_g_ev": of(0.2, 0.1, 0.3, -1), "rate_valid": of(None, None, None, 1)}
+    assert metrics.compare(control, ours) == {"hit_rate": "better", "mae_delta_g_ev": "better (clear)"}
+    assert metrics.compare(ours, control)["mae_delta_g_ev"] == "worse (clear)"
+
+
+def test_failed_judges_leave_nan_and_a_reason(tmp_path):
+    structures = {"mo": simple.sheet(), "nb": simple.sheet("NbSe2"), "w": simple.sheet("WS2"), "au": simple.sheet("AuS2")}
+    rows = {row.id: row for row in run(tmp_path, structures).rows}
+    assert "Nb is not in the training records" in rows["nb"].status
+    assert math.isnan(rows["nb"].delta_g_h_ev) and math.isnan(rows["nb"].score_composite) and rows["nb"].hit is None
+    assert rows["nb"].e_above_hull_ev == pytest.approx(0.05)
+    assert rows["w"].h_desorbed and math.isnan(rows["w"].delta_g_h_potential_ev) and "desorbs" in rows["w"].status
+    assert "no reference for Au" in rows["au"].status and math.isnan(rows["au"].e_form_ev) and rows["au"].hit is None
+
+
+def test_failed_relaxation_is_named(tmp_path):
+    evaluation = run(tmp_path, {"mo": simple.sheet(), "w": simple.sheet("WS2")}, simple.judges(potential=simple.Springs("W")))
+    row = next(row for row in evaluation.rows if row.id == "w")
+    assert row.status.startswith("relaxation: ") and math.isnan(row.e_above_hull_ev) and row.relax_converged is None
+    assert evaluation.aggregates["rate_converged"].value == 0.5 and evaluation.aggregates["rate_converged"].n_ok == 1
+    assert evaluation.aggregates["median_e_above_hull_ev"].n_ok == 1
+
+
+def test_sheet_with_its_own_hydrogen_has_no_delta_g(tmp_path):
+    atoms = simple.graphene_sheet()
+    atoms += Atoms("H", [[*atoms.positions[0, :2], atoms.positions[0, 2] + 1.1]])
+    (row,) = run(tmp_path, {"graphane": atoms}).rows
+    assert "contains H" in row.status and math.isnan(row.delta_g_h_ev) and not math.isnan(row.p_synth)
+
+
+def test_overlapping_atoms_are_not_judged(tmp_path):
+    atoms = simple.graphene_sheet().repeat((2, 2, 1))
+    atoms += Atoms("C", [atoms.positions[0] + [0.4, 0, 0]])
+    (row,) = run(tmp_path, {"clash": atoms}).rows
+    assert row.no_clash is False and row.valid is False and "overlap" in row.status and math.isnan(row.energy_ev_per_atom)
+
+
+def test_bulk_is_scored_and_never_mixed_into_a_2d_average(tmp_path):
+    evaluation = run(tmp_path, {"bulk": simple.bulk_copper(), "mo": simple.sheet()})
+    rows = {row.id: row for row in evaluation.rows}
+    assert rows["bulk"].dimensionality == "bulk: not 2D" and rows["bulk"].valid is False
+    assert rows["bulk"].e_above_hull_ev == pytest.approx(0.05) and rows["bulk"].p_synth == pytest.approx(0.8)
+    assert math.isnan(rows["bulk"].delta_g_h_ev) and rows["bulk"].hit is None and rows["bulk"].novel is None
+    assert evaluation.aggregates["rate_valid"].n == 1 and evaluation.aggregates["score_stab"].n == 1
+    assert evaluation.bulk_aggregates["score_stab"].n == 1
+
+
+def test_duplicates_and_known_structures(tmp_path):
+    known = judging.match_structure(simple.sheet("WS2"), True)
+    judges = simple.judges(training_structures=lambda formula: [("old", known)] if formula == "WS2" else [])
+    structures = {"a": simple.sheet(), "b": simple.sheet(a=3.19), "c": simple.sheet(kind="1T"), "w": simple.sheet("WS2", a=3.2)}
+    rows = {row.id: row for row in run(tmp_path, structures, judges).rows}
+    assert rows["a"].unique and not rows["b"].unique and rows["b"].duplicate_of == "a" and rows["c"].unique
+    assert rows["w"].novel is False and rows["w"].novel_match == "old" and rows["a"].novel
+    assert rows["b"].metastable_sun is False and rows["w"].metastable_sun is False
+
+
+def test_training_structures_are_read_by_formula(tmp_path):
+    with ase.db.connect(tmp_path / "train.db") as database:
+        database.write(mx2("MoS2", vacuum=8), uid="mo")
+        database.write(mx2("WS2", vacuum=8).repeat((2, 1, 1)), uid="w")
+    training = judging.TrainingStructures(tmp_path / "train.db")
+    assert [uid for uid, _ in training("WS2")] == ["w"] and training("NbS2") == []
+
+
+def comparable(evaluation):
+    rows = [{**dataclasses.asdict(row), "seconds": 0} for row in evaluation.rows]
+    return json.dumps([rows, [dataclasses.asdict(m) for m in evaluation.aggregates.values()]])
+
+
+def test_result_depends_on_neither_order_nor_workers(tmp_path):
+    structures = {f"x{k}": simple.sheet(a=3.0 + 0.05 * k) for k in range(4)} | {"bulk": simple.bulk_copper()}
+    first = run(tmp_path / "1", structures)
+    second = run(tmp_path / "2", dict(reversed(structures.items())), workers=2)
+    assert comparable(first) == comparable(second)
+
+
+def test_second_run_judges_nothing_again(tmp_path):
+    calls: list[str] = []
+    judges = simple.judges(potential=simple.Springs(calls=calls))
+    structures = {"a": simple.sheet(), "copy_of_a": simple.sheet(), "b": simple.sheet("WS2")}
+    first = run(tmp_path, structures, judges)
+    assert sorted(calls) == ["MoS2", "S2W"]
+    second = run(tmp_path, structures, judges)
+    assert len(calls) == 2 and comparable(first) == comparable(second)
+    assert [row.seconds for row in first.rows] == [row.seconds for row in second.rows]
+    damaged = next((tmp_path / "out" / "cache").glob("*.json"))
+    damaged.write_text('{"row": ')
+    assert comparable(run(tmp_path, structures, judges)) == comparable(first) and len(calls) == 3
+    run(tmp_path, structures, judges, dataclasses.replace(SETTINGS, max_steps=7))
+    assert len(calls) == 5
+
+
+def test_interrupted_run_goes_on(tmp_path):
+    class Stopped(simple.Springs):
+        def relax(self, atoms, bulk):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().relax(atoms, bulk)
+
+    calls: list[str] = []
+    structures = {f"x{k}": simple.sheet(a=3.0 + 0.05 * k) for k in range(4)}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, structures, simple.judges(potential=Stopped(calls=calls)))
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+    evaluation = run(tmp_path, structures, simple.judges(potential=simple.Springs(calls=calls)))
+    assert len(calls) == 4 and len(evaluation.rows) == 4
+
+
+def test_cache_key_follows_content_judges_and_settings():
+    identity = {"her": {"path": "a.pth", "sha256": "1"}}
+    key = cache_key(b"x", identity, SETTINGS)
+    assert key == cache_key(b"x", {"her": {"path": "elsewhere/a.pth", "sha256": "1"}}, SETTINGS)
+    assert key == cache_key(b"x", identity, dataclasses.replace(SETTINGS, top_k=3))
+    assert key != cache_key(b"y", identity, SETTINGS)
+    assert key != cache_key(b"x", {"her": {"path": "a.pth", "sha256": "2"}}, SETTINGS)
+    assert key != cache_key(b"x", identity, dataclasses.replace(SETTINGS, fmax_ev_per_angstrom=0.1))
+
+
+def test_a_dying_worker_costs_one_candidate(tmp_path):
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet(), "b": simple.bulk_copper(), "c": simple.sheet("WS2")})
+    with JudgePool(simple.deadly_judges, simple.judges().identity, 2) as pool:
+        evaluation = evaluators.evaluate(tmp_path / "cifs", pool, SETTINGS, tmp_path / "out", "ours")
+    rows = {row.id: row for row in evaluation.rows}
+    assert "worker process died" in rows["b"].status
+    assert rows["a"].valid and rows["c"].valid
+    assert len(list((tmp_path / "out" / "cache").glob("*.json"))) == 2
+
+
+def test_no_folder_and_no_cif_are_one_line(tmp_path):
+    with pytest.raises(config.StageError, match="no folder of CIFs"):
+        evaluators.find_cifs(tmp_path / "missing")
+    with pytest.raises(config.StageError, match="no CIF in"):
+        evaluators.find_cifs(tmp_path)
+
+
+def test_truth_report_pairs_predictions_with_dft(tmp_path):
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        for k, energy in enumerate((0.1, 0.5, 1.5)):
+            slab = simple.sheet().repeat((1, k + 1, 1))
+            slab += Atoms("H", [[0, 0, slab.positions[:, 2].max() + 1.4]])
+            slab.pbc = (True, True, False)
+            database.write(slab, kind="slab_H", name=f"s{k}", host="MoS2", site="topS", dE_dft=energy, dE_7net0=energy - 0.2)
+        database.write(simple.sheet(), kind="clean", name="s0")
+    (tmp_path / "truth.csv").write_text(
+        "system,structure,site,coverage,delta_e_ev,delta_g_ev,method,source\n"
+        "MoS2,s1,top S,0.5,0.5,0.77,PBE,own\nPt(111),,fcc,0.25,-0.33,-0.06,PBE,literature\n"
+    )
+    report = her_truth.truth_report(simple.Hydrogen(), tmp_path / "truth.db", tmp_path / "truth.csv")
+    assert report["n"] == 3 and report["spearman"] == pytest.approx(1.0)
+    assert report["mae_ev"] == pytest.approx(np.mean(np.abs(np.array([0.4, 0.7, 1.0]) - [0.1, 0.5, 1.5])))
+    assert report["potential"]["mae_ev"] == pytest.approx(0.2) and report["potential"]["mean_error_ev"] == pytest.approx(-0.2)
+    assert report["table"]["n"] == 1 and len(report["table"]["rows"]) == 2
+    assert her_truth.truth_report(simple.Hydrogen(), tmp_path / "missing.db") is None
