@@ -19,6 +19,7 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 import config
 import metrics
@@ -119,13 +120,14 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: config.Evaluati
     """Share of the candidates asked for whose E_above_hull lies below a threshold, and E_above_hull sorted."""
     limit = settings.hit_e_hull_ev
     with figure(path, ncols=2, figsize=(10, 4)) as (_, (left, right)):
-        spread = [0.3]
+        spread, lowest = [0.3], -0.3
         for evaluation in evaluations:
             rows = evaluation.rows_2d
             hull = np.sort([r.e_above_hull_ev for r in rows if not math.isnan(r.e_above_hull_ev)])
             if not len(hull):
                 continue
             spread.append(float(np.percentile(hull, 90)))
+            lowest = min(lowest, max(float(hull[0]) - 0.05, -1.0))
             color, marker = set_color(evaluation.label), SET_MARKERS.get(evaluation.label, "D")
             label = f"{evaluation.label} (n = {len(hull)}/{len(rows)})"
             left.step(hull, np.arange(1, len(hull) + 1) / len(rows), where="post", color=color, lw=1.6, label=label)
@@ -134,13 +136,14 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: config.Evaluati
         for value, style in ((0.0, "-"), (limit, "--")):
             left.axvline(value, color="0.3", lw=0.9, ls=style)
             right.axhline(value, color="0.3", lw=0.9, ls=style)
-        left.set_xlim(-0.3, top)
+        left.set_xlim(lowest, top)
         left.set_ylim(0, 1)
         left.set_xlabel("E_above_hull threshold (eV/atom)")
         left.set_ylabel("share of candidates asked for")
         left.set_title(f"Share below a threshold (lines: 0 and {limit:g} eV/atom)")
-        right.set_ylim(-0.3, top)
+        right.set_ylim(lowest, top)
         right.set_xlabel("candidate, sorted")
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
         right.set_ylabel("E_above_hull (eV/atom)")
         right.set_title("E_above_hull of each candidate")
         if left.get_legend_handles_labels()[0]:
@@ -161,6 +164,7 @@ def funnel(evaluation: Evaluation, settings: config.EvaluationConfig, path: str 
         for index, value in enumerate(values):
             axis.text(value + total * 0.01, index, f"{value} ({value / total:.0%})", va="center")
         axis.set_xlim(0, total * 1.15)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("candidates")
         axis.set_title(f"{evaluation.label}: from CIF to hit, n = {values[0]}")
     return counts

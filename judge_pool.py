@@ -13,6 +13,7 @@ import logging
 import math
 import multiprocessing
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -70,6 +71,7 @@ _loading_error: config.StageError | None = None
 def _start_worker(factory: Callable[[], Judges]) -> None:
     global _judges, _loading_error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    warnings.simplefilter("ignore")  # the libraries' remarks would tear the progress bar apart
     import torch
 
     try:

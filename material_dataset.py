@@ -44,6 +44,7 @@ log = logging.getLogger("her2d")
 
 STAGE = "material_dataset.py"
 SPLITS = ("train", "val", "test")
+LABEL_CHUNK = 16  # sheets judged together
 READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
 
 
@@ -178,17 +179,22 @@ class LabelStore:
 
 
 def label_rows(rows: list[Row], predictor: HydrogenPredictor, settings: config.DatasetConfig, store: LabelStore) -> None:
-    """Fills the store for every row that is not in it yet, showing rate and time left."""
-    wanted = {row.key: row for row in rows if row.key not in store.labels}
-    if not wanted:
-        return
-    stream = predictor.predict_many((row.sheet.to_atoms() for row in wanted.values()), settings)
+    """Fills the store for every row that is not in it yet, showing rate and time left.
+
+    Sheets are judged in fixed chunks, because the last digits of a prediction depend on what else is in its batch: a chunk that a
+    killed run left unfinished is judged again as a whole, and the labels are those of an uninterrupted run.
+    """
+    unique = list({row.key: row for row in rows}.values())
     sites = 0
-    bar = tqdm(zip(wanted, stream, strict=True), total=len(rows), initial=len(rows) - len(wanted), desc="label", unit="sheet")
-    for key, her in bar:
-        store.add(key, her)
-        sites += len(her.sites)
-        bar.set_postfix(sites=sites)
+    with tqdm(total=len(unique), desc="label", unit="sheet") as bar:
+        for at in range(0, len(unique), LABEL_CHUNK):
+            chunk = unique[at : at + LABEL_CHUNK]
+            if not all(row.key in store.labels for row in chunk):
+                for row, her in zip(chunk, predictor.predict_many((row.sheet.to_atoms() for row in chunk), settings), strict=True):
+                    store.add(row.key, her)
+                    sites += len(her.sites)
+            bar.update(len(chunk))
+            bar.set_postfix(sites=sites)
 
 
 # ------------------------------------------------------------------------------------------------------------------- products

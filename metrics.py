@@ -119,7 +119,8 @@ def log_exchange_current(delta_g: np.ndarray) -> np.ndarray:
     e k0 exp(−ΔG/kT) / (1 + exp(−ΔG/kT)) for ΔG > 0; the rate constant k0 cancels in the ratio.
     """
     x = np.abs(np.asarray(delta_g, dtype=float)) / (BOLTZMANN_EV_PER_K * ROOM_TEMPERATURE_K)
-    return (math.log(2.0) - np.logaddexp(0.0, x)) / math.log(10.0)
+    with np.errstate(invalid="ignore"):  # NaN, a missing value, stays NaN
+        return (math.log(2.0) - np.logaddexp(0.0, x)) / math.log(10.0)
 
 
 def aggregate(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:

@@ -14,8 +14,6 @@ import geo_utils
 from config import DatasetConfig
 from judging import Judges
 
-HEXAGONAL_BN = {"a": 2.51, "formula": "BN"}
-
 
 def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:
     """An MX2 monolayer, fully periodic as in a CIF."""

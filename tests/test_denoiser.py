@@ -25,7 +25,9 @@ TOLERANCE = 1e-10
 @pytest.fixture(scope="module")
 def model() -> DenoisingEGNN:
     torch.manual_seed(0)
-    net = DenoisingEGNN(DenoiserModelConfig(hidden_channels=16, vector_channels=8, num_layers=2, num_timesteps=50, max_neighbors=12))
+    net = DenoisingEGNN(
+        DenoiserModelConfig(hidden_channels=16, vector_channels=8, num_layers=2, num_timesteps=50, max_neighbors=12)
+    )
     for layer in (net.edge_gates, net.node_gates, net.graph_gates):
         torch.nn.init.normal_(layer.weight, std=0.5)  # outputs of order one, so that a broken symmetry shows
     return net.double().eval()
@@ -189,9 +191,9 @@ def test_strain_carries_over_to_the_lattice_vector():
     strain = strain + strain.transpose(1, 2)
     step = 1e-5
     identity = torch.eye(2, dtype=torch.float64)
-    expected = (
-        lattice_to_vector(cell @ (identity + step * strain)) - lattice_to_vector(cell @ (identity - step * strain))
-    ) / (2 * step)
+    expected = (lattice_to_vector(cell @ (identity + step * strain)) - lattice_to_vector(cell @ (identity - step * strain))) / (
+        2 * step
+    )
     torch.testing.assert_close(strain_to_lattice_vector(strain, cell), expected, rtol=1e-6, atol=1e-7)
 
 

@@ -1,0 +1,184 @@
+"""Cleaning, labelling and splitting of a database, through the real script where it matters."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, graphene, mx2
+from ase.db import connect
+
+import config
+import material_dataset as stage2
+from config import StageError
+from hydrogen import Calibration, Domain, HydrogenPredictor
+from models import DIMENET_KIND, DimeNetPlusPlus, DimeNetPlusPlusConfig, save_checkpoint
+from prototypes import PROTOTYPES
+
+SETTINGS = config.DatasetConfig()
+
+
+@pytest.fixture(scope="module")
+def predictor_path(tmp_path_factory):
+    """A DimeNet++ with random weights: what it says is noise, but it is the same noise every time."""
+    torch.manual_seed(0)
+    model_config = DimeNetPlusPlusConfig.preset("small")
+    members = [DimeNetPlusPlus(model_config) for _ in range(2)]
+    domain = Domain(tuple(range(1, 60)), -100.0, 100.0, 100.0)
+    state = HydrogenPredictor.state(Calibration(1.0, 0.1), domain, 0.3, 0.5, [member.state_dict() for member in members])
+    path = tmp_path_factory.mktemp("dimenet") / "dimenet.pth"
+    save_checkpoint(path, DIMENET_KIND, model_config, state)
+    return path
+
+
+def write_database(path, formulas=12):
+    """Real prototypes under C2DB's keys, and one row for every way of being useless."""
+    metals = ["Mo", "W", "Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Sc", "Mn", "Fe"][:formulas]
+    with connect(path) as db:
+        for index, metal in enumerate(metals):
+            for name, build in (("2H", PROTOTYPES["2H-MX2"].build), ("1T", PROTOTYPES["1T-MX2"].build)):
+                db.write(build(metal, "S"), uid=f"{metal}S2-{name}", ehull=0.02 * index, hform=-0.5)
+        db.write(bulk("Cu"), uid="bulk", ehull=0.1, hform=0.0)
+        db.write(PROTOTYPES["2H-MX2"].build("Mo", "Se"), uid="no-ehull", hform=-0.5)
+        db.write(PROTOTYPES["2H-MX2"].build("Mo", "Te"), uid="high", ehull=5.0, hform=-0.5)
+        db.write(PROTOTYPES["2H-MX2"].build("W", "Te") * (3, 3, 1), uid="large", ehull=0.1, hform=-0.5)
+        db.write(PROTOTYPES["2H-MX2"].build("W", "Se"), uid="MoS2-2H", ehull=0.1, hform=-0.5)
+        clash = mx2("MoS2", vacuum=10)
+        clash.positions[1] = clash.positions[0] + [0, 0, 0.5]
+        db.write(clash, uid="clash", ehull=0.1, hform=-0.5)
+        db.write(
+            Atoms("H2", [[0, 0, 0], [0, 0, 0.8]], cell=[9, 9, 20], pbc=(True, True, False)), uid="molecule", ehull=0.1, hform=0
+        )
+
+
+def configure(tmp_path, predictor_path, **values):
+    overrides = [
+        f"run.output_dir={tmp_path / 'out'}",
+        f"dataset.db_path={tmp_path / 'x.db'}",
+        f"dimenet.checkpoint={predictor_path}",
+    ]
+    overrides += ["run.device=cpu", "run.threads=1", "dataset.val_fraction=0.2", "dataset.test_fraction=0.2"]
+    return config.load_config(None, overrides + [f"{key.replace('__', '.')}={value}" for key, value in values.items()])
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory, predictor_path):
+    tmp_path = tmp_path_factory.mktemp("dataset")
+    write_database(tmp_path / "x.db")
+    cfg = configure(tmp_path, predictor_path)
+    stage2.main(cfg)
+    return cfg
+
+
+def test_every_dropped_row_is_named_with_its_reason(processed):
+    folder = stage2.Path(processed.dataset.processed_dir)
+    with (folder / "dropped.csv").open() as handle:
+        dropped = {row["uid"]: row["reason"] for row in csv.DictReader(handle)}
+    assert dropped == {
+        "bulk": "not 2D: no vacuum",
+        "no-ehull": "no ehull",
+        "high": "ehull above dataset.max_e_hull_ev",
+        "large": "more than dataset.max_atoms atoms",
+        "MoS2-2H": "duplicate uid",
+        "clash": "clash",
+        "molecule": "not 2D: bonds do not form a sheet",
+    }
+    counts = json.loads((folder / "train.json").read_text())["counts"]
+    assert counts["rows_read"] == 31 and counts["kept"] == 24 and sum(counts["dropped"].values()) == 7
+
+
+def test_polymorphs_share_a_split_and_nothing_is_lost(processed):
+    folder = stage2.Path(processed.dataset.processed_dir)
+    tables = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in stage2.SPLITS}
+    formulas = [set(table["formula"]) for table in tables.values()]
+    assert not (formulas[0] & formulas[1] or formulas[0] & formulas[2] or formulas[1] & formulas[2])
+    assert sum(len(table["uid"]) for table in tables.values()) == 24
+
+
+def test_labels_are_the_judges_own(processed):
+    folder = stage2.Path(processed.dataset.processed_dir)
+    predictor = HydrogenPredictor.load(processed.dimenet.checkpoint)
+    table = torch.load(folder / "train.pt", weights_only=True)
+    dataset = stage2.SheetDataset(folder / "train.pt")
+    for index in (0, len(dataset) - 1):
+        row = next(connect(processed.dataset.db_path).select(uid=table["uid"][index]))
+        her = predictor.predict_sheet(row.toatoms(), processed.dataset)
+        sites = slice(int(table["site_ptr"][index]), int(table["site_ptr"][index + 1]))
+        np.testing.assert_allclose(table["site_delta_g"][sites].numpy(), her.delta_g, atol=1e-3)
+        assert table["delta_g_h"][index] == pytest.approx(her.best_delta_g, abs=1e-3)
+        assert table["site_coverage"][index] == pytest.approx(her.coverage)
+        assert table["site_kind"][sites.start] == her.sites[0].kind
+        item = dataset[index]
+        assert item.num_nodes == 3 and item.lattice.shape == (1, 2, 2) and item.uid == table["uid"][index]
+        np.testing.assert_allclose(item.heights.sum(), 0, atol=1e-5)
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):
+    write_database(tmp_path / "x.db")
+    cfg = configure(tmp_path, predictor_path)
+    folder = stage2.Path(cfg.dataset.processed_dir)
+    folder.mkdir(parents=True)
+    lines = (stage2.Path(processed.dataset.processed_dir) / "labels.jsonl").read_text().splitlines(keepends=True)
+    (folder / "labels.jsonl").write_text("".join(lines[:6]) + lines[6][:40])
+    stage2.main(cfg)
+    for name in stage2.SPLITS:
+        assert (folder / f"{name}.pt").read_bytes() == (stage2.Path(processed.dataset.processed_dir) / f"{name}.pt").read_bytes()
+
+
+def test_labels_of_another_judge_are_not_reused(tmp_path, predictor_path):
+    store = stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
+    store.handle.write(json.dumps({"key": "k"}) + "\n")
+    store.handle.close()
+    assert "k" in stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"}).labels
+    assert not stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"}).labels
+
+
+def test_a_sheet_outside_the_judges_domain_has_no_label():
+    label = {"delta_g": [0.2, -0.1], "std": [0.1, 0.3], "in_domain": True}
+    assert stage2._best_site(label) == (-0.1, 0.3)
+    assert np.isnan(stage2._best_site(label | {"in_domain": False})).all()
+    assert np.isnan(stage2._best_site(None)).all()
+
+
+def test_split_is_a_function_of_the_formula():
+    names = [stage2.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
+    assert names == [stage2.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
+    assert names.count("test") / 4000 == pytest.approx(0.1, abs=0.02)
+    assert names.count("val") / 4000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_strings_where_numbers_belong(tmp_path):
+    class Row:
+        id = 1
+        key_value_pairs = {"uid": "x", "ehull": "unknown"}
+
+    assert stage2.clean_row(Row(), SETTINGS) == "ehull or hform is not a number"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a database at all" * 100])
+def test_files_that_are_no_database(tmp_path, predictor_path, content):
+    if content is not None:
+        (tmp_path / "x.db").write_bytes(content)
+    with pytest.raises(StageError, match=r"x\.db"):
+        stage2.main(configure(tmp_path, predictor_path))
+
+
+def test_missing_judge_is_one_line(tmp_path):
+    with pytest.raises(StageError, match="run pretrain_dimenet.py"):
+        stage2.main(configure(tmp_path, tmp_path / "none.pth"))
+
+
+def test_graphene_is_kept_with_old_keys():
+    class Row:
+        id = 7
+        key_value_pairs = {"asr_id": "abc", "ehull": 0.0, "hform": 0.0, "doi": "10.1126/science.1102896"}
+
+        def toatoms(self):
+            return graphene(vacuum=8)
+
+    row = stage2.clean_row(Row(), SETTINGS)
+    assert row.uid == "abc" and row.formula == "C" and row.y_synth == 1.0

@@ -1,0 +1,297 @@
+"""DimeNet++: exact symmetries, periodic triplets, forces, intensive readout, official checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import mx2
+from torch_geometric.nn.models.dimenet import SphericalBasisLayer
+
+from hydrogen import batch_atoms
+from models import CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, SphericalBasis, load_ocp_checkpoint
+
+TOLERANCE = 1e-10
+
+
+def sheet_with_h() -> Atoms:
+    """A rattled 2H-MoS2 cell with H above one S: no symmetry that could hide an error."""
+    atoms = mx2("MoS2", "2H", a=3.18, thickness=3.13, size=(2, 1, 1), vacuum=8.0)
+    atoms.pbc = (True, True, False)
+    atoms.rattle(0.1, seed=1)
+    top = int(np.argmax(atoms.positions[:, 2]))
+    atoms.append("H")
+    atoms.positions[-1] = atoms.positions[top] + [0.2, 0.1, 1.4]
+    atoms.set_tags([1, 0, 1, 1, 0, 1, 2])
+    return atoms
+
+
+def make_model(readout: str = "adsorbate", **changes) -> DimeNetPlusPlus:
+    torch.manual_seed(0)
+    settings = replace(DimeNetPlusPlusConfig.preset("small"), hidden_channels=16, out_emb_channels=16, int_emb_size=8)
+    return DimeNetPlusPlus(replace(settings, readout=readout, **changes)).double().eval()
+
+
+@torch.no_grad()
+def energy(model: DimeNetPlusPlus, *structures: Atoms) -> np.ndarray:
+    return model(*batch_atoms(structures, torch.float64, "cpu")).numpy()
+
+
+@pytest.fixture(params=["adsorbate", "all"])
+def model(request) -> DimeNetPlusPlus:
+    return make_model(request.param)
+
+
+def rotated(atoms: Atoms) -> Atoms:
+    turned = atoms.copy()
+    turned.rotate(37.0, "z", rotate_cell=True)
+    return turned
+
+
+def tumbled(atoms: Atoms) -> Atoms:
+    turned = atoms.copy()
+    turned.rotate(71.0, (1, 2, 3), rotate_cell=True)
+    return turned
+
+
+def mirrored(atoms: Atoms) -> Atoms:
+    image = atoms.copy()
+    image.set_cell(atoms.cell.array * [1, 1, -1])
+    image.positions *= [1, 1, -1]
+    return image
+
+
+def shifted(atoms: Atoms) -> Atoms:
+    moved = atoms.copy()
+    moved.positions += [0.7, -3.1, 1.9]
+    return moved
+
+
+def wrapped(atoms: Atoms) -> Atoms:
+    moved = atoms.copy()
+    rng = np.random.default_rng(0)
+    moved.positions += rng.integers(-3, 4, (len(atoms), 2)) @ atoms.cell.array[:2]
+    return moved
+
+
+def permuted(atoms: Atoms) -> Atoms:
+    return atoms[np.random.default_rng(3).permutation(len(atoms))]
+
+
+def other_basis(atoms: Atoms) -> Atoms:
+    moved = atoms.copy()
+    moved.set_cell(np.array([[2, 1, 0], [1, 1, 0], [0, 0, 1]]) @ atoms.cell.array)
+    return moved
+
+
+@pytest.mark.parametrize("change", [rotated, tumbled, mirrored, shifted, wrapped, permuted, other_basis])
+def test_energy_is_invariant(model, change):
+    atoms = sheet_with_h()
+    before = energy(model, atoms)
+    assert abs(before[0]) > 1e-3
+    np.testing.assert_allclose(energy(model, change(atoms)), before, rtol=0, atol=TOLERANCE * max(1.0, abs(before[0])))
+
+
+def test_energy_depends_on_geometry_and_element(model):
+    atoms = sheet_with_h()
+    moved, exchanged = atoms.copy(), atoms.copy()
+    moved.positions[-1, 2] += 0.05
+    exchanged.symbols[0] = "W"
+    values = energy(model, atoms, moved, exchanged)
+    assert abs(values[1] - values[0]) > 1e-5 and abs(values[2] - values[0]) > 1e-5
+
+
+def test_a_batch_gives_what_its_members_give(model):
+    first, second = sheet_with_h(), other_basis(rotated(sheet_with_h()))
+    second.positions[-1, 2] += 0.3
+    together = energy(model, first, second)
+    apart = [energy(model, first)[0], energy(model, second)[0]]
+    np.testing.assert_allclose(together, apart, rtol=0, atol=TOLERANCE * max(1, *map(abs, apart)))
+
+
+def test_supercell_at_equal_coverage():
+    """Repeating the cell with its H leaves an intensive ΔE unchanged; the published sum over atoms grows with the cell."""
+    atoms = sheet_with_h()
+    big = atoms.repeat((2, 2, 1))
+    local = make_model("adsorbate")
+    np.testing.assert_allclose(energy(local, big), energy(local, atoms), rtol=0, atol=TOLERANCE)
+    total = make_model("all")
+    np.testing.assert_allclose(energy(total, big), 4 * energy(total, atoms), rtol=1e-10)
+
+
+def test_leaving_out_unread_messages_changes_nothing():
+    """The adsorbate readout skips triplets that nothing reads; with weights on every atom (radius > cell) all of them count."""
+    atoms = sheet_with_h()
+    model = make_model("adsorbate")
+    inputs = batch_atoms([atoms], torch.float64, "cpu")
+    graph = model.graph(*inputs[1:4])
+    skipped = energy(model, atoms)
+    original = model.interaction_blocks[-1].forward
+    sizes = []
+
+    def counted(x, rbf, sbf, idx_kj, idx_ji):
+        sizes.append(len(idx_kj))
+        from_all = model.sbf(distance, cosine, graph.idx_kj)
+        return original(x, rbf, from_all, graph.idx_kj, graph.idx_ji)
+
+    from geo_utils import edge_vectors
+
+    vectors = edge_vectors(inputs[1], inputs[2], inputs[3], graph.edge_index, graph.offsets)
+    distance = vectors.norm(dim=1)
+    unit = vectors / distance[:, None]
+    cosine = (unit[graph.idx_ji] * unit[graph.idx_kj]).sum(1)
+    model.interaction_blocks[-1].forward = counted
+    np.testing.assert_allclose(energy(model, atoms), skipped, rtol=0, atol=TOLERANCE)
+    assert sizes[0] < len(graph.idx_kj)
+
+
+def test_triplets_against_brute_force():
+    """k -> j -> i with k != i, or k an image of i that is not i itself, found by three nested loops over image atoms."""
+    atoms = sheet_with_h()
+    model = make_model(cutoff_angstrom=3.6, readout_radius_angstrom=3.0)
+    _, pos, cell, batch, _ = batch_atoms([atoms], torch.float64, "cpu")
+    graph = model.graph(pos, cell, batch)
+    source, target = graph.edge_index.numpy()
+    shift = graph.offsets.long().numpy()
+    found = sorted(
+        (target[ji], source[ji], *shift[ji], source[kj], *(shift[ji] + shift[kj]))
+        for kj, ji in zip(graph.idx_kj.tolist(), graph.idx_ji.tolist(), strict=True)
+    )
+    positions, lattice, cutoff = atoms.positions, atoms.cell.array, model.settings.cutoff_angstrom
+    images = [(a, np.array([m, n, 0])) for a in range(len(atoms)) for m in range(-5, 6) for n in range(-5, 6)]
+    place = {(a, *o): positions[a] + o @ lattice for a, o in images}
+
+    def neighbours(centre: tuple) -> list[tuple]:
+        return [k for k, x in place.items() if k != centre and np.linalg.norm(x - place[centre]) <= cutoff]
+
+    expected = []
+    for i in range(len(atoms)):
+        for j in neighbours((i, 0, 0, 0)):
+            expected += [(i, *j, *k) for k in neighbours(j) if k != (i, 0, 0, 0)]
+    assert found == sorted(tuple(int(v) for v in row) for row in expected)
+
+
+def test_neighbour_counts_of_graphene():
+    """3 neighbours at 1.42 Å, 6 at 2.46 Å, 3 at 2.84 Å; a limit of 5 keeps the second shell whole."""
+    a = 2.46
+    atoms = Atoms("C2", [[0, 0, 5], [0, a / 3**0.5, 5]], cell=[[a, 0, 0], [-a / 2, a * 3**0.5 / 2, 0], [0, 0, 10]], pbc=(1, 1, 0))
+    _, pos, cell, batch, _ = batch_atoms([atoms], torch.float64, "cpu")
+    for changes, expected in [({}, 12), ({"max_neighbors": 5}, 9), ({"max_neighbors": 3}, 3)]:
+        model = make_model(cutoff_angstrom=3.0, readout_radius_angstrom=2.0, **changes)
+        counts = torch.bincount(model.graph(pos, cell, batch).edge_index[1])
+        assert counts.tolist() == [expected] * 2
+
+
+def test_forces_against_finite_differences(model):
+    atoms = sheet_with_h()
+    z, pos, cell, batch, tags = batch_atoms([atoms], torch.float64, "cpu")
+    pos.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model(z, pos, cell, batch, tags).sum(), pos)
+    step = 1e-4
+    for atom, axis in [(0, 0), (1, 2), (6, 0), (6, 2)]:
+        plus, minus = atoms.copy(), atoms.copy()
+        plus.positions[atom, axis] += step
+        minus.positions[atom, axis] -= step
+        numerical = (energy(model, plus)[0] - energy(model, minus)[0]) / (2 * step)
+        assert gradient[atom, axis].item() == pytest.approx(numerical, rel=1e-5, abs=1e-7)
+
+
+def test_collinear_atoms_have_finite_gradients():
+    """A linear chain with H at its end: every angle is 0 or 180°, where atan2 has no derivative."""
+    atoms = Atoms("Cu2H", [[0, 0, 3], [0, 0, 5.4], [0, 0, 6.9]], cell=[12, 12, 20], pbc=(1, 1, 0), tags=[0, 1, 2])
+    z, pos, cell, batch, tags = batch_atoms([atoms], torch.float64, "cpu")
+    pos.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(make_model()(z, pos, cell, batch, tags).sum(), pos)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-8
+    assert gradient[:, :2].abs().max() < 1e-12
+
+
+def test_spherical_basis_against_pyg():
+    basis, oracle = SphericalBasis(7, 6, 6.0, 5), SphericalBasisLayer(7, 6, 6.0, 5)
+    distance = torch.linspace(0.9, 6.2, 60, dtype=torch.float64)
+    angle = torch.linspace(0, np.pi, 60, dtype=torch.float64)
+    index = torch.arange(59, -1, -1)
+    expected = oracle(distance, angle, index)
+    torch.testing.assert_close(basis(distance, torch.cos(angle), index), expected, rtol=1e-6, atol=1e-7)
+    # float32 distances keep six digits, where closed forms in float32 lose them.
+    single = basis(distance.float(), torch.cos(angle).float(), index)
+    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_energy_is_continuous_at_the_cutoff():
+    model = make_model()
+    atoms = sheet_with_h()
+    heights = np.linspace(0.0, 3.0, 61)
+    structures = []
+    for height in heights:
+        structures.append(atoms.copy())
+        structures[-1].positions[-1, 2] += height
+    values = energy(model, *structures)
+    assert np.abs(np.diff(values, 2)).max() < 0.1 * np.ptp(values)
+
+
+def test_adsorbate_readout_refuses_a_bare_sheet():
+    model = make_model()
+    bare = sheet_with_h()[:-1]
+    with pytest.raises(ValueError, match="structure 1 of the batch has no adsorbate atom"):
+        energy(model, sheet_with_h(), bare)
+    with pytest.raises(ValueError, match="tags"):
+        inputs = batch_atoms([bare], torch.float64, "cpu")
+        model(*inputs[:4])
+
+
+def test_oc20_preset_is_the_published_network():
+    """1,810,182 parameters are stated for OC20's DimeNet++ (hidden 256, 3 blocks); names as in OCP."""
+    model = DimeNetPlusPlus(DimeNetPlusPlusConfig.preset("oc20"))
+    keys = set(model.state_dict())
+    assert {"rbf.freq", "emb.emb.weight", "output_blocks.0.lin_up.bias", "interaction_blocks.2.lin_sbf2.weight"} <= keys
+    assert not any(key.startswith("sbf") for key in keys)
+    assert model.settings.readout == "all"
+    atoms = sheet_with_h()
+    assert torch.isfinite(model(*batch_atoms([atoms], torch.float32, "cpu")[:4])).all()
+
+
+# ------------------------------------------------------------------------------------------- official OCP checkpoints
+
+
+def emulated_ocp(path, model: DimeNetPlusPlus, normalizer: str = "target", prefix: str = "module.module.", **extra) -> None:
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    content = {
+        "epoch": 20,
+        "step": 1000.0,
+        "state_dict": state | {prefix + key: value for key, value in extra.items()},
+        "normalizers": {normalizer: {"mean": torch.tensor(-1.525913), "std": torch.tensor(2.279365)}},
+        "config": {"model": "dimenetplusplus", "model_attributes": {"hidden_channels": 256}},
+        "val_metrics": {"energy_mae": {"metric": np.float64(0.55), "total": 1.0, "numel": 2}},
+    }
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("normalizer", ["target", "energy"])
+@pytest.mark.parametrize("prefix", ["module.module.", "module.", ""])
+def test_ocp_checkpoint_loads_strictly(tmp_path, normalizer, prefix):
+    source = make_model("all")
+    emulated_ocp(tmp_path / "ocp.pt", source, normalizer, prefix)
+    torch.manual_seed(5)
+    model = DimeNetPlusPlus(source.settings).double()
+    assert not np.allclose(energy(model, sheet_with_h()), energy(source, sheet_with_h()))
+    assert load_ocp_checkpoint(tmp_path / "ocp.pt", model) == pytest.approx((-1.525913, 2.279365))
+    np.testing.assert_array_equal(energy(model, sheet_with_h()), energy(source, sheet_with_h()))
+
+
+def test_ocp_checkpoint_with_wrong_keys_is_refused_by_name(tmp_path):
+    model = make_model("all")
+    emulated_ocp(tmp_path / "extra.pt", model, **{"output_blocks.9.lin.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="unexpected output_blocks.9.lin.weight"):
+        load_ocp_checkpoint(tmp_path / "extra.pt", model)
+    emulated_ocp(tmp_path / "wide.pt", make_model("all", basis_emb_size=4))
+    with pytest.raises(CheckpointError, match=r"lin_rbf1.weight is \(4, 6\), expected \(8, 6\)"):
+        load_ocp_checkpoint(tmp_path / "wide.pt", model)
+    with pytest.raises(CheckpointError, match="no file"):
+        load_ocp_checkpoint(tmp_path / "missing.pt", model)
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="state_dict"):
+        load_ocp_checkpoint(tmp_path / "other.pt", model)
