@@ -27,7 +27,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import add_adsorbate, bcc110, fcc100, fcc111, hcp0001
 from ase.constraints import FixAtoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, reference_states
 from tqdm import tqdm
 
 import config
@@ -319,12 +319,13 @@ def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
 
 def metal_tasks(references: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """Sites on the close-packed faces of metals in their own structure, at the relaxed lattice constants."""
-    by_element: dict[str, dict[str, Any]] = {}
-    for result in references:
-        if result["kind"] == "element" and result["name"] in METAL_SURFACES:
-            element = result["key"].split(":")[1]
-            if element not in by_element or result["energy_per_atom"] < by_element[element]["energy_per_atom"]:
-                by_element[element] = result
+    # The experimental structure: the potential puts fcc and hcp of many metals within a meV of each other.
+    structures = {element: reference_states[atomic_numbers[element]]["symmetry"] for element in SURFACE_METALS}
+    by_element = {
+        result["key"].split(":")[1]: result
+        for result in references
+        if result["kind"] == "element" and result["name"] == structures.get(result["key"].split(":")[1])
+    }
     heights = {"ontop": 1.6, "fcc": 0.95, "hcp": 0.95, "bridge": 1.1, "hollow": 0.7, "longbridge": 1.0, "shortbridge": 1.2}
     tasks = []
     for element in SURFACE_METALS:
