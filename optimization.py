@@ -474,7 +474,8 @@ def main(cfg: config.Config) -> None:
     device = config.resolve_device(cfg.run)
     splits = {name: processed / f"{name}.pt" for name in ("train", "val", "test")}
     tables = {name: SheetTable.load(path) for name, path in splits.items()}
-    config.check_inputs_unchanged(config.read_sidecar(processed, stage=DATASET_STAGE), processed)
+    for path in splits.values():
+        config.check_inputs_unchanged(config.read_sidecar(path, stage=DATASET_STAGE), path)
     if not len(tables["train"]) or not len(tables["val"]):
         raise config.StageError(
             f"{config.relative_name(processed)} has an empty training or validation split: rerun {DATASET_STAGE}"

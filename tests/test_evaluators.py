@@ -5,6 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import ase.db
 import numpy as np
@@ -398,3 +404,31 @@ def test_truth_report_pairs_predictions_with_dft(tmp_path):
     assert report["potential"]["mae_ev"] == pytest.approx(0.2) and report["potential"]["mean_error_ev"] == pytest.approx(-0.2)
     assert report["table"]["n"] == 1 and len(report["table"]["rows"]) == 2
     assert her_truth.truth_report(simple.Hydrogen(), tmp_path / "missing.db") is None
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet()})
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
+        "import evaluators, simple_judges as simple, config\n"
+        "from judge_pool import JudgePool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = JudgePool(simple.judges, {}, 1)\n"
+        "    evaluators.evaluate(sys.argv[3], pool, config.EvaluationConfig(bootstrap=10), sys.argv[4], 'ours')\n"
+        "    print(*pool._executor._processes, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    paths = [str(config.PROJECT_DIR), str(config.PROJECT_DIR / "tests"), str(tmp_path / "cifs"), str(tmp_path / "out")]
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), *paths], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
