@@ -73,11 +73,12 @@ class DemoConfig:
     potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     num_monolayers: int = setting(1000, "prototype decorations to relax", low=1)
-    num_adsorption: int = setting(1100, "H-adsorption records to relax", low=1)
+    num_adsorption: int = setting(860, "H-adsorption records to relax", low=1)
     num_random: int = setting(32, "random-decoration CIFs", low=1)
     workers: int = setting(2, "worker processes, one thread each", low=1)
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxations", low=1e-4)
-    max_steps: int = setting(200, "step cap of the relaxations", low=1)
+    max_steps: int = setting(200, "step cap of the relaxations of sheets and phases", low=1)
+    max_h_steps: int = setting(80, "step cap of the relaxations of H", low=1)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class DimenetConfig:
     adsorbate: str = setting("H", "H: records with one H adatom; all: every record", choices=("H", "all"))
     checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "model: written by stage 1, read by the judges", path=True)
     init_from: str = setting("", "official OCP/fairchem DimeNet++ IS2RE checkpoint to start from", path=True)
+    dft_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H towards which ΔE_H is corrected; empty: no correction", path=True)
     preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
     epochs: int = setting(40, "passes over the training records", low=1)

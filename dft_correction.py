@@ -2,8 +2,8 @@
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
 sheets well. A ridge regression on a handful of DFT points takes most of that away. Its descriptors are few and physical: the
-prediction itself, and the mean Pauling electronegativity of the atoms that H does not bind to, which tells an ionic or covalent host,
-whose surface atoms have no free valence, from a metallic one. Every figure quoted for it is from hosts that were left out of the fit.
+prediction itself, and the mean Pauling electronegativity of the atoms that H does not bind to, which tells an ionic or covalent
+host, whose surface atoms have no free valence, from a metallic one. Every figure quoted for it is from hosts left out of the fit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from ase import Atoms
 from ase.db import connect
 
 import config
-from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_DEPTH, SURFACE_TAG
-from potentials import adsorbed_hydrogen
+from geo_utils import adsorbed_hydrogen, tag_last_hydrogen
 
 log = logging.getLogger("her2d")
 
@@ -30,7 +29,7 @@ MIN_POINTS = 12
 
 @dataclass(frozen=True)
 class TruthPoint:
-    """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula of the sheet, the unit that is left out."""
+    """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits."""
 
     name: str
     host: str
@@ -53,15 +52,12 @@ def read_truth(path: str | Path) -> list[TruthPoint]:
         if "dE_dft" not in row:
             continue
         atoms = row.toatoms()
-        if atoms.numbers[-1] != 1:
-            raise config.StageError(f"{config.relative_name(path)}, row {row.id}: the last atom of {row.formula} is not H")
-        sheet = atoms[:-1]
-        z = sheet.positions[:, 2]
-        sign = 1.0 if atoms.positions[-1, 2] >= z.mean() else -1.0
-        surface = sign * z >= (sign * z).max() - SURFACE_DEPTH
-        atoms.set_tags([*np.where(surface, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
+        try:
+            tag_last_hydrogen(atoms)
+        except ValueError as error:
+            raise config.StageError(f"{config.relative_name(path)}, row {row.id}: {error}") from error
         atoms.pbc = (True, True, False)
-        host = sheet.symbols.formula.reduce()[0].format("hill")
+        host = atoms[:-1].symbols.formula.reduce()[0].format("hill")
         potential = float(row.get("dE_7net0", np.nan))
         points.append(TruthPoint(str(row.name), host, str(row.get("site", "")), atoms, float(row.dE_dft), potential))
     return points
@@ -81,7 +77,7 @@ def descriptors(atoms: Atoms, delta_e: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DftCorrection:
-    """ΔE_H(DFT) ≈ intercept + weights · descriptors. rmse_ev: root-mean-square error on hosts left out of the fit; n: DFT points."""
+    """ΔE_H(DFT) ≈ intercept + weights · descriptors. rmse_ev: error on hosts left out of the fit. n: DFT points."""
 
     intercept: float
     weights: tuple[float, ...]
@@ -99,7 +95,7 @@ class DftCorrection:
         return cls(float(intercept), tuple(float(w) for w in weights), rmse, len(truth))
 
     def apply(self, atoms: Sequence[Atoms], delta_e: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Corrected ΔE_H (n,) eV and its standard error: that of the network through the slope, and that of the correction itself."""
+        """Corrected ΔE_H (n,) eV and its standard error: the network's times the slope, and the correction's, in quadrature."""
         if not len(delta_e):
             return delta_e, std
         features = np.array([descriptors(a, e) for a, e in zip(atoms, delta_e, strict=True)])

@@ -551,13 +551,32 @@ def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] 
     Tags: 2 for H, 1 for the atoms of the surface layer on its side, 0 for the rest.
     """
     slab = atoms.repeat((*supercell, 1))
-    sign = 1 if site.face == "upper" else -1
-    z = sign * slab.positions[:, 2]
-    tags = np.where(z >= z.max() - SURFACE_DEPTH, SURFACE_TAG, SUBSURFACE_TAG)
     slab.append("H")
     slab.positions[-1] = site.position
-    slab.set_tags([*tags, H_TAG])
+    tag_last_hydrogen(slab)
     return slab
+
+
+def tag_last_hydrogen(atoms: Atoms) -> None:
+    """Sets OC20's tags on a sheet whose last atom is the H adatom: 2 for H, 1 for the surface layer on its side, 0 for the rest.
+
+    Raises ValueError when the last atom is not H.
+    """
+    if len(atoms) < 2 or atoms.numbers[-1] != 1:
+        raise ValueError(f"the last atom of {atoms.get_chemical_formula()} is not an H on a sheet")
+    z = atoms.positions[:-1, 2]
+    if atoms.positions[-1, 2] < z.mean():
+        z = -z
+    atoms.set_tags([*np.where(z >= z.max() - SURFACE_DEPTH, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
+
+
+def adsorbed_hydrogen(atoms: Atoms) -> int:
+    """Index of the H adatom. Raises ValueError unless exactly one atom has tag 2 and it is H: a bare sheet has no ΔE_H."""
+    found = np.flatnonzero(atoms.get_tags() == H_TAG)
+    if len(found) != 1 or atoms.numbers[found[0]] != 1:
+        tagged = str(atoms.symbols[found]) if len(found) else "no atom"
+        raise ValueError(f"{atoms.get_chemical_formula()}: {tagged} tagged as adsorbate, expected one H (a bare sheet has no ΔE_H)")
+    return int(found[0])
 
 
 def element_set(symbols: list[str] | tuple[str, ...]) -> set[int]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 
 import config
+import dft_correction
 import metrics
-from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_DEPTH, SURFACE_TAG
 
 log = logging.getLogger("her2d")
 
@@ -23,56 +22,54 @@ NAN = float("nan")
 
 
 def truth_report(her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None) -> dict[str, Any] | None:
-    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, mean_error_ev, potential: {...}, rows, source}``.
+    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected: {...}, potential: {...}, rows, source}``.
 
-    truth_db_path: ASE database whose rows ``kind=slab_H`` are sheets with H as the last atom, with ``dE_dft`` and, where known,
-    ``dE_7net0`` in eV. DimeNet++ predicts on those very geometries. table_path: CSV of literature and DFT values (system,
-    structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows whose ``structure`` names a database row take its
-    geometry, the others are listed without a prediction. None when the database is not there: the report says "unverified".
+    truth_db_path: ASE database of DFT points (see ``dft_correction.read_truth``). Where the judge carries a correction fitted on
+    such points, each is predicted by a correction fitted without any point of its host, so that no row is judged by itself.
+    table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
+    whose ``structure`` names a database row take its prediction, the others are listed without one. None when the database is not
+    there: the report says "unverified".
     """
-    import ase.db
-
     path = Path(truth_db_path)
     if not path.is_file():
         log.warning("no DFT truth at %s: ΔG_H stays unverified", config.relative_name(path))
         return None
-    entries = [row for row in ase.db.connect(path).select(kind="slab_H") if "dE_dft" in row]
-    atoms = [tagged(row.toatoms()) for row in entries]
-    mean, std = her.predict_delta_e(atoms) if atoms else (np.empty(0), np.empty(0))
+    points = dft_correction.read_truth(path)
+    if not points:
+        log.warning("%s holds no DFT point: ΔG_H stays unverified", config.relative_name(path))
+        return None
+    truth = np.array([point.delta_e for point in points])
+    raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
+    predicted = raw
+    if her.correction is not None:
+        features = np.array([dft_correction.descriptors(p.atoms, value) for p, value in zip(points, raw, strict=True)])
+        predicted = dft_correction.leave_hosts_out(features, truth, [point.host for point in points])
+        std = np.hypot(her.correction.weights[0] * std, her.correction.rmse_ev)
     rows = [
         {
-            "name": row.get("name"),
-            "host": row.get("host"),
-            "site": row.get("site"),
-            "delta_e_dft_ev": float(row.dE_dft),
+            "name": point.name,
+            "host": point.host,
+            "site": point.site,
+            "delta_e_dft_ev": point.delta_e,
             "delta_e_dimenet_ev": float(value),
             "std_ev": float(error),
-            "delta_e_potential_ev": float(row.get("dE_7net0", NAN)),
+            "delta_e_uncorrected_ev": float(uncorrected),
+            "delta_e_potential_ev": point.potential_delta_e,
         }
-        for row, value, error in zip(entries, np.asarray(mean), np.asarray(std), strict=True)
+        for point, value, error, uncorrected in zip(points, predicted, std, raw, strict=True)
     ]
-    truth = [row["delta_e_dft_ev"] for row in rows]
     report = {
         "source": config.relative_name(path),
         "sha256": config.file_sha256(path),
-        **metrics.agreement(truth, [row["delta_e_dimenet_ev"] for row in rows]),
-        "potential": {"name": "sevennet-0", **metrics.agreement(truth, [row["delta_e_potential_ev"] for row in rows])},
+        "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
+        **metrics.agreement(truth.tolist(), predicted.tolist()),
+        "uncorrected": metrics.agreement(truth.tolist(), raw.tolist()),
+        "potential": {"name": "sevennet-0", **metrics.agreement(truth.tolist(), [p.potential_delta_e for p in points])},
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
     if table_path is not None and Path(table_path).is_file():
         report["table"] = truth_table(rows, table_path)
     return report
-
-
-def tagged(atoms: Atoms) -> Atoms:
-    """A sheet with H as its last atom, with OC20's tags as ``geo_utils.add_hydrogen`` sets them."""
-    if atoms.numbers[-1] != 1:
-        raise config.StageError(f"the last atom of {atoms.get_chemical_formula()} in the DFT truth is no H")
-    heights = atoms.positions[:-1, 2]
-    sign = 1.0 if atoms.positions[-1, 2] >= heights.mean() else -1.0
-    surface = sign * heights >= (sign * heights).max() - SURFACE_DEPTH
-    atoms.set_tags([*np.where(surface, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
-    return atoms
 
 
 def truth_table(rows: Sequence[dict[str, Any]], table_path: str | os.PathLike) -> dict[str, Any]:

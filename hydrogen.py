@@ -18,7 +18,8 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from config import file_sha256, log, relative_name
-from geo_utils import H_TAG, AdsorptionSite, add_hydrogen, adsorption_sites, h_supercell, primitive_sheet
+from dft_correction import DftCorrection
+from geo_utils import AdsorptionSite, add_hydrogen, adsorbed_hydrogen, adsorption_sites, h_supercell, primitive_sheet
 from models import DIMENET_KIND, CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, load_checkpoint
 
 HINT = "run pretrain_dimenet.py, or set dimenet.checkpoint=weights/dimenet.pth"
@@ -137,19 +138,8 @@ def batch_atoms(
     )
 
 
-def check_one_hydrogen(atoms: Atoms) -> None:
-    """Raises ValueError unless exactly one atom has the adsorbate tag and it is H."""
-    adsorbate = np.flatnonzero(atoms.get_tags() == H_TAG)
-    if len(adsorbate) != 1 or atoms.numbers[adsorbate[0]] != 1:
-        raise ValueError(
-            f"{atoms.get_chemical_formula()} has no H adsorbate: the prediction needs the sheet with exactly one H tagged {H_TAG}"
-            if len(adsorbate) == 0
-            else f"{atoms.get_chemical_formula()} has {len(adsorbate)} adsorbate atoms ({atoms.symbols[adsorbate]}), expected one H"
-        )
-
-
 class HydrogenPredictor:
-    """A trained DimeNet++ ensemble with its normaliser, calibration and training domain."""
+    """A trained DimeNet++ ensemble with its normaliser, calibration, training domain and, where it has one, DFT correction."""
 
     def __init__(
         self,
@@ -159,10 +149,11 @@ class HydrogenPredictor:
         calibration: Calibration,
         domain: Domain,
         provenance: dict[str, Any] | None = None,
+        correction: DftCorrection | None = None,
     ) -> None:
         self.members = [member.eval() for member in members]
         self.mean, self.std = mean, std
-        self.calibration, self.domain = calibration, domain
+        self.calibration, self.domain, self.correction = calibration, domain, correction
         self.provenance = provenance or {}
 
     @classmethod
@@ -178,21 +169,32 @@ class HydrogenPredictor:
                 members.append(member)
             domain = Domain(**{**content["domain"], "elements": tuple(content["domain"]["elements"])})
             calibration = Calibration(**content["calibration"])
+            stored = content["correction"]
+            correction = DftCorrection(**{**stored, "weights": tuple(stored["weights"])}) if stored else None
             mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0][:160]
             raise CheckpointError(f"{relative_name(path)} does not fit this version's DimeNet++ ({reason}): {HINT}") from error
         provenance = {"checkpoint": relative_name(path), "sha256": file_sha256(path), "members": len(members)}
-        return cls(members, mean, std, calibration, domain, provenance)
+        provenance["dft_correction"] = f"{correction.n} DFT points" if correction else "none"
+        return cls(members, mean, std, calibration, domain, provenance, correction)
 
     @staticmethod
-    def state(calibration: Calibration, domain: Domain, mean: float, std: float, members: Sequence[dict]) -> dict[str, Any]:
+    def state(
+        calibration: Calibration,
+        domain: Domain,
+        mean: float,
+        std: float,
+        members: Sequence[dict],
+        correction: DftCorrection | None = None,
+    ) -> dict[str, Any]:
         """What a checkpoint holds beside the model's settings; the inverse of ``load``."""
         return {
             "members": list(members),
             "normalizer": {"mean": mean, "std": std},
             "calibration": asdict(calibration),
             "domain": {**asdict(domain), "elements": list(domain.elements)},
+            "correction": {**asdict(correction), "weights": list(correction.weights)} if correction else None,
         }
 
     @property
@@ -204,7 +206,7 @@ class HydrogenPredictor:
     def member_delta_e(self, structures: Sequence[Atoms]) -> np.ndarray:
         """ΔE_H of each member, (members, n) eV. Each structure holds exactly one H with tag 2; raises ValueError otherwise."""
         for atoms in structures:
-            check_one_hydrogen(atoms)
+            adsorbed_hydrogen(atoms)
             if atoms.numbers.max() > self.max_atomic_number:
                 raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
         parameter = next(self.members[0].parameters())
@@ -214,7 +216,15 @@ class HydrogenPredictor:
         return energies.double().cpu().numpy() * self.std + self.mean
 
     def predict_delta_e(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """ΔE_H (n,) and its calibrated standard error (n,), eV, of sheets that carry exactly one H (tag 2)."""
+        """ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT."""
+        return self.corrected(structures, *self.predict_raw(structures, batch_size))
+
+    def corrected(self, structures: Sequence[Atoms], mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The raw values of ``predict_raw`` after the DFT correction, or as they are where the checkpoint has none."""
+        return (mean, std) if self.correction is None else self.correction.apply(structures, mean, std)
+
+    def predict_raw(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """ΔE_H (n,) and its calibrated standard error (n,), eV, as learnt from the training records, without the DFT correction."""
         if not len(structures):
             return np.zeros(0), np.zeros(0)
         chunks = [self.member_delta_e(structures[at : at + batch_size]) for at in range(0, len(structures), batch_size)]
@@ -226,7 +236,7 @@ class HydrogenPredictor:
         job = _SheetJob.build(atoms, settings, self.max_atomic_number)
         if job.result.status != "ok":
             raise ValueError(job.result.status)
-        return job.finish(*self.predict_delta_e(job.structures, settings.label_batch_size), self.domain, settings)
+        return job.finish(*self.predict_raw(job.structures, settings.label_batch_size), self, settings)
 
     def predict_many(self, sheets: Iterable[Atoms], settings: HydrogenSettings) -> Iterator[SheetHER]:
         """``predict_sheet`` of a stream, in its order, the sites of different sheets sharing batches of ``label_batch_size``.
@@ -245,12 +255,12 @@ class HydrogenPredictor:
         yield from self._finish(waiting, settings)
 
     def _finish(self, jobs: Sequence[_SheetJob], settings: HydrogenSettings) -> Iterator[SheetHER]:
-        mean, std = self.predict_delta_e([a for job in jobs for a in job.structures], settings.label_batch_size)
+        mean, std = self.predict_raw([a for job in jobs for a in job.structures], settings.label_batch_size)
         at = 0
         for job in jobs:
             rows = slice(at, at + len(job.structures))
             at = rows.stop
-            yield job.finish(mean[rows], std[rows], self.domain, settings)
+            yield job.finish(mean[rows], std[rows], self, settings)
 
 
 def ensemble_spread(values: np.ndarray) -> np.ndarray:
@@ -282,11 +292,14 @@ class _SheetJob:
         result = SheetHER(sheet=sheet, sites=sites, supercell=supercell, coverage=1 / (supercell[0] * supercell[1]))
         return cls(result, [add_hydrogen(sheet, site, supercell) for site in sites])
 
-    def finish(self, delta_e: np.ndarray, std: np.ndarray, domain: Domain, settings: HydrogenSettings) -> SheetHER:
-        if not np.isfinite(delta_e).all():
+    def finish(self, raw: np.ndarray, raw_std: np.ndarray, judge: HydrogenPredictor, settings: HydrogenSettings) -> SheetHER:
+        """raw, raw_std: (S,) eV before the DFT correction; the training domain is that of the uncorrected network."""
+        if not np.isfinite(raw).all():
             self.result.status = "the network gave a value that is not finite"
             return self.result
         numbers = [] if self.result.sheet is None else [*self.result.sheet.numbers.tolist(), 1]
+        pairs = zip(raw.tolist(), raw_std.tolist(), strict=True)
+        self.result.complaints = [judge.domain.complaint(numbers, *pair) for pair in pairs]
+        delta_e, std = judge.corrected(self.structures, raw, raw_std)
         self.result.delta_e, self.result.delta_g, self.result.std = delta_e, delta_e + settings.her_correction_ev, std
-        self.result.complaints = [domain.complaint(numbers, *pair) for pair in zip(delta_e.tolist(), std.tolist(), strict=True)]
         return self.result

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
@@ -288,11 +289,6 @@ class Is2reReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_environments": {}}
 
-    def close(self) -> None:
-        for environment in self._environments.values():
-            environment.close()
-        self._environments.clear()
-
     def _environment(self, number: int) -> lmdb.Environment:
         if number not in self._environments:
             self._environments[number] = _open_environment(self.files[number])
@@ -317,7 +313,14 @@ def _lmdb_files(path: Path) -> list[Path]:
     raise StageError(f"no IS2RE LMDB at {relative_name(path)}: set dimenet.lmdb_path, or run prepare_demo_data.py")
 
 
+_OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()
+
+
 def _open_environment(file: Path) -> lmdb.Environment:
+    """One environment per file and process: LMDB refuses a second one, so readers of one file share it."""
+    identity = (os.getpid(), file.stat().st_dev, file.stat().st_ino)
+    if identity in _OPEN:
+        return _OPEN[identity]
     try:
         environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
     except lmdb.Error as error:
@@ -327,6 +330,7 @@ def _open_environment(file: Path) -> lmdb.Environment:
     if file.stat().st_size < needed:
         environment.close()
         raise StageError(f"{relative_name(file)} is truncated: {file.stat().st_size} of {needed} bytes")
+    _OPEN[identity] = environment
     return environment
 
 

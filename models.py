@@ -801,7 +801,7 @@ def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.
 
 
 def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device = "cpu") -> tuple[DenoisingEGNN, dict[str, Any]]:
-    """The trained model (EMA weights, evaluation mode) with its schedule, and the rest of the checkpoint."""
+    """The trained model (EMA weights, evaluation mode, frozen) with its schedule, and the rest of the checkpoint."""
     content = load_checkpoint(path, "denoiser", hint, device)
     try:
         model = DenoisingEGNN(DenoiserModelConfig(**content["model_config"]))
@@ -810,4 +810,4 @@ def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device
         raise CheckpointError(
             f"{relative_name(path)} does not fit this version ({str(error).splitlines()[0][:120]}): {hint}"
         ) from error
-    return model.to(device).eval(), content
+    return model.to(device).eval().requires_grad_(False), content

@@ -29,7 +29,7 @@ from ase.optimize import BFGS, LBFGS
 from threadpoolctl import threadpool_limits
 
 from config import POTENTIALS, SCHEMA_VERSION, StageError, atomic_path, file_sha256, relative_name
-from geo_utils import H_TAG
+from geo_utils import adsorbed_hydrogen
 
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
@@ -50,8 +50,8 @@ def load_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Pote
 
     Raises StageError when it is not known, its checkpoint is missing, or its checkpoint does not fit the network.
     """
-    # FrechetCellFilter takes logarithms of 3x3 matrices, for which OpenBLAS wakes all its threads and lets them spin; on a busy machine
-    # that costs a hundred times the work itself.
+    # FrechetCellFilter takes logarithms of 3x3 matrices, for which OpenBLAS wakes all its threads and lets them spin; on a busy
+    # machine that costs a hundred times the work itself.
     threadpool_limits(limits=1, user_api="blas")
     if name not in POTENTIALS:
         raise StageError(f"unknown potential {name}: choose one of {', '.join(POTENTIALS)}")
@@ -210,14 +210,6 @@ def relax_hydrogen(
     desorbed = has_desorbed(final, hydrogen)
     status = "desorbed" if desorbed else "ok" if converged else "not converged"
     return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, energy - reference, initial, desorbed)
-
-
-def adsorbed_hydrogen(atoms: Atoms) -> int:
-    """Index of the H adatom. Raises ValueError unless exactly one atom is H with tag 2."""
-    found = np.flatnonzero((atoms.get_tags() == H_TAG) & (atoms.numbers == 1))
-    if len(found) != 1 or (atoms.get_tags() == H_TAG).sum() != 1:
-        raise ValueError(f"expected exactly one adsorbed H (tag {H_TAG}), found {len(found)}: a bare sheet has no ΔE_H")
-    return int(found[0])
 
 
 def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:

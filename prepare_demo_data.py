@@ -264,7 +264,7 @@ def relax_adsorption(potential: Potential, settings: config.DemoConfig, key: str
     atoms, description = start
     clean = atoms[atoms.get_tags() != H_TAG]
     base = relax_positions(clean, potential, max_steps=0)
-    result = relax_hydrogen(atoms, base.energy, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
+    result = relax_hydrogen(atoms, base.energy, potential, settings.fmax_ev_per_angstrom, settings.max_h_steps)
     return {
         "key": key,
         "status": result.status,

@@ -3,6 +3,7 @@
     python pretrain_dimenet.py [--config config.yaml] [section.key=value ...]
 
 reads   dimenet.lmdb_path         OC20 IS2RE LMDB (a file or a folder); dimenet.val_lmdb_path and dimenet.init_from, where given
+        dimenet.dft_path          DFT values of ΔE_H on sheets, towards which the network's are corrected
 writes  dimenet.checkpoint        ensemble with normaliser, calibration and training domain
         beside it                 sidecar JSON, parity plot, loss curve (CSV, PNG)
 
@@ -37,6 +38,7 @@ from tqdm import tqdm
 
 import config
 from config import StageError, log, relative_name
+from dft_correction import fit_correction, read_truth
 from geo_utils import H_TAG, radius_graph_pbc, triplets
 from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
@@ -530,10 +532,16 @@ def is_complete(checkpoint: Path, expected: str) -> bool:
 def main(cfg: config.Config) -> None:
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
     device = config.resolve_device(cfg.run)
-    inputs = {key: Path(getattr(settings, key)) for key in ("lmdb_path", "val_lmdb_path", "init_from") if getattr(settings, key)}
+    inputs = {
+        key: Path(getattr(settings, key))
+        for key in ("lmdb_path", "val_lmdb_path", "init_from", "dft_path")
+        if getattr(settings, key)
+    }
     readers = [open_is2re(inputs[key]) for key in ("lmdb_path", "val_lmdb_path") if key in inputs]
     if "init_from" in inputs and not inputs["init_from"].is_file():
         raise StageError(f"dimenet.init_from: no file at {relative_name(inputs['init_from'])}")
+    if "dft_path" in inputs:
+        read_truth(inputs["dft_path"])
     mark = fingerprint(cfg, {key: config.file_sha256(path) for key, path in inputs.items()})
     if is_complete(checkpoint, mark):
         log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
@@ -588,8 +596,13 @@ def main(cfg: config.Config) -> None:
     write_history(checkpoint.with_name(f"{checkpoint.stem}_loss_curve.csv"), history)
     draw_loss_curve(checkpoint.with_name(f"{checkpoint.stem}_loss_curve.png"), history)
     draw_parity(checkpoint.with_name(f"{checkpoint.stem}_parity.png"), parts, metrics)
+    correction = None
+    if "dft_path" in inputs:
+        judge = HydrogenPredictor(members, mean, std, calibration, domain)
+        correction, metrics["dft"] = fit_correction(judge.predict_raw, inputs["dft_path"])
     states = [{key: value.cpu() for key, value in result["state"].items()} for result in results]
-    save_checkpoint(checkpoint, DIMENET_KIND, model_config, HydrogenPredictor.state(calibration, domain, mean, std, states))
+    state = HydrogenPredictor.state(calibration, domain, mean, std, states, correction)
+    save_checkpoint(checkpoint, DIMENET_KIND, model_config, state)
     counts |= {part: len(numbers) for part, numbers in split.items()}
     counts["formulas"] = len({entry.formula for entry in entries})
     config.write_sidecar(
@@ -604,6 +617,7 @@ def main(cfg: config.Config) -> None:
         checkpoint_sha256=config.file_sha256(checkpoint),
         model=dataclasses.asdict(model_config),
         calibration=dataclasses.asdict(calibration),
+        dft_correction=dataclasses.asdict(correction) if correction else None,
         domain=dataclasses.asdict(domain) | {"elements": [chemical_symbols[z] for z in domain.elements]},
     )
     for path in resume.values():

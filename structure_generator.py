@@ -296,6 +296,7 @@ def write_products(
 ) -> list[dict[str, Any]]:
     """CIFs and ``candidates.extxyz``; returns one row per candidate. CIFs of an earlier run are removed."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)  # of an earlier run: files are being replaced, and it comes last again
     rows, frames = [], []
     for k, candidate in enumerate(kept):
         symmetry = candidate.symmetry
@@ -338,7 +339,7 @@ def _is_complete(folder: Path, fingerprint: str) -> bool:
         return False
     if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
         return False
-    return all((folder / name).is_file() and config.file_sha256(folder / name) == sha for name, sha in content["files"].items())
+    return all((folder / name).is_file() and config.file_sha256(folder / name) == sha for name, sha in content.get("files", {}).items())
 
 
 def main(cfg: config.Config) -> None:

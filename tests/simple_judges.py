@@ -94,7 +94,9 @@ class SiteTable:
 
 
 class Hydrogen:
-    """ΔG_H of site k is −0.05 + 0.1·k eV, so that the best site has −0.05 eV."""
+    """ΔG_H of site k is −0.05 + 0.1·k eV, so that the best site has −0.05 eV; no DFT correction."""
+
+    correction = None
 
     def predict_sheet(self, atoms: Atoms, settings: DatasetConfig) -> SiteTable:
         if "Nb" in atoms.get_chemical_symbols():
@@ -105,7 +107,7 @@ class Hydrogen:
         values = -0.05 + 0.1 * np.arange(len(sites))
         return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb))
 
-    def predict_delta_e(self, structures: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+    def predict_raw(self, structures: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
         assert all(atoms.get_tags()[-1] == geo_utils.H_TAG for atoms in structures)
         return np.array([0.1 * len(atoms) for atoms in structures]), np.full(len(structures), 0.2)
 

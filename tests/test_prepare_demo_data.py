@@ -31,6 +31,7 @@ def settings(tmp_path, **values):
         "demo.num_adsorption=3",
         "demo.num_random=4",
         "demo.max_steps=60",
+        "demo.max_h_steps=20",
     ]
     return config.load_config(None, overrides + [f"demo.{key}={value}" for key, value in values.items()])
 

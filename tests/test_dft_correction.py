@@ -1,0 +1,88 @@
+"""Δ-learning from DFT: never judged on the hosts it was fitted on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import mx2
+from ase.db import connect
+
+import dft_correction
+import geo_utils as geo
+from config import StageError
+from dft_correction import DftCorrection
+
+TRUTH = Path(__file__).resolve().parent.parent / "data" / "h_on_2d_dft.db"
+
+
+def sheet_with_hydrogen(formula="MoS2"):
+    sheet = geo.standard_sheet(mx2(formula, vacuum=10))
+    site = next(s for s in geo.adsorption_sites(sheet) if s.kind == "top" and s.label(sheet).split()[1] != "Mo")
+    return geo.add_hydrogen(sheet, site, (2, 2))
+
+
+def test_descriptors_of_a_known_sheet():
+    values = dft_correction.descriptors(sheet_with_hydrogen(), 0.75)
+    np.testing.assert_allclose(values, [0.75, 2.16])  # H sits on S, so the rest is Mo, 2.16 on Pauling's scale
+
+
+def test_a_linear_law_is_recovered_and_left_out_hosts_too():
+    rng = np.random.default_rng(0)
+    features = np.column_stack([rng.normal(0.5, 0.6, 40), rng.uniform(1.2, 3.4, 40)])
+    truth = 0.3 + 1.1 * features[:, 0] + 0.2 * features[:, 1]
+    hosts = [f"host{i // 2}" for i in range(40)]
+    correction = DftCorrection.fit(features, truth, hosts)
+    np.testing.assert_allclose([correction.intercept, *correction.weights], [0.3, 1.1, 0.2], atol=0.02)
+    assert correction.rmse_ev < 0.02 and correction.n == 40
+
+
+def test_left_out_values_do_not_depend_on_the_left_out_truth():
+    rng = np.random.default_rng(1)
+    features, truth = rng.normal(size=(20, 2)), rng.normal(size=20)
+    hosts = [f"host{i // 2}" for i in range(20)]
+    reference = dft_correction.leave_hosts_out(features, truth, hosts)
+    changed = truth.copy()
+    changed[:2] += 100.0
+    np.testing.assert_allclose(dft_correction.leave_hosts_out(features, changed, hosts)[:2], reference[:2])
+    assert np.abs(dft_correction.leave_hosts_out(features, changed, hosts)[2:] - reference[2:]).max() > 1
+
+
+def test_shuffled_truth_cannot_be_learnt():
+    """On the committed DFT points the potential's own ΔE_H predicts left-out hosts; after shuffling it predicts nothing."""
+    points = dft_correction.read_truth(TRUTH)
+    features = np.array([dft_correction.descriptors(p.atoms, p.potential_delta_e) for p in points])
+    truth, hosts = np.array([p.delta_e for p in points]), [p.host for p in points]
+    real = np.corrcoef(dft_correction.leave_hosts_out(features, truth, hosts), truth)[0, 1]
+    shuffled = []
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(len(truth))
+        shuffled.append(np.corrcoef(dft_correction.leave_hosts_out(features, truth[order], hosts), truth[order])[0, 1])
+    assert real > 0.75 and abs(np.mean(shuffled)) < 0.35
+
+
+def test_error_bars_grow_by_the_error_of_the_correction():
+    correction = DftCorrection(0.5, (1.2, 0.1), 0.4, 30)
+    atoms = [sheet_with_hydrogen()]
+    value, std = correction.apply(atoms, np.array([0.75]), np.array([0.1]))
+    np.testing.assert_allclose(value, 0.5 + 1.2 * 0.75 + 0.1 * 2.16)
+    np.testing.assert_allclose(std, np.hypot(0.12, 0.4))
+
+
+def test_the_committed_points():
+    points = dft_correction.read_truth(TRUTH)
+    assert len(points) >= 25 and len({p.host for p in points}) >= 20
+    for point in points:
+        assert geo.adsorbed_hydrogen(point.atoms) == len(point.atoms) - 1 and np.isfinite(point.delta_e)
+    value = {(p.host, p.name): p.delta_e for p in points}
+    assert value[("MoS2", "MoS2_2H")] == pytest.approx(1.83, abs=0.1) and value[("C", "graphene")] == pytest.approx(1.53, abs=0.1)
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(StageError, match="no DFT reference points"):
+        dft_correction.read_truth(tmp_path / "none.db")
+    with connect(tmp_path / "x.db") as db:
+        db.write(mx2("MoS2", vacuum=10), kind="slab_H", dE_dft=1.0)
+    with pytest.raises(StageError, match="row 1.*not an H"):
+        dft_correction.read_truth(tmp_path / "x.db")
+    with pytest.raises(ValueError, match="too few"):
+        DftCorrection.fit(np.zeros((3, 2)), np.zeros(3), ["a", "b", "c"])

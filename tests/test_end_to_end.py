@@ -1,0 +1,147 @@
+"""The six stages as a user runs them, one after the other, each a process of its own, with tiny settings."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ase.db import connect
+
+import config
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "dimenet.ensemble_size": 2,
+    "dimenet.epochs": 1,
+    "dataset.max_rows": 60,
+    "dataset.val_fraction": 0.2,
+    "dataset.test_fraction": 0.2,
+    "synth_lm.epochs": 1,
+    "synth_lm.hidden_size": 32,
+    "synth_lm.num_layers": 1,
+    "synth_lm.num_heads": 2,
+    "synth_lm.augmentations": 1,
+    "synth_lm.max_rows": 80,
+    "denoiser.hidden_channels": 16,
+    "denoiser.num_layers": 1,
+    "denoiser.max_steps": 6,
+    "denoiser.eval_every": 3,
+    "denoiser.batch_size": 8,
+    "generation.num_structures": 2,
+    "generation.num_steps": 30,
+    "evaluation.max_steps": 3,
+    "evaluation.max_h_steps": 2,
+    "evaluation.bootstrap": 20,
+    "evaluation.workers": 1,
+    "run.threads": 2,
+    "run.device": "cpu",
+}
+
+
+def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+    settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
+    command = [sys.executable, str(ROOT / script), *(f"{key}={value}" for key, value in settings.items()), *more]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A results folder whose name has a space and is not ASCII."""
+    return tmp_path_factory.mktemp("end to end é") / "results"
+
+
+@pytest.fixture(scope="module")
+def small_lmdb(tmp_path_factory):
+    """Every twelfth record of the embedded adsorption data."""
+    from is2re_lmdb import open_is2re, write_is2re
+
+    path = tmp_path_factory.mktemp("lmdb") / "small.lmdb"
+    records = open_is2re(ROOT / "data" / "demo_is2re" / "data.lmdb")
+    write_is2re(path, [records[i] for i in range(0, len(records), 12)])
+    return path
+
+
+def succeed(done: subprocess.CompletedProcess) -> None:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
+    succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
+    succeed(stage("material_dataset.py", out, tmp_path))
+    succeed(stage("pretrain_csllm.py", out, tmp_path))
+    succeed(stage("optimization.py", out, tmp_path))
+    for product in ("dimenet/dimenet.pth", "processed/train.pt", "synth_lm/synth_lm.pth", "denoiser/best_diffusion_model.pth"):
+        assert (out / product).is_file(), product
+        sidecar = json.loads(config.sidecar_path(out / product).read_text(encoding="utf-8"))
+        assert sidecar["schema_version"] == config.SCHEMA_VERSION and sidecar["inputs"] and sidecar["counts"], product
+    assert not list(tmp_path.iterdir()), "a stage wrote into the working folder"
+
+    repeated = stage("optimization.py", out, tmp_path)
+    succeed(repeated)
+    assert "nothing to do" in (repeated.stdout + repeated.stderr)
+
+    # Six steps of training give no crystal, but they must give a clear answer.
+    generated = stage("structure_generator.py", out, tmp_path, "generation.num_structures=1", "generation.num_steps=3")
+    assert generated.returncode == 0 or (generated.returncode == 1 and "valid" in generated.stderr.splitlines()[-1])
+    assert "Traceback" not in generated.stderr
+
+
+@pytest.mark.slow
+def test_changed_input_is_stale(out, tmp_path):
+    (out / "processed" / "train.json").unlink()
+    done = stage("optimization.py", out, tmp_path, "run.seed=5")
+    assert done.returncode == 1 and "rerun material_dataset.py" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_generation_and_both_evaluations(out, tmp_path):
+    weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
+    succeed(stage("structure_generator.py", out, tmp_path, *weights))
+    cifs = sorted((out / "generated_cifs").glob("*.cif"))
+    assert cifs and all(path.name.startswith("gen_") for path in cifs)
+
+    random_set = tmp_path / "two random"
+    random_set.mkdir()
+    for path in sorted((ROOT / "data" / "random_decoration").glob("*.cif"))[:2]:
+        (random_set / path.name).write_bytes(path.read_bytes())
+    folders = [f"evaluation.random_cif_dir={random_set}", f"external.cif_dir={random_set}"]
+    evaluated = stage("test.py", out, tmp_path, *weights, *folders)
+    succeed(evaluated)
+    succeed(stage("evaluate_external.py", out, tmp_path, *weights, *folders))
+
+    with (out / "metrics.csv").open(encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["id"] for row in rows] == [path.stem for path in cifs]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["truth"]["n"] >= 25 and {"metrics", "controls", "provenance"} <= set(report)
+    for folder in (out, out / "external"):
+        for name in ("report.html", "her_performance.png", "stability_curve.png", "generated_structures.png", "comparison.csv"):
+            assert (folder / name).stat().st_size > 500, name
+    table = (out / "comparison.csv").read_text(encoding="utf-8")
+    assert "ours" in table and "random decoration" in table and "unguided" in table
+
+
+@pytest.mark.slow
+def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb):
+    """C2DB's own keys, uid style and orientation, with a row that cannot be used."""
+    from prototypes import PROTOTYPES
+
+    with connect(tmp_path / "c2db.db") as db:
+        for index, metal in enumerate(["Mo", "W", "Ti", "Zr", "Hf", "V", "Nb", "Ta", "Sn", "Pt"]):
+            atoms = PROTOTYPES["1T-MX2"].build(metal, "Se")
+            atoms.rotate(13 * index, "z", rotate_cell=True)
+            db.write(atoms, uid=f"1{metal}Se2-1", layergroup="p-3m1", lgnum=72, ehull=0.01 * index, hform=-0.4)
+        db.write(PROTOTYPES["1T-MX2"].build("Ni", "Se"), uid="1NiSe2-1")
+    done = stage("material_dataset.py", tmp_path / "r", tmp_path, f"dataset.db_path={tmp_path / 'c2db.db'}", *_dimenet())
+    succeed(done)
+    assert "no ehull" in done.stdout and "read 11 rows, kept 10" in done.stdout
+
+
+def _dimenet() -> list[str]:
+    return [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}"]
