@@ -92,6 +92,11 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         potential |= described(settings.potential_checkpoint)
     if settings.synthesizability == "embedded":
         synth: dict[str, Any] = {"name": "embedded-lm", **described(settings.embedded_checkpoint)}
+        card = config.sidecar_path(settings.embedded_checkpoint)
+        if card.is_file():
+            synth["test_roc_auc"] = config.read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py")["metrics"]["test"][
+                "roc_auc"
+            ]
     else:
         folder = Path(settings.csllm_path)
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
@@ -125,7 +130,6 @@ def _package_version(potential: str) -> str:
 def load_judges(cfg: config.Config) -> Judges:
     """The judges that the configuration names. Raises StageError with one line when one cannot be loaded."""
     import hydrogen
-
     import potentials
     import synthesizability
 

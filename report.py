@@ -271,8 +271,9 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows = [
             (
                 "ΔG_H by DimeNet++",
-                f"Against our DFT (PBE) values on the same geometries, {truth.get('source', '')}: {errors(truth)}. Inside its "
-                f"training domain: {_text(found['rate_her_in_domain'])}. ± is one calibrated standard error.",
+                f"Against our DFT (PBE) values on the same geometries, {truth.get('source', '')}: {errors(truth)}; "
+                f"{truth.get('protocol', '')}. Without it: {errors(truth.get('uncorrected', {}))}. Inside its training "
+                f"domain: {_text(found['rate_her_in_domain'])}. ± is one calibrated standard error.",
             ),
             (
                 "ΔG_H by the potential",

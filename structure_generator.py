@@ -339,7 +339,8 @@ def _is_complete(folder: Path, fingerprint: str) -> bool:
         return False
     if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
         return False
-    return all((folder / name).is_file() and config.file_sha256(folder / name) == sha for name, sha in content.get("files", {}).items())
+    files = content.get("files", {}).items()
+    return all((folder / name).is_file() and config.file_sha256(folder / name) == sha for name, sha in files)
 
 
 def main(cfg: config.Config) -> None:
