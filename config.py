@@ -73,7 +73,7 @@ class DemoConfig:
     potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     num_monolayers: int = setting(1000, "prototype decorations to relax", low=1)
-    num_adsorption: int = setting(860, "H-adsorption records to relax", low=1)
+    num_adsorption: int = setting(805, "H-adsorption records to relax", low=1)
     num_random: int = setting(32, "random-decoration CIFs", low=1)
     workers: int = setting(2, "worker processes, one thread each", low=1)
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxations", low=1e-4)

@@ -34,6 +34,7 @@ import config
 from config import StageError
 from geo_utils import (
     H_TAG,
+    SURFACE_TAG,
     NotTwoDimensional,
     Sheet,
     add_hydrogen,
@@ -263,7 +264,12 @@ def relax_adsorption(potential: Potential, settings: config.DemoConfig, key: str
         return {"key": key, "status": "no such site"}
     atoms, description = start
     clean = atoms[atoms.get_tags() != H_TAG]
-    base = relax_positions(clean, potential, max_steps=0)
+    # Sheets come relaxed; a metal surface relaxes first, so that its own relaxation does not count as adsorption energy.
+    steps = settings.max_h_steps if task["kind"] == "metal" else 0
+    base = relax_positions(clean, potential, settings.fmax_ev_per_angstrom, steps)
+    shift = base.atoms.positions - clean.positions
+    atoms.positions[:-1] += shift
+    atoms.positions[-1, 2] += shift[clean.get_tags() == SURFACE_TAG, 2].mean()
     result = relax_hydrogen(atoms, base.energy, potential, settings.fmax_ev_per_angstrom, settings.max_h_steps)
     return {
         "key": key,

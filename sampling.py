@@ -162,7 +162,7 @@ def sample(
                 state = [x.detach().requires_grad_() for x in (frac, height, lattice)]
                 encoded = encode(*state, t)
                 loss = target_loss(model.properties(encoded), settings).sum()
-                gradients = torch.autograd.grad(loss, state)
+                gradients = torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if gradients is None:
                 encoded = encode(frac, height, lattice, t)
