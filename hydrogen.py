@@ -286,7 +286,7 @@ class _SheetJob:
             if not sites:
                 raise ValueError("no adsorption site found")
             supercell = h_supercell(sheet, settings.h_image_distance_angstrom)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
             log.debug("no ΔG_H for %s: %s", atoms.get_chemical_formula(), error)
             return cls(SheetHER(sheet=None, status=str(error)), [])
         result = SheetHER(sheet=sheet, sites=sites, supercell=supercell, coverage=1 / (supercell[0] * supercell[1]))
@@ -295,7 +295,7 @@ class _SheetJob:
     def finish(self, raw: np.ndarray, raw_std: np.ndarray, judge: HydrogenPredictor, settings: HydrogenSettings) -> SheetHER:
         """raw, raw_std: (S,) eV before the DFT correction; the training domain is that of the uncorrected network."""
         if not np.isfinite(raw).all():
-            self.result.status = "the network gave a value that is not finite"
+            self.result.sites, self.result.status = [], "the network gave a value that is not finite"
             return self.result
         numbers = [] if self.result.sheet is None else [*self.result.sheet.numbers.tolist(), 1]
         pairs = zip(raw.tolist(), raw_std.tolist(), strict=True)
