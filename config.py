@@ -148,7 +148,7 @@ class DenoiserConfig:
     lambda_delta_g: float = setting(0.2, "λ1, |ΔG_H error|", low=0)
     lambda_e_hull: float = setting(0.2, "λ2, squared E_hull error", low=0)
     lambda_synth: float = setting(0.1, "λ3, binary cross-entropy of P_synth", low=0)
-    max_steps: int = setting(6000, "optimiser steps", low=1)
+    max_steps: int = setting(4000, "optimiser steps", low=1)
     batch_size: int = setting(64, "sheets per step", low=1)
     learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
     warmup_steps: int = setting(200, "linear warm-up", low=0)

@@ -321,7 +321,7 @@ def train_member(
             optimizer.step()
             decay = min(settings.ema_decay, (1 + step) / (10 + step))  # short memory first, so that the start is forgotten
             torch._foreach_lerp_(list(ema.values()), list(model.state_dict().values()), 1 - decay)
-            progress["loss_sum"] += float(loss) * len(delta_e)
+            progress["loss_sum"] += float(loss.detach()) * len(delta_e)
             progress["step"] += 1
             bar.update()
             if on_step is not None:
