@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), min(len(first), len(second)))
 
 
-class SynthesizabilityJudge:
+class SynthesizabilityJudge(ABC):
     """One interface for every synthesizability model. ``name`` is what tables show, ``identity`` what the report records.
 
     Structures are scored one at a time, so that a score does not depend on the company or the order in which it is computed.
@@ -172,9 +173,9 @@ class SynthesizabilityJudge:
             return SynthScore(math.nan, math.nan, math.nan, f"no material string: {error}", False)
         return self.score_string(string)
 
+    @abstractmethod
     def score_string(self, string: MaterialString) -> SynthScore:
         """The score of a material string."""
-        raise NotImplementedError
 
 
 def _normalised(log_true: float, log_false: float) -> tuple[float, float, float]:
