@@ -178,9 +178,13 @@ def test_stride_one_is_the_textbook_step():
     assert spread == pytest.approx(math.sqrt(variance))
 
 
-@pytest.mark.parametrize("num_steps", [20, 60, 200])
-def test_reverse_process_recovers_a_gaussian_whatever_the_stride(num_steps):
-    """With the exact ε of a normal target N(m, s²), ε = √(1−ᾱ) (x − √ᾱ m) / (ᾱ s² + 1 − ᾱ)."""
+@pytest.mark.parametrize(("num_steps", "tolerance"), [(20, 0.27), (60, 0.13), (200, 0.06)])
+def test_reverse_process_recovers_a_gaussian_whatever_the_stride(num_steps, tolerance):
+    """With the exact ε of a normal target N(m, s²), ε = √(1−ᾱ) (x − √ᾱ m) / (ᾱ s² + 1 − ᾱ).
+
+    The mean is right at any stride. The variance of the step is the lower of DDPM's two choices, so that long strides end too
+    narrow, by an amount that falls with the number of steps.
+    """
     schedule, mean, spread = make_schedule(), 0.7, 0.4
     g = torch.Generator().manual_seed(2)
     x = torch.randn(20000, generator=g, dtype=torch.float64)
@@ -190,7 +194,7 @@ def test_reverse_process_recovers_a_gaussian_whatever_the_stride(num_steps):
         epsilon = math.sqrt(1 - a_t) * (x - math.sqrt(a_t) * mean) / (a_t * spread**2 + 1 - a_t)
         x, _ = ancestral_step(x, epsilon, a_t, a_s, torch.randn(20000, generator=g, dtype=torch.float64))
     assert float(x.mean()) == pytest.approx(mean, abs=0.02)
-    assert float(x.std()) == pytest.approx(spread, rel=0.12 if num_steps == 20 else 0.05)
+    assert spread * (1 - tolerance) < float(x.std()) < spread * 1.02
 
 
 @pytest.mark.parametrize("corrector_steps", [0, 1])

@@ -37,18 +37,18 @@ def sheet(formula: str = "MoS2", kind: str = "2H") -> Atoms:
 
 def test_bare_sheet_and_wrong_adsorbates_are_refused(predictor):
     bare = sheet()
-    with pytest.raises(ValueError, match="no H adsorbate"):
+    with pytest.raises(ValueError, match="MoS2: no atom tagged as adsorbate, expected one H"):
         predictor.predict_delta_e([bare])
     covered = add_hydrogen(bare, adsorption_sites(bare)[0], (2, 2))
     two = covered.copy()
     two.append("H")
     two.positions[-1] = two.positions[-2] + [1.0, 0, 0]
     two.set_tags([*covered.get_tags(), 2])
-    with pytest.raises(ValueError, match="2 adsorbate atoms"):
+    with pytest.raises(ValueError, match="H2 tagged as adsorbate"):
         predictor.predict_delta_e([covered, two])
     oxygen = covered.copy()
     oxygen.symbols[-1] = "O"
-    with pytest.raises(ValueError, match="expected one H"):
+    with pytest.raises(ValueError, match="O tagged as adsorbate, expected one H"):
         predictor.predict_delta_e([oxygen])
     assert predictor.predict_delta_e([])[0].shape == (0,)
 
