@@ -523,7 +523,8 @@ def main(cfg: config.Config) -> None:
         "model": {name: value.cpu() for name, value in trainer.best.items()},
         "step": trainer.best_step,
         "elements": sorted(set(tables["train"].sheets.atomic_numbers.tolist())),
-        "formulas": sorted(set(tables["train"].formulas)),
+        # Of every split: what the database holds is not new, whether the model has seen it or not.
+        "formulas": sorted({formula for table in tables.values() for formula in table.formulas}),
     }
     save_checkpoint(checkpoint, "denoiser", trainer.model.config, training)
     config.write_sidecar(

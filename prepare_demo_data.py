@@ -54,8 +54,8 @@ from potentials import (
     relax_positions,
     relax_sheet,
 )
-from prototypes import PROTOTYPES
-from reference_phases import NONMETALS, binary_phases, cation_and_anion, elemental_phases, is_molecular
+from prototypes import NONMETALS, PROTOTYPES
+from reference_phases import binary_phases, cation_and_anion, elemental_phases, is_molecular
 
 log = logging.getLogger("her2d")
 

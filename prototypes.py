@@ -8,7 +8,7 @@ purposes: the embedded database, the random-decoration baseline, and the recipe 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
@@ -21,6 +21,7 @@ from geo_utils import Sheet
 A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
 Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
 
+NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
 CHALCOGENS = ("O", "S", "Se", "Te")
 HEAVY_CHALCOGENS = ("S", "Se", "Te")
 HALOGENS = ("F", "Cl", "Br", "I")
@@ -326,28 +327,62 @@ _ALL = (
 PROTOTYPES: dict[str, Prototype] = {prototype.name: prototype for prototype in _ALL}
 
 
-@lru_cache(maxsize=4096)
-def charge_neutral(formula: str) -> bool:
-    """True when some combination of known oxidation states sums to zero with cations less electronegative than anions (SMACT)."""
+# Common oxidation states in solids. SMACT's full lists hold so many rare ones that nearly every composition balances.
+_COMMON_STATES = {
+    **dict.fromkeys(("Be", "Mg", "Ca", "Sr", "Ba", "Zn", "Cd", "Hg"), (2,)),
+    **dict.fromkeys(("Sc", "Y", "La", "Al", "Ga", "In"), (3,)),
+    **dict.fromkeys(("Zr", "Hf"), (4,)),
+    **{"Ti": (3, 4), "V": (3, 4, 5), "Nb": (3, 4, 5), "Ta": (3, 4, 5), "Cr": (2, 3, 4), "Mo": (3, 4, 6), "W": (4, 6)},
+    **{"Mn": (2, 3, 4), "Re": (4,), "Fe": (2, 3), "Co": (2, 3), "Ni": (2, 4), "Cu": (1, 2), "Ru": (3, 4), "Os": (4,)},
+    **{"Rh": (3, 4), "Ir": (3, 4), "Pd": (2, 4), "Pt": (2, 4), "Tl": (1, 3), "Ge": (2, 4), "Sn": (2, 4), "Pb": (2, 4)},
+    **{"B": (3,), "Si": (4,), "C": (-4, 4), "N": (-3,), "P": (-3, 4), "As": (-3, 3), "Sb": (-3, 3), "Bi": (3,)},
+    **dict.fromkeys(CHALCOGENS, (-2,)),
+    **dict.fromkeys(HALOGENS, (-1,)),
+}
+
+
+@lru_cache(maxsize=16384)
+def charge_neutral(formula: str, strict: bool = False) -> bool:
+    """True when some combination of oxidation states sums to zero with cations less electronegative than anions.
+
+    strict: with the common states in solids, one per element; otherwise with SMACT's full lists.
+    """
     from pymatgen.core import Composition
+
+    composition = Composition(formula)
+    if strict:
+        amounts = [(el.symbol, int(amount)) for el, amount in composition.items()]
+        choices = product(*(_COMMON_STATES.get(symbol, ()) for symbol, _ in amounts))
+        return any(sum(state * n for state, (_, n) in zip(states, amounts, strict=True)) == 0 for states in choices)
     from smact.screening import smact_validity
 
-    return bool(smact_validity(Composition(formula), use_pauling_test=True, include_alloys=False))
+    return bool(smact_validity(composition, use_pauling_test=True, include_alloys=False))
 
 
-def recipes(elements: set[int] | None = None, charge_balanced: bool = True) -> list[Recipe]:
-    """Every decoration of every prototype as a composition, in a fixed order.
+def recipes(elements: set[int] | None = None) -> list[Recipe]:
+    """Compositions for the generator, in a fixed order.
 
-    elements: atomic numbers allowed; None: all. charge_balanced: leave out decorations of ionic families that cannot be neutral.
+    Every decoration of every prototype; in the ionic families also those with any other metal on the metal site, where common
+    oxidation states balance. New materials are among those: the decorations listed are what the families are known by.
+    elements: atomic numbers allowed; None: all.
     """
+    metals = sorted({el for p in _ALL for site in p.sites for el in site if el not in NONMETALS}, key=atomic_numbers.get)
     result = []
     for prototype in PROTOTYPES.values():
-        for decoration in prototype.decorations():
-            if elements is not None and not {atomic_numbers[el] for el in decoration} <= elements:
+        sites = tuple(_widened(site, metals) for site in prototype.sites) if prototype.ionic else prototype.sites
+        for decoration in replace(prototype, sites=sites).decorations():
+            numbers = [atomic_numbers[el] for el in decoration]
+            if elements is not None and not set(numbers) <= elements:
                 continue
+            known = all(el in site for el, site in zip(decoration, prototype.sites, strict=True))
             atoms = prototype.build(*decoration)
             formula = atoms.get_chemical_formula("metal")
-            if charge_balanced and prototype.ionic and not charge_neutral(formula):
+            if prototype.ionic and not charge_neutral(formula, strict=not known):
                 continue
             result.append(Recipe(formula, tuple(int(z) for z in atoms.numbers), prototype.name))
     return result
+
+
+def _widened(site: tuple[str, ...], metals: list[str]) -> tuple[str, ...]:
+    """All metals where a site holds metals only; otherwise the site as it is."""
+    return site if any(el in NONMETALS for el in site) else (*site, *(el for el in metals if el not in site))

@@ -14,12 +14,9 @@ from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
 from ase.spacegroup import crystal
 
-from prototypes import elemental_planar, puckered
+from prototypes import HALOGENS, NONMETALS, elemental_planar, puckered
 
-NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
 DIATOMIC_BONDS = {"H": 0.74, "N": 1.10, "O": 1.21, "F": 1.42, "Cl": 1.99, "Br": 2.28, "I": 2.67}  # Å
-HALOGENS = ("F", "Cl", "Br", "I")
-CHALCOGENS = ("O", "S", "Se", "Te")
 TETRAHEDRAL = ("B", "Al", "Ga", "In", "Be", "Mg", "Zn", "Cd", "Hg", "Cu", "Si", "Ge", "C")
 NONMETAL_CATIONS = ("B", "Si", "Ge", "As", "Sb")  # non-metals whose compounds with more electronegative elements compete
 

@@ -363,7 +363,8 @@ def main(cfg: config.Config) -> None:
         recipes = prototypes.recipes(elements)
         if not recipes:
             raise config.StageError("no prototype recipe consists of elements that the model was trained on")
-        recipes = order_recipes(model, recipes, set(content["formulas"]), settings, seed, device)
+        known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+        recipes = order_recipes(model, recipes, known, settings, seed, device)
 
     # Without any guidance the first valid sheets are taken as they come: a control must not be selected by the heads.
     by_heads = settings.guidance_scale > 0 or settings.cfg_scale > 0
