@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from config import POTENTIALS, SCHEMA_VERSION, StageError, atomic_path, file_sha256, relative_name
 from geo_utils import adsorbed_hydrogen
+from reference_phases import cation_and_anion
 
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
@@ -350,6 +351,19 @@ class References:
             per_atom - sum(self._elemental[el.symbol] * fraction for el, fraction in composition.fractional_composition.items())
         )
 
+    def missing_pairs(self, atoms: Atoms) -> list[str]:
+        """Cation-anion pairs of a structure without a single binary compound among the phases.
+
+        Against elements alone such a structure would look far more stable than it is.
+        """
+        pairs = (cation_and_anion(a, b) for a, b in combinations(sorted(set(atoms.get_chemical_symbols())), 2))
+        return ["-".join(pair) for pair in pairs if pair is not None and frozenset(pair) not in self._entries]
+
     def e_above_hull(self, atoms: Atoms, energy: float) -> float:
-        """Energy above the hull of the competing phases in eV/atom; negative where the structure lies below all of them."""
+        """Energy above the hull of the competing phases in eV/atom; negative where the structure lies below all of them.
+
+        Raises KeyError for an element without reference or a cation-anion pair without any competing compound.
+        """
+        if pairs := self.missing_pairs(atoms):
+            raise KeyError(f"no competing compound of {', '.join(pairs)}")
         return self.e_form(atoms, energy) - self.hull_energy(atoms.get_chemical_formula("hill"))

@@ -216,21 +216,20 @@ def relax_phase(
 
 
 def reference_tasks(monolayers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every element of the monolayers and of the metal surfaces, and every cation-anion pair that occurs together."""
-    element_sets = [tuple(result["elements"]) for result in monolayers]
-    elements = sorted({el for elements in element_sets for el in elements} | {"H"} | set(SURFACE_METALS), key=atomic_numbers.get)
+    """Every element of the monolayers and of the metal surfaces, and every cation-anion pair of these elements.
+
+    All pairs, not only those that occur together in a monolayer: a new composition is judged against the compounds of its own
+    pairs, and without them it would look far more stable than it is.
+    """
+    in_monolayers = {el for result in monolayers for el in result["elements"]}
+    elements = sorted(in_monolayers | {"H"} | set(SURFACE_METALS), key=atomic_numbers.get)
     tasks = [
         {"key": f"element:{el}:{name}", "kind": "element", "elements": [el], "name": name}
         for el in elements
         for name, _ in elemental_phases(el)
     ]
-    pairs = {
-        cation_and_anion(first, second)
-        for elements in element_sets
-        for first in set(elements)
-        for second in set(elements)
-        if first < second
-    }
+    paired = [el for el in elements if el != "H"]
+    pairs = {cation_and_anion(first, second) for first in paired for second in paired if first < second}
     for cation, anion in sorted(pair for pair in pairs if pair is not None):
         for name, _ in binary_phases(cation, anion):
             tasks.append({"key": f"binary:{cation}-{anion}:{name}", "kind": "binary", "elements": [cation, anion], "name": name})

@@ -154,6 +154,16 @@ def test_formation_and_hull_energies_by_hand():
         references.e_form(Atoms("MoSe2"), -20.0)
 
 
+def test_a_pair_without_competing_compound_has_no_hull():
+    references = References(
+        {"name": "x", "sha256": "0"}, [*PHASES, ReferencePhase("Ba", -2.0, "bcc"), ReferencePhase("W", -12.0, "bcc")]
+    )
+    with pytest.raises(KeyError, match="Ba-S"):
+        references.e_above_hull(Atoms("BaMoS2"), -22.0)
+    assert references.missing_pairs(Atoms("MoWS2")) == ["W-S"], "a pair of metals needs no compound"
+    assert references.missing_pairs(Atoms("MoS2")) == []
+
+
 def test_references_belong_to_one_potential(tmp_path):
     path = tmp_path / "references.json.gz"
     References({"name": "x", "sha256": "0"}, PHASES).save(path)
