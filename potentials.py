@@ -34,6 +34,7 @@ from reference_phases import cation_and_anion
 
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
+MAX_ENERGY_PER_ATOM = 50.0  # eV; beyond any bonded solid: a potential that has left its domain
 MAX_STRAIN = 0.5  # in-plane lengths may change by this share before a relaxation counts as collapsed
 
 
@@ -111,7 +112,7 @@ class Relaxation:
     """Result of a relaxation.
 
     atoms: final structure, no calculator, no constraints. energy: eV, whole cell. converged: fmax reached. steps: of the optimiser.
-    status: 'ok', 'not converged', 'exploded' (not finite or forces beyond reason) or 'collapsed' (cell changed beyond MAX_STRAIN).
+    status: 'ok', 'not converged', 'exploded' (energy or positions beyond reason) or 'collapsed' (cell changed beyond MAX_STRAIN).
     """
 
     atoms: Atoms
@@ -150,7 +151,7 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
         for state in optimiser.irun(fmax=fmax, steps=max_steps):
             converged = bool(state)
             strain = np.abs(work.cell.lengths() / lengths - 1).max()
-            if not np.isfinite(work.positions).all() or not np.isfinite(work.get_potential_energy()):
+            if not np.isfinite(work.positions).all() or not is_sane(work.get_potential_energy(), len(work)):
                 status = "exploded"
                 break
             if mask is not None and strain > MAX_STRAIN:
@@ -165,6 +166,11 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
     final = work.copy()
     final.set_constraint()
     return Relaxation(final, energy, converged, int(optimiser.nsteps), status)
+
+
+def is_sane(energy: float, num_atoms: int) -> bool:
+    """Whether an energy in eV can be that of a solid; potentials fall into bottomless wells where atoms overlap."""
+    return bool(np.isfinite(energy) and abs(energy) <= MAX_ENERGY_PER_ATOM * num_atoms)
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ def relax_hydrogen(
         )
     final = work.copy()
     final.set_constraint()
-    if not np.isfinite(energy) or not np.isfinite(final.positions).all():
+    if not is_sane(energy, len(final)) or not np.isfinite(final.positions).all():
         return HydrogenRelaxation(final, energy, False, optimiser.nsteps, "exploded", float("nan"), initial, False)
     desorbed = has_desorbed(final, hydrogen)
     status = "desorbed" if desorbed else "ok" if converged else "not converged"

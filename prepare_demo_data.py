@@ -48,6 +48,7 @@ from potentials import (
     Potential,
     ReferencePhase,
     References,
+    is_sane,
     load_potential,
     relax_bulk,
     relax_hydrogen,
@@ -241,7 +242,7 @@ def build_references(
 ) -> tuple[References, list[dict[str, Any]], dict]:
     """Elements, bulk compounds and the monolayers themselves as competing phases."""
     results = relax_all("references", relax_phase, reference_tasks(monolayers), settings)
-    usable = [result for result in results if result["status"] in ("ok", "not converged")]
+    usable = [r for r in results if r["status"] in ("ok", "not converged") and is_sane(r["energy_per_atom"], 1)]
     dropped = Counter(result["status"] for result in results)
     identity = load_potential(settings.potential, settings.potential_checkpoint).identity
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in usable]

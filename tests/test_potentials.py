@@ -66,6 +66,23 @@ def test_relaxation_recognises_an_explosion():
     assert result.status == "exploded" and not result.converged and np.isnan(result.energy)
 
 
+def test_a_bottomless_well_is_an_explosion():
+    deep = Potential("sevennet-0", {"name": "deep", "sha256": "3"}, LennardJones(sigma=2.0, epsilon=1e6, rc=8.0))
+    result = potentials.relax_bulk(bulk("Cu"), deep, max_steps=5)
+    assert result.status == "exploded" and not result.converged
+
+
+def test_the_committed_hull_has_only_sane_energies():
+    from pathlib import Path
+
+    references = References.load(Path(__file__).resolve().parent.parent / "data" / "references_sevennet-0.json.gz")
+    assert len(references.phases) > 2000
+    for phase in references.phases:
+        assert potentials.is_sane(phase.energy_per_atom, 1) and phase.energy_per_atom < 0, phase
+    for formula in ("BaS", "Ba3N2", "SiF4", "MoS2", "Ti2CO2", "Fe2O3", "CaF2"):
+        assert -6 < references.hull_energy(formula) < 0, formula
+
+
 def test_relaxation_recognises_a_collapse_and_a_step_cap():
     sticky = Potential("sevennet-0", {"name": "lj", "sha256": "1"}, LennardJones(sigma=1.0, epsilon=5.0, rc=8.0))
     loose = Atoms("Ar2", [[0, 0, 10], [2.0, 2.0, 10]], cell=[4.2, 4.2, 20], pbc=(True, True, False))
