@@ -106,6 +106,7 @@ def test_the_committed_database():
     assert len({symbol for row in rows for symbol in row.symbols}) >= 40
     assert max(row.natoms for row in rows) <= 12
     assert len({row.uid for row in rows}) == len(rows)
+    assert max(row.ehull for row in rows) < 3
     references = References.load(ROOT / "data" / "references_sevennet-0.json.gz")
     for row in rows[::25]:
         atoms = row.toatoms()
