@@ -62,13 +62,19 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    parts: list[str] = setting(["all"], "what to build: all, or some of monolayers, references, adsorption, random")
+    parts: list[str] = setting(["all"], "all (without hosts), or some of monolayers, references, adsorption, hosts, random")
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
     references_path: str = setting(
         "data/references_sevennet-0.json.gz", "energies of elements and competing phases to build", path=True
     )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
+    host_db_path: str = setting("", "part hosts: database of sheets, such as C2DB, on which H is relaxed", path=True)
+    host_lmdb_path: str = setting(
+        "results/adsorption_hosts/data.lmdb", "part hosts: H-adsorption LMDB to build (OC20 IS2RE schema)", path=True
+    )
+    num_hosts: int = setting(600, "part hosts: sheets to relax", low=1)
+    sites_per_host: int = setting(3, "part hosts: H sites per sheet", low=1)
     work_dir: str = setting("results/demo_work", "resumable intermediate results, one file per relaxed structure", path=True)
     potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
@@ -364,7 +370,7 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
     if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
         raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
-    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "random"}:
+    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "hosts", "random"}:
         raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
     if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
         raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")

@@ -533,7 +533,7 @@ def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
     Among equal areas the one with the more distant images. Coverage is 1 / (na nb) H per cell.
     """
     a, b = atoms.cell.array[:2, :2]
-    reach = [int(np.ceil(min_image_distance / h)) for h in _line_spacings(atoms.cell.array[:2, :2])]
+    reach = [max(1, int(np.ceil(min_image_distance / h))) for h in _line_spacings(atoms.cell.array[:2, :2])]
     best = None
     for na, nb in product(range(1, reach[0] + 1), range(1, reach[1] + 1)):
         steps = [m * na * a + n * nb * b for m, n in product(range(-2, 3), repeat=2) if (m, n) != (0, 0)]

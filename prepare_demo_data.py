@@ -6,6 +6,7 @@ Reads   nothing but the potential's weights (inside the sevenn wheel).
 Writes  data/demo_c2db.db            monolayers: prototypes x elements, relaxed; C2DB's key names
         data/references_<pot>.json.gz energies of the elements and of competing phases, made with the same potential
         data/demo_is2re/data.lmdb    H on those monolayers and on metal surfaces, OC20 IS2RE schema
+        demo.host_lmdb_path          part "hosts", only when asked for: H on the sheets of a database of yours, such as C2DB
         data/random_decoration/      unrelaxed random decorations, the baseline that everybody has to beat
 
 Every relaxation is one line in ``demo.work_dir``; a stage killed at any moment goes on where it stopped, and the products do not
@@ -19,29 +20,31 @@ import logging
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
-from ase.build import add_adsorbate, bcc110, fcc100, fcc111, hcp0001
-from ase.constraints import FixAtoms
-from ase.data import atomic_numbers, reference_states
+from ase.data import atomic_numbers
 from tqdm import tqdm
 
 import config
+from adsorption_records import (
+    SURFACE_METALS,
+    adsorption_tasks,
+    host_tasks,
+    metal_tasks,
+    pack_atoms,
+    relax_adsorption,
+    relax_host,
+    unpack_atoms,
+    write_adsorption,
+)
 from config import StageError
 from geo_utils import (
-    H_TAG,
-    SURFACE_TAG,
     NotTwoDimensional,
     Sheet,
-    add_hydrogen,
-    adsorption_sites,
-    h_supercell,
     has_clash,
-    primitive_sheet,
     sheet_connectivity,
 )
 from potentials import (
@@ -51,7 +54,6 @@ from potentials import (
     is_sane,
     load_potential,
     relax_bulk,
-    relax_hydrogen,
     relax_positions,
     relax_sheet,
 )
@@ -63,14 +65,6 @@ log = logging.getLogger("her2d")
 STAGE = "prepare_demo_data.py"
 MAX_ATOMS = 12
 MAX_HFORM_EV = 0.5  # eV/atom; sheets less stable than this against the elements are dropped and counted
-H_JITTER = 0.15  # Å, H starts off its symmetric position so that no symmetry traps it
-IMAGE_DISTANCES = (7.0, 7.0, 5.0)  # Å between images of H: mostly the coverage that the judges use, some denser
-METAL_SURFACES = {
-    "fcc": (("fcc111", fcc111, ("ontop", "fcc", "hcp", "bridge")), ("fcc100", fcc100, ("hollow", "bridge"))),
-    "hcp": (("hcp0001", hcp0001, ("ontop", "fcc", "hcp", "bridge")),),
-    "bcc": (("bcc110", bcc110, ("hollow", "longbridge", "shortbridge")),),
-}
-SURFACE_METALS = ("Pt Pd Ni Cu Ag Au Rh Ir Al Ru Os Re Co Ti Zr Hf Sc Y Mg Zn Cd V Nb Ta Cr Mo W Fe").split()
 
 # --------------------------------------------------------------------------------------------------------- parallel relaxations
 
@@ -131,14 +125,6 @@ def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
     return done
 
 
-def _pack(atoms: Atoms) -> dict[str, Any]:
-    return {"numbers": atoms.numbers.tolist(), "positions": atoms.positions.tolist(), "cell": atoms.cell.array.tolist()}
-
-
-def _unpack(packed: dict[str, Any], pbc: Any = (True, True, False)) -> Atoms:
-    return Atoms(numbers=packed["numbers"], positions=packed["positions"], cell=packed["cell"], pbc=pbc)
-
-
 # ------------------------------------------------------------------------------------------------------------------ monolayers
 
 
@@ -159,7 +145,7 @@ def relax_monolayer(
                 status = "clash"
             elif not connectivity.is_single_sheet:
                 status = "fell apart"
-            record |= {"atoms": _pack(final)}
+            record |= {"atoms": pack_atoms(final)}
         except NotTwoDimensional:
             status = "not 2D"
     return record | {"status": status}
@@ -247,189 +233,11 @@ def build_references(
     identity = load_potential(settings.potential, settings.potential_checkpoint).identity
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in usable]
     for result in monolayers:
-        atoms = _unpack(result["atoms"])
+        atoms = unpack_atoms(result["atoms"])
         formula = atoms.get_chemical_formula("hill")
         phases.append(ReferencePhase(formula, result["energy"] / len(atoms), f"monolayer {result['prototype']}"))
     counts = {"phases": len(phases), **{f"status: {status}": n for status, n in sorted(dropped.items())}}
     return References(identity, phases), usable, counts
-
-
-# ------------------------------------------------------------------------------------------------------------------ adsorption
-
-
-def relax_adsorption(potential: Potential, settings: config.DemoConfig, key: str, **task: Any) -> dict[str, Any]:
-    """One H on a sheet or metal surface: initial and relaxed geometry and ΔE_H."""
-    start = surface_with_hydrogen(task) if task["kind"] == "metal" else sheet_with_hydrogen(task)
-    if start is None:
-        return {"key": key, "status": "no such site"}
-    atoms, description = start
-    clean = atoms[atoms.get_tags() != H_TAG]
-    # Sheets come relaxed; a metal surface relaxes first, so that its own relaxation does not count as adsorption energy.
-    steps = settings.max_h_steps if task["kind"] == "metal" else 0
-    base = relax_positions(clean, potential, settings.fmax_ev_per_angstrom, steps)
-    shift = base.atoms.positions - clean.positions
-    atoms.positions[:-1] += shift
-    atoms.positions[-1, 2] += shift[clean.get_tags() == SURFACE_TAG, 2].mean()
-    result = relax_hydrogen(atoms, base.energy, potential, settings.fmax_ev_per_angstrom, settings.max_h_steps)
-    return {
-        "key": key,
-        "status": result.status,
-        "y_init": result.initial_delta_e,
-        "y_relaxed": result.delta_e,
-        "desorbed": result.desorbed,
-        "converged": result.converged,
-        "steps": result.steps,
-        "atoms": _pack(atoms),
-        "tags": atoms.get_tags().tolist(),
-        "fixed": [int(i) for i in (atoms.constraints[0].index if atoms.constraints else [])],
-        "pos_relaxed": result.atoms.positions.tolist(),
-        **description,
-    }
-
-
-def sheet_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]] | None:
-    """H near one site of a relaxed sheet, displaced sideways by up to H_JITTER."""
-    sheet = primitive_sheet(_unpack(task["atoms"]))
-    sites = adsorption_sites(sheet)
-    if task["site"] >= len(sites):
-        return None
-    site = sites[task["site"]]
-    supercell = h_supercell(sheet, task["image_distance"])
-    atoms = add_hydrogen(sheet, site, supercell)
-    rng = np.random.default_rng(task["seed"])
-    atoms.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
-    description = {
-        "bulk_formula": sheet.get_chemical_formula("hill"),
-        "family": task["prototype"],
-        "site": site.label(sheet),
-        "coverage": 1.0 / (supercell[0] * supercell[1]),
-    }
-    return atoms, description
-
-
-def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
-    """H on a 2x2 three-layer slab of a metal at the potential's own lattice constant, bottom layer fixed."""
-    builders = {name: builder for surfaces in METAL_SURFACES.values() for name, builder, _ in surfaces}
-    atoms = builders[task["surface"]](task["element"], size=(2, 2, 3), vacuum=10.0, **task["lattice"])
-    layers = atoms.get_tags()
-    top = np.flatnonzero(layers == 1)
-    add_adsorbate(atoms, "H", task["height"], task["site"])
-    atoms.set_tags([1 if i in top else 0 for i in range(len(atoms) - 1)] + [H_TAG])
-    atoms.set_constraint(FixAtoms(np.flatnonzero(layers == 3)))
-    atoms.pbc = (True, True, False)
-    rng = np.random.default_rng(task["seed"])
-    atoms.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
-    description = {"bulk_formula": task["element"], "family": f"metal {task['surface']}", "site": task["site"], "coverage": 0.25}
-    return atoms, description
-
-
-def metal_tasks(references: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Sites on the close-packed faces of metals in their own structure, at the relaxed lattice constants."""
-    # The experimental structure: the potential puts fcc and hcp of many metals within a meV of each other.
-    structures = {element: reference_states[atomic_numbers[element]]["symmetry"] for element in SURFACE_METALS}
-    by_element = {
-        result["key"].split(":")[1]: result
-        for result in references
-        if result["kind"] == "element" and result["name"] == structures.get(result["key"].split(":")[1])
-    }
-    heights = {"ontop": 1.6, "fcc": 0.95, "hcp": 0.95, "bridge": 1.1, "hollow": 0.7, "longbridge": 1.0, "shortbridge": 1.2}
-    tasks = []
-    for element in SURFACE_METALS:
-        if element not in by_element:
-            continue
-        structure, lengths = by_element[element]["name"], by_element[element]["lengths"]
-        lattice = {
-            "fcc": {"a": lengths[0] * 2**0.5},
-            "bcc": {"a": lengths[0] * 2 / 3**0.5},
-            "hcp": {"a": lengths[0], "c": lengths[2]},
-        }[structure]
-        for surface, _, sites in METAL_SURFACES[structure]:
-            for site in sites:
-                key = f"metal:{element}:{surface}:{site}"
-                task = {
-                    "kind": "metal",
-                    "element": element,
-                    "surface": surface,
-                    "site": site,
-                    "lattice": lattice,
-                    "height": heights[site],
-                }
-                tasks.append({"key": key, "seed": [seed, 3, atomic_numbers[element], heights_index(site)], **task})
-    return tasks
-
-
-def heights_index(site: str) -> int:
-    """A stable number for a site name."""
-    return sorted({name for surfaces in METAL_SURFACES.values() for _, _, sites in surfaces for name in sites}).index(site)
-
-
-def adsorption_tasks(
-    settings: config.DemoConfig, monolayers: list[dict[str, Any]], metals: list[dict], seed: int
-) -> list[dict[str, Any]]:
-    """Metal surfaces first, then sheets in a seeded order: site 0 of every sheet, then site 1, ... until there are enough."""
-    tasks = metals[: settings.num_adsorption]
-    order = np.random.default_rng([seed, 2]).permutation(len(monolayers))
-    for site in range(4):
-        for index in order:
-            if len(tasks) >= settings.num_adsorption:
-                return tasks
-            result = monolayers[index]
-            task = {"kind": "sheet", "prototype": result["prototype"], "atoms": result["atoms"], "site": site}
-            task |= {
-                "image_distance": IMAGE_DISTANCES[(int(index) + site) % len(IMAGE_DISTANCES)],
-                "seed": [seed, 4, int(index), site],
-            }
-            tasks.append({"key": f"sheet:{result['key']}:{site}", **task})
-    return tasks
-
-
-def write_adsorption(
-    settings: config.DemoConfig, results: Iterable[dict[str, Any]], seed: int, inputs: list[str]
-) -> dict[str, Any]:
-    """The LMDB of all relaxations that ended; returns the counts."""
-    from is2re_lmdb import write_is2re
-
-    results = list(results)
-    usable = [r for r in results if r["status"] in ("ok", "desorbed", "not converged") and np.isfinite(r["y_relaxed"])]
-    records = []
-    for sid, r in enumerate(usable):
-        atoms = r["atoms"]
-        fixed = np.zeros(len(atoms["numbers"]))
-        fixed[r["fixed"]] = 1
-        records.append(
-            {
-                "pos": np.array(atoms["positions"]),
-                "cell": np.array(atoms["cell"])[None],
-                "atomic_numbers": np.array(atoms["numbers"]),
-                "tags": np.array(r["tags"]),
-                "fixed": fixed,
-                "natoms": len(atoms["numbers"]),
-                "sid": sid,
-                "y_init": r["y_init"],
-                "y_relaxed": r["y_relaxed"],
-                "pos_relaxed": np.array(r["pos_relaxed"]),
-                "bulk_formula": r["bulk_formula"],
-                "family": r["family"],
-                "site": r["site"],
-                "coverage": r["coverage"],
-                "desorbed": int(r["desorbed"]),
-                "converged": int(r["converged"]),
-            }
-        )
-    write_is2re(settings.lmdb_path, records)
-    counts = {
-        "attempted": len(results),
-        "records": len(records),
-        "desorbed": sum(r["desorbed"] for r in usable),
-        "not converged": sum(not r["converged"] for r in usable),
-        **{f"dropped: {s}": n for s, n in sorted(Counter(r["status"] for r in results if r not in usable).items())},
-    }
-    energies = np.array([r["y_relaxed"] for r in records])
-    metrics = {"delta_e_mean_ev": energies.mean(), "delta_e_std_ev": energies.std()}
-    config.write_sidecar(
-        settings.lmdb_path, stage=STAGE, seed=seed, settings=settings, inputs=inputs, counts=counts, metrics=metrics
-    )
-    return counts
 
 
 # -------------------------------------------------------------------------------------------------------------------- products
@@ -444,7 +252,7 @@ def write_database(
     rows = []
     too_high = 0
     for result in monolayers:
-        atoms = _unpack(result["atoms"])
+        atoms = unpack_atoms(result["atoms"])
         hform = references.e_form(atoms, result["energy"])
         if hform > MAX_HFORM_EV:
             too_high += 1
@@ -526,7 +334,14 @@ def main(cfg: config.Config) -> None:
     if "adsorption" in parts:
         tasks = adsorption_tasks(settings, monolayers, metal_tasks(phases, seed), seed)
         results = relax_all("adsorption", relax_adsorption, tasks, settings)
-        summary["adsorption"] = write_adsorption(settings, results, seed, [settings.db_path])
+        summary["adsorption"] = write_adsorption(settings.lmdb_path, settings, results, seed, [settings.db_path])
+    if "hosts" in parts:
+        hosts = relax_all("hosts", relax_host, host_tasks(settings, seed), settings)
+        records = [record for host in hosts for record in host["records"]]
+        if not records:
+            raise StageError(f"no H-adsorption record came out: {dict(Counter(host['status'] for host in hosts))}")
+        summary["hosts"] = {f"hosts, {status}": n for status, n in sorted(Counter(host["status"] for host in hosts).items())}
+        summary["hosts"] |= write_adsorption(settings.host_lmdb_path, settings, records, seed, [settings.host_db_path])
     if "random" in parts:
         if not Path(settings.db_path).is_file():
             raise StageError(
