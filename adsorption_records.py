@@ -233,8 +233,8 @@ def write_adsorption(
 
 # ------------------------------------------------------------------------------------------------- sheets of somebody's database
 
-HOST_COVERAGES = (0.0, 5.0, 5.0, 7.0)  # Å between images of H; 0: one H in every primitive cell
-MAX_HOST_SUPERCELL = 25  # atoms; where more are needed for the distance, the next denser coverage is taken
+HOST_COVERAGES = (0.0, 4.0, 5.0, 5.0, 7.0)  # Å between images of H; 0: one H in every primitive cell
+MAX_HOST_SUPERCELL = 20  # atoms; where more are needed for the distance, the next denser coverage is taken
 MAX_HOST_ATOMS = 6
 MAX_HOST_EHULL_EV = 0.5  # eV/atom; sheets above are too far from anything that a search would keep
 

@@ -155,19 +155,20 @@ class WorkFolder:
 
     def claim(self, key: str) -> bool:
         """True when this process may compute the single point; a lock of a process that no longer lives is taken over."""
-        lock = self.path / f"{key}.lock"
-        for _ in range(2):
-            try:
-                descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                if _is_alive(lock):
-                    return False
-                lock.unlink(missing_ok=True)
-                continue
-            os.write(descriptor, str(os.getpid()).encode())
-            os.close(descriptor)
-            return True
-        return False
+        lock, own = self.path / f"{key}.lock", self.path / f"{key}.{os.getpid()}"
+        own.write_text(str(os.getpid()), encoding="utf-8")
+        try:
+            for _ in range(2):
+                try:
+                    os.link(own, lock)  # appears with its content or not at all
+                    return True
+                except FileExistsError:
+                    if _is_alive(lock):
+                        return False
+                    lock.unlink(missing_ok=True)
+            return False
+        finally:
+            own.unlink(missing_ok=True)
 
     def compute(self, key: str, label: str, atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> dict | None:
         """The result, computed here unless it exists; None while another process works on it."""
@@ -193,7 +194,7 @@ class WorkFolder:
 
 def _is_alive(lock: Path) -> bool:
     try:
-        os.kill(int(lock.read_text() or 0) or -1, 0)
+        os.kill(int(lock.read_text(encoding="utf-8")), 0)
     except (ProcessLookupError, ValueError, FileNotFoundError):
         return False
     except PermissionError:

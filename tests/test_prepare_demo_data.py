@@ -8,6 +8,7 @@ import pytest
 from ase.data import chemical_symbols
 from ase.db import connect
 
+import adsorption_records
 import config
 import geo_utils as geo
 import prepare_demo_data as stage0
@@ -64,7 +65,7 @@ def test_unfinished_lines_are_cut_and_done_ones_kept(tmp_path):
 
 def test_metal_surfaces_carry_one_hydrogen_and_a_fixed_layer():
     task = {"surface": "fcc111", "element": "Pt", "site": "fcc", "lattice": {"a": 3.97}, "height": 0.95, "seed": [0, 1]}
-    atoms, description = stage0.surface_with_hydrogen(task)
+    atoms, description = adsorption_records.surface_with_hydrogen(task)
     assert atoms.get_tags().tolist().count(geo.H_TAG) == 1 and atoms.symbols[-1] == "H"
     assert len(atoms.constraints[0].index) == 4 and atoms.positions[:, 2].min() >= 0
     assert description["bulk_formula"] == "Pt" and description["coverage"] == 0.25
@@ -75,7 +76,8 @@ def test_metal_surfaces_carry_one_hydrogen_and_a_fixed_layer():
 def test_a_small_build_and_its_repetition(tmp_path, monkeypatch):
     from is2re_lmdb import open_is2re
 
-    monkeypatch.setattr(stage0, "SURFACE_METALS", ["Cu"])
+    for module in (stage0, adsorption_records):
+        monkeypatch.setattr(module, "SURFACE_METALS", ["Cu"])
     stage0.main(settings(tmp_path))
     rows = list(connect(tmp_path / "demo.db").select())
     assert rows and {"uid", "hform", "ehull", "prototype"} <= set(rows[0].key_value_pairs)

@@ -1,0 +1,96 @@
+"""H on the sheets of somebody's database: which are taken, and what is recorded of a host."""
+
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+from ase.db import connect
+
+import adsorption_records as records
+import config
+from geo_utils import H_TAG, adsorption_sites, primitive_sheet
+from is2re_lmdb import open_is2re
+from potentials import Potential
+from prototypes import PROTOTYPES, honeycomb, trigonal_prismatic
+
+
+def emt():
+    return Potential("emt", {"name": "emt"}, EMT())
+
+
+def host_database(path):
+    with connect(path) as db:
+        for m in ("Mo", "W", "Nb"):
+            db.write(trigonal_prismatic(m, "S"), uid=f"{m}S2", ehull=0.0)
+        db.write(trigonal_prismatic("Mo", "S"), uid="MoS2-again", ehull=0.1)
+        db.write(trigonal_prismatic("Ta", "Se"), uid="unstable", ehull=0.9)
+        db.write(trigonal_prismatic("Ta", "Te"), uid="no-ehull")
+        db.write(PROTOTYPES["MX3"].build("Cr", "I"), uid="too-many-atoms", ehull=0.0)
+        hydride = trigonal_prismatic("Ti", "S")
+        hydride.numbers[-1] = 1
+        db.write(hydride, uid="with-H", ehull=0.0)
+        db.write(PROTOTYPES["hBN"].build("B", "N"), uid="BN", ehull=0.0)
+
+
+def demo(tmp_path, **values):
+    return config.DemoConfig(host_db_path=str(tmp_path / "hosts.db"), work_dir=str(tmp_path / "work"), **values)
+
+
+def test_hosts_are_stable_small_free_of_h_and_one_per_formula(tmp_path):
+    host_database(tmp_path / "hosts.db")
+    tasks = records.host_tasks(demo(tmp_path), 0)
+    chosen = {task["key"] for task in tasks}
+    assert {"host:WS2", "host:NbS2", "host:BN"} < chosen and len(chosen & {"host:MoS2", "host:MoS2-again"}) == 1
+    assert len(tasks) == 4
+    assert tasks == records.host_tasks(demo(tmp_path), 0)
+    assert [task["key"] for task in records.host_tasks(demo(tmp_path, num_hosts=2), 0)] == [task["key"] for task in tasks[:2]]
+
+
+def test_a_missing_or_empty_database_is_named(tmp_path):
+    with pytest.raises(config.StageError, match="hosts.db"):
+        records.host_tasks(demo(tmp_path), 0)
+    with connect(tmp_path / "hosts.db") as db:
+        db.write(trigonal_prismatic("Mo", "S"), ehull=2.0)
+    with pytest.raises(config.StageError, match="no sheet of up to"):
+        records.host_tasks(demo(tmp_path), 0)
+
+
+def test_a_host_gives_records_at_several_sites_and_coverages(tmp_path):
+    sheet = honeycomb("C", "C")
+    settings = demo(tmp_path, sites_per_host=3, max_steps=40, max_h_steps=5)
+    results = [records.relax_host(emt(), settings, f"host:{k}", records.pack_atoms(sheet), [0, 7, k]) for k in range(4)]
+    assert {result["status"] for result in results} == {"ok"}
+    found = [record for result in results for record in result["records"]]
+    assert len({record["key"] for record in found}) == len(found)
+    assert len({record["coverage"] for record in found}) > 1, "coverages vary"
+    for record in found:
+        numbers, tags = np.array(record["atoms"]["numbers"]), np.array(record["tags"])
+        assert (tags == H_TAG).sum() == 1 and numbers[tags == H_TAG] == [1]
+        assert len(numbers) - 1 == pytest.approx(2 / record["coverage"])
+        assert len(numbers) <= records.MAX_HOST_SUPERCELL + 1
+        assert np.shape(record["pos_relaxed"]) == np.shape(record["atoms"]["positions"])
+        assert np.isfinite([record["y_init"], record["y_relaxed"]]).all()
+    sites = adsorption_sites(primitive_sheet(sheet))
+    assert {record["site"] for record in found} <= {site.label(sheet) for site in sites}
+
+
+def test_what_is_no_sheet_is_a_result_and_stops_nothing(tmp_path):
+    chain = honeycomb("C", "C")
+    chain.cell[1] = [0, 30, 0]
+    result = records.relax_host(emt(), demo(tmp_path), "host:x", records.pack_atoms(chain), [0])
+    assert result["records"] == [] and result["status"].startswith("not usable")
+
+
+def test_the_records_of_hosts_become_an_lmdb(tmp_path):
+    settings = demo(tmp_path, sites_per_host=2, max_steps=40, max_h_steps=3)
+    result = records.relax_host(emt(), settings, "host:C2", records.pack_atoms(honeycomb("C", "C")), [0, 7, 0])
+    path = tmp_path / "lmdb" / "data.lmdb"
+    source = tmp_path / "hosts.db"
+    host_database(source)
+    counts = records.write_adsorption(str(path), settings, result["records"], 0, [str(source)])
+    read = list(open_is2re(path))
+    assert len(read) == counts["records"] == len(result["records"])
+    for record, stored in zip(result["records"], read, strict=True):
+        assert stored.y_relaxed == pytest.approx(record["y_relaxed"])
+        np.testing.assert_allclose(stored.pos_relaxed, record["pos_relaxed"], atol=1e-4)
+        assert stored.extra["converged"] == int(record["converged"])
+    assert counts["not converged"] == sum(not r["converged"] for r in result["records"])
