@@ -1,4 +1,4 @@
-"""Δ-learning from DFT: corrects ΔE_H of a potential-trained network on two-dimensional sheets.
+"""Δ-learning from DFT: corrects ΔE_H on two-dimensional sheets, of a network trained on a potential and of the potential itself.
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
 sheets well. A ridge regression on a handful of DFT points takes most of that away. Its descriptors are few and physical: the
@@ -29,7 +29,10 @@ MIN_POINTS = 12
 
 @dataclass(frozen=True)
 class TruthPoint:
-    """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits."""
+    """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
+
+    potential_delta_e: ΔE_H of SevenNet-0, which made the geometry, NaN where the database does not say. clean: the sheet without H.
+    """
 
     name: str
     host: str
@@ -37,6 +40,7 @@ class TruthPoint:
     atoms: Atoms
     delta_e: float
     potential_delta_e: float
+    clean: Atoms | None = None
 
 
 def read_truth(path: str | Path) -> list[TruthPoint]:
@@ -48,6 +52,7 @@ def read_truth(path: str | Path) -> list[TruthPoint]:
     if not path.is_file():
         raise config.StageError(f"no DFT reference points at {config.relative_name(path)}")
     points = []
+    clean = {str(row.name): row.toatoms() for row in connect(path).select(kind="clean")}
     for row in connect(path).select(kind="slab_H"):
         if "dE_dft" not in row:
             continue
@@ -59,7 +64,8 @@ def read_truth(path: str | Path) -> list[TruthPoint]:
         atoms.pbc = (True, True, False)
         host = atoms[:-1].symbols.formula.reduce()[0].format("hill")
         potential = float(row.get("dE_7net0", np.nan))
-        points.append(TruthPoint(str(row.name), host, str(row.get("site", "")), atoms, float(row.dE_dft), potential))
+        name, site = str(row.name), str(row.get("site", ""))
+        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), potential, clean.get(name)))
     return points
 
 
@@ -129,8 +135,7 @@ def fit_correction(predict_raw: Any, truth_path: str | Path) -> tuple[DftCorrect
     """
     points = read_truth(truth_path)
     raw, _ = predict_raw([point.atoms for point in points])
-    features = np.array([descriptors(point.atoms, value) for point, value in zip(points, raw, strict=True)])
-    truth, hosts = np.array([point.delta_e for point in points]), [point.host for point in points]
+    features, truth, hosts = _fit_arguments(points, raw)
     correction = DftCorrection.fit(features, truth, hosts)
     left_out = leave_hosts_out(features, truth, hosts)
     summary = {
@@ -140,3 +145,50 @@ def fit_correction(predict_raw: Any, truth_path: str | Path) -> tuple[DftCorrect
         "left_out_rmse_ev": correction.rmse_ev,
     }
     return correction, summary
+
+
+GEOMETRY_POTENTIAL = "sevennet-0"  # whose geometries, and whose ΔE_H, the DFT database holds
+
+
+def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:
+    """(n,) eV: a potential's ΔE_H at the DFT geometries, E(sheet+H) − E(sheet) − ½E(H2); NaN where the clean sheet is not known."""
+    from potentials import h2_energy
+
+    if potential.name == GEOMETRY_POTENTIAL:
+        return np.array([point.potential_delta_e for point in points])
+
+    def energy(atoms: Atoms) -> float:
+        work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
+        work.calc = potential.calculator
+        return float(work.get_potential_energy())
+
+    sheets = {point.name: energy(point.clean) for point in points if point.clean is not None}
+    half_h2 = 0.5 * h2_energy(potential)
+    return np.array([energy(p.atoms) - sheets[p.name] - half_h2 if p.name in sheets else np.nan for p in points])
+
+
+def fit_potential_correction(potential: Any, truth_path: str | Path) -> DftCorrection | None:
+    """The correction of a potential's own ΔE_H; None, with a line that says why, where there are too few DFT points."""
+    points = read_truth(truth_path)
+    raw = potential_delta_e(points, potential)
+    known = np.isfinite(raw)
+    points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
+    try:
+        return DftCorrection.fit(*_fit_arguments(points, raw))
+    except ValueError as error:
+        log.warning("no correction of %s's ΔE_H: %s", potential.name, error)
+        return None
+
+
+def left_out_predictions(points: Sequence[TruthPoint], raw: np.ndarray) -> np.ndarray:
+    """(n,) eV: ``raw`` (n,) eV of every point corrected by a fit without its host; NaN where ``raw`` is."""
+    known = np.flatnonzero(np.isfinite(raw))
+    out = np.full(len(raw), np.nan)
+    if len(known) >= MIN_POINTS:
+        out[known] = leave_hosts_out(*_fit_arguments([points[k] for k in known], raw[known]))
+    return out
+
+
+def _fit_arguments(points: Sequence[TruthPoint], raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    features = np.array([descriptors(p.atoms, value) for p, value in zip(points, raw, strict=True)]).reshape(len(points), -1)
+    return features, np.array([p.delta_e for p in points]), [p.host for p in points]

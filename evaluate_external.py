@@ -18,7 +18,6 @@ import config
 def main(cfg: config.Config) -> None:
     """Evaluates the external set and updates the comparison."""
     import evaluators
-    import her_truth
     import hydrogen
     import report
 
@@ -29,7 +28,7 @@ def main(cfg: config.Config) -> None:
     evaluators.find_cifs(cfg.external.cif_dir)
     identity = evaluators.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path)
+    truth = evaluators.load_truth(cfg, her)
     with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:
         theirs = evaluators.evaluate(
             cfg.external.cif_dir,

@@ -29,6 +29,8 @@ from pymatgen.core import Structure
 from tqdm import tqdm
 
 import config
+import dft_correction
+import her_truth
 import metrics
 import validity
 from judge_pool import JudgePool, cache_key, judge_inline, read_cached, result_from_dict
@@ -107,6 +109,7 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         }
     her = {"name": "DimeNet++", **described(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
+    potential["dft_correction"] = described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
     return {
         "potential": potential,
         "references": described(settings.references_path),
@@ -136,8 +139,11 @@ def load_judges(cfg: config.Config) -> Judges:
     settings = cfg.evaluation
     device = config.resolve_device(cfg.run)
     potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=str(device))
+    correction = None
+    if Path(settings.dft_truth_path).is_file():
+        correction = dft_correction.fit_potential_correction(potential, settings.dft_truth_path)
     return Judges(
-        potential=StabilityJudge(potential, settings),
+        potential=StabilityJudge(potential, settings, correction),
         references=potentials.References.load(settings.references_path, potential),
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=synthesizability.load_judge(settings, device),
@@ -145,6 +151,16 @@ def load_judges(cfg: config.Config) -> Judges:
         dataset=cfg.dataset,
         identity=judge_identity(cfg),
     )
+
+
+def load_truth(cfg: config.Config, her: Any) -> dict[str, Any] | None:
+    """``her_truth.truth_report`` of the judges of ΔE_H that the configuration names."""
+    import potentials
+
+    settings, potential = cfg.evaluation, None
+    if settings.potential != dft_correction.GEOMETRY_POTENTIAL:
+        potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
+    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, potential)
 
 
 # ----------------------------------------------------------------------------------------------------------------- evaluate
@@ -282,8 +298,8 @@ def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -
 
 
 def decide(rows: Sequence[CandidateResult], settings: config.EvaluationConfig) -> None:
-    """Sets ``hit``, ``hit_potential``, ``sun`` and ``metastable_sun``: False as soon as one condition fails, None while one that
-    is needed has no verdict. All ask for a valid sheet that is still one connected sheet after relaxation."""
+    """Sets the three kinds of ``hit``, ``sun`` and ``metastable_sun``: False as soon as one condition fails, None while one that is
+    needed has no verdict. All ask for a valid sheet that is still one connected sheet after relaxation."""
 
     def at_most(value: float, limit: float) -> bool | None:
         return None if math.isnan(value) else value <= limit
@@ -296,6 +312,7 @@ def decide(rows: Sequence[CandidateResult], settings: config.EvaluationConfig) -
         new = all_of(row.unique, row.novel)
         row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
         row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
+        row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
         row.sun = all_of(sheet, at_most(row.e_above_hull_ev, 0.0), new)
         row.metastable_sun = all_of(sheet, metastable, new)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,18 @@ log = logging.getLogger("her2d")
 NAN = float("nan")
 
 
-def truth_report(her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None) -> dict[str, Any] | None:
-    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected: {...}, potential: {...}, rows, source}``.
+def truth_report(
+    her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None, potential: Any = None
+) -> dict[str, Any] | None:
+    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``.
 
     truth_db_path: ASE database of DFT points (see ``dft_correction.read_truth``). Where the judge carries a correction fitted on
     such points, each is predicted by a correction fitted without any point of its host, so that no row is judged by itself.
     table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
-    whose ``structure`` names a database row take its prediction, the others are listed without one. None when the database is not
-    there: the report says "unverified".
+    whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
+    sheets that everybody agrees on, and every inert one must come out above every active one. potential: the ``Potential`` of the
+    evaluation; None: SevenNet-0, whose values the database holds. Returns None when the database is not there: the report then says
+    "unverified".
     """
     path = Path(truth_db_path)
     if not path.is_file():
@@ -42,49 +48,81 @@ def truth_report(her: Any, truth_db_path: str | os.PathLike, table_path: str | o
     raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
     predicted = raw
     if her.correction is not None:
-        features = np.array([dft_correction.descriptors(p.atoms, value) for p, value in zip(points, raw, strict=True)])
-        predicted = dft_correction.leave_hosts_out(features, truth, [point.host for point in points])
+        predicted = dft_correction.left_out_predictions(points, raw)
         std = np.hypot(her.correction.weights[0] * std, her.correction.rmse_ev)
+    name = dft_correction.GEOMETRY_POTENTIAL if potential is None else potential.name
+    own = dft_correction.potential_delta_e(points, potential or SimpleNamespace(name=name))
+    own_corrected = dft_correction.left_out_predictions(points, own)
     rows = [
         {
             "name": point.name,
             "host": point.host,
             "site": point.site,
             "delta_e_dft_ev": point.delta_e,
-            "delta_e_dimenet_ev": float(value),
-            "std_ev": float(error),
-            "delta_e_uncorrected_ev": float(uncorrected),
-            "delta_e_potential_ev": point.potential_delta_e,
+            "delta_e_dimenet_ev": float(predicted[k]),
+            "std_ev": float(std[k]),
+            "delta_e_uncorrected_ev": float(raw[k]),
+            "delta_e_potential_ev": float(own[k]),
+            "delta_e_potential_corrected_ev": float(own_corrected[k]),
         }
-        for point, value, error, uncorrected in zip(points, predicted, std, raw, strict=True)
+        for k, point in enumerate(points)
     ]
+    table = read_table(table_path) if table_path is not None and Path(table_path).is_file() else []
+
+    def agreement(values: np.ndarray, key: str) -> dict[str, Any]:
+        return {**metrics.agreement(truth.tolist(), values.tolist()), "inert_above_active": inert_above_active(rows, table, key)}
+
     report = {
         "source": config.relative_name(path),
         "sha256": config.file_sha256(path),
         "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
-        **metrics.agreement(truth.tolist(), predicted.tolist()),
-        "uncorrected": metrics.agreement(truth.tolist(), raw.tolist()),
-        "potential": {"name": "sevennet-0", **metrics.agreement(truth.tolist(), [p.potential_delta_e for p in points])},
+        "hosts": len({point.host for point in points}),
+        **agreement(predicted, "delta_e_dimenet_ev"),
+        "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
+        "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
+        "potential_corrected": {"name": name, **agreement(own_corrected, "delta_e_potential_corrected_ev")},
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
-    if table_path is not None and Path(table_path).is_file():
-        report["table"] = truth_table(rows, table_path)
+    if table:
+        report["table"] = truth_table(rows, table, table_path)
     return report
 
 
-def truth_table(rows: Sequence[dict[str, Any]], table_path: str | os.PathLike) -> dict[str, Any]:
+def read_table(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of the table of truth, energies as numbers (NaN where empty)."""
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        return [{**entry, "delta_e_ev": _float(entry.get("delta_e_ev"))} for entry in csv.DictReader(handle)]
+
+
+def named_row(entry: dict[str, Any]) -> str:
+    """Name of the database row that an entry of the table points to: what follows the # in its ``structure``."""
+    return re.split(r"[:#]", entry.get("structure") or "")[-1].strip()
+
+
+def inert_above_active(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Pairs (inert, active) by the table's ``activity``, and those that the predictions ``key`` put in the wrong order."""
+    lowest: dict[str, float] = {}
+    for row in rows:  # the value of a sheet is that of its most stable site
+        lowest[row["name"]] = min(row[key], lowest.get(row["name"], math.inf))
+    by_class = {
+        kind: sorted({named_row(e) for e in table if (e.get("activity") or "").strip() == kind} & set(lowest))
+        for kind in ("inert", "active")
+    }
+    pairs = [(i, a) for i in by_class["inert"] for a in by_class["active"]]
+    return {"pairs": len(pairs), "violations": [f"{i} < {a}" for i, a in pairs if not lowest[i] > lowest[a]]}
+
+
+def truth_table(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
     """The rows of ``her_truth.csv`` beside the predictions on the structures they name; agreement over the rows that have both."""
-    by_name = {str(row["name"]): row for row in rows}
-    with Path(table_path).open(newline="", encoding="utf-8") as handle:
-        table = [dict(entry) for entry in csv.DictReader(handle)]
+    by_name = {(str(row["name"]), str(row["site"])): row for row in rows}
+    listed = []
     for entry in table:
-        known = by_name.get(re.split(r"[:#]", entry.get("structure") or "")[-1].strip())
-        entry["delta_e_ev"] = _float(entry.get("delta_e_ev"))
-        entry["delta_e_dimenet_ev"] = known["delta_e_dimenet_ev"] if known else NAN
+        known = by_name.get((named_row(entry), str(entry.get("site") or "")))
+        listed.append({**entry, "delta_e_dimenet_ev": known["delta_e_dimenet_ev"] if known else NAN})
     return {
-        "source": config.relative_name(table_path),
-        **metrics.agreement([e["delta_e_ev"] for e in table], [e["delta_e_dimenet_ev"] for e in table]),
-        "rows": table,
+        "source": config.relative_name(path),
+        **metrics.agreement([e["delta_e_ev"] for e in listed], [e["delta_e_dimenet_ev"] for e in listed]),
+        "rows": listed,
     }
 
 

@@ -22,11 +22,12 @@ import config
 import geo_utils
 import metrics
 import validity
+from dft_correction import DftCorrection
 
 log = logging.getLogger("her2d")
 
 # Raised whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 1
+JUDGEMENT_VERSION = 2
 NAN = math.nan
 P_SYNTH_THRESHOLD = 0.5
 CLASH_TO_SKIP = 0.5
@@ -56,7 +57,7 @@ class CandidateResult:
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``hit`` uses DimeNet++'s ΔG_H,
-    ``hit_potential`` the potential's own.
+    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
     """
 
     id: str = ""
@@ -93,6 +94,8 @@ class CandidateResult:
     h_in_domain: bool | None = None
     h_domain_note: str = ""
     delta_g_h_potential_ev: float = NAN
+    delta_g_h_corrected_ev: float = NAN
+    delta_g_h_corrected_std_ev: float = NAN
     h_desorbed: bool | None = None
     p_synth: float = NAN
     p_synth_label_mass: float = NAN
@@ -105,6 +108,7 @@ class CandidateResult:
     metastable_sun: bool | None = None
     hit: bool | None = None
     hit_potential: bool | None = None
+    hit_corrected: bool | None = None
     score_stab: float = NAN
     score_composite: float = NAN
     seconds: float = NAN
@@ -146,11 +150,23 @@ class Judges:
 # ------------------------------------------------------------------------------------------------------------------- judges
 
 
-class StabilityJudge:
-    """Relaxation and hydrogen adsorption by one interatomic potential."""
+@dataclass(frozen=True)
+class HydrogenAtSite:
+    """H relaxed from one site: ΔE_H (eV), whether it left the sheet, whether the relaxation converged; and ΔE_H after the
+    correction from DFT with its standard error (eV), NaN without one."""
 
-    def __init__(self, potential: Any, settings: config.EvaluationConfig) -> None:
-        self.potential, self.settings = potential, settings
+    delta_e: float
+    desorbed: bool
+    converged: bool
+    corrected: float = NAN
+    corrected_std: float = NAN
+
+
+class StabilityJudge:
+    """Relaxation and hydrogen adsorption by one interatomic potential; correction: of its ΔE_H, learnt from DFT."""
+
+    def __init__(self, potential: Any, settings: config.EvaluationConfig, correction: DftCorrection | None = None) -> None:
+        self.potential, self.settings, self.correction = potential, settings, correction
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """``potentials.Relaxation`` of a sheet (in-plane cell free) or a bulk crystal (whole cell free)."""
@@ -160,10 +176,8 @@ class StabilityJudge:
         function = potentials.relax_bulk if bulk else potentials.relax_sheet
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
 
-    def delta_e_hydrogen(
-        self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int]
-    ) -> tuple[float, bool, bool]:
-        """(ΔE_H in eV, desorbed, converged): E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
+    def delta_e_hydrogen(self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int]) -> HydrogenAtSite:
+        """E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
 
         H starts 0.1 Å beside the site, because on top of an atom or in a hollow symmetry alone can hold it.
         """
@@ -176,7 +190,11 @@ class StabilityJudge:
         with_h.positions[-1] += OFF_SITE
         fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps
         relaxed = potentials.relax_hydrogen(with_h, energy, self.potential, fmax, steps)
-        return float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
+        outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
+        if self.correction is None or not math.isfinite(relaxed.delta_e):
+            return HydrogenAtSite(*outcome)
+        value, error = self.correction.apply([relaxed.atoms], np.array([relaxed.delta_e]), np.zeros(1))
+        return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
 
 
 class TrainingStructures:
@@ -374,14 +392,17 @@ def _judge_hydrogen(
         result = found["result"]
         ranking = np.argsort(np.asarray(result.delta_g, dtype=float), kind="stable")[: settings.potential_h_sites]
         found_at = [judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell) for index in ranking]
-        bound = [(energy, converged) for energy, desorbed, converged in found_at if not desorbed and math.isfinite(energy)]
-        row.h_desorbed = any(desorbed for _, desorbed, _ in found_at) and not bound
+        bound = [h for h in found_at if not h.desorbed and math.isfinite(h.delta_e)]
+        row.h_desorbed = any(h.desorbed for h in found_at) and not bound
         if not bound:
             problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
             return
-        energy, converged = min(bound)
-        row.delta_g_h_potential_ev = energy + judges.dataset.her_correction_ev
-        if not converged:
+        best = min(bound, key=lambda h: h.delta_e)
+        row.delta_g_h_potential_ev = best.delta_e + judges.dataset.her_correction_ev
+        corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
+        row.delta_g_h_corrected_ev = corrected.corrected + judges.dataset.her_correction_ev
+        row.delta_g_h_corrected_std_ev = corrected.corrected_std
+        if not best.converged:
             problems.append("ΔG_H of the potential: H relaxation not converged")
 
     attempt("ΔG_H of the potential", potential)

@@ -142,10 +142,13 @@ def aggregate(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric
     dg_limit, hull_limit = settings.hit_delta_g_ev, settings.hit_e_hull_ev
     mean("mae_delta_g_ev", lambda r: abs(r.delta_g_h_ev), "eV", -1, "MAE_ΔG = mean |ΔG_H|, DimeNet++")
     mean("mae_delta_g_potential_ev", lambda r: abs(r.delta_g_h_potential_ev), "eV", -1, "mean |ΔG_H|, the potential's own")
+    corrected = "mean |ΔG_H|, the potential's after its correction from DFT"
+    mean("mae_delta_g_corrected_ev", lambda r: abs(r.delta_g_h_corrected_ev), "eV", -1, corrected)
     mean("score_stab", lambda r: r.score_stab, "", 1, "Score_stab = mean exp(−max(0, E_form − E_ref))")
     rate("rate_synth", lambda r: r.synthesizable, "Rate_synth: predicted synthesizable")
     rate("hit_rate", lambda r: r.hit, f"valid, |ΔG_H| ≤ {dg_limit:g} eV (DimeNet++), E_above_hull ≤ {hull_limit:g} eV/atom")
     rate("hit_rate_potential", lambda r: r.hit_potential, "the same with the potential's own ΔG_H")
+    rate("hit_rate_corrected", lambda r: r.hit_corrected, "the same with the potential's ΔG_H corrected from DFT")
     rate("rate_sun", lambda r: r.sun, "valid, stable (E_above_hull ≤ 0), unique and novel")
     rate("rate_metastable_sun", lambda r: r.metastable_sun, f"valid, E_above_hull ≤ {hull_limit:g} eV/atom, unique and novel")
     mean("score_composite", lambda r: r.score_composite, "", 1, "mean 0.4·max(0, 1−2|ΔG_H|) + 0.3·stab + 0.3·P_synth")
@@ -196,8 +199,10 @@ def _below(value: float, limit: float) -> bool | None:
 COMPARED = (
     "hit_rate",
     "hit_rate_potential",
+    "hit_rate_corrected",
     "mae_delta_g_ev",
     "mae_delta_g_potential_ev",
+    "mae_delta_g_corrected_ev",
     "score_stab",
     "rate_synth",
     "rate_metastable",

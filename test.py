@@ -28,7 +28,6 @@ CONTROL_HINTS = {
 def main(cfg: config.Config) -> None:
     """Evaluates ours and the controls with one pool of judges."""
     import evaluators
-    import her_truth
     import hydrogen
     import report
 
@@ -36,7 +35,7 @@ def main(cfg: config.Config) -> None:
     evaluators.find_cifs(settings.cif_dir)
     identity = evaluators.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path)
+    truth = evaluators.load_truth(cfg, her)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
     controls: dict[str, evaluators.Evaluation | str] = {}
     with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:

@@ -12,7 +12,7 @@ from ase.io import write
 
 import geo_utils
 from config import DatasetConfig
-from judging import Judges
+from judging import HydrogenAtSite, Judges
 
 
 def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:
@@ -53,10 +53,10 @@ class Springs:
             raise RuntimeError("energy is not finite")
         return SimpleNamespace(atoms=atoms.copy(), energy=-4.0 * len(atoms), converged=True, steps=3, status="ok")
 
-    def delta_e_hydrogen(self, sheet: Atoms, site, supercell) -> tuple[float, bool, bool]:
+    def delta_e_hydrogen(self, sheet: Atoms, site, supercell) -> HydrogenAtSite:
         if "W" in sheet.get_chemical_symbols():
-            return 0.0, True, True
-        return 0.02, False, True
+            return HydrogenAtSite(0.0, desorbed=True, converged=True)
+        return HydrogenAtSite(0.02, desorbed=False, converged=True, corrected=0.42, corrected_std=0.3)
 
 
 class Table:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import mx2
+from ase import Atoms
+from ase.build import fcc111, mx2
 from ase.db import connect
 
 import dft_correction
@@ -86,3 +87,47 @@ def test_bad_input_is_named(tmp_path):
         dft_correction.read_truth(tmp_path / "x.db")
     with pytest.raises(ValueError, match="too few"):
         DftCorrection.fit(np.zeros((3, 2)), np.zeros(3), ["a", "b", "c"])
+
+
+def truth_points(count=16, seed=0):
+    """Points on decorated sheets, each its own host, with ΔE_H = 0.4 + 0.7 ΔE_H(potential) + noise."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for k, m in enumerate(("Mo", "W", "Nb", "Ta", "V", "Cr", "Ti", "Zr", "Hf", "Pt", "Pd", "Ni", "Sn", "Co", "Rh", "Ir")[:count]):
+        own = float(rng.normal(0.5, 0.6))
+        atoms = sheet_with_hydrogen(f"{m}S2")
+        points.append(dft_correction.TruthPoint(m, f"{m}S2", "topS", atoms, 0.4 + 0.7 * own + 0.02 * (-1) ** k, own, atoms[:-1]))
+    return points
+
+
+def test_the_potential_is_corrected_host_by_host_and_gaps_stay_gaps():
+    points = truth_points()
+    raw = np.array([point.potential_delta_e for point in points])
+    left_out = dft_correction.left_out_predictions(points, raw)
+    truth = np.array([point.delta_e for point in points])
+    assert np.abs(left_out - truth).mean() < 0.3 * np.abs(raw - truth).mean()
+    raw[3] = np.nan
+    with_gap = dft_correction.left_out_predictions(points, raw)
+    assert np.isnan(with_gap[3]) and np.isfinite(np.delete(with_gap, 3)).all()
+    assert np.isnan(dft_correction.left_out_predictions(points[:5], raw[:5])).all(), "too few points to learn from"
+
+
+def test_delta_e_of_another_potential_is_its_own_at_the_geometries():
+    from ase.calculators.emt import EMT
+
+    from potentials import Potential
+
+    clean = fcc111("Pt", (2, 2, 2), a=3.97, vacuum=8)
+    clean.pbc = (True, True, False)
+    atoms = clean + Atoms("H", [clean.positions[-1] + [0, 0, 1.6]])
+    point = dft_correction.TruthPoint("Pt", "Pt", "topPt", atoms, 0.0, -1.0, clean)
+    unknown = dft_correction.TruthPoint("x", "Pt", "topPt", atoms, 0.0, -1.0, None)
+    values = dft_correction.potential_delta_e([point, unknown], Potential("emt", {"name": "emt"}, EMT()))
+    energies = []
+    for system in (atoms, clean, Atoms("H2", [[0, 0, 0], [0, 0, 0.779]])):
+        system = system.copy()
+        system.calc = EMT()
+        energies.append(system.get_potential_energy())
+    assert values[0] == pytest.approx(energies[0] - energies[1] - energies[2] / 2, abs=0.02) and np.isnan(values[1])
+    named = Potential("sevennet-0", {"name": "sevennet-0"}, None)
+    assert dft_correction.potential_delta_e([point], named)[0] == -1.0, "the stored value, without a calculation"

@@ -175,11 +175,12 @@ def test_row_against_hand_computed_numbers(tmp_path):
     assert row.relax_rmsd_angstrom == pytest.approx(0.0, abs=1e-9) and row.relax_area_change == pytest.approx(0.0, abs=1e-9)
     assert row.delta_g_h_ev == pytest.approx(-0.05) and row.delta_g_h_std_ev == pytest.approx(0.1)
     assert row.delta_g_h_potential_ev == pytest.approx(0.02 + 0.27)
+    assert row.delta_g_h_corrected_ev == pytest.approx(0.42 + 0.27) and row.delta_g_h_corrected_std_ev == 0.3
     assert row.h_coverage == pytest.approx(1 / 9)
     assert row.score_stab == pytest.approx(math.exp(-0.05))
     assert row.score_composite == pytest.approx(0.4 * 0.9 + 0.3 * math.exp(-0.05) + 0.3 * 0.8)
     assert row.unique and row.novel and row.hit and row.metastable_sun
-    assert row.hit_potential is False and row.sun is False
+    assert row.hit_potential is False and row.hit_corrected is False and row.sun is False
     table = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert table[0].split(",") == [f.name for f in dataclasses.fields(judging.CandidateResult)]
     assert len(table) == 2
@@ -396,7 +397,7 @@ def test_truth_report_pairs_predictions_with_dft(tmp_path):
         database.write(simple.sheet(), kind="clean", name="s0")
     (tmp_path / "truth.csv").write_text(
         "system,structure,site,coverage,delta_e_ev,delta_g_ev,method,source\n"
-        "MoS2,s1,top S,0.5,0.5,0.77,PBE,own\nPt(111),,fcc,0.25,-0.33,-0.06,PBE,literature\n"
+        "MoS2,s1,topS,0.5,0.5,0.77,PBE,own\nPt(111),,fcc,0.25,-0.33,-0.06,PBE,literature\n"
     )
     report = her_truth.truth_report(simple.Hydrogen(), tmp_path / "truth.db", tmp_path / "truth.csv")
     assert report["n"] == 3 and report["spearman"] == pytest.approx(1.0)
@@ -432,3 +433,27 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its parent")
+
+
+def test_inert_sheets_must_come_out_above_active_ones():
+    table = [
+        {"structure": "db#MoS2", "activity": "inert"},
+        {"structure": "db#BN", "activity": "inert"},
+        {"structure": "db#NbS2", "activity": "active"},
+        {"structure": "db#TiS2", "activity": ""},
+        {"structure": "db#nowhere", "activity": "active"},
+    ]
+    rows = [
+        {"name": "MoS2", "e": 1.2},
+        {"name": "MoS2", "e": 0.9},
+        {"name": "BN", "e": 2.0},
+        {"name": "NbS2", "e": 1.0},
+        {"name": "NbS2", "e": 1.5},
+        {"name": "TiS2", "e": 3.0},
+    ]
+    found = her_truth.inert_above_active(rows, table, "e")
+    assert found == {"pairs": 2, "violations": ["MoS2 < NbS2"]}, "the lowest site speaks for a sheet"
+    rows[1]["e"] = 1.1
+    assert her_truth.inert_above_active(rows, table, "e")["violations"] == []
+    rows[1]["e"] = math.nan
+    assert her_truth.inert_above_active(rows[1:], table, "e")["violations"] == ["MoS2 < NbS2"], "no value is no proof"
