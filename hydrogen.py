@@ -6,10 +6,13 @@ The network sees the sheet WITH its H atom, once per symmetry-distinct site; a b
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +27,7 @@ from models import DIMENET_KIND, CheckpointError, DimeNetPlusPlus, DimeNetPlusPl
 
 HINT = "run pretrain_dimenet.py, or set dimenet.checkpoint=weights/dimenet.pth"
 SHARE_WITHIN_ONE_STD = 0.6827
+SITES_VERSION = 1  # raised whenever the enumeration of sites changes
 
 
 class HydrogenSettings(Protocol):
@@ -238,15 +242,18 @@ class HydrogenPredictor:
             raise ValueError(job.result.status)
         return job.finish(*self.predict_raw(job.structures, settings.label_batch_size), self, settings)
 
-    def predict_many(self, sheets: Iterable[Atoms], settings: HydrogenSettings) -> Iterator[SheetHER]:
+    def predict_many(
+        self, sheets: Iterable[Atoms], settings: HydrogenSettings, places: SiteStore | None = None
+    ) -> Iterator[SheetHER]:
         """``predict_sheet`` of a stream, in its order, the sites of different sheets sharing batches of ``label_batch_size``.
 
         A sheet that cannot be judged comes back with its reason as ``status``. Holds one batch in memory, however long the stream.
+        places: where sites are looked up and kept.
         """
         waiting: list[_SheetJob] = []
         pending = 0
         for atoms in sheets:
-            job = _SheetJob.build(atoms, settings, self.max_atomic_number)
+            job = _SheetJob.build(atoms, settings, self.max_atomic_number, places)
             waiting.append(job)
             pending += len(job.structures)
             if pending >= settings.label_batch_size:
@@ -268,6 +275,91 @@ def ensemble_spread(values: np.ndarray) -> np.ndarray:
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
+def place_sites(atoms: Atoms, image_distance: float) -> SheetHER:
+    """Primitive cell, sites and supercell of a sheet, without energies; a sheet without sites says why in ``status``.
+
+    The primitive cell makes the answer the same for every cell, orientation and origin that describes one sheet.
+    """
+    try:
+        sheet = primitive_sheet(atoms)
+        sites = adsorption_sites(sheet)
+        if not sites:
+            raise ValueError("no adsorption site found")
+        supercell = h_supercell(sheet, image_distance)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
+        log.debug("no ΔG_H for %s: %s", atoms.get_chemical_formula(), error)
+        return SheetHER(sheet=None, status=str(error))
+    return SheetHER(sheet=sheet, sites=sites, supercell=supercell, coverage=1 / (supercell[0] * supercell[1]))
+
+
+class SiteStore:
+    """``place_sites`` by structure in an append-only file of JSON lines.
+
+    Sites depend on the sheet and on the distance between images only, so that labelling again with another checkpoint starts at the
+    network. An unfinished last line of a killed run is cut off; another distance starts a new file.
+    """
+
+    def __init__(self, path: Path, image_distance: float) -> None:
+        self.image_distance, self.known, good = image_distance, {}, 0
+        head = json.dumps({"version": SITES_VERSION, "image_distance_angstrom": image_distance}) + "\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            with path.open("rb") as handle:
+                if handle.readline() == head.encode():
+                    good = len(head)
+                    for line in handle:
+                        if not line.endswith(b"\n"):
+                            break
+                        entry = json.loads(line)
+                        self.known[entry["key"]] = entry
+                        good += len(line)
+        if good:
+            os.truncate(path, good)
+        self.handle = path.open("a" if good else "w", encoding="utf-8")
+        if not good:
+            self.handle.write(head)
+
+    def __call__(self, atoms: Atoms) -> SheetHER:
+        """Sites of a sheet, found now or before. The energies are the caller's to fill in."""
+        content = [atoms.numbers.tolist(), atoms.positions.round(6).tolist(), atoms.cell.array.round(6).tolist()]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+        if key not in self.known:
+            self.known[key] = {"key": key, **_placed_to_json(place_sites(atoms, self.image_distance))}
+            self.handle.write(json.dumps(self.known[key]) + "\n")
+            self.handle.flush()
+        return _placed_from_json(self.known[key])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.handle.close()
+
+
+def _placed_to_json(placed: SheetHER) -> dict[str, Any]:
+    if placed.sheet is None:
+        return {"status": placed.status}
+    sheet = {"numbers": placed.sheet.numbers, "positions": placed.sheet.positions, "cell": placed.sheet.cell.array}
+    sites = [{**vars(s), "position": s.position.tolist(), "multiplicity": int(s.multiplicity)} for s in placed.sites]
+    return {
+        "status": placed.status,
+        "sheet": {name: values.tolist() for name, values in sheet.items()},
+        "pbc": placed.sheet.pbc.tolist(),
+        "sites": sites,
+        "supercell": [int(n) for n in placed.supercell],
+    }
+
+
+def _placed_from_json(entry: dict[str, Any]) -> SheetHER:
+    if "sheet" not in entry:
+        return SheetHER(sheet=None, status=entry["status"])
+    sites = [
+        AdsorptionSite(np.array(s["position"]), s["kind"], s["face"], tuple(s["neighbors"]), s["multiplicity"])
+        for s in entry["sites"]
+    ]
+    na, nb = entry["supercell"]
+    sheet = Atoms(**entry["sheet"], pbc=entry["pbc"])
+    return SheetHER(sheet=sheet, sites=sites, supercell=(na, nb), coverage=1 / (na * nb))
+
+
 @dataclass
 class _SheetJob:
     """A sheet on its way: its result, without energies yet, and its supercells with H."""
@@ -276,21 +368,12 @@ class _SheetJob:
     structures: list[Atoms]
 
     @classmethod
-    def build(cls, atoms: Atoms, settings: HydrogenSettings, max_atomic_number: int) -> _SheetJob:
-        try:
-            if len(atoms) and atoms.numbers.max() > max_atomic_number:
-                raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
-            # The primitive cell makes the answer the same for every cell, orientation and origin that describes this sheet.
-            sheet = primitive_sheet(atoms)
-            sites = adsorption_sites(sheet)
-            if not sites:
-                raise ValueError("no adsorption site found")
-            supercell = h_supercell(sheet, settings.h_image_distance_angstrom)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
-            log.debug("no ΔG_H for %s: %s", atoms.get_chemical_formula(), error)
-            return cls(SheetHER(sheet=None, status=str(error)), [])
-        result = SheetHER(sheet=sheet, sites=sites, supercell=supercell, coverage=1 / (supercell[0] * supercell[1]))
-        return cls(result, [add_hydrogen(sheet, site, supercell) for site in sites])
+    def build(cls, atoms: Atoms, settings: HydrogenSettings, max_atomic_number: int, places: SiteStore | None = None) -> _SheetJob:
+        if len(atoms) and atoms.numbers.max() > max_atomic_number:
+            reason = f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element"
+            return cls(SheetHER(sheet=None, status=reason), [])
+        result = places(atoms) if places is not None else place_sites(atoms, settings.h_image_distance_angstrom)
+        return cls(result, [add_hydrogen(result.sheet, site, result.supercell) for site in result.sites])
 
     def finish(self, raw: np.ndarray, raw_std: np.ndarray, judge: HydrogenPredictor, settings: HydrogenSettings) -> SheetHER:
         """raw, raw_std: (S,) eV before the DFT correction; the training domain is that of the uncorrected network."""

@@ -37,7 +37,7 @@ from tqdm import tqdm
 import config
 from config import StageError
 from geo_utils import Sheet, has_clash, sheet_connectivity
-from hydrogen import HydrogenPredictor, SheetHER
+from hydrogen import HydrogenPredictor, SheetHER, SiteStore
 from synthesizability import synth_label
 
 log = logging.getLogger("her2d")
@@ -178,7 +178,13 @@ class LabelStore:
         self.handle.flush()
 
 
-def label_rows(rows: list[Row], predictor: HydrogenPredictor, settings: config.DatasetConfig, store: LabelStore) -> None:
+def label_rows(
+    rows: list[Row],
+    predictor: HydrogenPredictor,
+    settings: config.DatasetConfig,
+    store: LabelStore,
+    places: SiteStore | None = None,
+) -> None:
     """Fills the store for every row that is not in it yet, showing rate and time left.
 
     Sheets are judged in fixed chunks, because the last digits of a prediction depend on what else is in its batch: a chunk that a
@@ -190,7 +196,8 @@ def label_rows(rows: list[Row], predictor: HydrogenPredictor, settings: config.D
         for at in range(0, len(unique), LABEL_CHUNK):
             chunk = unique[at : at + LABEL_CHUNK]
             if not all(row.key in store.labels for row in chunk):
-                for row, her in zip(chunk, predictor.predict_many((row.sheet.to_atoms() for row in chunk), settings), strict=True):
+                sheets = (row.sheet.to_atoms() for row in chunk)
+                for row, her in zip(chunk, predictor.predict_many(sheets, settings, places), strict=True):
                     store.add(row.key, her)
                     sites += len(her.sites)
             bar.update(len(chunk))
@@ -332,7 +339,7 @@ def main(cfg: config.Config) -> None:
         "h_image_distance_angstrom": settings.h_image_distance_angstrom,
     }
     store = LabelStore(out / "labels.jsonl", identity)
-    label_rows(rows, predictor, settings, store)
+    label_rows(rows, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
     status = Counter(store.labels[row.key]["status"] for row in rows)
     outside = sum(store.labels[row.key]["status"] == "ok" and not store.labels[row.key]["in_domain"] for row in rows)
 

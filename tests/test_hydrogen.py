@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import graphene, mx2
+from ase.build import bulk, graphene, mx2
 
 import config
+import hydrogen
 from geo_utils import add_hydrogen, adsorption_sites, h_supercell, standard_sheet
 from hydrogen import Calibration, Domain, HydrogenPredictor, batch_atoms, ensemble_spread
 from models import DIMENET_KIND, CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, save_checkpoint
@@ -192,3 +193,29 @@ def test_batch_does_not_depend_on_its_size(predictor):
     np.testing.assert_allclose(whole, single, rtol=0, atol=1e-10)
     z, pos, cell, batch, tags = batch_atoms(structures, torch.float64, "cpu")
     assert z.shape == batch.shape == tags.shape == pos.shape[:1] and cell.shape == (len(structures), 3, 3)
+
+
+def test_kept_sites_give_the_same_answer_and_are_not_searched_again(predictor, tmp_path, monkeypatch):
+    settings = config.DatasetConfig()
+    sheets = [standard_sheet(mx2(formula, vacuum=10)) for formula in ("MoS2", "WSe2")]
+    sheets.append(bulk("Cu", "fcc", a=3.61, cubic=True))
+    plain = list(predictor.predict_many(sheets, settings))
+    store = hydrogen.SiteStore(tmp_path / "sites.jsonl", settings.h_image_distance_angstrom)
+    first = list(predictor.predict_many(sheets, settings, store))
+    store.close()
+    path = tmp_path / "sites.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"key": "half a li')
+
+    def refuse(*_):
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(hydrogen, "place_sites", refuse)
+    again = list(predictor.predict_many(sheets, settings, hydrogen.SiteStore(path, settings.h_image_distance_angstrom)))
+    for a, b, c in zip(plain, first, again, strict=True):
+        assert a.status == b.status == c.status and a.supercell == b.supercell == c.supercell
+        np.testing.assert_array_equal(a.delta_g, b.delta_g)
+        np.testing.assert_array_equal(a.delta_g, c.delta_g)
+        assert [s.label(a.sheet) for s in a.sites] == [s.label(c.sheet) for s in c.sites]
+    assert plain[2].status != "ok"
+    with pytest.raises(AssertionError, match="searched again"):
+        list(predictor.predict_many(sheets, settings, hydrogen.SiteStore(path, 9.0)))
