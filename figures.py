@@ -1,4 +1,7 @@
-"""Figures of an evaluation: one style, units on every axis, n in every title, readable in grey."""
+"""Figures of an evaluation, each as PNG and as PDF: one style, units on every axis, n in every title, readable in grey.
+
+No value is cut off in silence: what lies beyond an axis is an arrow at its edge with the number beside it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,7 +19,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.lines import Line2D
@@ -24,8 +27,8 @@ from matplotlib.ticker import MaxNLocator
 import config
 import metrics
 from evaluators import Evaluation
-from geo_utils import BOND_SCALE
 from judging import CandidateResult
+from structure_viewer import ball_radii, drawn_bonds
 
 STYLE = {
     "font.size": 9,
@@ -36,26 +39,47 @@ STYLE = {
     "grid.color": "0.9",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "figure.dpi": 150,
-    "savefig.dpi": 150,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text in the PDF
+    # Labels of sets and formulas come from files; only fixed texts are parsed (``parse_math=True``).
     "text.parse_math": False,
 }
+DELTA_G = r"$\Delta G_\mathrm{H}$"
+DELTA_E = r"$\Delta E_\mathrm{H}$"
+E_HULL = r"$E_\mathrm{above\ hull}$"
+MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis; H that binds or repels more is off scale
+MAX_E_HULL = 3.0  # eV/atom
 # Differ in lightness as well as in hue, so that they stay apart in grey.
 SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "external": "#b2182b"}
 SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "external": "D"}
+SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "external": ":"}
 
 
 @contextmanager
 def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in the common style, written atomically as PNG when the block ends."""
+    """A figure in the common style, saved when the block ends (see ``save``). path: of the PNG."""
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(layout="constrained", **arguments)
         try:
             yield fig, axes
-            with config.atomic_path(path) as temporary:
-                fig.savefig(temporary, format="png")
+            save(fig, path)
         finally:
             plt.close(fig)
+
+
+def save(fig: Any, path: str | os.PathLike) -> None:
+    """Writes a figure atomically as PNG and, beside it under the same name, as PDF. path: of the PNG."""
+    with config.atomic_path(path) as temporary:
+        fig.savefig(temporary, format="png")
+    with config.atomic_path(Path(path).with_suffix(".pdf")) as temporary:
+        # Without a date the same data give the same file.
+        fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+
+
+def subscripts(formula: str) -> str:
+    """A formula with its numbers lowered."""
+    return formula.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def set_color(label: str) -> str:
@@ -71,82 +95,128 @@ def rank(rows: Sequence[CandidateResult], top_k: int) -> list[CandidateResult]:
 
 
 def her_performance(evaluation: Evaluation, settings: config.EvaluationConfig, path: str | os.PathLike) -> None:
-    """ΔG_H of every candidate, sorted, with its uncertainty and the potential's own value; and the candidates on the volcano."""
+    """ΔG_H of every candidate by each judge, sorted by DimeNet++'s; and the same values on the volcano."""
     rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_h_ev)), key=lambda r: r.delta_g_h_ev)
     window = settings.hit_delta_g_ev
-    with figure(path, ncols=2, figsize=(10, 4.2), width_ratios=(3, 2)) as (_, (left, right)):
+    x = np.arange(len(rows))
+    color = set_color(evaluation.label)
+    judges = (  # label, marker, colour, offset along x, ΔG_H, its standard error
+        ("DimeNet++, best site (±1σ)", "o", color, -0.12, "delta_g_h_ev", "delta_g_h_std_ev"),
+        ("potential, H relaxed", "x", "0.25", 0.12, "delta_g_h_potential_ev", None),
+        ("potential, corrected from DFT (±1σ)", "D", "#e6850e", 0.12, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
+    )
+    with figure(path, ncols=2, figsize=(11, 4.8), width_ratios=(3, 2)) as (_, (left, right)):
         left.axhspan(-window, window, color="0.85", zorder=0)
-        left.axhline(0, color="0.4", lw=0.8)
-        x = np.arange(len(rows))
-        values = np.array([r.delta_g_h_ev for r in rows])
-        own = np.array([r.delta_g_h_potential_ev for r in rows])
-        color = set_color(evaluation.label)
-        errors = np.nan_to_num([r.delta_g_h_std_ev for r in rows])
-        judge = "DimeNet++, best site (±1σ)"
-        left.errorbar(x, values, errors, fmt="o", ms=5, color=color, capsize=2, lw=1, label=judge)
-        left.plot(x, own, "x", ms=6, color="0.25", label="potential, H relaxed")
-        left.set_xticks(x, [r.formula for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 7)
-        left.set_xlim(-0.8, max(len(rows), 1) - 0.2)
-        left.set_ylabel("ΔG_H (eV)")
-        left.set_title(f"{evaluation.label}: ΔG_H, n = {len(rows)} of {len(evaluation.rows_2d)}; grey: |ΔG_H| ≤ {window:g} eV")
-        left.legend(loc="best")
-        _robust_limits(left, np.concatenate([values - errors, values + errors, own]), 0.6)
-
-        limit = max(0.6, min(2.5, float(np.nanmax(np.abs(np.concatenate([values, own, [0.6]]))))))
-        grid = np.linspace(-limit, limit, 401)
         right.axvspan(-window, window, color="0.85", zorder=0)
+        left.axhline(0, color="0.4", lw=0.8)
+        drawn = []
+        for label, marker, shade, offset, name, error_name in judges:
+            values = np.array([getattr(r, name) for r in rows], dtype=float)
+            errors = np.array([getattr(r, error_name) if error_name else 0.0 for r in rows], dtype=float)
+            if np.isfinite(values).any():
+                drawn.append((label, marker, shade, offset, values, np.nan_to_num(errors), error_name is not None))
+        reach = np.concatenate([np.zeros(1), *(v + sign * e for *_, v, e, _ in drawn for sign in (-1, 1))])
+        low, high = padded_limits(reach, -0.6, 0.6, MAX_DELTA_G)
+        limit = max(abs(low), abs(high))
+        grid = np.linspace(-limit, limit, 401)
         right.plot(grid, metrics.log_exchange_current(grid), color="0.4", lw=1)
-        right.plot(values, metrics.log_exchange_current(values), "o", ms=5, color=color, label="DimeNet++")
-        right.plot(own, metrics.log_exchange_current(own), "x", ms=6, color="0.25", label="potential")
         right.set_xlim(-limit, limit)
         right.set_ylim(metrics.log_exchange_current(limit), 1)
-        right.set_xlabel("ΔG_H (eV)")
-        right.set_ylabel("log10 i0 / i0(ΔG_H = 0)")
-        right.set_title("HER volcano, 298 K (Nørskov 2005)")
-        right.legend(loc="lower center")
-        if not rows:
+        for label, marker, shade, offset, values, errors, has_errors in drawn:
+            style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
+            left.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
+            mark_off_scale(left, x + offset, values, low, high, shade)
+            right.errorbar(values, metrics.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
+            mark_off_scale(right, metrics.log_exchange_current(values), values, -limit, limit, shade, horizontal=True)
+        left.set_xticks(
+            x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
+        )
+        left.set_xlim(-0.8, max(len(rows), 1) - 0.2)
+        left.set_ylim(low, high)
+        left.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
+        left.set_title(f"{evaluation.label}: n = {len(rows)} of {len(evaluation.rows_2d)}; grey: hits, within ±{window:g} eV")
+        if drawn:
+            # Below the formulas, where no value can hide behind it.
+            left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
+        else:
             left.text(0.5, 0.5, "no candidate has a ΔG_H", transform=left.transAxes, ha="center")
+        right.set_xlabel(f"{DELTA_G} (eV)", parse_math=True)
+        right.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
+        right.set_title("HER volcano, 298 K (Nørskov 2005)")
 
 
-def _robust_limits(axis: Any, values: np.ndarray, least: float) -> None:
-    """Limits that keep 0 and the bulk of the values in view when a few are extreme."""
+def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -> tuple[float, float]:
+    """Axis limits that hold every finite value and [low, high] with a margin of 5 %, but nothing beyond ±largest."""
     finite = values[np.isfinite(values)]
-    if len(finite):
-        low, high = np.percentile(finite, [2, 98])
-        axis.set_ylim(max(min(low, -least) * 1.15, -6), min(max(high, least) * 1.25, 6))
+    low, high = float(min(low, *finite)) if len(finite) else low, float(max(high, *finite)) if len(finite) else high
+    margin = 0.05 * (high - low)
+    return max(low - margin, -largest), min(high + margin, largest)
+
+
+def mark_off_scale(
+    axis: Any, places: np.ndarray, values: np.ndarray, low: float, high: float, color: str, horizontal: bool = False
+) -> int:
+    """An arrow at the edge and the number for every value outside [low, high]; returns how many there are.
+
+    places, values: (N,) coordinates along and across the limited axis, which is y, or x where ``horizontal``.
+    """
+    outside = [(p, v) for p, v in zip(places, values, strict=True) if v < low or v > high]
+    for place, value in outside:
+        up = value > high
+        edge, inner = (high if up else low), (-16 if up else 16)
+        side = "top" if up else "bottom"
+        if horizontal:
+            place = float(np.clip(place, *sorted(axis.get_ylim())))
+        axis.annotate(
+            f"{value:.1f}",
+            xy=(edge, place) if horizontal else (place, edge),
+            xytext=(inner, 0) if horizontal else (0, inner),
+            textcoords="offset points",
+            ha=("right" if up else "left") if horizontal else "center",
+            va="center" if horizontal else side,
+            rotation=0 if horizontal else 90,
+            fontsize=7,
+            color=color,
+            arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0},
+            zorder=5,
+        )
+    return len(outside)
 
 
 def stability_curve(evaluations: Sequence[Evaluation], settings: config.EvaluationConfig, path: str | os.PathLike) -> None:
     """Share of the candidates asked for whose E_above_hull lies below a threshold, and E_above_hull sorted."""
     limit = settings.hit_e_hull_ev
-    with figure(path, ncols=2, figsize=(10, 4)) as (_, (left, right)):
-        spread, lowest = [0.3], -0.3
-        for evaluation in evaluations:
-            rows = evaluation.rows_2d
-            hull = np.sort([r.e_above_hull_ev for r in rows if not math.isnan(r.e_above_hull_ev)])
-            if not len(hull):
-                continue
-            spread.append(float(np.percentile(hull, 90)))
-            lowest = min(lowest, max(float(hull[0]) - 0.05, -1.0))
-            color, marker = set_color(evaluation.label), SET_MARKERS.get(evaluation.label, "D")
-            label = f"{evaluation.label} (n = {len(hull)}/{len(rows)})"
-            left.step(hull, np.arange(1, len(hull) + 1) / len(rows), where="post", color=color, lw=1.6, label=label)
-            right.plot(np.arange(1, len(hull) + 1), hull, marker, ms=3.5, color=color, label=label)
-        top = min(max(spread) * 1.2, 3.0)
-        for value, style in ((0.0, "-"), (limit, "--")):
+    sets = []
+    for evaluation in evaluations:
+        hull = np.sort([r.e_above_hull_ev for r in evaluation.rows_2d if not math.isnan(r.e_above_hull_ev)])
+        if len(hull):
+            sets.append((evaluation.label, hull, len(evaluation.rows_2d)))
+    with figure(path, ncols=2, figsize=(10, 4.2)) as (_, (left, right)):
+        low, high = padded_limits(np.concatenate([np.zeros(1), *(hull for _, hull, _ in sets)]), -0.3, 0.3, MAX_E_HULL)
+        for value, style in ((0.0, "-"), (limit, ":")):
             left.axvline(value, color="0.3", lw=0.9, ls=style)
             right.axhline(value, color="0.3", lw=0.9, ls=style)
-        left.set_xlim(lowest, top)
-        left.set_ylim(0, 1)
-        left.set_xlabel("E_above_hull threshold (eV/atom)")
-        left.set_ylabel("share of candidates asked for")
-        left.set_title(f"Share below a threshold (lines: 0 and {limit:g} eV/atom)")
-        right.set_ylim(lowest, top)
+        for label, hull, asked in sets:
+            color = set_color(label)
+            # The curve begins at no candidate and stays at its last share: those without a verdict never come in.
+            share = np.concatenate([[0.0], np.arange(1, len(hull) + 1), [len(hull)]]) / asked
+            thresholds = np.concatenate([[min(low, hull[0])], hull, [max(high, hull[-1])]])
+            name = f"{label} (n = {len(hull)}/{asked})"
+            left.step(thresholds, share, where="post", color=color, lw=1.6, ls=SET_LINES.get(label, ":"), label=name)
+            order = np.arange(1, len(hull) + 1)
+            right.plot(order, hull, SET_MARKERS.get(label, "D"), ms=4, color=color, label=name)
+            mark_off_scale(right, order, hull, low, high, color)
+        left.set_xlim(low, high)
+        left.set_ylim(0, 1.02)
+        left.set_xlabel(f"{E_HULL} threshold (eV/atom)", parse_math=True)
+        left.set_ylabel("share of the candidates")
+        left.set_title(f"Share below a threshold; lines: 0 and {limit:g} eV/atom")
+        right.set_ylim(low, high)
         right.set_xlabel("candidate, sorted")
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        right.set_ylabel("E_above_hull (eV/atom)")
-        right.set_title("E_above_hull of each candidate")
-        if left.get_legend_handles_labels()[0]:
+        right.set_ylabel(f"{E_HULL} (eV/atom)", parse_math=True)
+        right.set_title("Every candidate")
+        if sets:
             left.legend(loc="lower right")
         else:
             left.text(0.5, 0.5, "no candidate has an E_above_hull", transform=left.transAxes, ha="center")
@@ -155,23 +225,31 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: config.Evaluati
 def funnel(evaluation: Evaluation, settings: config.EvaluationConfig, path: str | os.PathLike) -> dict[str, int]:
     """Candidates left after each condition, every one counted among those that passed all before. Returns the counts."""
     counts = funnel_counts(evaluation, settings)
-    with figure(path, figsize=(7, 3.6)) as (_, axis):
+    with figure(path, figsize=(7.4, 3.8)) as (_, axis):
         names, values = list(counts), list(counts.values())
+        total = max(values[0], 1)
+        axis.barh(names, total, color="0.93")
         axis.barh(names, values, color=set_color(evaluation.label))
         axis.invert_yaxis()
-        axis.grid(axis="y", visible=False)
-        total = max(values[0], 1)
+        axis.grid(visible=False)
         for index, value in enumerate(values):
-            axis.text(value + total * 0.01, index, f"{value} ({value / total:.0%})", va="center")
-        axis.set_xlim(0, total * 1.15)
+            lost = f"  −{values[index - 1] - value}" if index and values[index - 1] > value else ""
+            axis.text(total * 1.015, index, f"{value} ({value / total:.0%}){lost}", va="center")
+        axis.set_xlim(0, total * 1.22)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlabel("candidates")
+        axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= total])
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("candidates that pass this condition and all above")
         axis.set_title(f"{evaluation.label}: from CIF to hit, n = {values[0]}")
     return counts
 
 
 def funnel_counts(evaluation: Evaluation, settings: config.EvaluationConfig) -> dict[str, int]:
-    """generated -> read -> 2D -> valid -> relaxed sheet -> unique -> novel -> metastable -> hit."""
+    """CIFs -> readable -> 2D -> valid -> relaxed sheet -> unique -> novel -> metastable -> hit.
+
+    Validity includes being one sheet: "two-dimensional" stands before it and tells how many fail by their dimensionality alone.
+    """
     left = list(evaluation.rows)
     counts = {"CIFs": len(left)}
     for name, passes in (
@@ -181,8 +259,8 @@ def funnel_counts(evaluation: Evaluation, settings: config.EvaluationConfig) -> 
         ("sheet when relaxed", lambda r: r.sheet_relaxed is True),
         ("unique", lambda r: r.unique is True),
         ("novel", lambda r: r.novel is True),
-        (f"E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
-        (f"|ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: abs(r.delta_g_h_ev) <= settings.hit_delta_g_ev),
+        (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
+        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: abs(r.delta_g_h_ev) <= settings.hit_delta_g_ev),
     ):
         left = [row for row in left if passes(row)]
         counts[name] = len(left)
@@ -190,42 +268,46 @@ def funnel_counts(evaluation: Evaluation, settings: config.EvaluationConfig) -> 
 
 
 def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Predicted against DFT ΔE_H for DimeNet++ and for the potential."""
+    """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected."""
     rows = truth["rows"]
-    with figure(path, figsize=(5.4, 5)) as (_, axis):
+    own = truth["potential"]
+    judges = (
+        ("delta_e_dimenet_ev", "o", SET_COLORS["ours"], "DimeNet++ (±1σ)", truth),
+        ("delta_e_potential_ev", "x", "0.35", own["name"], own),
+        ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{own['name']}, corrected", truth.get("potential_corrected")),
+    )
+    with figure(path, figsize=(5.6, 6)) as (_, axis):
         dft = np.array([_nan(r["delta_e_dft_ev"]) for r in rows])
-        panels = (
-            ("delta_e_dimenet_ev", "o", SET_COLORS["ours"], "DimeNet++", truth),
-            ("delta_e_potential_ev", "x", "0.35", truth["potential"]["name"], truth["potential"]),
-        )
         everything = [dft]
-        for key, marker, color, name, score in panels:
-            values = np.array([_nan(r[key]) for r in rows])
+        for key, marker, color, name, score in judges:
+            values = np.array([_nan(r.get(key)) for r in rows])
             if not np.isfinite(values).any():
                 continue
             everything.append(values)
-            text = f"{name}: MAE {_nan(score['mae_ev']):.2f} eV, Spearman {_nan(score['spearman']):.2f}, n = {score['n']}"
-            axis.plot(dft, values, marker, color=color, ms=5, label=text)
+            mae, rank_correlation = _nan(score["mae_ev"]), _nan(score["spearman"])
+            text = f"{name}: MAE {mae:.2f} eV, Spearman {rank_correlation:.2f}, n = {score['n']}"
+            axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=5, label=text)
             if marker == "o":
-                errors = [_nan(r["std_ev"]) for r in rows]
-                axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.8, capsize=2)
-        finite = np.concatenate(everything)
-        finite = finite[np.isfinite(finite)]
-        low, high = (finite.min() - 0.3, finite.max() + 0.3) if len(finite) else (-1, 1)
+                errors = np.nan_to_num([_nan(r["std_ev"]) for r in rows])
+                axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
+                everything += [values - errors, values + errors]
+        low, high = padded_limits(np.concatenate(everything), 0.0, 0.0, math.inf)
         axis.plot([low, high], [low, high], color="0.4", lw=0.8)
         axis.set_xlim(low, high)
         axis.set_ylim(low, high)
         axis.set_aspect("equal")
-        axis.set_xlabel("ΔE_H by DFT (eV)")
-        axis.set_ylabel("ΔE_H predicted (eV)")
+        axis.set_xlabel(f"{DELTA_E} by DFT (eV)", parse_math=True)
+        axis.set_ylabel(f"{DELTA_E} predicted (eV)", parse_math=True)
         axis.set_title(f"H on sheets, same geometries, n = {truth['n']}")
-        axis.legend(loc="upper left", fontsize=7)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)
 
 
 COMPARISON_PANELS = (
-    ("hit_rate", "hit rate"),
-    ("hit_rate_potential", "hit rate by the potential"),
+    ("hit_rate", "hits by DimeNet++"),
+    ("hit_rate_potential", "hits by the potential"),
+    ("hit_rate_corrected", "hits, potential corrected"),
     ("mae_delta_g_ev", "mean |ΔG_H| (eV)"),
+    ("mae_delta_g_corrected_ev", "the same, corrected (eV)"),
     ("score_stab", "Score_stab"),
     ("rate_synth", "Rate_synth"),
     ("rate_metastable_sun", "metastable S.U.N."),
@@ -235,48 +317,46 @@ COMPARISON_PANELS = (
 
 
 def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.PathLike) -> None:
-    """The sets side by side with 95 % intervals. sets: label -> metrics as dictionaries, None where a set was not run."""
-    with figure(path, nrows=2, ncols=4, figsize=(11, 5)) as (fig, axes):
-        for axis, (name, title) in zip(axes.flat, COMPARISON_PANELS, strict=True):
+    """The sets side by side with 95 % intervals. sets: label -> metrics as dictionaries, None where a set was not run.
+
+    A metric for which no set has a single verdict gets no panel.
+    """
+
+    def has_verdict(found: Mapping[str, Any] | None, name: str) -> bool:
+        return bool(found and name in found and found[name]["n_ok"] and found[name]["value"] is not None)
+
+    shown = [panel for panel in COMPARISON_PANELS if any(has_verdict(found, panel[0]) for found in sets.values())]
+    shown = shown or list(COMPARISON_PANELS)
+    columns = math.ceil(len(shown) / 2)
+    with figure(path, nrows=2, ncols=columns, figsize=(2.75 * columns, 5.6), squeeze=False) as (fig, axes):
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, (name, title) in zip(axes.flat, shown, strict=False):
+            highest = 0.0
             for position, (label, found) in enumerate(sets.items()):
-                metric = (found or {}).get(name)
-                value = _nan(metric["value"]) if metric else math.nan
-                if math.isnan(value):
-                    axis.text(
-                        position,
-                        0.02,
-                        "not run" if found is None else "no value",
-                        rotation=90,
-                        ha="center",
-                        va="bottom",
-                        color="0.4",
-                        fontsize=7,
-                        transform=axis.get_xaxis_transform(),
-                    )
+                across = {"ha": "center", "transform": axis.get_xaxis_transform(), "fontsize": 7}
+                if not has_verdict(found, name):
+                    axis.text(position, 0.02, "not run" if found is None else "no value", rotation=90, va="bottom", **across)
                     continue
+                metric = found[name]
+                value = float(metric["value"])
                 low, high = _nan(metric["low"]), _nan(metric["high"])
                 error = [[max(0.0, value - low)], [max(0.0, high - value)]] if not math.isnan(low) else None
                 axis.bar(
                     position, value, 0.7, yerr=error, capsize=3, color=set_color(label), edgecolor="0.2", lw=0.5, error_kw={"lw": 1}
                 )
-                axis.text(
-                    position,
-                    0.98,
-                    f"{metric['n_ok']}/{metric['n']}",
-                    ha="center",
-                    va="top",
-                    fontsize=6,
-                    color="0.3",
-                    transform=axis.get_xaxis_transform(),
-                )
+                highest = max(highest, value, value if math.isnan(high) else high)
+                axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
             better = next((f[name]["better"] for f in sets.values() if f and name in f), 0)
-            axis.set_title(title + {1: "  (↑ better)", -1: "  (↓ better)"}.get(better, ""), fontsize=8)
-            axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=7)
+            axis.set_title(title + {1: "  ↑", -1: "  ↓"}.get(better, ""), fontsize=9)
+            axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=8)
             axis.set_xlim(-0.6, len(sets) - 0.4)
             axis.grid(axis="x", visible=False)
-            axis.margins(y=0.18)
-            axis.set_ylim(bottom=0)
-        fig.suptitle("Same judges for every set; bars: 95 % intervals; numbers: candidates with a verdict / asked for", fontsize=9)
+            axis.set_ylim(0, 1.25 * highest or 1.0)  # the numbers stand above the highest interval
+        fig.suptitle(
+            "Same judges for every set; bars: 95 % intervals; numbers: value, candidates with a verdict / asked for; ↑ ↓: better",
+            fontsize=9,
+        )
 
 
 def _nan(value: float | None) -> float:
@@ -291,28 +371,39 @@ def generated_structures(evaluation: Evaluation, settings: config.EvaluationConf
     rows = rank(evaluation.rows, settings.top_k)
     columns = min(4, max(1, len(rows)))
     lines = max(1, math.ceil(len(rows) / columns))
-    with figure(path, nrows=2 * lines, ncols=columns, figsize=(3.1 * columns, 4.6 * lines), squeeze=False,
-                gridspec_kw={"height_ratios": [3, 1.25] * lines}) as (fig, axes):  # fmt: skip
+    with figure(path, nrows=2 * lines, ncols=columns, figsize=(3.1 * columns, 4.9 * lines), squeeze=False,
+                gridspec_kw={"height_ratios": [3, 1.5] * lines}) as (fig, axes):  # fmt: skip
         for axis in axes.flat:
             axis.set_axis_off()
         for index, row in enumerate(rows):
             top, side = axes[2 * (index // columns), index % columns], axes[2 * (index // columns) + 1, index % columns]
-            atoms = evaluation.structures[row.id]
-            draw_sheet(top, side, atoms)
+            draw_sheet(top, side, evaluation.structures[row.id])
             group = row.layer_group_relaxed or row.space_group_relaxed
             top.set_title(
-                f"{row.id}\n{row.formula}  {group}\nΔG_H = {row.delta_g_h_ev:+.2f} ± {row.delta_g_h_std_ev:.2f} eV\n"
+                f"{row.id}: {subscripts(row.reduced_formula or row.formula)}, {group}\n{delta_g_text(row)}\n"
                 f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom" + ("   hit" if row.hit else ""),
-                fontsize=8,
+                fontsize=9,
             )
         if not rows:
             axes[0, 0].text(0.5, 0.5, "no sheet could be scored", ha="center", transform=axes[0, 0].transAxes)
-        fig.suptitle(f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)}, relaxed; top and side view", fontsize=10)
+        fig.suptitle(
+            f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)} after relaxation, from above and from the side; "
+            "dashed: primitive cell",
+            fontsize=10,
+        )
     return [row.id for row in rows]
 
 
+def delta_g_text(row: CandidateResult) -> str:
+    """ΔG_H of a candidate with its error: the potential's corrected from DFT beside DimeNet++'s where there is one (eV)."""
+    text = f"ΔG_H = {row.delta_g_h_ev:+.2f} ± {row.delta_g_h_std_ev:.2f} eV"
+    if math.isnan(row.delta_g_h_corrected_ev):
+        return text
+    return f"{text}\ncorrected potential: {row.delta_g_h_corrected_ev:+.2f} ± {row.delta_g_h_corrected_std_ev:.2f} eV"
+
+
 def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
-    """Draws a standardised sheet from above and from the side, with bonds, the cell outline and an element legend.
+    """Draws a standardised sheet from above and from the side, with bonds, cell, a scale bar (Å) and the elements.
 
     The window shows at least 3 x 3 cells or 11 Å, whichever is larger (at most 24 Å).
     """
@@ -329,12 +420,13 @@ def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
     view = wide[inside]
     first, second = np.triu_indices(len(view), k=1)
     lengths = np.linalg.norm(view.positions[first] - view.positions[second], axis=1)
-    radii = covalent_radii[view.numbers]
-    bonded = lengths < BOND_SCALE * (radii[first] + radii[second])
+    bonded = drawn_bonds(view.numbers, first, second, lengths)
     bonds = list(zip(first[bonded].tolist(), second[bonded].tolist(), strict=True))
     _draw(top, view, bonds, axes=(0, 1), depth=view.positions[:, 2])
     outline = np.array([[0, 0], cell[0], cell[0] + cell[1], cell[1], [0, 0]])
-    top.plot(outline[:, 0], outline[:, 1], color="black", lw=1.2, ls="--", zorder=3)
+    # White below black: the outline stays visible on bonds and on dark atoms.
+    top.plot(outline[:, 0], outline[:, 1], color="white", lw=2.6, zorder=3)
+    top.plot(outline[:, 0], outline[:, 1], color="black", lw=1.3, ls="--", zorder=3.5)
     top.set_xlim(corner[0], corner[0] + width)
     top.set_ylim(corner[1], corner[1] + width)
     top.set_aspect("equal")
@@ -346,14 +438,21 @@ def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
     _draw(side, slab, [(keep[a], keep[b]) for a, b in bonds if a in keep and b in keep], axes=(0, 2), depth=-slab.positions[:, 1])
     height = max(float(np.ptp(atoms.positions[:, 2])) + 2.5, width * 0.4)
     middle = 0.5 * (slab.positions[:, 2].max() + slab.positions[:, 2].min())
+    for place in (0.0, cell[0, 0]):
+        side.plot([place, place], [middle - height / 2, middle + height / 2], color="black", lw=1, ls="--", zorder=0.5)
     side.set_xlim(corner[0], corner[0] + width)
     side.set_ylim(middle - height / 2, middle + height / 2)
     side.set_aspect("equal")
+    bar = 5.0
+    left, bottom = corner[0], -0.06
+    side.plot([left, left + bar], [bottom] * 2, color="black", lw=2, clip_on=False, transform=side.get_xaxis_transform())
+    side.text(left + bar / 2, bottom - 0.05, f"{bar:g} Å", ha="center", va="top", fontsize=8, transform=side.get_xaxis_transform())
     handles = [
-        Line2D([], [], marker="o", ls="", ms=6, markerfacecolor=jmol_colors[z], markeredgecolor="black", label=symbol)
+        Line2D([], [], marker="o", ls="", ms=7, markerfacecolor=jmol_colors[z], markeredgecolor="black", label=symbol)
         for symbol, z in sorted({(atom.symbol, atom.number) for atom in atoms})
     ]
-    side.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=len(handles), fontsize=7, handletextpad=0.1)
+    side.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, 0), ncols=len(handles), fontsize=9,
+                handletextpad=0.1, columnspacing=0.8, borderaxespad=0.1)  # fmt: skip
 
 
 def _draw(axis: Any, atoms: Atoms, bonds: Sequence[tuple[int, int]], axes: tuple[int, int], depth: np.ndarray) -> None:
@@ -364,7 +463,7 @@ def _draw(axis: Any, atoms: Atoms, bonds: Sequence[tuple[int, int]], axes: tuple
         axis.add_collection(LineCollection(lines, colors="0.25", linewidths=2.6, zorder=1))
         axis.add_collection(LineCollection(lines, colors="0.75", linewidths=1.4, zorder=1.5))
     order = np.argsort(depth, kind="stable")
-    diameters = 0.84 * covalent_radii[atoms.numbers[order]] + 0.24
+    diameters = 2 * ball_radii(atoms.numbers[order])
     circles = EllipseCollection(
         diameters,
         diameters,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import csv
 import dataclasses
+import hashlib
 import html
 import json
 import logging
@@ -23,8 +24,10 @@ from urllib.parse import quote
 import config
 import figures
 import metrics
+import structure_viewer
 from evaluators import Evaluation
 from judge_pool import without_paths
+from judging import CandidateResult
 
 log = logging.getLogger("her2d")
 
@@ -32,8 +35,10 @@ CONTROLS = ("unguided", "random decoration")
 OURS = "ours"
 
 FIGURES = {
-    "generated_structures.png": "The best candidates after relaxation, top and side view; dashed: the cell.",
-    "her_performance.png": "ΔG_H of every candidate by both judges, and their place on the HER volcano.",
+    "generated_structures.png": "The best candidates after relaxation, top and side view; dashed: the primitive cell. In "
+    "compounds, contacts between metals are not drawn.",
+    "her_performance.png": "ΔG_H of every candidate by each judge, and their place on the HER volcano. A value beyond an axis is "
+    "an arrow with its number.",
     "stability_curve.png": "How many candidates lie below a given E_above_hull.",
     "funnel.png": "Candidates left after each condition.",
     "comparison.png": "Our candidates beside the controls, judged alike.",
@@ -94,6 +99,7 @@ def write_report(
             "seconds": evaluation.elapsed_seconds,
         },
         "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
+        "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
     }
     # The page and every later reader see the same content: what JSON keeps.
     config.write_json(output_dir / "report.json", content)
@@ -105,13 +111,17 @@ def _metrics(found: Mapping[str, metrics.Metric]) -> dict[str, Any]:
 
 
 def copy_loss_curve(cfg: config.Config, output_dir: Path) -> None:
-    """Puts stage 3's ``loss_curve.png`` beside the report, from the checkpoint's folder or from ``weights/``."""
+    """Puts stage 3's ``loss_curve.png`` and ``.pdf`` beside the report, from the checkpoint's folder or from ``weights/``."""
     for folder in (Path(cfg.denoiser.checkpoint).parent, config.PROJECT_DIR / "weights"):
-        source = folder / "loss_curve.png"
-        if source.is_file() and source.resolve() != (output_dir / "loss_curve.png").resolve():
-            with config.atomic_path(output_dir / "loss_curve.png") as temporary:
-                shutil.copyfile(source, temporary)
-            return
+        if not (folder / "loss_curve.png").is_file() or folder.resolve() == output_dir.resolve():
+            continue
+        for name in ("loss_curve.png", "loss_curve.pdf"):
+            # A PDF of another training must not stay beside the PNG.
+            (output_dir / name).unlink(missing_ok=True)
+            if (folder / name).is_file():
+                with config.atomic_path(output_dir / name) as temporary:
+                    shutil.copyfile(folder / name, temporary)
+        return
 
 
 # --------------------------------------------------------------------------------------------------------------- comparison
@@ -169,8 +179,11 @@ def update_comparison(cfg: config.Config) -> dict[str, Any]:
         figures.comparison({label: found["metrics"] for label, found in sets.items()}, folder / "comparison.png")
         report["comparison"] = content
         report["summary"] = summary(report)
-        last = ("provenance", "candidates")
-        config.write_json(folder / "report.json", {k: report[k] for k in (*(k for k in report if k not in last), *last)})
+        last = ("provenance", "candidates", "structures")
+        config.write_json(
+            folder / "report.json",
+            {k: report[k] for k in (*(k for k in report if k not in last), *(k for k in last if k in report))},
+        )
         write_page(folder)
     return content
 
@@ -220,12 +233,14 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
     settings = report["provenance"]["settings"]
     window, hull = f"{settings['hit_delta_g_ev']:g} eV", f"{settings['hit_e_hull_ev']:g} eV/atom"
+    corrected = found.get("hit_rate_corrected")
+    corrected_hits = f", {count('hit_rate_corrected')} by the same corrected from DFT" if corrected and corrected["n_ok"] else ""
     lines = [
         f"{next(iter(funnel.values()))} CIFs were judged: {count('rate_valid')} of {n} two-dimensional candidates are valid "
         f"monolayers, {count('rate_converged')} relax to convergence, {count('rate_metastable')} lie at most {hull} above the "
         "hull.",
         f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): "
-        f"{count('hit_rate')} by DimeNet++, {count('hit_rate_potential')} by the potential's own ΔG_H.",
+        f"{count('hit_rate')} by DimeNet++, {count('hit_rate_potential')} by the potential's own ΔG_H{corrected_hits}.",
         f"Mean |ΔG_H| {_text(found['mae_delta_g_ev'])} eV; Score_stab {_text(found['score_stab'])}; "
         f"Rate_synth {_text(found['rate_synth'])}; metastable S.U.N. {_text(found['rate_metastable_sun'])}.",
     ]
@@ -264,7 +279,12 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     def errors(score: Mapping[str, Any]) -> str:
         mae, shift, rank = (_plain(score.get(key)) for key in ("mae_ev", "mean_error_ev", "spearman"))
-        return f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)})"
+        text = f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)})"
+        order = score.get("inert_above_active") or {}
+        if pairs := order.get("pairs"):
+            right = pairs - len(order["violations"])
+            text += f"; an inert sheet comes out above an active one in {right} of {pairs} pairs"
+        return text
 
     rows = []
     if truth.get("n"):
@@ -281,6 +301,14 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                 "too strongly on inert basal planes; this is a second opinion that did not guide the generator.",
             ),
         ]
+        if corrected := truth.get("potential_corrected"):
+            rows.append(
+                (
+                    "ΔG_H by the potential, corrected",
+                    f"Its values corrected by a fit to the same DFT values, each host predicted by a fit without it: "
+                    f"{errors(corrected)}.",
+                )
+            )
         if table := truth.get("table"):
             listed = f"{len(table['rows'])} rows of {table['source']}, those with a structure"
             rows.append(("ΔE_H, table of truth", f"{listed}: {errors(table)}."))
@@ -321,29 +349,50 @@ def _path(judges: Mapping[str, Any], key: str) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------- page
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#1a1a1a}
-h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px solid #ccc}img{max-width:100%}figure{margin:1em 0}
+STYLE = (
+    """body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#1a1a1a}
+h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px solid #ccc}img{max-width:100%}figure{margin:1.5em 0}
 figcaption{color:#555;font-size:.9em}table{border-collapse:collapse;font-size:.85em}
 th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-table.sortable th{cursor:pointer;background:#f2f2f2;position:sticky;top:0}.scroll{overflow:auto;max-height:36em}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.better{font-weight:bold}.hit{background:#eaf3e6}pre{overflow:auto;font-size:.8em}"""
+.scroll{overflow:auto;max-height:34em;border:1px solid #ccc}
+table.sortable{border-collapse:separate;border-spacing:0}
+table.sortable th{background:#f2f2f2;position:sticky;top:0;vertical-align:bottom}
+th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid #08519c}
+th[aria-sort=ascending] button::after{content:" \\25b2"}th[aria-sort=descending] button::after{content:" \\25bc"}
+tr[data-i]{cursor:pointer}tr[data-i]:hover td{background:#f4f7fa}tr.hit td{background:#eaf3e6}tr.shown td{background:#dbe9f6}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.long{min-width:14em}
+.better{font-weight:bold}pre{overflow:auto;font-size:.8em}
+"""
+    + structure_viewer.STYLE
+)
 
-SCRIPT = """document.querySelectorAll('table.sortable').forEach(function(t){t.querySelectorAll('th').forEach(function(h,c){
-h.addEventListener('click',function(){var b=t.tBodies[0],r=Array.from(b.rows),d=h.dataset.d==='1'?-1:1;h.dataset.d=d===1?'1':'0';
-r.sort(function(x,y){var p=x.cells[c].dataset.v,q=y.cells[c].dataset.v,m=parseFloat(p),n=parseFloat(q);
-if(p===''||q==='')return (p==='')-(q==='');return d*(isNaN(m)||isNaN(n)?p.localeCompare(q):m-n)});
-r.forEach(function(x){b.appendChild(x)})})})});"""
+# Rows without a value come last in both directions; among equal values the order before the click is kept.
+SORT_SCRIPT = """document.querySelectorAll("table.sortable").forEach(table => {
+  const heads = Array.from(table.querySelectorAll("th"));
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1, body = table.tBodies[0];
+    const numeric = head.dataset.type === "number", value = row => row.cells[column].dataset.v;
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const compare = (x, y) => numeric ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true});
+    const rows = Array.from(body.rows).sort((one, other) => {
+      const x = value(one), y = value(other);
+      return x === "" || y === "" ? (x === "") - (y === "") : sign * compare(x, y);
+    });
+    body.append(...rows);
+  }));
+});"""
 
 COLUMNS = (
     ("id", "id"),
-    ("formula", "formula"),
+    ("reduced_formula", "formula"),
     ("dimensionality", "kind"),
     ("layer_group_relaxed", "layer group"),
     ("valid", "valid"),
     ("delta_g_h_ev", "ΔG_H (eV)"),
     ("delta_g_h_std_ev", "± (eV)"),
     ("delta_g_h_potential_ev", "ΔG_H potential (eV)"),
+    ("delta_g_h_corrected_ev", "ΔG_H corrected (eV)"),
     ("h_in_domain", "in domain"),
     ("e_form_ev", "E_form (eV/atom)"),
     ("e_above_hull_ev", "E_hull (eV/atom)"),
@@ -360,36 +409,93 @@ COLUMNS = (
 
 
 def write_page(output_dir: str | os.PathLike) -> Path:
-    """``report.html`` from ``report.json`` and the figures beside it. Every text from a file or a setting is escaped."""
+    """``report.html`` from ``report.json`` and the figures beside it: one file that needs no network and no server.
+
+    Every text from a file or a setting is escaped, and the page's own policy lets no script run but the two written here.
+    """
     folder = Path(output_dir)
     report = read_report(folder)
     if report is None:
         raise config.StageError(f"no report.json in {config.relative_name(folder)}: run the evaluation first")
     title = f"2D HER catalysts: {report['label']}"
+    candidates = sorted(report["candidates"], key=_best_first)
     parts = [f"<h1>{_e(title)}</h1>", "<ul>", *(f"<li>{_e(line)}</li>" for line in report.get("summary", [])), "</ul>"]
+    parts += ["<h2>Candidates</h2>", structure_viewer.MARKUP]
+    parts.append("<p>Click a row to see its structure, a column title to sort. The id links to the CIF as it was given.</p>")
+    parts += [_candidate_table(candidates, _cif_folder(report, folder)), "<h2>Figures</h2>"]
     for name, caption in FIGURES.items():
         path = folder / name
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
             image = f'<img alt="{_e(caption)}" src="data:image/png;base64,{data}">'
-            parts.append(f"<figure>{image}<figcaption>{_e(caption)}</figcaption></figure>")
+            pdf = path.with_suffix(".pdf")
+            link = f' <a href="{_e(quote(pdf.name))}">PDF</a>' if pdf.is_file() else ""
+            parts.append(f"<figure>{image}<figcaption>{_e(caption)}{link}</figcaption></figure>")
     parts += ["<h2>Metrics</h2>", _metrics_table(report["metrics"])]
     if report["bulk"]["n"]:
         parts += [f"<h2>Bulk crystals (n = {report['bulk']['n']}, not 2D)</h2>", _metrics_table(report["bulk"]["metrics"])]
     if "comparison" in report:
         parts += ["<h2>Beside the controls</h2>", _comparison_table(report["comparison"])]
-    parts += ["<h2>Candidates</h2>", "<p>Click a column to sort. The id links to the CIF.</p>", _candidate_table(report, folder)]
     parts += ["<h2>How far to trust each number</h2>", "<table>"]
     parts += [f"<tr><th>{_e(name)}</th><td>{_e(text)}</td></tr>" for name, text in trust(report)]
     parts += ["</table>", "<h2>Provenance</h2>", f"<pre>{_e(json.dumps(report['provenance'], indent=1, ensure_ascii=False))}</pre>"]
+    structures = structure_viewer.page_data(_viewed(candidates, report.get("structures", {}), _cif_folder(report, folder)))
+    parts.append(f'<script type="application/json" id="structures">{structures}</script>')
+    scripts = (SORT_SCRIPT, structure_viewer.SCRIPT)
+    parts += [f"<script>{script}</script>" for script in scripts]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_e(title)}</title><style>{STYLE}</style></head>'
-        f"<body>{''.join(parts)}<script>{SCRIPT}</script></body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width"><title>{_e(title)}</title><style>{STYLE}</style></head>'
+        f"<body>{''.join(parts)}</body></html>\n"
     )
     path = folder / "report.html"
     with config.atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _best_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The order of ``figures.rank`` with the candidates that it leaves out at the end."""
+    score = row["score_composite"]
+    return not row["hit"], not row["valid"], score is None, -(score or 0.0), row["id"]
+
+
+def _cif_folder(report: Mapping[str, Any], folder: Path) -> str:
+    """The folder of the CIFs as seen from the page."""
+    relative = os.path.relpath(config.PROJECT_DIR / report["provenance"]["cif_dir"], folder.resolve())
+    return Path(relative).as_posix()
+
+
+def _viewed(candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, Any], cif_folder: str) -> list[dict[str, Any]]:
+    """What the 3D view shows of every candidate."""
+
+    def number(row: Mapping[str, Any], key: str, unit: str, std: str = "") -> str:
+        if row.get(key) is None:
+            return "–"
+        error = f" ± {row[std]:.2f}" if std and row.get(std) is not None else ""
+        return f"{row[key]:.2f}{error} {unit}".strip()
+
+    return [
+        {
+            "id": row["id"],
+            "href": quote(f"{cif_folder}/{row['source_file']}"),
+            "structure": structures.get(row["id"]),
+            "note": row["status"],
+            "facts": [
+                ["formula", row["formula"] or "–"],
+                ["symmetry", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"],
+                ["ΔG_H, DimeNet++", number(row, "delta_g_h_ev", "eV", "delta_g_h_std_ev")],
+                ["ΔG_H, potential", number(row, "delta_g_h_potential_ev", "eV")],
+                ["ΔG_H, corrected", number(row, "delta_g_h_corrected_ev", "eV", "delta_g_h_corrected_std_ev")],
+                ["E_above_hull", number(row, "e_above_hull_ev", "eV/atom")],
+                ["P_synth", number(row, "p_synth", "")],
+                ["hit", {True: "yes", False: "no", None: "–"}[row["hit"]]],
+            ],
+        }
+        for row in candidates
+    ]
 
 
 def _e(value: Any) -> str:
@@ -422,26 +528,30 @@ def _comparison_table(content: Mapping[str, Any]) -> str:
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><ul>{notes}</ul>"
 
 
-def _candidate_table(report: Mapping[str, Any], folder: Path) -> str:
-    cif_dir = config.PROJECT_DIR / report["provenance"]["cif_dir"]
-    relative = os.path.relpath(cif_dir, folder.resolve())
+def _candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:
+    """One row per candidate, ``data-i`` its place in the list; ``data-v`` is what is sorted by, empty without a value."""
+    kinds = {field.name: field.type for field in dataclasses.fields(CandidateResult)}
+    numeric = [kinds[key] in ("float", "int") for key, _ in COLUMNS]
     rows = []
-    for row in report["candidates"]:
+    for index, row in enumerate(candidates):
         cells = []
-        for key, _ in COLUMNS:
-            value = row[key]
+        for (key, _), is_number in zip(COLUMNS, numeric, strict=True):
+            value = row.get(key)
             if key == "id":
-                link = quote(f"{Path(relative).as_posix()}/{row['source_file']}")
+                link = quote(f"{cif_folder}/{row['source_file']}")
                 cells.append(f'<td data-v="{_e(value)}"><a href="{_e(link)}">{_e(value)}</a></td>')
             elif isinstance(value, bool) or value is None:
                 text = "" if value is None else "yes" if value else "no"
                 cells.append(f'<td data-v="{text}">{text}</td>')
-            elif isinstance(value, float):
+            elif is_number:
                 cells.append(f'<td class=n data-v="{value!r}">{value:.3f}</td>')
             else:
-                cells.append(f'<td data-v="{_e(value)}">{_e(value)}</td>')
-        rows.append(f"<tr{' class=hit' if row['hit'] else ''}>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{_e(title)}</th>" for _, title in COLUMNS)
+                cells.append(f'<td{" class=long" if len(value) > 30 else ""} data-v="{_e(value)}">{_e(value)}</td>')
+        rows.append(f'<tr data-i="{index}" tabindex=0{" class=hit" if row["hit"] else ""}>{"".join(cells)}</tr>')
+    head = "".join(
+        f'<th data-type="{"number" if is_number else "text"}"><button type=button>{_e(title)}</button></th>'
+        for (_, title), is_number in zip(COLUMNS, numeric, strict=True)
+    )
     return f"<div class=scroll><table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 

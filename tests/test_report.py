@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -70,9 +71,51 @@ def products(tmp_path_factory):
     ["her_performance.png", "stability_curve.png", "generated_structures.png", "funnel.png", "truth_parity.png", "comparison.png"],
 )
 def test_figures_show_something(products, name):
-    image = imread(products[0] / "results" / name)
+    path = products[0] / "results" / name
+    image = imread(path)
     assert image.shape[0] > 300 and image.shape[1] > 400
     assert np.asarray(image)[..., :3].std() > 0.02
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_same_data_give_the_same_pdf(products, tmp_path):
+    _, cfg, ours, _ = products
+    for name in ("one", "two"):
+        figures.funnel(ours, cfg.evaluation, tmp_path / f"{name}.png")
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_limits_hold_every_value_up_to_the_largest():
+    values = np.array([-1.7, np.nan, 2.6])
+    low, high = figures.padded_limits(values, -0.6, 0.6, 4.0)
+    assert low == pytest.approx(-1.915) and high == pytest.approx(2.815)
+    assert figures.padded_limits(np.array([-9.0, 0.2]), -0.6, 0.6, 4.0)[0] == -4.0
+    assert figures.padded_limits(np.array([np.nan]), -1.0, 1.0, 4.0) == pytest.approx((-1.1, 1.1))
+
+
+def test_values_off_scale_are_arrows_with_their_number():
+    fig, axis = figures.plt.subplots()
+    marked = figures.mark_off_scale(axis, np.arange(4), np.array([-9.04, 0.0, np.nan, 7.5]), -4.0, 4.0, "black")
+    texts = {text.get_text(): text.xy for text in axis.texts}
+    figures.plt.close(fig)
+    assert marked == 2 and texts == {"-9.0": (0, -4.0), "7.5": (3, 4.0)}
+
+
+def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeypatch):
+    """The figure holds the corrected values too, and every value is a point within the axes or an arrow."""
+    _, cfg, ours, _ = products
+    rows = [dataclasses.replace(row) for row in ours.rows]
+    for row, value in zip(rows, (-9.0, -1.7, 2.6, 0.0), strict=True):
+        row.delta_g_h_ev, row.delta_g_h_std_ev = value, 0.1
+        row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev = value + 0.2, 0.3
+    seen = []
+    monkeypatch.setattr(figures, "save", lambda fig, path: seen.append(fig))
+    figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
+    left, right = seen[0].axes
+    assert [text.get_text() for text in left.texts] == [text.get_text() for text in right.texts] == ["-9.0", "-8.8"]
+    low, high = left.get_ylim()
+    assert low == -4.0 and high > 2.8 + 0.3
+    assert left.get_legend_handles_labels()[1][-1].startswith("potential, corrected")
 
 
 class Page(HTMLParser):
@@ -108,7 +151,8 @@ def test_page_is_self_contained_and_names_stay_text(products):
     assert "b" not in page.tags and "i" not in page.tags
     assert "<b>x&" in text and "their <i>set</i>" in text and HOSTILE.replace('"', '\\"') in text
     assert not re.search(r"https?://", source)
-    assert len(page.links) == 4
+    assert len([link for link in page.links if link.endswith(".cif")]) == 4
+    assert len([link for link in page.links if link.endswith(".pdf")]) >= 6
     for link in page.links:
         assert (root / "results" / unquote(link)).is_file()
     for expected in ("MAE 0.25 eV", "unique, novel", "How far to trust", "0.05"):
@@ -121,6 +165,7 @@ def test_report_json_has_the_fixed_keys(products):
     assert {"summary", "metrics", "candidates", "truth", "controls", "provenance", "comparison"} <= set(content)
     assert content["metrics"]["hit_rate"]["n"] == len(ours.rows) == 4
     assert content["truth"]["mae_ev"] == 0.25
+    assert set(content["structures"]) == {"gen_00000", "gen_00001", "gen_00002"}
     assert any("4 CIFs were judged" in line for line in content["summary"])
     external = json.loads((root / "results_external" / "report.json").read_text(encoding="utf-8"))
     assert external["bulk"]["n"] == 1 and any("bulk crystals" in line for line in external["summary"])
