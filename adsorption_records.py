@@ -32,7 +32,7 @@ from geo_utils import (
     primitive_sheet,
     sheet_connectivity,
 )
-from potentials import HydrogenRelaxation, Potential, relax_hydrogen, relax_positions, relax_sheet
+from potentials import HydrogenRelaxation, Potential, h2_energy, relax_hydrogen, relax_positions, relax_sheet
 
 STAGE = "prepare_demo_data.py"
 H_JITTER = 0.15  # Å, H starts off its symmetric position so that no symmetry traps it
@@ -239,8 +239,8 @@ MAX_HOST_ATOMS = 6
 MAX_HOST_EHULL_EV = 0.5  # eV/atom; sheets above are too far from anything that a search would keep
 
 
-def host_tasks(settings: config.DemoConfig, seed: int) -> list[dict[str, Any]]:
-    """``demo.num_hosts`` sheets of the database ``demo.host_db_path``, in a seeded order that favours rare elements.
+def host_tasks(settings: config.DemoConfig, seed: int, count: int) -> list[dict[str, Any]]:
+    """``count`` sheets of the database ``demo.host_db_path``, in a seeded order that favours rare elements.
 
     Formulas are drawn one row each, those with the least common elements first in every round, so that a small set covers the
     periodic table. Raises StageError when the database is missing or holds no usable sheet.
@@ -267,7 +267,7 @@ def host_tasks(settings: config.DemoConfig, seed: int) -> list[dict[str, Any]]:
             continue
         formulas.add(formula)
         tasks.append({"key": f"host:{uid}", "atoms": pack_atoms(atoms), "seed": [seed, 7, int(index)]})
-        if len(tasks) == settings.num_hosts:
+        if len(tasks) == count:
             break
     return tasks
 
@@ -290,9 +290,7 @@ def relax_host(
     rng = np.random.default_rng(seed)
     records = []
     for number in rng.permutation(len(sites))[: settings.sites_per_host]:
-        wanted = [d for d in sorted(HOST_COVERAGES, reverse=True) if d <= HOST_COVERAGES[rng.integers(len(HOST_COVERAGES))]]
-        supercells = [h_supercell(sheet, distance) for distance in wanted]
-        supercell = next((n for n in supercells if n[0] * n[1] * len(sheet) <= MAX_HOST_SUPERCELL), supercells[-1])
+        supercell = _random_supercell(sheet, rng)
         slab = add_hydrogen(sheet, sites[number], supercell)
         slab.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
         clean = slab[slab.get_tags() != H_TAG]
@@ -306,3 +304,61 @@ def relax_host(
         }
         records.append(adsorption_result(f"{key}:{number}", slab, result, description))
     return {"key": key, "status": "ok", "records": records}
+
+
+# -------------------------------------------------------------------------------------------------------------------- snapshots
+
+SNAPSHOT_LATERAL = 0.35  # Å, spread of H around a site
+SNAPSHOT_RATTLE = 0.06  # Å, spread of the atoms around H in every second snapshot
+MAX_SNAPSHOT_EV = 6.0  # |ΔE_H| above which a geometry is too far from any that a relaxation passes
+
+
+def snapshot_host(
+    potential: Potential, settings: config.DemoConfig, key: str, atoms: dict[str, Any], seed: list[int]
+) -> dict[str, Any]:
+    """ΔE_H of one sheet of the database at ``demo.snapshots_per_host`` unrelaxed geometries with H, one energy each.
+
+    A relaxation costs some thirty energies and gives one record; a snapshot costs one. A network that has learnt the energy of
+    geometries (S2E) from many snapshots needs far fewer relaxed records (IS2RE) afterwards.
+    """
+    try:
+        sheet = primitive_sheet(unpack_atoms(atoms), min_vacuum=6.0)
+        sites = adsorption_sites(sheet)
+        if not sites or has_clash(sheet):
+            return {"key": key, "status": "no site", "records": []}
+    except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
+        return {"key": key, "status": f"not usable: {str(error)[:60]}", "records": []}
+    rng = np.random.default_rng(seed)
+    reference = relax_positions(sheet, potential, settings.fmax_ev_per_angstrom, 0).energy / len(sheet)
+    half_h2 = 0.5 * h2_energy(potential)
+    records = []
+    for number in range(settings.snapshots_per_host):
+        site = sites[rng.integers(len(sites))]
+        supercell = _random_supercell(sheet, rng)
+        slab = add_hydrogen(sheet, site, supercell)
+        outward = 1.0 if site.face == "upper" else -1.0
+        slab.positions[-1] += [*rng.normal(0, SNAPSHOT_LATERAL, 2), outward * rng.uniform(-0.35, 0.5)]
+        if number % 2:
+            near = slab.get_distances(len(slab) - 1, range(len(slab) - 1), mic=True) < 3.0
+            slab.positions[:-1][near] += rng.normal(0, SNAPSHOT_RATTLE, (int(near.sum()), 3))
+        if has_clash(slab, 0.6):
+            continue
+        delta_e = relax_positions(slab, potential, 1.0, 0).energy - reference * (len(slab) - 1) - half_h2
+        if not np.isfinite(delta_e) or abs(delta_e) > MAX_SNAPSHOT_EV:
+            continue
+        description = {
+            "bulk_formula": sheet.get_chemical_formula("hill"),
+            "family": "snapshot",
+            "site": site.label(sheet),
+            "coverage": 1.0 / (supercell[0] * supercell[1]),
+        }
+        still = HydrogenRelaxation(slab, 0.0, True, 0, "ok", float(delta_e), float(delta_e), False)
+        records.append(adsorption_result(f"{key}:{number}", slab, still, description))
+    return {"key": key, "status": "ok", "records": records}
+
+
+def _random_supercell(sheet: Atoms, rng: np.random.Generator) -> tuple[int, int]:
+    """Supercell of a coverage drawn from HOST_COVERAGES, or of the next denser one where that is too large."""
+    distance = HOST_COVERAGES[rng.integers(len(HOST_COVERAGES))]
+    supercells = [h_supercell(sheet, d) for d in sorted(HOST_COVERAGES, reverse=True) if d <= distance]
+    return next((n for n in supercells if n[0] * n[1] * len(sheet) <= MAX_HOST_SUPERCELL), supercells[-1])

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -54,27 +55,32 @@ def setting(
 
 @dataclass(frozen=True)
 class RunConfig:
-    seed: int = setting(0, "seed of every random generator", low=0)
+    seed: int = setting(0, "seed of every random generator", low=0, high=2**32 - 1)
     device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
-    threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0)
+    threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0, high=1024)
     output_dir: str = setting("results", "root of everything the stages write", path=True)
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    parts: list[str] = setting(["all"], "all (without hosts), or some of monolayers, references, adsorption, hosts, random")
+    parts: list[str] = setting(["all"], "all of monolayers, references, adsorption, random; or some of these, hosts, snapshots")
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
     references_path: str = setting(
         "data/references_sevennet-0.json.gz", "energies of elements and competing phases to build", path=True
     )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
-    host_db_path: str = setting("", "part hosts: database of sheets, such as C2DB, on which H is relaxed", path=True)
+    host_db_path: str = setting("", "parts hosts and snapshots: database of sheets, such as C2DB", path=True)
     host_lmdb_path: str = setting(
         "results/adsorption_hosts/data.lmdb", "part hosts: H-adsorption LMDB to build (OC20 IS2RE schema)", path=True
     )
     num_hosts: int = setting(600, "part hosts: sheets to relax", low=1)
     sites_per_host: int = setting(3, "part hosts: H sites per sheet", low=1)
+    snapshot_lmdb_path: str = setting(
+        "results/adsorption_snapshots/data.lmdb", "part snapshots: LMDB of unrelaxed H to build (same schema)", path=True
+    )
+    num_snapshot_hosts: int = setting(1500, "part snapshots: sheets", low=1)
+    snapshots_per_host: int = setting(8, "part snapshots: geometries per sheet, one energy each", low=1)
     work_dir: str = setting("results/demo_work", "resumable intermediate results, one file per relaxed structure", path=True)
     potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
@@ -93,7 +99,7 @@ class DimenetConfig:
     val_lmdb_path: str = setting("", "validation LMDB; empty: split by bulk formula", path=True)
     adsorbate: str = setting("H", "H: records with one H adatom; all: every record", choices=("H", "all"))
     checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "model: written by stage 1, read by the judges", path=True)
-    init_from: str = setting("", "official OCP/fairchem DimeNet++ IS2RE checkpoint to start from", path=True)
+    init_from: str = setting("", "checkpoint to start from: official OCP/fairchem DimeNet++ IS2RE, or of stage 1", path=True)
     dft_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H towards which ΔE_H is corrected; empty: no correction", path=True)
     preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
@@ -318,7 +324,7 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
         for f in section_fields(section.name):
             _check_value(f"{section.name}.{f.name}", values[f.name], f.metadata)
             if f.metadata["path"] and values[f.name]:
-                values[f.name] = str((base_dir / Path(values[f.name]).expanduser()).absolute())
+                values[f.name] = str((base_dir / _expanded(values[f.name])).absolute())
         sections[section.name] = section.default_factory(**values)
     config = Config(**sections)
     _check_relations(config)
@@ -327,15 +333,26 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
 
 def _absolute_override_paths(parsed: Any) -> Any:
     """A relative path typed on the command line means the working folder, not the folder of ``config.yaml``."""
+    from omegaconf import OmegaConf
+
     known = {f.name for f in dataclasses.fields(Config)}
     for section, values in parsed.items():
         if section not in known or not hasattr(values, "items"):
             continue
         path_keys = {f.name for f in section_fields(section) if f.metadata["path"]}
-        for key, value in values.items():
-            if key in path_keys and isinstance(value, str) and value and "${" not in value:
-                values[key] = str(Path(value).expanduser().absolute())
+        for key in path_keys & set(values):
+            value = "" if OmegaConf.is_interpolation(values, key) else values[key]
+            if isinstance(value, str) and value:
+                values[key] = str(_expanded(value).absolute())
     return parsed
+
+
+def _expanded(path: str) -> Path:
+    """A path with ``~`` replaced by the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home folder") from error
 
 
 def _check_value(key: str, value: Any, metadata: Any) -> None:
@@ -345,16 +362,16 @@ def _check_value(key: str, value: Any, metadata: Any) -> None:
         if number != number or number in (float("inf"), float("-inf")):
             raise ConfigError(f"{key}={number}: must be finite")
         if metadata["low"] is not None and number < metadata["low"]:
-            raise ConfigError(f"{key}={number}: must be at least {metadata['low']:g}")
+            raise ConfigError(f"{key}={number}: must be at least {metadata['low']:.12g}")
         if metadata["high"] is not None and number > metadata["high"]:
-            raise ConfigError(f"{key}={number}: must be at most {metadata['high']:g}")
+            raise ConfigError(f"{key}={number}: must be at most {metadata['high']:.12g}")
     if metadata["choices"] and value not in metadata["choices"]:
         raise ConfigError(f"{key}={value}: choose one of {', '.join(metadata['choices'])}")
 
 
 def _check_relations(config: Config) -> None:
     device = config.run.device
-    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,2}", device):
         raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
     for name in ("dimenet", "dataset"):
         section = getattr(config, name)
@@ -370,7 +387,7 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
     if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
         raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
-    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "hosts", "random"}:
+    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "hosts", "snapshots", "random"}:
         raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
     if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
         raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")
@@ -414,10 +431,10 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
         config = load_config(config_path, overrides)
         main(config)
     except ConfigError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StageError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

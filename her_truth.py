@@ -48,11 +48,12 @@ def truth_report(
     raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
     predicted = raw
     if her.correction is not None:
-        predicted = dft_correction.left_out_predictions(points, raw)
-        std = np.hypot(her.correction.weights[0] * std, her.correction.rmse_ev)
+        predicted, sigma = dft_correction.left_out_predictions(points, raw)
+        std = np.where(np.isfinite(sigma), her.correction.scale * sigma, std)
     name = dft_correction.GEOMETRY_POTENTIAL if potential is None else potential.name
     own = dft_correction.potential_delta_e(points, potential or SimpleNamespace(name=name))
-    own_corrected = dft_correction.left_out_predictions(points, own)
+    own_corrected, _ = dft_correction.left_out_predictions(points, own)
+    own_by_family, _ = dft_correction.left_out_predictions(points, own, by="family")
     rows = [
         {
             "name": point.name,
@@ -64,6 +65,7 @@ def truth_report(
             "delta_e_uncorrected_ev": float(raw[k]),
             "delta_e_potential_ev": float(own[k]),
             "delta_e_potential_corrected_ev": float(own_corrected[k]),
+            "family": point.family,
         }
         for k, point in enumerate(points)
     ]
@@ -80,7 +82,12 @@ def truth_report(
         **agreement(predicted, "delta_e_dimenet_ev"),
         "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
         "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
-        "potential_corrected": {"name": name, **agreement(own_corrected, "delta_e_potential_corrected_ev")},
+        "potential_corrected": {
+            "name": name,
+            **agreement(own_corrected, "delta_e_potential_corrected_ev"),
+            "family_left_out": metrics.agreement(truth.tolist(), own_by_family.tolist()),
+        },
+        "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
     if table:

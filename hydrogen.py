@@ -174,7 +174,7 @@ class HydrogenPredictor:
             domain = Domain(**{**content["domain"], "elements": tuple(content["domain"]["elements"])})
             calibration = Calibration(**content["calibration"])
             stored = content["correction"]
-            correction = DftCorrection(**{**stored, "weights": tuple(stored["weights"])}) if stored else None
+            correction = DftCorrection(**stored) if stored else None
             mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0][:160]
@@ -198,7 +198,7 @@ class HydrogenPredictor:
             "normalizer": {"mean": mean, "std": std},
             "calibration": asdict(calibration),
             "domain": {**asdict(domain), "elements": list(domain.elements)},
-            "correction": {**asdict(correction), "weights": list(correction.weights)} if correction else None,
+            "correction": asdict(correction) if correction else None,
         }
 
     @property

@@ -58,14 +58,23 @@ def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str |
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged or hostile files
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{relative_name(path)} is not a readable {kind} checkpoint ({reason}): {hint}") from error
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        found = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str) or content["kind"] != kind:
+        found = str(content.get("kind", "no kind"))[:40] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{relative_name(path)} is not a {kind} checkpoint (found: {found}): {hint}")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{relative_name(path)} has schema {content.get('schema_version')}, expected {SCHEMA_VERSION}: {hint}"
-        )
+    version = content.get("schema_version")
+    if not isinstance(version, int) or version != SCHEMA_VERSION:
+        raise CheckpointError(f"{relative_name(path)} has schema {str(version)[:40]}, expected {SCHEMA_VERSION}: {hint}")
+    if not _is_finite(content):
+        raise CheckpointError(f"{relative_name(path)} holds weights that are not finite: {hint}")
     return content
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all floating-point tensors of nested containers are free of NaN and infinity."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(_is_finite(item) for item in items)
 
 
 # DimeNet++
@@ -320,6 +329,24 @@ class DimeNetPlusPlus(nn.Module):
         return (adsorbate + scatter(near, target, 0, tags.shape[0], "sum")) / count[batch]
 
 
+def load_initial_weights(
+    path: str | os.PathLike, model: DimeNetPlusPlus, size: DimeNetPlusPlusConfig, member: int = 0
+) -> tuple[float, float]:
+    """Weights to start from, for one member of an ensemble: of a checkpoint of stage 1 (its members in turn) or of an official
+    OCP/fairchem checkpoint. size: that of ``model``. Returns the target mean and std (eV).
+
+    Raises CheckpointError when they do not fit.
+    """
+    try:
+        content = load_checkpoint(path, DIMENET_KIND, "")
+    except CheckpointError:
+        return load_ocp_checkpoint(path, model)
+    if DimeNetPlusPlusConfig(**content["model_config"]) != size:
+        raise CheckpointError(f"dimenet.init_from: {relative_name(path)} is a DimeNet++ of another size than dimenet.preset")
+    model.load_state_dict(content["members"][member % len(content["members"])], strict=True)
+    return float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
+
+
 def load_ocp_checkpoint(path: str | os.PathLike, model: DimeNetPlusPlus) -> tuple[float, float]:
     """Loads an official OCP/fairchem DimeNet++ IS2RE checkpoint into ``model``, strictly; returns its target mean and std (eV).
 
@@ -340,7 +367,11 @@ def load_ocp_checkpoint(path: str | os.PathLike, model: DimeNetPlusPlus) -> tupl
         raise CheckpointError(f"dimenet.init_from: {name} is not a readable checkpoint ({reason})") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"dimenet.init_from: {name} has no 'state_dict', so it is no OCP checkpoint")
-    state = {re.sub(r"^(module\.)+", "", key): value for key, value in content["state_dict"].items()}
+    state = {re.sub(r"^(module\.)+", "", str(key)): value for key, value in content["state_dict"].items()}
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"dimenet.init_from: {name} holds something else than tensors in its 'state_dict'")
+    if not _is_finite(state):
+        raise CheckpointError(f"dimenet.init_from: {name} holds weights that are not finite")
     expected = model.state_dict()
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in expected]
@@ -352,12 +383,15 @@ def load_ocp_checkpoint(path: str | os.PathLike, model: DimeNetPlusPlus) -> tupl
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"dimenet.init_from: {name} does not fit dimenet.preset: {'; '.join(problems[:3])}{more}")
-    normalizers = content.get("normalizers") or {}
-    normalizer = normalizers.get("target") or normalizers.get("energy")
-    if not normalizer or "mean" not in normalizer:
-        raise CheckpointError(f"dimenet.init_from: {name} has no normalizers.target or normalizers.energy")
-    mean = float(torch.as_tensor(normalizer["mean"]).reshape(-1)[0])
-    std = float(torch.as_tensor(normalizer["std"] if "std" in normalizer else normalizer["rmsd"]).reshape(-1)[0])
+    try:
+        normalizers = content["normalizers"]
+        normalizer = normalizers["target"] if "target" in normalizers else normalizers["energy"]
+        spread = normalizer["std"] if "std" in normalizer else normalizer["rmsd"]
+        mean, std = (float(torch.as_tensor(value).reshape(-1)[0]) for value in (normalizer["mean"], spread))
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(
+            f"dimenet.init_from: {name} has no mean and std in normalizers.target or normalizers.energy"
+        ) from error
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise CheckpointError(f"dimenet.init_from: {name} has an unusable normaliser (mean {mean}, std {std})")
     model.load_state_dict(state, strict=True)
@@ -806,8 +840,7 @@ def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device
     try:
         model = DenoisingEGNN(DenoiserModelConfig(**content["model_config"]))
         model.load_state_dict(content["model"], strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{relative_name(path)} does not fit this version ({str(error).splitlines()[0][:120]}): {hint}"
-        ) from error
+    except Exception as error:  # settings and weights of another origin raise many unrelated errors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise CheckpointError(f"{relative_name(path)} does not fit this version ({reason}): {hint}") from error
     return model.to(device).eval().requires_grad_(False), content

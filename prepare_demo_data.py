@@ -7,6 +7,7 @@ Writes  data/demo_c2db.db            monolayers: prototypes x elements, relaxed;
         data/references_<pot>.json.gz energies of the elements and of competing phases, made with the same potential
         data/demo_is2re/data.lmdb    H on those monolayers and on metal surfaces, OC20 IS2RE schema
         demo.host_lmdb_path          part "hosts", only when asked for: H on the sheets of a database of yours, such as C2DB
+        demo.snapshot_lmdb_path      part "snapshots", only when asked for: energies of unrelaxed H on such sheets
         data/random_decoration/      unrelaxed random decorations, the baseline that everybody has to beat
 
 Every relaxation is one line in ``demo.work_dir``; a stage killed at any moment goes on where it stopped, and the products do not
@@ -37,6 +38,7 @@ from adsorption_records import (
     pack_atoms,
     relax_adsorption,
     relax_host,
+    snapshot_host,
     unpack_atoms,
     write_adsorption,
 )
@@ -335,13 +337,18 @@ def main(cfg: config.Config) -> None:
         tasks = adsorption_tasks(settings, monolayers, metal_tasks(phases, seed), seed)
         results = relax_all("adsorption", relax_adsorption, tasks, settings)
         summary["adsorption"] = write_adsorption(settings.lmdb_path, settings, results, seed, [settings.db_path])
-    if "hosts" in parts:
-        hosts = relax_all("hosts", relax_host, host_tasks(settings, seed), settings)
-        records = [record for host in hosts for record in host["records"]]
-        if not records:
-            raise StageError(f"no H-adsorption record came out: {dict(Counter(host['status'] for host in hosts))}")
-        summary["hosts"] = {f"hosts, {status}": n for status, n in sorted(Counter(host["status"] for host in hosts).items())}
-        summary["hosts"] |= write_adsorption(settings.host_lmdb_path, settings, records, seed, [settings.host_db_path])
+    for part, function, count, lmdb_path in (
+        ("hosts", relax_host, settings.num_hosts, settings.host_lmdb_path),
+        ("snapshots", snapshot_host, settings.num_snapshot_hosts, settings.snapshot_lmdb_path),
+    ):
+        if part in parts:
+            hosts = relax_all(part, function, host_tasks(settings, seed, count), settings)
+            status = Counter(host["status"].split(":")[0] for host in hosts)
+            records = [record for host in hosts for record in host["records"]]
+            if not records:
+                raise StageError(f"no H-adsorption record came out: {dict(status)}")
+            summary[part] = {f"sheets, {name}": n for name, n in sorted(status.items())}
+            summary[part] |= write_adsorption(lmdb_path, settings, records, seed, [settings.host_db_path])
     if "random" in parts:
         if not Path(settings.db_path).is_file():
             raise StageError(

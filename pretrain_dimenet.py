@@ -42,7 +42,7 @@ from dft_correction import fit_correction, read_truth
 from geo_utils import H_TAG, radius_graph_pbc, triplets
 from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
-from models import DIMENET_KIND, DimeNetPlusPlus, DimeNetPlusPlusConfig, PeriodicGraph, load_ocp_checkpoint, save_checkpoint
+from models import DIMENET_KIND, DimeNetPlusPlus, DimeNetPlusPlusConfig, PeriodicGraph, load_initial_weights, save_checkpoint
 
 STAGE = "pretrain_dimenet.py"
 EWT_THRESHOLD_EV = 0.02  # OC20's "energy within threshold"
@@ -191,12 +191,19 @@ def read_entries(readers: Sequence[Is2reReader], cfg: config.DimenetConfig, max_
 def split_by_formula(entries: Sequence[Entry], cfg: config.DimenetConfig, seed: int) -> dict[str, list[int]]:
     """Indices of train, val and test. All records of a bulk formula fall on one side; a validation LMDB is validation as a whole.
 
-    Formulas are dealt out in the order of a hash, so that adding records never moves an old formula much.
+    A formula's place is decided by a hash of it, so that it falls on the same side in every set of records: a network that starts
+    from weights learnt on other records (``dimenet.init_from``) has not seen its test formulas there either.
     """
-    formulas = sorted({e.formula for e in entries if e.source == 0}, key=lambda f: hashlib.sha256(f"{seed}:{f}".encode()).digest())
+
+    def share(formula: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{seed}:{formula}".encode()).digest()[:8], "little") / 2**64
+
+    formulas = sorted({e.formula for e in entries if e.source == 0}, key=share)
     own_validation = any(e.source == 1 for e in entries)
-    num_test = max(1, round(cfg.test_fraction * len(formulas)))
-    num_val = 0 if own_validation else max(1, round(cfg.val_fraction * len(formulas)))
+    # A small set may have no formula in one of the ranges: then the first in line serves.
+    num_test = max(1, sum(share(f) < cfg.test_fraction for f in formulas))
+    in_both = sum(share(f) < cfg.test_fraction + cfg.val_fraction for f in formulas)
+    num_val = 0 if own_validation else max(1, in_both - num_test)
     if len(formulas) - num_test - num_val < 1:
         raise StageError(
             f"dimenet.lmdb_path: {len(formulas)} bulk formulas are too few to split into train, val and test; add records"
@@ -261,7 +268,7 @@ def train_member(
     torch.manual_seed(int(np.random.default_rng([job.seed, job.number]).integers(2**63)))
     model = DimeNetPlusPlus(job.model)
     if settings.init_from:
-        load_ocp_checkpoint(settings.init_from, model)
+        load_initial_weights(settings.init_from, model, job.model, job.number)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     ema = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -558,7 +565,7 @@ def main(cfg: config.Config) -> None:
     train_values = np.array([entries[n].delta_e for n in split["train"]])
     mean, std = float(train_values.mean()), float(train_values.std())
     if settings.init_from:
-        mean, std = load_ocp_checkpoint(settings.init_from, probe)
+        mean, std = load_initial_weights(settings.init_from, probe, model_config)
     if std < 1e-6:
         raise StageError(f"{relative_name(inputs['lmdb_path'])}: all training records have the same y_relaxed; nothing to learn")
     log.info("records: %d train, %d val, %d test", *(len(split[part]) for part in ("train", "val", "test")))
@@ -617,7 +624,7 @@ def main(cfg: config.Config) -> None:
         checkpoint_sha256=config.file_sha256(checkpoint),
         model=dataclasses.asdict(model_config),
         calibration=dataclasses.asdict(calibration),
-        dft_correction=dataclasses.asdict(correction) if correction else None,
+        dft_correction={"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale} if correction else None,
         domain=dataclasses.asdict(domain) | {"elements": [chemical_symbols[z] for z in domain.elements]},
     )
     for path in resume.values():

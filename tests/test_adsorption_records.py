@@ -9,7 +9,7 @@ import adsorption_records as records
 import config
 from geo_utils import H_TAG, adsorption_sites, primitive_sheet
 from is2re_lmdb import open_is2re
-from potentials import Potential
+from potentials import Potential, h2_energy
 from prototypes import PROTOTYPES, honeycomb, trigonal_prismatic
 
 
@@ -37,21 +37,21 @@ def demo(tmp_path, **values):
 
 def test_hosts_are_stable_small_free_of_h_and_one_per_formula(tmp_path):
     host_database(tmp_path / "hosts.db")
-    tasks = records.host_tasks(demo(tmp_path), 0)
+    tasks = records.host_tasks(demo(tmp_path), 0, 9)
     chosen = {task["key"] for task in tasks}
     assert {"host:WS2", "host:NbS2", "host:BN"} < chosen and len(chosen & {"host:MoS2", "host:MoS2-again"}) == 1
     assert len(tasks) == 4
-    assert tasks == records.host_tasks(demo(tmp_path), 0)
-    assert [task["key"] for task in records.host_tasks(demo(tmp_path, num_hosts=2), 0)] == [task["key"] for task in tasks[:2]]
+    assert tasks == records.host_tasks(demo(tmp_path), 0, 9)
+    assert [task["key"] for task in records.host_tasks(demo(tmp_path), 0, 2)] == [task["key"] for task in tasks[:2]]
 
 
 def test_a_missing_or_empty_database_is_named(tmp_path):
     with pytest.raises(config.StageError, match="hosts.db"):
-        records.host_tasks(demo(tmp_path), 0)
+        records.host_tasks(demo(tmp_path), 0, 9)
     with connect(tmp_path / "hosts.db") as db:
         db.write(trigonal_prismatic("Mo", "S"), ehull=2.0)
     with pytest.raises(config.StageError, match="no sheet of up to"):
-        records.host_tasks(demo(tmp_path), 0)
+        records.host_tasks(demo(tmp_path), 0, 9)
 
 
 def test_a_host_gives_records_at_several_sites_and_coverages(tmp_path):
@@ -94,3 +94,24 @@ def test_the_records_of_hosts_become_an_lmdb(tmp_path):
         np.testing.assert_allclose(stored.pos_relaxed, record["pos_relaxed"], atol=1e-4)
         assert stored.extra["converged"] == int(record["converged"])
     assert counts["not converged"] == sum(not r["converged"] for r in result["records"])
+
+
+def test_snapshots_are_energies_of_the_geometries_given(tmp_path):
+    from ase.calculators.emt import EMT
+
+    settings = demo(tmp_path, snapshots_per_host=6)
+    sheet = primitive_sheet(honeycomb("C", "C"))
+    result = records.snapshot_host(emt(), settings, "host:C2", records.pack_atoms(sheet), [0, 8, 1])
+    assert result["status"] == "ok" and len(result["records"]) >= 3
+
+    def energy(atoms):
+        atoms.calc = EMT()
+        return atoms.get_potential_energy()
+
+    per_atom, half_h2 = energy(sheet.copy()) / len(sheet), 0.5 * h2_energy(emt())
+    for record in result["records"]:
+        slab = records.unpack_atoms(record["atoms"])
+        assert record["y_relaxed"] == record["y_init"] and record["pos_relaxed"] == record["atoms"]["positions"]
+        assert record["y_relaxed"] == pytest.approx(energy(slab) - per_atom * (len(slab) - 1) - half_h2, abs=1e-6)
+        assert abs(record["y_relaxed"]) <= records.MAX_SNAPSHOT_EV
+    assert len({record["y_relaxed"] for record in result["records"]}) == len(result["records"])

@@ -18,7 +18,7 @@ import config
 import pretrain_dimenet as stage
 from config import StageError
 from is2re_lmdb import open_is2re, write_is2re
-from models import DimeNetPlusPlus, DimeNetPlusPlusConfig, load_checkpoint
+from models import CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, load_checkpoint, load_initial_weights
 
 SCHEMA_SAMPLE = Path(os.environ.get("HER2D_IS2RE_SAMPLE", "nowhere"))  # LMDBs of 68 and 38 records of one K atom
 TINY = DimeNetPlusPlusConfig(
@@ -223,8 +223,8 @@ def test_stage_writes_its_products_and_knows_when_it_is_done(lmdb_path, tmp_path
     cfg = make_config(lmdb_path, tmp_path)
     stage.main(cfg)
     folder = tmp_path / "dimenet"
-    expected = ["dimenet.json", "dimenet.pth", "dimenet_loss_curve.csv", "dimenet_loss_curve.png", "dimenet_parity.png"]
-    assert sorted(p.name for p in folder.iterdir()) == expected
+    figures = {f"dimenet_{name}.{kind}" for name in ("loss_curve", "parity") for kind in ("png", "pdf")}
+    assert {p.name for p in folder.iterdir()} == {"dimenet.json", "dimenet.pth", "dimenet_loss_curve.csv"} | figures
     card = json.loads((folder / "dimenet.json").read_text(encoding="utf-8"))
     assert card["counts"]["kept"] == 60 == sum(card["counts"][part] for part in ("train", "val", "test"))
     for part in ("val", "test"):
@@ -271,6 +271,38 @@ def test_validation_file_and_fine_tuning_from_an_official_checkpoint(lmdb_path, 
     for key, value in content["members"][0].items():
         torch.testing.assert_close(value, source.state_dict()[key], rtol=0, atol=1e-4)
     assert json.loads((tmp_path / "dimenet" / "dimenet.json").read_text(encoding="utf-8"))["counts"]["val"] == 8
+
+
+def test_fine_tuning_from_an_own_checkpoint_member_by_member(lmdb_path, tmp_path):
+    first = make_config(lmdb_path, tmp_path / "a", epochs=1, ensemble_size=2)
+    stage.main(first)
+    source = load_checkpoint(first.dimenet.checkpoint, "dimenet", "")
+    start = {"init_from": first.dimenet.checkpoint, "epochs": 1, "learning_rate": 1e-8, "ensemble_size": 3}
+    second = make_config(lmdb_path, tmp_path / "b", **start)
+    stage.main(second)
+    content = load_checkpoint(second.dimenet.checkpoint, "dimenet", "")
+    assert content["normalizer"] == source["normalizer"]
+    for k, member in enumerate(content["members"]):
+        for key, value in member.items():
+            torch.testing.assert_close(value, source["members"][k % 2][key], rtol=0, atol=1e-4)
+    other = dataclasses.replace(TINY, cutoff_angstrom=TINY.cutoff_angstrom + 0.5)
+    with pytest.raises(CheckpointError, match="another size"):
+        load_initial_weights(first.dimenet.checkpoint, DimeNetPlusPlus(other), other)
+
+
+def test_a_formula_falls_on_the_same_side_in_every_set(tmp_path):
+    def entry(formula):
+        return stage.Entry(0, 0, 0.0, formula, "x", 3, (1,))
+
+    formulas = [f"X{k}" for k in range(300)]
+    cfg = config.DimenetConfig()
+    part = {}
+    for chosen in (formulas, formulas[::2], formulas[100:]):
+        split = stage.split_by_formula([entry(f) for f in chosen], cfg, 0)
+        sides = {chosen[n]: name for name, numbers in split.items() for n in numbers}
+        assert all(part.setdefault(f, side) == side for f, side in sides.items())
+    shares = [sum(side == name for side in part.values()) / 300 for name in ("val", "test")]
+    np.testing.assert_allclose(shares, [0.1, 0.1], atol=0.05)
 
 
 @pytest.mark.slow
