@@ -127,7 +127,7 @@ def her_performance(evaluation: Evaluation, settings: config.EvaluationConfig, p
             left.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
             mark_off_scale(left, x + offset, values, low, high, shade)
             right.errorbar(values, metrics.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
-            mark_off_scale(right, metrics.log_exchange_current(values), values, -limit, limit, shade, horizontal=True)
+            list_off_scale(right, values, -limit, limit, shade)
         left.set_xticks(
             x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
         )
@@ -153,34 +153,38 @@ def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -
     return max(low - margin, -largest), min(high + margin, largest)
 
 
-def mark_off_scale(
-    axis: Any, places: np.ndarray, values: np.ndarray, low: float, high: float, color: str, horizontal: bool = False
-) -> int:
-    """An arrow at the edge and the number for every value outside [low, high]; returns how many there are.
+def mark_off_scale(axis: Any, places: np.ndarray, values: np.ndarray, low: float, high: float, color: str) -> int:
+    """An arrow at the lower or upper edge and the number for every value outside [low, high]; returns how many there are.
 
-    places, values: (N,) coordinates along and across the limited axis, which is y, or x where ``horizontal``.
+    places, values: (N,) positions along x and values along y.
     """
-    outside = [(p, v) for p, v in zip(places, values, strict=True) if v < low or v > high]
+    outside = [(place, value) for place, value in zip(places, values, strict=True) if value < low or value > high]
     for place, value in outside:
         up = value > high
-        edge, inner = (high if up else low), (-16 if up else 16)
-        side = "top" if up else "bottom"
-        if horizontal:
-            place = float(np.clip(place, *sorted(axis.get_ylim())))
-        axis.annotate(
-            f"{value:.1f}",
-            xy=(edge, place) if horizontal else (place, edge),
-            xytext=(inner, 0) if horizontal else (0, inner),
-            textcoords="offset points",
-            ha=("right" if up else "left") if horizontal else "center",
-            va="center" if horizontal else side,
-            rotation=0 if horizontal else 90,
-            fontsize=7,
-            color=color,
-            arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0},
-            zorder=5,
-        )
+        _off_scale_arrow(axis, f"{value:.1f}", (place, high if up else low), (0, -16 if up else 16), color, rotation=90,
+                         ha="center", va="top" if up else "bottom")  # fmt: skip
     return len(outside)
+
+
+def list_off_scale(axis: Any, values: np.ndarray, low: float, high: float, color: str) -> int:
+    """The same along x: arrows at the left or right edge, one above the other where there are several; returns how many."""
+    outside = [value for value in values if value < low or value > high]
+    for value in outside:
+        right = value > high
+        # On the volcano such a point lies below the axis as well, so that its height means nothing: it goes where there is room.
+        height = 0.4 + 0.05 * sum(text.xy[0] == (high if right else low) for text in axis.texts)
+        _off_scale_arrow(axis, f"{value:.1f}", (high if right else low, height), (-20 if right else 20, 0), color,
+                         xycoords=axis.get_xaxis_transform(), ha="right" if right else "left", va="center")  # fmt: skip
+    return len(outside)
+
+
+def _off_scale_arrow(axis: Any, text: str, tip: tuple[float, float], offset: tuple[float, float], color: str, **style: Any) -> None:
+    """An arrow to ``tip`` with a text at its other end, ``offset`` points away, on white so that nothing crosses it."""
+    arrow = {"arrowstyle": "-|>", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axis.annotate(
+        text, tip, offset, textcoords="offset points", fontsize=7, color=color, arrowprops=arrow, bbox=box, zorder=5, **style
+    )
 
 
 def stability_curve(evaluations: Sequence[Evaluation], settings: config.EvaluationConfig, path: str | os.PathLike) -> None:
@@ -371,7 +375,7 @@ def generated_structures(evaluation: Evaluation, settings: config.EvaluationConf
     rows = rank(evaluation.rows, settings.top_k)
     columns = min(4, max(1, len(rows)))
     lines = max(1, math.ceil(len(rows) / columns))
-    with figure(path, nrows=2 * lines, ncols=columns, figsize=(3.1 * columns, 4.9 * lines), squeeze=False,
+    with figure(path, nrows=2 * lines, ncols=columns, figsize=(max(3.1 * columns, 4.6), 4.9 * lines), squeeze=False,
                 gridspec_kw={"height_ratios": [3, 1.5] * lines}) as (fig, axes):  # fmt: skip
         for axis in axes.flat:
             axis.set_axis_off()
@@ -386,11 +390,12 @@ def generated_structures(evaluation: Evaluation, settings: config.EvaluationConf
             )
         if not rows:
             axes[0, 0].text(0.5, 0.5, "no sheet could be scored", ha="center", transform=axes[0, 0].transAxes)
-        fig.suptitle(
-            f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)} after relaxation, from above and from the side; "
+        lines_of_title = (
+            f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)} after relaxation",
+            "from above and from the side",
             "dashed: primitive cell",
-            fontsize=10,
         )
+        fig.suptitle((", " if columns > 2 else "\n").join(lines_of_title), fontsize=10)
     return [row.id for row in rows]
 
 

@@ -352,6 +352,7 @@ def _path(judges: Mapping[str, Any], key: str) -> str:
 STYLE = (
     """body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2em auto;padding:0 1em;color:#1a1a1a}
 h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em;border-bottom:1px solid #ccc}img{max-width:100%}figure{margin:1.5em 0}
+figure img{max-height:640px}figure:first-of-type img{max-height:none}
 figcaption{color:#555;font-size:.9em}table{border-collapse:collapse;font-size:.85em}
 th,td{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
 .scroll{overflow:auto;max-height:34em;border:1px solid #ccc}
@@ -482,7 +483,7 @@ def _viewed(candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, An
             "id": row["id"],
             "href": quote(f"{cif_folder}/{row['source_file']}"),
             "structure": structures.get(row["id"]),
-            "note": row["status"],
+            "note": "" if row["status"] == "ok" else row["status"],
             "facts": [
                 ["formula", row["formula"] or "–"],
                 ["symmetry", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"],

@@ -134,7 +134,8 @@ const canvas = document.getElementById("view"), context = canvas.getContext("2d"
 const rows = Array.from(document.querySelectorAll("tr[data-i]"));
 const TOP = [[1, 0, 0], [0, 1, 0], [0, 0, 1]], SIDE = [[1, 0, 0], [0, 0, 1], [0, -1, 0]];
 const TILTED = turn(turn(TOP, 0.3, 1, 0), -1.05, 2, 1);
-let current = data.candidates[0], rotation = TILTED, zoom = 1;
+// fit: pixels per Å at which everything is inside the canvas; found anew when something else is shown, kept while turning.
+let current = data.candidates[0], rotation = TILTED, zoom = 1, fit = 0;
 
 // A rotation by an angle (radians) in the plane of two screen axes, applied after what was there.
 function turn(matrix, angle, a, b) {
@@ -202,15 +203,23 @@ function draw() {
     context.fillStyle = "#555";
     context.font = "15px system-ui, sans-serif";
     context.textAlign = "center";
-    context.fillText("no structure: " + (current.note || "it was not judged"), width / 2, height / 2, width - 20);
+    context.fillText("no structure: " + (current.note || "none was stored"), width / 2, height / 2, width - 20);
     return "empty";
   }
   const {balls, sticks, edges} = build(current.structure);
   const center = [0, 1, 2].map(k => balls.reduce((sum, ball) => sum + ball.p[k], 0) / balls.length);
-  const radius = Math.max(...balls.concat(edges).map(item => Math.hypot(...plus(item.p, center, -1)))) + 0.6;
-  const scale = zoom * 0.5 * Math.min(width, height) / radius;
+  const turned = p => {
+    const d = plus(p, center, -1);
+    return rotation.map(row => row[0] * d[0] + row[1] * d[1] + row[2] * d[2]);
+  };
+  if (!fit) {
+    const corners = balls.concat(edges).map(item => turned(item.p)), margin = 1;
+    const half = axis => Math.max(...corners.map(r => Math.abs(r[axis]))) + margin;
+    fit = Math.min(width / 2 / half(0), height / 2 / half(1));
+  }
+  const scale = zoom * fit;
   const project = p => {
-    const d = plus(p, center, -1), r = rotation.map(row => row[0] * d[0] + row[1] * d[1] + row[2] * d[2]);
+    const r = turned(p);
     return [width / 2 + scale * r[0], height / 2 - scale * r[1], r[2]];
   };
   const depths = balls.map(ball => project(ball.p)[2]), near = Math.max(...depths), far = Math.min(...depths);
@@ -254,6 +263,11 @@ function draw() {
   return "drawn";
 }
 
+function refit() {
+  fit = 0;
+  redraw();
+}
+
 function redraw() {
   try {
     document.body.dataset.viewer = draw();
@@ -280,13 +294,13 @@ function show(index) {
     entry.appendChild(document.createElement("i")).style.background = data.elements[symbol][0];
     entry.append(symbol);
   }
-  redraw();
+  refit();
 }
 
 function look(matrix) {
   rotation = matrix;
   zoom = 1;
-  redraw();
+  refit();
 }
 
 canvas.addEventListener("pointerdown", event => canvas.setPointerCapture(event.pointerId));
@@ -304,9 +318,9 @@ canvas.addEventListener("dblclick", () => look(TILTED));
 find("top").addEventListener("click", () => look(TOP));
 find("side").addEventListener("click", () => look(SIDE));
 find("tilt").addEventListener("click", () => look(TILTED));
-find("doubled").addEventListener("change", redraw);
-find("vacuum").addEventListener("change", redraw);
-window.addEventListener("resize", redraw);
+find("doubled").addEventListener("change", refit);
+find("vacuum").addEventListener("change", refit);
+window.addEventListener("resize", refit);
 for (const row of rows) {
   row.addEventListener("click", event => { if (!event.target.closest("a")) show(Number(row.dataset.i)); });
   row.addEventListener("keydown", event => { if (event.key === "Enter" && event.target === row) show(Number(row.dataset.i)); });
