@@ -14,6 +14,7 @@ import math
 import numbers
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from torch import Tensor
 from config import StageError, atomic_path, log, relative_name
 
 EXTRA_FIELDS = ("bulk_formula", "family", "site", "face", "coverage", "desorbed", "converged", "name")
+MIN_CELL_HEIGHT = 1.0  # Å between opposite faces of the cell
+MIN_DISTANCE = 0.1  # Å between two atoms of a cell
+MAX_CELLS_AWAY = 50  # image offsets are kept in eight bits
 _MAP_SIZE = 1 << 40  # address space reserved while writing; the file grows only by the pages in use
 
 
@@ -82,6 +86,7 @@ class Is2reRecord:
                 raise ValueError(f"{name} holds values that are not whole numbers")
         if not (torch.isfinite(pos).all() and torch.isfinite(cell).all()):
             raise ValueError("pos or cell is not finite")
+        _check_geometry(pos, cell.reshape(3, 3))
         if (columns["atomic_numbers"] < 1).any() or (columns["atomic_numbers"] > 118).any():
             raise ValueError("atomic_numbers are outside 1..118")
         relaxed = values.get("pos_relaxed")
@@ -89,9 +94,18 @@ class Is2reRecord:
             relaxed = _tensor(relaxed, torch.float32)
             if relaxed.shape != pos.shape:
                 raise ValueError(f"pos_relaxed has shape {tuple(relaxed.shape)} beside pos {tuple(pos.shape)}")
+            if not torch.isfinite(relaxed).all():
+                raise ValueError("pos_relaxed is not finite")
+            _check_geometry(relaxed, cell.reshape(3, 3))
+        stated = _number(values.get("natoms"))
+        if not math.isnan(stated) and stated != num_atoms:
+            raise ValueError(f"natoms is {stated:g} beside {num_atoms} positions")
         sid = values.get("sid", -1)
         extra = {name: _plain(values[name]) for name in EXTRA_FIELDS if values.get(name) is not None}
-        extra.update({name: _plain(value) for name, value in (values.get("extra") or {}).items()})
+        more = values.get("extra") or {}
+        if not isinstance(more, Mapping):
+            raise ValueError(f"extra is a {type(more).__name__}, not a table of names")
+        extra.update({str(name): _plain(value) for name, value in more.items()})
         return cls(
             pos=pos,
             cell=cell.reshape(1, 3, 3),
@@ -106,10 +120,29 @@ class Is2reRecord:
         )
 
 
+def _check_geometry(pos: Tensor, cell: Tensor) -> None:
+    """Raises ValueError where no periodic graph of sensible size exists. pos: (N, 3) Å, finite. cell: (3, 3) Å, finite."""
+    if abs(float(torch.linalg.det(cell.double()))) < MIN_CELL_HEIGHT**3:
+        raise ValueError("cell has no volume")
+    reciprocal = torch.linalg.inv(cell.double())
+    if float(1 / reciprocal.norm(dim=0).max()) < MIN_CELL_HEIGHT:
+        raise ValueError(f"cell is flatter than {MIN_CELL_HEIGHT:g} Å")
+    if float((pos.double() @ reciprocal).abs().max()) > MAX_CELLS_AWAY:
+        raise ValueError(f"an atom lies more than {MAX_CELLS_AWAY} cells away from the origin")
+    if pos.shape[0] > 1 and float(torch.nn.functional.pdist(pos).min()) < MIN_DISTANCE:
+        raise ValueError("two atoms stand at the same place")
+
+
 def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
     if not isinstance(value, Tensor | np.ndarray | list | tuple | numbers.Number):
         raise ValueError(f"a {type(value).__name__} stands where numbers belong")
-    return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().to(dtype)
+    try:
+        tensor = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach()
+    except (ValueError, TypeError) as error:  # ragged lists, strings
+        raise ValueError("something else stands where numbers belong") from error
+    if tensor.is_complex():
+        raise ValueError("complex numbers stand where real ones belong")
+    return tensor.to(dtype)
 
 
 def _number(value: Any, default: float = math.nan) -> float:
@@ -120,8 +153,10 @@ def _number(value: Any, default: float = math.nan) -> float:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return value.item() if value.size == 1 else value.tolist() if not isinstance(value, Tensor) else None
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.item() if value.size == 1 else value.tolist()
     if isinstance(value, str | bool | int | float | list | tuple):
         return value
     raise ValueError(f"an extra attribute is a {type(value).__name__}; only strings, numbers and booleans are stored")
@@ -262,9 +297,12 @@ class Is2reReader:
     def __getitem__(self, index: int) -> Is2reRecord:
         """Raises StageError naming file and key when the record is hostile, damaged or not of the IS2RE schema."""
         file, key = self.where(index)
-        with self._environment(self.files.index(file)).begin(write=False) as transaction:
-            content = transaction.get(key.encode())
         place = f"{relative_name(file)}, key {key}"
+        try:
+            with self._environment(self.files.index(file)).begin(write=False) as transaction:
+                content = transaction.get(key.encode())
+        except lmdb.Error as error:
+            raise StageError(f"{place}: the file is damaged ({error})") from error
         try:
             data = safe_loads(content)
         except RefusedClassError as error:
@@ -279,8 +317,8 @@ class Is2reReader:
             raise StageError(f"{place}: holds a {type(data).__name__}, not a PyG Data")
         try:
             return Is2reRecord.from_mapping(attributes)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise StageError(f"{place}: not an IS2RE record: {error}") from error
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise StageError(f"{place}: not an IS2RE record: {str(error).splitlines()[0][:160]}") from error
 
     def __iter__(self) -> Iterator[Is2reRecord]:
         for index in range(len(self)):
@@ -304,7 +342,9 @@ def _lmdb_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(p for p in path.glob("*.lmdb") if p.is_file())
+        files = sorted(p / "data.mdb" if p.is_dir() else p for p in path.glob("*.lmdb"))
+        if missing := [file for file in files if not file.is_file()]:
+            raise StageError(f"{relative_name(missing[0])} is not a file")
         if not files and (path / "data.mdb").is_file():
             files = [path / "data.mdb"]
         if files:
@@ -335,18 +375,32 @@ def _open_environment(file: Path) -> lmdb.Environment:
 
 
 def _record_keys(environment: lmdb.Environment, file: Path) -> np.ndarray:
-    with environment.begin(write=False) as transaction:
-        keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
-        stated = transaction.get(b"length")
-    numbers_ = np.array(sorted(int(key) for key in keys if key.isdigit() and str(int(key)).encode() == key), dtype=np.int64)
+    try:
+        with environment.begin(write=False) as transaction:
+            keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
+            stated = transaction.get(b"length")
+    except lmdb.Error as error:
+        raise StageError(f"{relative_name(file)} is damaged ({error})") from error
+    found = sorted(int(key) for key in keys if re.fullmatch(rb"0|[1-9][0-9]{0,17}", key))
+    numbers_ = np.array(found, dtype=np.int64)
+    if others := len(keys) - len(found) - (stated is not None):
+        log.warning("%s: %d keys are no record numbers (0, 1, ...) and are left out", relative_name(file), others)
     if stated is not None:
         try:
             length = safe_loads(stated)
         except Exception as error:  # hostile or damaged: the keys themselves say how many there are
             raise StageError(f"{relative_name(file)}, key length: refused or damaged ({error})") from error
-        if isinstance(length, int) and length != len(numbers_):
-            log.warning("%s states %d records and holds %d", relative_name(file), length, len(numbers_))
+        if _stated_length(length) != len(numbers_):
+            log.warning("%s states %s records and holds %d", relative_name(file), str(length)[:40], len(numbers_))
     return numbers_
+
+
+def _stated_length(length: Any) -> float:
+    """A number of records, whatever kind of number it was stored as; NaN for what is none."""
+    try:
+        return _number(length)
+    except ValueError:
+        return math.nan
 
 
 # ------------------------------------------------------------------------------------------------------------------ writing
