@@ -13,12 +13,14 @@ Polymorphs share a reduced formula and therefore a split.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import logging
 import math
 import os
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,9 +81,16 @@ def clean_row(row: Any, settings: config.DatasetConfig) -> Row | str:
         return "ehull or hform is not a number"
     if math.isnan(e_hull):
         return "no ehull"
+    if math.isinf(e_hull) or math.isinf(h_form):
+        return "ehull or hform is not a number"
     if e_hull > settings.max_e_hull_ev:
         return "ehull above dataset.max_e_hull_ev"
-    atoms: Atoms = row.toatoms()
+    if e_hull < -settings.max_e_hull_ev:
+        return "ehull below -dataset.max_e_hull_ev"
+    try:
+        atoms: Atoms = row.toatoms()
+    except Exception as error:  # ase rebuilds cells, constraints and calculators here, each with errors of its own
+        return f"structure cannot be read: {type(error).__name__}"
     if len(atoms) > settings.max_atoms:
         return "more than dataset.max_atoms atoms"
     if (atoms.numbers < 1).any() or (atoms.numbers > 94).any():
@@ -109,6 +118,7 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
     if not path.is_file():
         raise StageError(f"no database at {config.relative_name(path)}: set dataset.db_path, or run prepare_demo_data.py")
     try:
+        _check_database(path)
         database = connect(path)
         total = database.count()
         rows = database.select(limit=settings.max_rows or None)
@@ -118,6 +128,18 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
         raise
     except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
         raise StageError(f"{config.relative_name(path)} is not a readable ASE database: {type(error).__name__}: {error}") from error
+
+
+def _check_database(path: Path) -> None:
+    """Raises StageError for an empty file and for an SQLite file of another kind: ase.db would write its own tables into them."""
+    with path.open("rb") as handle:
+        head = handle.read(16)
+    if not head:
+        raise StageError(f"{config.relative_name(path)} is empty")
+    if head == b"SQLite format 3\0":
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'systems'").fetchone():
+                raise StageError(f"{config.relative_name(path)} is not an ASE database: it has no table of systems")
 
 
 def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:
@@ -149,8 +171,12 @@ class LabelStore:
                     for line in handle:
                         if not line.endswith(b"\n"):
                             break
-                        label = json.loads(line)
-                        self.labels[label["key"]] = label
+                        try:
+                            label = json.loads(line)
+                            self.labels[label["key"]] = label
+                        except (ValueError, TypeError, KeyError):
+                            log.warning("%s is damaged: labels from line %d on are made anew", path.name, len(self.labels) + 2)
+                            break
                         good += len(line)
                 else:
                     log.info("labels.jsonl is of another judge or setting: labelling anew")
@@ -272,6 +298,11 @@ class SheetDataset(Dataset):
             raise StageError(f"{config.relative_name(path)} is not a readable dataset: rerun {STAGE}") from error
         if schema != config.SCHEMA_VERSION:
             raise StageError(f"{config.relative_name(path)} has schema {schema}, expected {config.SCHEMA_VERSION}: rerun {STAGE}")
+        if missing := [name for name in pack([], {}) if name not in self.table]:
+            raise StageError(f"{config.relative_name(path)} has no {', '.join(missing[:3])}: rerun {STAGE}")
+        sizes = {name: len(self.table[name]) for name in ("lattice", "delta_g_h", "e_hull", "y_synth", "uid")}
+        if any(size != len(self.table["ptr"]) - 1 for size in sizes.values()):
+            raise StageError(f"{config.relative_name(path)} has columns of unequal length: rerun {STAGE}")
 
     def __len__(self) -> int:
         return len(self.table["uid"])
