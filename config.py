@@ -63,7 +63,9 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    parts: list[str] = setting(["all"], "all of monolayers, references, adsorption, random; or some of these, hosts, snapshots")
+    parts: list[str] = setting(
+        ["all"], "all of monolayers, references, adsorption, random; or some of these, hosts, snapshots, truth"
+    )
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
     references_path: str = setting(
@@ -202,6 +204,9 @@ class EvaluationConfig:
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
     training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
     potential: str = setting("sevennet-0", "stability judge", choices=POTENTIALS)
+    second_potential: str = setting(
+        "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
+    )
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
@@ -300,11 +305,12 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
             raise ConfigError(f"{path}: expected sections such as 'run:' at the top level")
         sources.append((str(path), loaded))
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or "." not in key:
             raise ConfigError(f"cannot read the override '{override}': expected section.key=value")
         try:
-            parsed = OmegaConf.from_dotlist([override])
+            # An empty value is an empty text; YAML would read it as null.
+            parsed = OmegaConf.from_dotlist([override if value else f'{key}=""'])
         except Exception as error:  # YAML errors in the value
             raise ConfigError(f"cannot read the override '{override}': {_first_line(error)}") from error
         sources.append((f"override '{override}'", _absolute_override_paths(parsed)))
@@ -387,7 +393,16 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
     if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
         raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
-    if unknown := set(config.demo.parts) - {"all", "monolayers", "references", "adsorption", "hosts", "snapshots", "random"}:
+    if unknown := set(config.demo.parts) - {
+        "all",
+        "monolayers",
+        "references",
+        "adsorption",
+        "hosts",
+        "snapshots",
+        "random",
+        "truth",
+    }:
         raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
     if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
         raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")

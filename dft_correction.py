@@ -1,10 +1,10 @@
-"""Δ-learning from DFT: corrects ΔE_H on two-dimensional sheets, of a network trained on a potential and of the potential itself.
+"""Δ-learning from DFT: corrects ΔE_H on two-dimensional sheets, of a network trained on a potential and of potentials themselves.
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
-sheets well. Gaussian-process regression (Rasmussen and Williams 2006, chapter 2; a linear term and a smooth one) on some tens of
-DFT points takes most of that away. Its descriptors are few and physical: the prediction itself; the group of the element that H
-binds to, which counts its valences; and the mean Pauling electronegativity and group of the other elements, which tell a closed
-shell from a metal with a half-filled band. Every figure quoted for it is from hosts, or whole families, left out of the fit.
+sheets well. Gaussian-process regression on some tens of DFT points takes most of that away. Its descriptors are few and physical:
+the predicted ΔE_H (of one potential, or of two, whose difference says how far to trust them); electronegativity and group of the
+element that H binds to; and the mean covalent radius of the other elements, which grows as their bonds to it soften. Every figure
+quoted for it is from hosts, or whole families, left out of the fit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
 from ase.db import connect
 
 import config
@@ -27,7 +28,12 @@ from geo_utils import adsorbed_hydrogen, tag_last_hydrogen
 log = logging.getLogger("her2d")
 
 MIN_POINTS = 12
-FOLDS = 10  # of hosts left out together
+# The prior, in eV per standardised descriptor; fixed, because some tens of points cannot tell hyperparameters apart: a linear
+# trend, deviations from it of AMPLITUDE over LENGTH standard deviations, and the scatter of single points.
+LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
+# Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
+STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
+GEOMETRY_POTENTIAL = "sevennet-0"  # which made the geometries
 # ½D_e(H2) is 2.27 eV in PBE: an H that the sheet does not bind at all has this ΔE_H. Far above it the potential's geometry, on
 # which the DFT energy was computed, is one that DFT would not keep (a sheet that the potential let collapse around H), and the
 # value says nothing about adsorption.
@@ -38,8 +44,8 @@ UNBOUND_EV = 2.27 + 0.5
 class TruthPoint:
     """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
 
-    potential_delta_e: ΔE_H of SevenNet-0, which made the geometry, NaN where the database does not say. clean: the sheet without H.
-    family: the prototype of the sheet.
+    energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
+    prototype of the sheet.
     """
 
     name: str
@@ -47,13 +53,14 @@ class TruthPoint:
     site: str
     atoms: Atoms
     delta_e: float
-    potential_delta_e: float
+    energies: dict[str, float]
     clean: Atoms | None = None
     family: str = ""
 
 
-def read_truth(path: str | Path) -> list[TruthPoint]:
-    """DFT points of an ASE database: rows ``kind=slab_H`` with H as the last atom and ``dE_dft`` in eV, at most UNBOUND_EV.
+def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
+    """DFT points of an ASE database: rows ``kind=slab_H`` with H as the last atom and ``dE_dft`` in eV, at most UNBOUND_EV unless
+    ``with_unbound``.
 
     Raises StageError when the file is missing, or a row holds no H at its end.
     """
@@ -72,29 +79,31 @@ def read_truth(path: str | Path) -> list[TruthPoint]:
             raise config.StageError(f"{config.relative_name(path)}, row {row.id}: {error}") from error
         atoms.pbc = (True, True, False)
         host = atoms[:-1].symbols.formula.reduce()[0].format("hill")
-        potential = float(row.get("dE_7net0", np.nan))
+        energies = {potential: float(row[key]) for potential, key in STORED_ENERGIES.items() if key in row}
         name, site = str(row.name), str(row.get("site", ""))
-        if row.dE_dft > UNBOUND_EV:
+        if row.dE_dft > UNBOUND_EV and not with_unbound:
             unbound.append(f"{name} {site}")
             continue
         family = str(row.get("family", host))
-        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), potential, clean.get(name), family))
+        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family))
     if unbound:
         log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", config.relative_name(path), ", ".join(unbound))
     return points
 
 
-def descriptors(atoms: Atoms, delta_e: float) -> np.ndarray:
-    """(4,): ΔE_H predicted (eV); group of the element that H binds to; mean electronegativity and mean group of the other atoms.
+def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
+    """(k + 3,): the k predicted ΔE_H (eV); electronegativity and group of the element that H binds to; mean covalent radius (Å) of
+    the other elements, each counted once.
 
-    Of a sheet of one element, the element itself stands for the others. NaN for elements without an electronegativity.
+    In a sheet of one element the element itself stands for the others. NaN for elements without an electronegativity.
     """
     hydrogen = adsorbed_hydrogen(atoms)
     others = [i for i in range(len(atoms)) if i != hydrogen]
     nearest = others[int(np.argmin(atoms.get_distances(hydrogen, others, mic=True)))]
     host = atoms.symbols[nearest]
-    rest = np.array([_element(atoms.symbols[i]) for i in others if atoms.symbols[i] != host] or [_element(host)])
-    return np.array([delta_e, _element(host)[1], *rest.mean(0)])
+    rest = sorted({atoms.symbols[i] for i in others} - {host}) or [host]
+    radius = np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in rest])
+    return np.array([*energies, *_element(host), radius])
 
 
 @cache
@@ -108,14 +117,13 @@ def _element(symbol: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class DftCorrection:
-    """Gaussian process ΔE_H(DFT) = f(descriptors). features: (n, 4), truth: (n,) eV, theta: logarithms of the hyperparameters.
+    """Gaussian process ΔE_H(DFT) = f(descriptors). features: (n, d), truth: (n,) eV.
 
     rmse_ev: error on hosts left out of the fit. scale: factor that makes 68 % of these errors fall within the process's own σ.
     """
 
     features: tuple[tuple[float, ...], ...]
     truth: tuple[float, ...]
-    theta: tuple[float, ...]
     rmse_ev: float
     scale: float
 
@@ -126,25 +134,28 @@ class DftCorrection:
 
     @classmethod
     def fit(cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str]) -> DftCorrection:
-        """features: (n, 4), truth: (n,) eV, hosts: the group of each point. Raises ValueError for fewer than MIN_POINTS points."""
+        """features: (n, d), truth: (n,) eV, hosts: the group of each point. Raises ValueError for fewer than MIN_POINTS points."""
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
         left_out, sigma = leave_out(features, truth, hosts)
         error = left_out - truth
-        theta = _Process(features, truth).theta
         scale = float(np.quantile(np.abs(error) / sigma, 0.6827))
         as_tuples = tuple(tuple(float(v) for v in row) for row in features)
-        return cls(as_tuples, tuple(float(v) for v in truth), theta, float(np.sqrt(np.mean(error**2))), scale)
+        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale)
 
     @cached_property
     def _process(self) -> _Process:
-        return _Process(np.array(self.features), np.array(self.truth), self.theta)
+        return _Process(np.array(self.features), np.array(self.truth))
 
-    def apply(self, atoms: Sequence[Atoms], delta_e: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Corrected ΔE_H (n,) eV and its standard error: ``std`` through the slope, and the process's own, in quadrature."""
-        if not len(delta_e):
-            return delta_e, std
-        features = np.array([descriptors(a, e) for a, e in zip(atoms, delta_e, strict=True)])
+    def apply(self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Corrected ΔE_H (n,) eV and its standard error: ``std`` through the slope, and the process's own, in quadrature.
+
+        energies: (n,) or (n, k) eV, as in the fit; std: (n,) eV, of the first of them.
+        """
+        energies = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
+        if not len(energies):
+            return np.zeros(0), np.zeros(0)
+        features = np.array([descriptors(a, row) for a, row in zip(atoms, energies, strict=True)])
         value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
         known = np.isfinite(features).all(1)
         if known.any():
@@ -158,49 +169,36 @@ class DftCorrection:
 
 
 class _Process:
-    """scikit-learn's Gaussian process on standardised descriptors; theta: given hyperparameters instead of the likeliest ones."""
+    """Regression of truth (n,) eV on standardised features (n, d): Rasmussen and Williams, Gaussian Processes for Machine Learning
+    (2006), equations 2.25 and 2.26, with the prior of the constants above around the mean of the points."""
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray, theta: Sequence[float] | None = None) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+    def __init__(self, features: np.ndarray, truth: np.ndarray) -> None:
+        self.mean, self.spread, self.offset = features.mean(0), features.std(0) + 1e-9, truth.mean()
+        self.known = (features - self.mean) / self.spread
+        self.covariance = self._kernel(self.known, self.known) + NOISE**2 * np.eye(len(truth))
+        self.weights = np.linalg.solve(self.covariance, truth - self.offset)
 
-        self.mean, self.spread = features.mean(0), features.std(0) + 1e-9
-        kernel = (
-            ConstantKernel(1.0) * DotProduct(1.0)
-            + ConstantKernel(0.3) * RBF(np.full(features.shape[1], 2.0), (0.3, 100.0))
-            + WhiteKernel(0.05, (1e-4, 1.0))
-        )
-        if theta is not None:
-            kernel = kernel.clone_with_theta(np.array(theta))
-        self.regressor = GaussianProcessRegressor(
-            kernel, optimizer=None if theta is not None else "fmin_l_bfgs_b", normalize_y=True
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a hyperparameter at its bound: a descriptor that is not needed
-            self.regressor.fit((features - self.mean) / self.spread, truth)
-
-    @property
-    def theta(self) -> tuple[float, ...]:
-        return tuple(float(v) for v in self.regressor.kernel_.theta)
+    @staticmethod
+    def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        squared = ((first[:, None] - second[None]) ** 2).sum(-1)
+        return LINEAR**2 * first @ second.T + AMPLITUDE**2 * np.exp(-squared / (2 * LENGTH**2))
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (n,) eV, the noise of the points included."""
-        return self.regressor.predict((features - self.mean) / self.spread, return_std=True)
+        """Mean and standard deviation (n,) eV, the scatter of single points included."""
+        new = (features - self.mean) / self.spread
+        cross = self._kernel(new, self.known)
+        prior = LINEAR**2 * (new**2).sum(1) + AMPLITUDE**2 + NOISE**2
+        explained = np.einsum("ij,ji->i", cross, np.linalg.solve(self.covariance, cross.T))
+        return self.offset + cross @ self.weights, np.sqrt(np.maximum(prior - explained, NOISE**2))
 
 
 def leave_out(features: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, σ), (n,) eV: every point by a fit without any point of its group, hyperparameters included.
-
-    Up to FOLDS groups at a time are left out together.
-    """
-    names = sorted(set(groups))
-    fold_of = {name: k % FOLDS for k, name in enumerate(names)}
-    folds = np.array([fold_of[group] for group in groups])
+    """(prediction, σ), (n,) eV: every point by a fit without any point of its group."""
+    labels = np.array(groups)
     predicted, sigma = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
-    for fold in sorted(set(folds.tolist())):
-        held = folds == fold
-        if (~held).sum() >= 2:
+    for group in sorted(set(groups)):
+        held = labels == group
+        if not held.all():
             predicted[held], sigma[held] = _Process(features[~held], truth[~held]).predict(features[held])
     return predicted, sigma
 
@@ -224,45 +222,67 @@ def fit_correction(predict_raw: Any, truth_path: str | Path) -> tuple[DftCorrect
     return correction, summary
 
 
-GEOMETRY_POTENTIAL = "sevennet-0"  # whose geometries, and whose ΔE_H, the DFT database holds
-
-
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:
-    """(n,) eV: a potential's ΔE_H at the DFT geometries, E(sheet+H) − E(sheet) − ½E(H2); NaN where the clean sheet is not known."""
+    """(n,) eV: a potential's ΔE_H at the DFT geometries, E(sheet+H) − E(sheet) − ½E(H2): as stored, otherwise computed; NaN where
+    neither is possible because the clean sheet is not known."""
     from potentials import h2_energy
 
-    if potential.name == GEOMETRY_POTENTIAL:
-        return np.array([point.potential_delta_e for point in points])
+    values = np.array([point.energies.get(potential.name, np.nan) for point in points])
+    missing = [k for k in np.flatnonzero(np.isnan(values)) if points[k].clean is not None]
+    if not missing:
+        return values
 
     def energy(atoms: Atoms) -> float:
         work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
         work.calc = potential.calculator
         return float(work.get_potential_energy())
 
-    sheets = {point.name: energy(point.clean) for point in points if point.clean is not None}
     half_h2 = 0.5 * h2_energy(potential)
-    return np.array([energy(p.atoms) - sheets[p.name] - half_h2 if p.name in sheets else np.nan for p in points])
+    sheets: dict[str, float] = {}
+    for k in missing:
+        name = points[k].name
+        if name not in sheets:
+            sheets[name] = energy(points[k].clean)
+        values[k] = energy(points[k].atoms) - sheets[name] - half_h2
+    return values
 
 
-def fit_potential_correction(potential: Any, truth_path: str | Path) -> DftCorrection | None:
-    """The correction of a potential's own ΔE_H; None, with a line that says why, where there are too few DFT points."""
+def store_energies(path: str | Path, potential: Any) -> int:
+    """Adds the ΔE_H of an embedded potential to the rows of the DFT database that lack it; returns how many."""
+    key = STORED_ENERGIES[potential.name]
+    points = read_truth(path, with_unbound=True)
+    values = potential_delta_e(points, potential)
+    by_point = {(p.name, p.site): float(v) for p, v in zip(points, values, strict=True) if potential.name not in p.energies}
+    added = 0
+    database = connect(path)
+    for row in list(database.select(kind="slab_H")):
+        value = by_point.get((str(row.name), str(row.get("site", ""))), np.nan)
+        if key not in row and np.isfinite(value):
+            database.update(row.id, **{key: value})
+            added += 1
+    return added
+
+
+def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path) -> DftCorrection | None:
+    """The correction of ΔE_H from one or two potentials; None, with a line that says why, where there are too few DFT points."""
     points = read_truth(truth_path)
-    raw = potential_delta_e(points, potential)
-    known = np.isfinite(raw)
+    raw = np.stack([potential_delta_e(points, potential) for potential in potentials], 1)
+    known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:
         return DftCorrection.fit(*_fit_arguments(points, raw))
     except ValueError as error:
-        log.warning("no correction of %s's ΔE_H: %s", potential.name, error)
+        log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
 
 
 def left_out_predictions(points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host") -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, σ), (n,) eV: ``raw`` (n,) eV of every point corrected by a fit without its host (by: "host" or "family").
+    """(prediction, σ), (n,) eV: ``raw``, (n,) or (n, k) eV, of every point corrected by a fit without its host, or its family.
 
-    NaN where ``raw`` is, or where too few points are left to fit.
+    by: "host" or "family". NaN where ``raw`` is, or where too few points are left to fit.
     """
-    known = np.flatnonzero(np.isfinite(raw))
+    raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
+    known = np.flatnonzero(np.isfinite(raw).all(1))
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         features, truth, _ = _fit_arguments([points[k] for k in known], raw[known])
@@ -271,5 +291,6 @@ def left_out_predictions(points: Sequence[TruthPoint], raw: np.ndarray, by: str 
 
 
 def _fit_arguments(points: Sequence[TruthPoint], raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    features = np.array([descriptors(p.atoms, value) for p, value in zip(points, raw, strict=True)]).reshape(len(points), -1)
+    rows = np.asarray(raw, dtype=float).reshape(len(points), -1)
+    features = np.array([descriptors(p.atoms, row) for p, row in zip(points, rows, strict=True)])
     return features, np.array([p.delta_e for p in points]), [p.host for p in points]

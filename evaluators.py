@@ -109,6 +109,8 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         }
     her = {"name": "DimeNet++", **described(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
+    if settings.second_potential not in ("", settings.potential):
+        potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
     potential["dft_correction"] = described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
     return {
         "potential": potential,
@@ -139,11 +141,13 @@ def load_judges(cfg: config.Config) -> Judges:
     settings = cfg.evaluation
     device = config.resolve_device(cfg.run)
     potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=str(device))
-    correction = None
+    correction = second = None
     if Path(settings.dft_truth_path).is_file():
-        correction = dft_correction.fit_potential_correction(potential, settings.dft_truth_path)
+        second = load_second_potential(settings, str(device))
+        both = [p for p in (potential, second) if p is not None]
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path)
     return Judges(
-        potential=StabilityJudge(potential, settings, correction),
+        potential=StabilityJudge(potential, settings, correction, second),
         references=potentials.References.load(settings.references_path, potential),
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=synthesizability.load_judge(settings, device),
@@ -153,14 +157,23 @@ def load_judges(cfg: config.Config) -> Judges:
     )
 
 
+def load_second_potential(settings: config.EvaluationConfig, device: str = "cpu") -> Any:
+    """The potential whose ΔE_H the correction uses beside that of the judge; None where the settings name none, or the judge."""
+    import potentials
+
+    if settings.second_potential in ("", settings.potential):
+        return None
+    return potentials.load_potential(settings.second_potential, device=device)
+
+
 def load_truth(cfg: config.Config, her: Any) -> dict[str, Any] | None:
     """``her_truth.truth_report`` of the judges of ΔE_H that the configuration names."""
     import potentials
 
-    settings, potential = cfg.evaluation, None
-    if settings.potential != dft_correction.GEOMETRY_POTENTIAL:
-        potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
-    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, potential)
+    settings = cfg.evaluation
+    own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
+    both = [p for p in (own, load_second_potential(settings)) if p is not None]
+    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, both)
 
 
 # ----------------------------------------------------------------------------------------------------------------- evaluate

@@ -24,7 +24,7 @@ NAN = float("nan")
 
 
 def truth_report(
-    her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None, potential: Any = None
+    her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None, potentials: Sequence[Any] = ()
 ) -> dict[str, Any] | None:
     """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``.
 
@@ -32,9 +32,9 @@ def truth_report(
     such points, each is predicted by a correction fitted without any point of its host, so that no row is judged by itself.
     table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
     whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
-    sheets that everybody agrees on, and every inert one must come out above every active one. potential: the ``Potential`` of the
-    evaluation; None: SevenNet-0, whose values the database holds. Returns None when the database is not there: the report then says
-    "unverified".
+    sheets that everybody agrees on, and every inert one must come out above every active one. potentials: those of the evaluation,
+    the judge first; without any, those whose values the database holds. Returns None when the database is not there: the report
+    then says "unverified".
     """
     path = Path(truth_db_path)
     if not path.is_file():
@@ -50,10 +50,14 @@ def truth_report(
     if her.correction is not None:
         predicted, sigma = dft_correction.left_out_predictions(points, raw)
         std = np.where(np.isfinite(sigma), her.correction.scale * sigma, std)
-    name = dft_correction.GEOMETRY_POTENTIAL if potential is None else potential.name
-    own = dft_correction.potential_delta_e(points, potential or SimpleNamespace(name=name))
-    own_corrected, _ = dft_correction.left_out_predictions(points, own)
-    own_by_family, _ = dft_correction.left_out_predictions(points, own, by="family")
+    stored = [name for name in dft_correction.STORED_ENERGIES if all(name in point.energies for point in points)]
+    potentials = potentials or [SimpleNamespace(name=name) for name in stored]
+    energies = np.full((len(points), max(1, len(potentials))), np.nan)
+    for k, potential in enumerate(potentials):
+        energies[:, k] = dft_correction.potential_delta_e(points, potential)
+    own, name = energies[:, 0], potentials[0].name if potentials else "none"
+    own_corrected, _ = dft_correction.left_out_predictions(points, energies)
+    own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family")
     rows = [
         {
             "name": point.name,
@@ -65,6 +69,7 @@ def truth_report(
             "delta_e_uncorrected_ev": float(raw[k]),
             "delta_e_potential_ev": float(own[k]),
             "delta_e_potential_corrected_ev": float(own_corrected[k]),
+            "delta_e_potential_family_left_out_ev": float(own_by_family[k]),
             "family": point.family,
         }
         for k, point in enumerate(points)
@@ -83,9 +88,9 @@ def truth_report(
         "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
         "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
         "potential_corrected": {
-            "name": name,
+            "name": " + ".join(p.name for p in potentials),
             **agreement(own_corrected, "delta_e_potential_corrected_ev"),
-            "family_left_out": metrics.agreement(truth.tolist(), own_by_family.tolist()),
+            "family_left_out": agreement(own_by_family, "delta_e_potential_family_left_out_ev"),
         },
         "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),

@@ -42,6 +42,7 @@ JUDGED_SETTINGS = (
     "fmax_ev_per_angstrom",
     "max_steps",
     "potential_h_sites",
+    "second_potential",
     "max_h_steps",
     "min_vacuum_angstrom",
     "clash_factor",
@@ -163,10 +164,19 @@ class HydrogenAtSite:
 
 
 class StabilityJudge:
-    """Relaxation and hydrogen adsorption by one interatomic potential; correction: of its ΔE_H, learnt from DFT."""
+    """Relaxation and hydrogen adsorption by one interatomic potential.
 
-    def __init__(self, potential: Any, settings: config.EvaluationConfig, correction: DftCorrection | None = None) -> None:
-        self.potential, self.settings, self.correction = potential, settings, correction
+    correction: of its ΔE_H, learnt from DFT. second: a potential whose ΔE_H at the relaxed geometry the correction needs beside it.
+    """
+
+    def __init__(
+        self,
+        potential: Any,
+        settings: config.EvaluationConfig,
+        correction: DftCorrection | None = None,
+        second: Any = None,
+    ) -> None:
+        self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """``potentials.Relaxation`` of a sheet (in-plane cell free) or a bulk crystal (whole cell free)."""
@@ -193,7 +203,15 @@ class StabilityJudge:
         outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
         if self.correction is None or not math.isfinite(relaxed.delta_e):
             return HydrogenAtSite(*outcome)
-        value, error = self.correction.apply([relaxed.atoms], np.array([relaxed.delta_e]), np.zeros(1))
+        energies = [relaxed.delta_e]
+        if self.second is not None:
+            parts = []
+            for atoms in (relaxed.atoms, sheet):
+                work = atoms.copy()
+                work.calc = self.second.calculator
+                parts.append(float(work.get_potential_energy()))
+            energies.append(parts[0] - supercell[0] * supercell[1] * parts[1] - 0.5 * potentials.h2_energy(self.second))
+        value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1))
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
 
 

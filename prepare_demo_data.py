@@ -8,6 +8,7 @@ Writes  data/demo_c2db.db            monolayers: prototypes x elements, relaxed;
         data/demo_is2re/data.lmdb    H on those monolayers and on metal surfaces, OC20 IS2RE schema
         demo.host_lmdb_path          part "hosts", only when asked for: H on the sheets of a database of yours, such as C2DB
         demo.snapshot_lmdb_path      part "snapshots", only when asked for: energies of unrelaxed H on such sheets
+        data/h_on_2d_dft.db          part "truth", only when asked for: ΔE_H of the embedded potentials beside new DFT values
         data/random_decoration/      unrelaxed random decorations, the baseline that everybody has to beat
 
 Every relaxation is one line in ``demo.work_dir``; a stage killed at any moment goes on where it stopped, and the products do not
@@ -43,6 +44,7 @@ from adsorption_records import (
     write_adsorption,
 )
 from config import StageError
+from dft_correction import STORED_ENERGIES, store_energies
 from geo_utils import (
     NotTwoDimensional,
     Sheet,
@@ -349,6 +351,9 @@ def main(cfg: config.Config) -> None:
                 raise StageError(f"no H-adsorption record came out: {dict(status)}")
             summary[part] = {f"sheets, {name}": n for name, n in sorted(status.items())}
             summary[part] |= write_adsorption(lmdb_path, settings, records, seed, [settings.host_db_path])
+    if "truth" in parts:
+        path = cfg.evaluation.dft_truth_path
+        summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
     if "random" in parts:
         if not Path(settings.db_path).is_file():
             raise StageError(
@@ -360,4 +365,4 @@ def main(cfg: config.Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "demo")))
+    raise SystemExit(config.run_stage(main, __doc__, ("run", "demo", "evaluation")))

@@ -7,8 +7,8 @@ Needs ase, numpy and GPAW and nothing else of this project, so that a system Pyt
 ``apt-get install --no-install-recommends gpaw gpaw-data``, then ``/usr/bin/python3 verify_dft.py``).
 
 STRUCTURE  an extxyz file (or a folder of them): the clean sheet first, then the same cell with one H as the last atom, one frame
-           per site. A CIF works too: NAME.cif is the sheet, NAME__SITE.cif the sheet with H. Keys name, site, kpts and spin of
-           ``info`` are read where a frame has them.
+           per site. A CIF works too: NAME.cif is the sheet, NAME__SITE.cif the sheet with H. Keys name, site, family, kpts and
+           spin of ``info`` are read where a frame has them.
 
 ΔE_H = E(sheet+H) − E(sheet) − ½E(H2), all PBE single points with plane waves at the geometries given, one setting for all three
 (the SETTINGS below and nothing else; values with different settings must not be mixed). Every single point is one file in the
@@ -225,6 +225,8 @@ def write_database(path: Path, systems: list[tuple[str, list]], folder: WorkFold
                     continue
                 host = points[0][1].symbols.formula.reduce()[0].format("hill")
                 shared = {"name": name, "host": host, "kpts": int(max(points[0][3])), "spin": bool(points[0][4])}
+                if "family" in points[0][1].info:
+                    shared["family"] = str(points[0][1].info["family"])
                 rows = []
                 for label, given, atoms, kpts, polarised in points[1:]:
                     result = folder.result(key_of(atoms, kpts, polarised))

@@ -160,3 +160,9 @@ def test_a_gpu_that_is_not_there_is_refused():
     index = torch.cuda.device_count()
     with pytest.raises(ConfigError, match="no such GPU"):
         config.resolve_device(config.RunConfig(device=f"cuda:{index}"))
+
+
+def test_an_empty_value_is_an_empty_text():
+    assert config.load_config(None, ["dimenet.dft_path="]).dimenet.dft_path == ""
+    with pytest.raises(config.ConfigError, match="dimenet.epochs"):
+        config.load_config(None, ["dimenet.epochs="])
