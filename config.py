@@ -227,6 +227,7 @@ class EvaluationConfig:
     hit_e_hull_ev: float = setting(0.1, "hit and metastable: E_above_hull at most (eV/atom)", low=0)
     bootstrap: int = setting(1000, "resamples of the 95 % intervals", low=10)
     top_k: int = setting(8, "candidates drawn in generated_structures.png", low=1)
+    finalists: int = setting(3, "best candidates exported to output_dir/finalists, ready for DFT; 0: none", low=0)
     workers: int = setting(2, "worker processes, one thread each", low=1)
 
 

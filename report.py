@@ -190,7 +190,7 @@ def update_comparison(cfg: config.Config) -> dict[str, Any]:
 
 def _judged_by(report: Mapping[str, Any] | None) -> Any:
     provenance = (report or {}).get("provenance", {})
-    ignored = ("workers", "top_k")
+    ignored = ("workers", "top_k", "finalists")
     settings = {key: value for key, value in provenance.get("settings", {}).items() if key not in ignored}
     return without_paths(provenance.get("judges", {})), settings
 

@@ -28,7 +28,10 @@ CONTROL_HINTS = {
 def main(cfg: config.Config) -> None:
     """Evaluates ours and the controls with one pool of judges."""
     import evaluators
+    import figures
+    import finalists
     import hydrogen
+    import potentials
     import report
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
@@ -51,6 +54,11 @@ def main(cfg: config.Config) -> None:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
     report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, script="test.py")
     report.update_comparison(cfg)
+    if settings.finalists:
+        best = figures.rank(ours.rows, settings.finalists)
+        potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
+        distance, steps = cfg.dataset.h_image_distance_angstrom, 2 * settings.max_h_steps
+        finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", distance, steps)
     report.log_summary(report.read_report(output_dir), output_dir)
 
 
