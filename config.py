@@ -103,6 +103,7 @@ class DimenetConfig:
     checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "model: written by stage 1, read by the judges", path=True)
     init_from: str = setting("", "checkpoint to start from: official OCP/fairchem DimeNet++ IS2RE, or of stage 1", path=True)
     dft_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H towards which ΔE_H is corrected; empty: no correction", path=True)
+    only_correction: bool = setting(False, "leave the weights, fit only the DFT correction of the checkpoint anew")
     preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
     epochs: int = setting(40, "passes over the training records", low=1)

@@ -38,18 +38,26 @@ from tqdm import tqdm
 
 import config
 from config import StageError, log, relative_name
-from dft_correction import fit_correction, read_truth
+from dft_correction import DftCorrection, fit_correction, read_truth
 from geo_utils import H_TAG, radius_graph_pbc, triplets
 from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
-from models import DIMENET_KIND, DimeNetPlusPlus, DimeNetPlusPlusConfig, PeriodicGraph, load_initial_weights, save_checkpoint
+from models import (
+    DIMENET_KIND,
+    DimeNetPlusPlus,
+    DimeNetPlusPlusConfig,
+    PeriodicGraph,
+    load_checkpoint,
+    load_initial_weights,
+    save_checkpoint,
+)
 
 STAGE = "pretrain_dimenet.py"
 EWT_THRESHOLD_EV = 0.02  # OC20's "energy within threshold"
 CACHED_ATOMS = 200_000  # inputs with this many atoms in all stay in memory with their edges (about 0.5 kB an atom)
 RESUME_EVERY_S = 120.0  # within long epochs; the end of an epoch is always a resume point
 DOMAIN_MARGIN_EV = 0.5  # ΔE_H may leave the training range by this much
-NOT_INPUTS = ("checkpoint",)  # settings that do not change what is learnt
+NOT_INPUTS = ("checkpoint", "dft_path", "only_correction")  # settings that do not change the weights
 
 
 # ------------------------------------------------------------------------------------------------------------------- records
@@ -536,9 +544,41 @@ def is_complete(checkpoint: Path, expected: str) -> bool:
     return True
 
 
+def refit_correction(checkpoint: Path, dft_path: str, device: torch.device) -> None:
+    """Fits the DFT correction of a checkpoint anew, or takes it away where ``dft_path`` is empty; the weights stay as they are."""
+    judge = HydrogenPredictor.load(checkpoint, device)
+    sidecar = config.read_sidecar(checkpoint, stage=STAGE)
+    correction, fitted = fit_correction(judge.predict_raw, dft_path) if dft_path else (None, None)
+    content = load_checkpoint(checkpoint, DIMENET_KIND, "")
+    state = HydrogenPredictor.state(judge.calibration, judge.domain, judge.mean, judge.std, content["members"], correction)
+    save_checkpoint(checkpoint, DIMENET_KIND, DimeNetPlusPlusConfig(**content["model_config"]), state)
+    inputs = {path: digest for path, digest in sidecar["inputs"].items() if digest != sidecar.get("dft_sha256")}
+    if dft_path:
+        inputs[relative_name(dft_path)] = config.file_sha256(dft_path)
+    metrics = {key: value for key, value in sidecar["metrics"].items() if key != "dft"}
+    sidecar |= {
+        "inputs": inputs,
+        "metrics": metrics | ({"dft": fitted} if fitted else {}),
+        **described_correction(correction, dft_path),
+    }
+    sidecar["checkpoint_sha256"] = config.file_sha256(checkpoint)
+    config.write_json(config.sidecar_path(checkpoint), sidecar)
+    outcome = f"{fitted['n']} points, left-out MAE {fitted['left_out_mae_ev']:.3f} eV" if fitted else "none"
+    log.info("%s: DFT correction fitted anew, %s", relative_name(checkpoint), outcome)
+
+
+def described_correction(correction: DftCorrection | None, dft_path: str | Path) -> dict[str, Any]:
+    """What the sidecar says about the correction."""
+    about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale} if correction else None
+    return {"dft_correction": about, "dft_sha256": config.file_sha256(dft_path) if correction else None}
+
+
 def main(cfg: config.Config) -> None:
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
     device = config.resolve_device(cfg.run)
+    if settings.only_correction:
+        refit_correction(checkpoint, settings.dft_path, device)
+        return
     inputs = {
         key: Path(getattr(settings, key))
         for key in ("lmdb_path", "val_lmdb_path", "init_from", "dft_path")
@@ -551,6 +591,10 @@ def main(cfg: config.Config) -> None:
         read_truth(inputs["dft_path"])
     mark = fingerprint(cfg, {key: config.file_sha256(path) for key, path in inputs.items()})
     if is_complete(checkpoint, mark):
+        fitted_on = config.read_sidecar(checkpoint, stage=STAGE).get("dft_sha256")
+        if fitted_on != (config.file_sha256(inputs["dft_path"]) if "dft_path" in inputs else None):
+            refit_correction(checkpoint, settings.dft_path, device)
+            return
         log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
         return
 
@@ -624,7 +668,7 @@ def main(cfg: config.Config) -> None:
         checkpoint_sha256=config.file_sha256(checkpoint),
         model=dataclasses.asdict(model_config),
         calibration=dataclasses.asdict(calibration),
-        dft_correction={"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale} if correction else None,
+        **described_correction(correction, settings.dft_path),
         domain=dataclasses.asdict(domain) | {"elements": [chemical_symbols[z] for z in domain.elements]},
     )
     for path in resume.values():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.db import connect
 from emt_records import records
 
 import config
@@ -271,6 +272,36 @@ def test_validation_file_and_fine_tuning_from_an_official_checkpoint(lmdb_path, 
     for key, value in content["members"][0].items():
         torch.testing.assert_close(value, source.state_dict()[key], rtol=0, atol=1e-4)
     assert json.loads((tmp_path / "dimenet" / "dimenet.json").read_text(encoding="utf-8"))["counts"]["val"] == 8
+
+
+def test_new_dft_points_change_the_correction_and_nothing_else(lmdb_path, tmp_path, caplog):
+    caplog.set_level("INFO", logger="her2d")
+    cfg = make_config(lmdb_path, tmp_path, epochs=1)
+    stage.main(cfg)
+    before, card = (
+        load_checkpoint(cfg.dimenet.checkpoint, "dimenet", ""),
+        json.loads((tmp_path / "dimenet/dimenet.json").read_text()),
+    )
+    points = tmp_path / "points.db"
+    shutil.copy(cfg.dimenet.dft_path, points)
+    rows = [row.id for row in connect(points).select(kind="slab_H")]
+    connect(points).delete(rows[::3])
+    changed = make_config(lmdb_path, tmp_path, epochs=1, dft_path=points)
+    stage.main(changed)
+    assert "fitted anew" in caplog.text and "starting anew" not in caplog.text
+    after, new_card = (
+        load_checkpoint(cfg.dimenet.checkpoint, "dimenet", ""),
+        json.loads((tmp_path / "dimenet/dimenet.json").read_text()),
+    )
+    assert all(same_weights(a, b) for a, b in zip(before["members"], after["members"], strict=True))
+    assert len(after["correction"]["truth"]) < len(before["correction"]["truth"])
+    assert new_card["metrics"]["test"] == card["metrics"]["test"] and new_card["metrics"]["dft"]["n"] < card["metrics"]["dft"]["n"]
+    assert list(new_card["inputs"]) == [config.relative_name(lmdb_path), config.relative_name(points)]
+    caplog.clear()
+    stage.main(changed)
+    assert "nothing to do" in caplog.text
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_path="", only_correction=True))
+    assert load_checkpoint(cfg.dimenet.checkpoint, "dimenet", "")["correction"] is None
 
 
 def test_fine_tuning_from_an_own_checkpoint_member_by_member(lmdb_path, tmp_path):
