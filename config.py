@@ -381,6 +381,11 @@ def _check_relations(config: Config) -> None:
     device = config.run.device
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,2}", device):
         raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
+    folders = ("run.output_dir", "dataset.processed_dir", "generation.output_dir", "evaluation.output_dir", "external.output_dir")
+    for key in folders:
+        section, name = key.split(".")
+        if not getattr(getattr(config, section), name):
+            raise ConfigError(f"{key}: name a folder")
     for name in ("dimenet", "dataset"):
         section = getattr(config, name)
         if section.val_fraction + section.test_fraction >= 0.9:
