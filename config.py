@@ -213,6 +213,8 @@ class EvaluationConfig:
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
     embedded_checkpoint: str = setting("weights/synth_lm.pth", "small embedded language model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
+    hull_db: str = setting("", "database with ehull, such as C2DB, against which E_above_hull is checked; empty: not", path=True)
+    hull_rows: int = setting(300, "rows of it that are relaxed for that", low=10)
     dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
     truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
     relax: bool = setting(True, "relax before judging")

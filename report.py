@@ -42,6 +42,7 @@ FIGURES = {
     "stability_curve.png": "How many candidates lie below a given E_above_hull.",
     "funnel.png": "Candidates left after each condition.",
     "comparison.png": "Our candidates beside the controls, judged alike.",
+    "hull_parity.png": "E_above_hull beside that of a database, on the same monolayers; dashed: the limit of the verdict.",
     "truth_parity.png": "DimeNet++ and the potential against our own DFT values: how far ΔG_H can be trusted.",
     "loss_curve.png": "Training of the generator.",
 }
@@ -55,6 +56,7 @@ def write_report(
     controls: Mapping[str, Evaluation | str] | None = None,
     truth: Mapping[str, Any] | None = None,
     her_provenance: Mapping[str, Any] | None = None,
+    hull: Mapping[str, Any] | None = None,
     script: str,
 ) -> dict[str, Any]:
     """Writes figures, ``report.json``, ``comparison.*`` and ``report.html`` of one set; returns the content of ``report.json``.
@@ -81,6 +83,7 @@ def write_report(
         "funnel": counts,
         "best": best,
         "truth": dict(truth) if truth else {"n": 0, "mae_ev": None, "spearman": None, "rows": []},
+        "hull_parity": dict(hull) if hull else None,
         "controls": {
             label: {"metrics": _metrics(found.aggregates), "cif_dir": config.relative_name(found.cif_dir), "note": ""}
             if isinstance(found, Evaluation)
@@ -190,7 +193,7 @@ def update_comparison(cfg: config.Config) -> dict[str, Any]:
 
 def _judged_by(report: Mapping[str, Any] | None) -> Any:
     provenance = (report or {}).get("provenance", {})
-    ignored = ("workers", "top_k", "finalists")
+    ignored = ("workers", "top_k", "finalists", "hull_db", "hull_rows")
     settings = {key: value for key, value in provenance.get("settings", {}).items() if key not in ignored}
     return without_paths(provenance.get("judges", {})), settings
 
@@ -272,6 +275,17 @@ def _plain(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
+def _hull_text(hull: Mapping[str, Any] | None) -> str:
+    if not hull or not hull["n_ok"]:
+        return "It was not compared with a DFT hull (evaluation.hull_db)."
+    agrees = f"the verdict at {hull['limit_ev']:g} eV/atom agrees for {100 * hull['agree']:.0f} %"
+    return (
+        f"On {hull['n_ok']} of {hull['n']} monolayers drawn from {hull['source']}: MAE {_plain(hull['mae_ev'])} eV/atom, "
+        f"median error {_plain(hull['median_error_ev'])} eV/atom, Spearman {_plain(hull['spearman'])}; {agrees} "
+        f"({hull['stable_ours_only']} stable only here, {hull['stable_theirs_only']} only there)."
+    )
+
+
 def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How far each number can be trusted: (number, measured evidence)."""
     truth, judges, found = report["truth"], report["provenance"]["judges"], report["metrics"]
@@ -321,7 +335,7 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "E_form, E_above_hull",
             f"{potential} against elements and competing phases of the same potential only. A phase that is not among the "
-            "references cannot lower the hull: E_above_hull is a lower bound. Not comparable with corrected DFT hulls.",
+            f"references cannot lower the hull: E_above_hull is a lower bound. {_hull_text(report.get('hull_parity'))}",
         ),
         (
             "P_synth",

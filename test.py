@@ -30,6 +30,7 @@ def main(cfg: config.Config) -> None:
     import evaluators
     import figures
     import finalists
+    import hull_parity
     import hydrogen
     import potentials
     import report
@@ -39,6 +40,7 @@ def main(cfg: config.Config) -> None:
     identity = evaluators.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = evaluators.load_truth(cfg, her)
+    hull = hull_parity.update(cfg, output_dir)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
     controls: dict[str, evaluators.Evaluation | str] = {}
     with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:
@@ -52,7 +54,9 @@ def main(cfg: config.Config) -> None:
                 log.warning("control '%s' %s", label, controls[label])
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
-    report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, script="test.py")
+    report.write_report(
+        ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, hull=hull, script="test.py"
+    )
     report.update_comparison(cfg)
     if settings.finalists:
         best = figures.rank(ours.rows, settings.finalists)
