@@ -19,6 +19,7 @@ import logging
 import os
 import random
 import re
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -586,6 +587,19 @@ def relative_name(path: str | os.PathLike) -> str:
     """A path as it is shown and stored: relative to the project where it lies inside it."""
     path = Path(path)
     return str(path.relative_to(PROJECT_DIR)) if path.is_relative_to(PROJECT_DIR) else str(path)
+
+
+def check_ase_database(path: str | os.PathLike) -> None:
+    """Raises StageError for an empty file and for an SQLite file of another kind: ase.db would write its own tables into them."""
+    path = Path(path)
+    with path.open("rb") as handle:
+        head = handle.read(16)
+    if not head:
+        raise StageError(f"{relative_name(path)} is empty")
+    if head == b"SQLite format 3\0":
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'systems'").fetchone():
+                raise StageError(f"{relative_name(path)} is not an ASE database: it has no table of systems")
 
 
 def write_sidecar(

@@ -67,9 +67,16 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
     path = Path(path)
     if not path.is_file():
         raise config.StageError(f"no DFT reference points at {config.relative_name(path)}")
+    try:
+        config.check_ase_database(path)
+        clean = {str(row.get("name", "")): row.toatoms() for row in connect(path).select(kind="clean")}
+        rows = list(connect(path).select(kind="slab_H"))
+    except config.StageError:
+        raise
+    except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
+        raise config.StageError(f"{config.relative_name(path)} is not a readable ASE database ({type(error).__name__})") from error
     points, unbound = [], []
-    clean = {str(row.name): row.toatoms() for row in connect(path).select(kind="clean")}
-    for row in connect(path).select(kind="slab_H"):
+    for row in rows:
         if "dE_dft" not in row:
             continue
         atoms = row.toatoms()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -96,9 +97,8 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         synth: dict[str, Any] = {"name": "embedded-lm", **described(settings.embedded_checkpoint)}
         card = config.sidecar_path(settings.embedded_checkpoint)
         if card.is_file():
-            synth["test_roc_auc"] = config.read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py")["metrics"]["test"][
-                "roc_auc"
-            ]
+            measured = config.read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py").get("metrics", {})
+            synth["test_roc_auc"] = measured.get("test", {}).get("roc_auc")
     else:
         folder = Path(settings.csllm_path)
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
@@ -219,9 +219,12 @@ def evaluate(
     to_judge: dict[str, Path] = {}
     for path in paths:
         try:
-            content = path.read_bytes()[: validity.MAX_CIF_BYTES + 1]
+            if not path.is_file():  # a pipe or device would be waited for
+                raise OSError(f"{path.name} is not a file")
+            with path.open("rb") as handle:
+                content = handle.read(validity.MAX_CIF_BYTES + 1)
         except OSError:
-            content = f"unreadable {path.name}".encode()
+            content = b"unreadable " + os.fsencode(path.name)
         key = keys[path] = cache_key(content, judges.identity, settings)
         if key not in records and key not in to_judge:
             record = read_cached(folders, key)
@@ -256,7 +259,7 @@ def evaluate(
     for path in paths:
         record = records[keys[path]]
         row = result_from_dict(record["row"])
-        row.id, row.source_file = ids[path], path.name
+        row.id, row.source_file = ids[path], os.fsencode(path.name).decode("utf-8", "replace")
         rows.append(row)
         if record["structure"] is not None:
             structures[row.id] = Atoms(**record["structure"])
@@ -284,9 +287,21 @@ def _unchanged(judges: Judges) -> Judges:
 
 
 def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
-    """File names without suffix; the whole name where two files share a stem."""
-    stems = [path.stem for path in paths]
-    return {path: path.stem if stems.count(path.stem) == 1 else path.name for path in paths}
+    """File names without suffix; the whole name where two files share a stem, or where the stem is the whole name of another file.
+
+    Bytes that are no UTF-8 become replacement characters, with a number where that makes two names one.
+    """
+
+    def text(name: str) -> str:
+        return os.fsencode(name).decode("utf-8", "replace")
+
+    stems, names = [text(path.stem) for path in paths], [text(path.name) for path in paths]
+    ids: dict[Path, str] = {}
+    for path, stem, name in zip(paths, stems, names, strict=True):
+        candidate = stem if stems.count(stem) == 1 and stem not in names else name
+        taken = set(ids.values())
+        ids[path] = next(c for c in (candidate, *(f"{candidate} ({k})" for k in itertools.count(2))) if c not in taken)
+    return ids
 
 
 def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -> None:
@@ -351,7 +366,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     # A spreadsheet would run a text that begins like a formula.
-    return re.sub(r"^([=+@])", r"'\1", str(value))
+    return re.sub(r"^([=+\-@\t\r])", r"'\1", str(value))
 
 
 def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
@@ -362,7 +377,7 @@ def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
     for row in evaluation.rows:
         if row.id in evaluation.structures:
             atoms = evaluation.structures[row.id].copy()
-            atoms.info = {"id": row.id, "dimensionality": row.dimensionality}
+            atoms.info = {"id": " ".join(row.id.split()), "dimensionality": row.dimensionality}
             frames.append(atoms)
     if frames:
         with config.atomic_path(path) as temporary:

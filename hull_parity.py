@@ -93,7 +93,7 @@ def _read(cache: Path, mark: str) -> dict[int, dict[str, Any]]:
 
 
 def summarise(rows: list[dict[str, Any]], limit: float) -> dict[str, Any]:
-    """Agreement of E_above_hull (``ours``, ``theirs``, eV/atom) and of the verdict E_above_hull ≤ ``limit``, over rows with both."""
+    """Agreement of E_above_hull (``ours``, ``theirs``, eV/atom), and of the verdict at ``limit``, over the rows with both."""
     known = [row for row in rows if math.isfinite(row["ours"]) and row["status"] == "ok"]
     ours, theirs = (np.array([row[name] for row in known]) for name in ("ours", "theirs"))
     error = ours - theirs

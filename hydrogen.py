@@ -176,8 +176,8 @@ class HydrogenPredictor:
             stored = content["correction"]
             correction = DftCorrection(**stored) if stored else None
             mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0][:160]
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise CheckpointError(f"{relative_name(path)} does not fit this version's DimeNet++ ({reason}): {HINT}") from error
         provenance = {"checkpoint": relative_name(path), "sha256": file_sha256(path), "members": len(members)}
         provenance["dft_correction"] = f"{correction.n} DFT points" if correction else "none"

@@ -225,6 +225,7 @@ class TrainingStructures:
     def __call__(self, reduced_formula: str) -> list[tuple[str, Structure]]:
         import ase.db
 
+        config.check_ase_database(self.db_path)
         database = ase.db.connect(self.db_path)
         if self._ids is None:
             self._ids = {}

@@ -13,14 +13,12 @@ Polymorphs share a reduced formula and therefore a split.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import json
 import logging
 import math
 import os
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,7 +116,7 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
     if not path.is_file():
         raise StageError(f"no database at {config.relative_name(path)}: set dataset.db_path, or run prepare_demo_data.py")
     try:
-        _check_database(path)
+        config.check_ase_database(path)
         database = connect(path)
         total = database.count()
         rows = database.select(limit=settings.max_rows or None)
@@ -128,18 +126,6 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
         raise
     except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
         raise StageError(f"{config.relative_name(path)} is not a readable ASE database: {type(error).__name__}: {error}") from error
-
-
-def _check_database(path: Path) -> None:
-    """Raises StageError for an empty file and for an SQLite file of another kind: ase.db would write its own tables into them."""
-    with path.open("rb") as handle:
-        head = handle.read(16)
-    if not head:
-        raise StageError(f"{config.relative_name(path)} is empty")
-    if head == b"SQLite format 3\0":
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'systems'").fetchone():
-                raise StageError(f"{config.relative_name(path)} is not an ASE database: it has no table of systems")
 
 
 def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:

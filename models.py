@@ -341,10 +341,15 @@ def load_initial_weights(
         content = load_checkpoint(path, DIMENET_KIND, "")
     except CheckpointError:
         return load_ocp_checkpoint(path, model)
-    if DimeNetPlusPlusConfig(**content["model_config"]) != size:
-        raise CheckpointError(f"dimenet.init_from: {relative_name(path)} is a DimeNet++ of another size than dimenet.preset")
-    model.load_state_dict(content["members"][member % len(content["members"])], strict=True)
-    return float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
+    name = relative_name(path)
+    try:
+        if DimeNetPlusPlusConfig(**content["model_config"]) != size:
+            raise CheckpointError(f"dimenet.init_from: {name} is a DimeNet++ of another size than dimenet.preset")
+        model.load_state_dict(content["members"][member % len(content["members"])], strict=True)
+        return float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise CheckpointError(f"dimenet.init_from: {name} does not fit this version's DimeNet++ ({reason})") from error
 
 
 def load_ocp_checkpoint(path: str | os.PathLike, model: DimeNetPlusPlus) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import config
 from diffusion import SheetBatch, add_noise, physical_state
 from geo_utils import lattice_to_vector
+from material_dataset import SheetDataset
 from models import DenoiserModelConfig, DenoisingEGNN, PropertyEstimate, save_checkpoint
 
 log = logging.getLogger("her2d")
@@ -57,16 +58,7 @@ class SheetTable:
     @classmethod
     def load(cls, path: str | Path) -> SheetTable:
         """Reads ``train.pt``, ``val.pt`` or ``test.pt`` of stage 2; raises StageError when it cannot be used."""
-        path = Path(path)
-        if not path.is_file():
-            raise config.StageError(f"{config.relative_name(path)} is missing: run {DATASET_STAGE}")
-        try:
-            data = torch.load(path, weights_only=True)
-            version = data["schema_version"]
-        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
-            raise config.StageError(f"{config.relative_name(path)} is not a readable dataset: rerun {DATASET_STAGE}") from error
-        if version != config.SCHEMA_VERSION:
-            raise config.StageError(f"{config.relative_name(path)} has another schema version: rerun {DATASET_STAGE}")
+        data = SheetDataset(path).table
         ptr = data["ptr"].long()
         sizes = ptr[1:] - ptr[:-1]
         sheets = SheetBatch(

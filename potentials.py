@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -308,7 +309,7 @@ class References:
                 content = json.load(handle)
             phases = [ReferencePhase(p["formula"], float(p["energy_per_atom"]), p["prototype"]) for p in content["phases"]]
             identity, schema = content["potential"], content["schema_version"]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
             raise StageError(f"{relative_name(path)} is not a readable reference file ({type(error).__name__}); {hint}") from error
         if schema != SCHEMA_VERSION:
             raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}; {hint}")

@@ -500,13 +500,11 @@ def test_same_stem_in_both_cases_stays_apart(tmp_path, folder):
         assert len(rows_of(tmp_path)) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="ids are the whole name where stems are equal, which may be the stem of a third file")
 def test_ids_are_never_shared(tmp_path):
     paths = [tmp_path / name for name in ("x.cif", "x.CIF", "x.cif.cif")]
     assert len(set(evaluators.candidate_ids(paths).values())) == 3
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeEncodeError, reason="file names that are no UTF-8 cannot be written to metrics.csv")
 def test_a_name_that_is_no_utf8(tmp_path, folder):
     try:
         Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.cif")).write_text(GOOD)
@@ -515,7 +513,6 @@ def test_a_name_that_is_no_utf8(tmp_path, folder):
     assert len(run_folder(tmp_path).rows) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a line break in a name breaks relaxed.extxyz")
 def test_a_line_break_in_a_name(tmp_path, folder):
     from ase.io import read
 
@@ -528,7 +525,6 @@ def test_a_line_break_in_a_name(tmp_path, folder):
     assert len(frames) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="metrics.csv lets a name that begins with a minus sign run as a formula")
 def test_no_cell_of_the_table_is_a_formula():
     assert not evaluators._cell("-2+3+cmd|' /C calc'!A0").startswith("-")
 
@@ -538,7 +534,6 @@ class StillWaiting(Exception):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-@pytest.mark.xfail(strict=True, raises=StillWaiting, reason="the content of a named pipe is waited for")
 def test_a_named_pipe_is_a_row(tmp_path, folder):
     os.mkfifo(folder / "pipe.cif")
 
@@ -562,13 +557,10 @@ def test_pipes_and_devices_are_refused_when_they_are_read(tmp_path):
         assert judge(path).status == "unreadable: not a regular file"
 
 
-EVERYTHING_IS_NEW = pytest.mark.xfail(strict=True, reason="an empty file is taken for an empty database, and everything is new")
-
-
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda path: path.write_bytes(b""), id="empty", marks=EVERYTHING_IS_NEW),
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
         pytest.param(lambda path: path.write_text("no database"), id="text"),
         pytest.param(lambda path: path.mkdir(), id="folder"),
     ],

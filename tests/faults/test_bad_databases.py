@@ -245,7 +245,6 @@ def test_the_language_model_names_the_database(tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", ["text", "cut short", "a column gone"])
-@pytest.mark.xfail(strict=True, reason="errors of ase.db leave read_truth as they are")
 def test_the_dft_points_name_the_database(tmp_path, kind):
     NO_DATABASE[kind][0](tmp_path / "x.db")
     try:
