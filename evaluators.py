@@ -300,7 +300,8 @@ def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
     for path, stem, name in zip(paths, stems, names, strict=True):
         candidate = stem if stems.count(stem) == 1 and stem not in names else name
         taken = set(ids.values())
-        ids[path] = next(c for c in (candidate, *(f"{candidate} ({k})" for k in itertools.count(2))) if c not in taken)
+        numbered = (f"{candidate} ({k})" for k in itertools.count(2))
+        ids[path] = next(name for name in itertools.chain([candidate], numbered) if name not in taken)
     return ids
 
 

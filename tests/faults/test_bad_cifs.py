@@ -466,14 +466,14 @@ def test_symlinks_are_followed_and_dangling_ones_are_rows(tmp_path, folder):
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
 def test_a_file_that_cannot_be_opened_is_a_row(tmp_path, folder, monkeypatch, error):
     (folder / "locked.cif").write_text(GOOD)
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def refusing(path):
+    def refusing(path, *arguments, **options):
         if path.name == "locked.cif":
             raise error
-        return read_bytes(path)
+        return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", refusing)
+    monkeypatch.setattr(Path, "open", refusing)
     rows = rows_of(tmp_path)
     assert rows["locked"].status == f"unreadable: cannot be opened ({error.strerror})"
 
