@@ -119,6 +119,7 @@ class DimenetConfig:
     val_fraction: float = setting(0.1, "share of bulk formulas for validation", low=0.01, high=0.5)
     test_fraction: float = setting(0.1, "share of bulk formulas for the final test", low=0.01, high=0.5)
     relaxed_input_share: float = setting(0.25, "share of training inputs that show the relaxed geometry", low=0, high=1)
+    train_on_unconverged: bool = setting(False, "train on records whose relaxation did not converge too; never measure on them")
     target_abs_max_ev: float = setting(10.0, "records with |y_relaxed| above this are dropped and counted", low=0.1)
 
 

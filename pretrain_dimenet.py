@@ -74,6 +74,7 @@ class Entry:
     family: str
     num_atoms: int
     elements: tuple[int, ...]
+    converged: bool = True
 
 
 @dataclass
@@ -166,8 +167,6 @@ def unusable(record: Is2reRecord, adsorbate: str, target_abs_max: float, max_ato
         return f"|y_relaxed| above {target_abs_max:g} eV"
     if int(record.atomic_numbers.max()) > max_atomic_number:
         return "element outside the network"
-    if not bool(record.extra.get("converged", True)):
-        return "relaxation not converged"
     return ""
 
 
@@ -181,12 +180,16 @@ def read_entries(readers: Sequence[Is2reReader], cfg: config.DimenetConfig, max_
             for index, record in enumerate(reader):
                 bar.update()
                 reason = unusable(record, cfg.adsorbate, cfg.target_abs_max_ev, max_atomic_number)
+                converged = bool(record.extra.get("converged", True))
+                if not reason and not converged and not cfg.train_on_unconverged:
+                    reason = "relaxation not converged"
                 if reason:
                     dropped[reason] += 1
                     continue
                 elements = tuple(sorted(set(record.atomic_numbers.tolist())))
                 family = str(record.extra.get("family", "unspecified"))
-                entries.append(Entry(source, index, record.y_relaxed, reduced_formula(record), family, record.natoms, elements))
+                formula = reduced_formula(record)
+                entries.append(Entry(source, index, record.y_relaxed, formula, family, record.natoms, elements, converged))
     counts = {"records": total, "kept": len(entries), "dropped": dict(sorted(dropped.items()))}
     if not entries:
         what = "hold one H adsorbate" if cfg.adsorbate == "H" else "can be used"
@@ -198,6 +201,7 @@ def read_entries(readers: Sequence[Is2reReader], cfg: config.DimenetConfig, max_
 
 def split_by_formula(entries: Sequence[Entry], cfg: config.DimenetConfig, seed: int) -> dict[str, list[int]]:
     """Indices of train, val and test. All records of a bulk formula fall on one side; a validation LMDB is validation as a whole.
+    A relaxation that did not converge is learnt from, but nothing is measured on it.
 
     A formula's place is decided by a hash of it, so that it falls on the same side in every set of records: a network that starts
     from weights learnt on other records (``dimenet.init_from``) has not seen its test formulas there either.
@@ -219,7 +223,9 @@ def split_by_formula(entries: Sequence[Entry], cfg: config.DimenetConfig, seed: 
     part = {formula: "test" if k < num_test else "val" if k < num_test + num_val else "train" for k, formula in enumerate(formulas)}
     split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for number, entry in enumerate(entries):
-        split["val" if entry.source == 1 else part[entry.formula]].append(number)
+        side = "val" if entry.source == 1 else part[entry.formula]
+        if entry.converged or side == "train":
+            split[side].append(number)
     if not split["val"]:
         raise StageError("dimenet.val_lmdb_path: no usable record is left for validation")
     return split
@@ -606,6 +612,9 @@ def main(cfg: config.Config) -> None:
     probe = DimeNetPlusPlus(model_config)
     entries, counts = read_entries(readers, settings, probe.max_atomic_number)
     split = split_by_formula(entries, settings, cfg.run.seed)
+    if unmeasured := len(entries) - sum(len(numbers) for numbers in split.values()):
+        counts["kept"] -= unmeasured
+        counts["dropped"]["relaxation not converged, formula held out"] = unmeasured
     train_values = np.array([entries[n].delta_e for n in split["train"]])
     mean, std = float(train_values.mean()), float(train_values.std())
     if settings.init_from:

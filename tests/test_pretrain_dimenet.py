@@ -92,6 +92,8 @@ def test_records_are_kept_and_dropped_with_reasons(tmp_path):
         "element outside the network": 1,
         "relaxation not converged": 1,
     }
+    with_unconverged, counts = stage.read_entries(readers, dataclasses.replace(cfg, train_on_unconverged=True), 94)
+    assert counts["kept"] == 6 and [entry.converged for entry in with_unconverged].count(False) == 1
     everything, counts = stage.read_entries(readers, dataclasses.replace(cfg, adsorbate="all"), 94)
     assert len(everything) == 7 and "adsorbate is not one H" not in counts["dropped"]
 
@@ -123,6 +125,16 @@ def test_split_keeps_formulas_together(lmdb_path, tmp_path):
     )
     assert {"Ag", "CuNi", "AgAu"} <= set.union(*formulas.values())
     assert stage.split_by_formula(entries, cfg, 1) != split
+
+
+def test_nothing_is_measured_on_relaxations_that_did_not_converge(lmdb_path, tmp_path):
+    cfg = make_config(lmdb_path, tmp_path, val_fraction=0.2, test_fraction=0.2).dimenet
+    entries, _ = stage.read_entries([open_is2re(lmdb_path)], cfg, 94)
+    entries = [dataclasses.replace(entry, converged=k % 3 > 0) for k, entry in enumerate(entries)]
+    split = stage.split_by_formula(entries, cfg, 0)
+    assert all(entries[n].converged for part in ("val", "test") for n in split[part])
+    formulas = {entries[n].formula for n in split["train"]}
+    assert split["train"] == [n for n, entry in enumerate(entries) if entry.formula in formulas], "learnt from all the same"
 
 
 def test_reduced_formula_of_stated_and_counted_formulas(lmdb_path):
