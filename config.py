@@ -452,6 +452,7 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
     try:
         config_path, overrides = _split_arguments(arguments)
         config = load_config(config_path, overrides)
