@@ -159,7 +159,7 @@ def test_delta_e_of_another_potential_is_its_own_at_the_geometries():
 
 
 def test_the_committed_points_pass_the_gate():
-    """Potentials corrected by other hosts, and by other families, against DFT; nothing here is fitted on the row it is judged by."""
+    """Potentials corrected by other hosts, or by other families, against DFT: nothing is fitted on the row it is judged by."""
     import her_truth
 
     points = dft_correction.read_truth(TRUTH)
