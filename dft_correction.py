@@ -33,7 +33,6 @@ MIN_POINTS = 12
 LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
 # Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
 STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
-GEOMETRY_POTENTIAL = "sevennet-0"  # which made the geometries
 # ½D_e(H2) is 2.27 eV in PBE: an H that the sheet does not bind at all has this ΔE_H. Far above it the potential's geometry, on
 # which the DFT energy was computed, is one that DFT would not keep (a sheet that the potential let collapse around H), and the
 # value says nothing about adsorption.
@@ -218,7 +217,12 @@ def fit_correction(predict_raw: Any, truth_path: str | Path) -> tuple[DftCorrect
     points = read_truth(truth_path)
     raw, _ = predict_raw([point.atoms for point in points])
     features, truth, hosts = _fit_arguments(points, raw)
-    correction = DftCorrection.fit(features, truth, hosts)
+    try:
+        correction = DftCorrection.fit(features, truth, hosts)
+    except ValueError as error:
+        raise config.StageError(
+            f"{config.relative_name(truth_path)}: {error}; add points, or set dimenet.dft_path= to do without"
+        ) from error
     left_out, _ = leave_out(features, truth, hosts)
     summary = {
         "n": len(points),

@@ -63,14 +63,17 @@ def competing_sites(found: list[tuple[str, HydrogenRelaxation]], most: int = 2) 
     return kept
 
 
-def write_dft_input(path: Path, name: str, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]], **info: object) -> None:
-    """One extxyz: the clean sheet, then the sites. info: further keys of every frame, such as kpts or spin."""
+def write_dft_input(
+    path: Path, name: str, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]], potential: str, **info: object
+) -> None:
+    """One extxyz: the clean sheet, then the sites. potential: name of the one that relaxed them. info: further keys of every frame,
+    such as family, kpts or spin."""
     from ase.io import write
 
     frames = []
     for label, atoms, delta_e in [("clean", clean, None), *((label, r.atoms, r.delta_e) for label, r in sites)]:
         frame = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
-        frame.info = {"name": name, "site": label, **info}
+        frame.info = {"name": name, "site": label, "potential": potential, **info}
         if delta_e is not None:
             frame.info["delta_e_potential_ev"] = round(float(delta_e), 4)
         frames.append(frame)

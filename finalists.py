@@ -61,7 +61,7 @@ def export_finalists(
         sites = competing_sites(found, MAX_SITES)
         target = folder / row.id
         shutil.rmtree(target, ignore_errors=True)
-        _write(target, row, structures[row.id], clean, sites)
+        _write(target, row, structures[row.id], clean, sites, potential.name)
         if sites:
             exported.append(row.id)
         else:
@@ -69,7 +69,7 @@ def export_finalists(
     return exported
 
 
-def _write(target: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]]) -> None:
+def _write(target: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]], potential: str) -> None:
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifWriter
 
@@ -84,7 +84,7 @@ def _write(target: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites
         if name != "clean":
             (target / f"{name}.cif").write_text(str(CifWriter(periodic(atoms))), encoding="utf-8")
         write_vasp(target / "vasp" / name, periodic(atoms))
-    write_dft_input(target / "dft.extxyz", row.id, clean, sites)
+    write_dft_input(target / "dft.extxyz", row.id, clean, sites, potential)
     content = {
         "candidate": asdict(row),
         "sites": [{"site": label, "delta_e_potential_ev": float(r.delta_e), "converged": bool(r.converged)} for label, r in sites],

@@ -34,6 +34,7 @@ from ase.io import read
 # Converged to about 0.05 eV in ΔE_H against denser k-points, a larger basis and literature values.
 SETTINGS = {"mode": "PW", "ecut_ev": 350, "xc": "PBE", "smearing_ev": 0.1, "vacuum_angstrom": 6.0, "h2_bond_angstrom": 0.7514}
 KPOINT_LENGTH = 18.0  # Å; k-points along a vector = ceil(18 Å / its length), at least 2
+STORED_POTENTIALS = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}  # whose ΔE_H a row keeps, and under which key
 MAGNETIC = {"V", "Cr", "Mn", "Fe", "Co", "Ni"}  # elements for which an unstated spin means "polarised"
 
 
@@ -235,8 +236,8 @@ def write_database(path: Path, systems: list[tuple[str, list]], folder: WorkFold
                     delta_e = result["energy"] - clean["energy"] - 0.5 * h2
                     summary.append((name, label, delta_e))
                     values = shared | {"kind": "slab_H", "site": label, "energy_dft": result["energy"], "dE_dft": delta_e}
-                    if "delta_e_potential_ev" in given.info:
-                        values["dE_7net0"] = float(given.info["delta_e_potential_ev"])
+                    if given.info.get("potential") in STORED_POTENTIALS and "delta_e_potential_ev" in given.info:
+                        values[STORED_POTENTIALS[given.info["potential"]]] = float(given.info["delta_e_potential_ev"])
                     rows.append((atoms, values))
                 if rows and (name, "clean") not in present:
                     db.write(points[0][2], **shared, kind="clean", energy_dft=clean["energy"])

@@ -111,6 +111,8 @@ def test_bad_input_is_named(tmp_path):
     assert [p.name for p in dft_correction.read_truth(tmp_path / "y.db")] == ["b"]
     with pytest.raises(ValueError, match="too few"):
         DftCorrection.fit(np.zeros((3, 5)), np.zeros(3), ["a", "b", "c"])
+    with pytest.raises(StageError, match=r"y\.db: 1 DFT points are too few"):
+        dft_correction.fit_correction(lambda structures: (np.zeros(len(structures)), None), tmp_path / "y.db")
 
 
 def truth_points(count=16, seed=0):

@@ -42,9 +42,9 @@ def test_sites_are_converged_sorted_and_in_the_cell_of_the_clean_sheet(on_graphe
 def test_verify_dft_reads_what_is_written(on_graphene, tmp_path):
     clean, found = on_graphene
     path = tmp_path / "graphene.extxyz"
-    dft_inputs.write_dft_input(path, "graphene", clean, dft_inputs.competing_sites(found), kpts=3)
+    dft_inputs.write_dft_input(path, "graphene", clean, dft_inputs.competing_sites(found), "emt", kpts=3)
     name, sheet, sites = verify_dft.read_system(path)
-    assert name == "graphene" and sheet.info["kpts"] == 3
+    assert name == "graphene" and sheet.info["kpts"] == 3 and sheet.info["potential"] == "emt"
     assert list(sites) == [label for label, _ in dft_inputs.competing_sites(found)]
     np.testing.assert_allclose(sheet.positions, clean.positions, atol=1e-6)
     first = next(iter(sites.values()))

@@ -30,7 +30,7 @@ def frames(element="Pt", heights=(1.5, 1.7)):
         covered = clean.copy()
         covered.append("H")
         covered.positions[-1] = covered.positions[-2] + [0.1, 0, height]
-        covered.info |= {"site": f"top{k}", "delta_e_potential_ev": -0.1 * k}
+        covered.info |= {"site": f"top{k}", "delta_e_potential_ev": -0.1 * k, "potential": "sevennet-0"}
         out.append(covered)
     for frame in out:
         frame.set_constraint()
@@ -82,6 +82,7 @@ def test_delta_e_is_the_difference_of_three_energies(tmp_path, calls, capsys):
         # EMT has no long range: the box does not matter.
         assert row.dE_dft == pytest.approx(energy(given) - energy(clean) - 0.5 * h2, abs=1e-6)
         assert row.dE_7net0 == given.info["delta_e_potential_ev"]
+    assert verify_dft.STORED_POTENTIALS == dft_correction.STORED_ENERGIES
     points = dft_correction.read_truth(tmp_path / "dft" / "h_on_2d_dft.db")
     assert [point.site for point in points] == ["top0", "top1"] and points[0].host == "Pt"
     assert "2 of 2 sites done" in capsys.readouterr().out
