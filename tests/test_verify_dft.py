@@ -83,7 +83,7 @@ def test_delta_e_is_the_difference_of_three_energies(tmp_path, calls, capsys):
         assert row.dE_dft == pytest.approx(energy(given) - energy(clean) - 0.5 * h2, abs=1e-6)
         assert row.dE_7net0 == given.info["delta_e_potential_ev"]
     assert verify_dft.STORED_POTENTIALS == dft_correction.STORED_ENERGIES
-    points = dft_correction.read_truth(tmp_path / "dft" / "h_on_2d_dft.db")
+    points = dft_correction.read_truth(tmp_path / "dft" / "h_on_2d_dft.db", with_unbound=True)
     assert [point.site for point in points] == ["top0", "top1"] and points[0].host == "Pt"
     assert "2 of 2 sites done" in capsys.readouterr().out
 
