@@ -19,6 +19,7 @@ import config
 from geo_utils import add_hydrogen, adsorption_sites, h_supercell, primitive_sheet
 from potentials import HydrogenRelaxation, Potential, relax_hydrogen, relax_positions
 
+IMAGE_DISTANCE = 5.6  # Å between images of H, as in the DFT database: a cell that DFT can afford
 COMPETING_EV = 0.25  # a second site is kept when the potential puts it this close to the best one
 SAME_SITE_ANGSTROM = 0.4  # sites that relax to places this close, with energies within 20 meV, are one
 OFF_AXIS_ANGSTROM = 0.15  # an H exactly on top of an atom can be trapped there by symmetry

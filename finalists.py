@@ -22,7 +22,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 import config
-from dft_inputs import competing_sites, relaxed_sites, write_dft_input
+from dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites, write_dft_input
 from judging import CandidateResult
 from potentials import Potential
 
@@ -40,12 +40,11 @@ def export_finalists(
     structures: dict[str, Atoms],
     potential: Potential,
     folder: Path,
-    image_distance: float,
     max_h_steps: int,
 ) -> list[str]:
     """Writes one folder per candidate of ``rows`` and removes those of earlier finalists; returns the ids that have an adsorbed H.
 
-    structures: id -> relaxed sheet. image_distance: Å between images of H.
+    structures: id -> relaxed sheet.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -54,7 +53,7 @@ def export_finalists(
     exported = []
     for row in tqdm(rows, desc="finalists", unit="candidate"):
         try:
-            clean, found = relaxed_sites(structures[row.id], potential, image_distance, max_steps=max_h_steps)
+            clean, found = relaxed_sites(structures[row.id], potential, IMAGE_DISTANCE, max_steps=max_h_steps)
         except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
             log.warning("%s is not exported: %s", row.id, error)
             continue

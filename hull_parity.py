@@ -70,8 +70,8 @@ def measure(
                     relaxed = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
                     status = relaxed.status
                     ours = float(references.e_above_hull(relaxed.atoms, relaxed.energy))
-            except ValueError as error:
-                status = str(error)[:80]
+            except (ValueError, KeyError) as error:  # KeyError: a pair of elements without a competing compound
+                status = str(error).strip("'\"")[:80]
             done[row_id] = {"mark": mark, "id": row_id, "theirs": float(row.ehull), "ours": ours, "status": status}
             handle.write(json.dumps(done[row_id]) + "\n")
             handle.flush()

@@ -61,8 +61,7 @@ def main(cfg: config.Config) -> None:
     if settings.finalists:
         best = figures.rank(ours.rows, settings.finalists)
         potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
-        distance, steps = cfg.dataset.h_image_distance_angstrom, 2 * settings.max_h_steps
-        finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", distance, steps)
+        finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", 2 * settings.max_h_steps)
     report.log_summary(report.read_report(output_dir), output_dir)
 
 

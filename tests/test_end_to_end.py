@@ -36,6 +36,7 @@ TINY = {
     "evaluation.max_h_steps": 2,
     "evaluation.bootstrap": 20,
     "evaluation.workers": 1,
+    "evaluation.finalists": 1,
     "run.threads": 2,
     "run.device": "cpu",
 }

@@ -25,7 +25,7 @@ def exported(tmp_path_factory):
     foreign = folder / "my notes"
     foreign.mkdir()
     row = CandidateResult(id="gen_0001", formula="C2", delta_g_h_ev=0.1)
-    ids = finalists.export_finalists([row], {"gen_0001": sheet}, Potential("emt", {"name": "emt"}, EMT()), folder, 4.5, 400)
+    ids = finalists.export_finalists([row], {"gen_0001": sheet}, Potential("emt", {"name": "emt"}, EMT()), folder, 400)
     return folder, ids
 
 

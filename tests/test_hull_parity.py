@@ -35,10 +35,11 @@ def setting(tmp_path):
             sheet.set_cell(sheet.cell * (1 + 0.002 * k), scale_atoms=True)
             db.write(sheet, ehull=0.1 * k)
         db.write(trigonal_prismatic("Mo", "S"), ehull=0.0)
+        db.write(honeycomb("Ni", "C"), ehull=0.0)
         db.write(honeycomb("C", "C"), comment="no ehull")
         db.write(honeycomb("C", "C").repeat((3, 3, 1)), ehull=0.0)
     potential = Potential("emt", {"name": "emt"}, EMT())
-    references = References({"name": "emt"}, [ReferencePhase("C", 0.5, "graphite")])
+    references = References({"name": "emt"}, [ReferencePhase("C", 0.5, "graphite"), ReferencePhase("Ni", 0.1, "fcc")])
     (tmp_path / "references").write_text("x")
     settings = dataclasses.replace(config.EvaluationConfig(), references_path=str(tmp_path / "references"), hull_rows=10)
     return tmp_path, potential, references, settings
@@ -48,10 +49,10 @@ def test_rows_are_relaxed_once_and_gaps_are_named(setting):
     path, potential, references, settings = setting
     cache = path / "cache" / "hull.jsonl"
     found = hull_parity.measure(path / "db.db", potential, references, settings, 0, cache)
-    assert found["n"] == 7, "rows without ehull and large cells are not drawn"
+    assert found["n"] == 8, "rows without ehull and large cells are not drawn"
     assert found["n_ok"] == 6
     lines = [json.loads(line) for line in cache.read_text().splitlines()]
-    assert {line["status"] for line in lines} == {"ok", "no reference for Mo, S"}
+    assert {line["status"] for line in lines} == {"ok", "no reference for Mo, S", "no competing compound of Ni-C"}
     cache.write_text(cache.read_text()[:-15])
 
     class Refuses:
