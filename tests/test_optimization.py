@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import config
+import material_dataset
 import optimization
 from diffusion import SheetBatch
 from models import load_denoiser
@@ -53,8 +54,7 @@ def write_split(path: Path, count: int, seed: int) -> None:
     labels["y_synth"] = rng.integers(0, 2, count).astype(float)
     for values in labels.values():
         values[::3] = np.nan
-    content = {
-        "schema_version": config.SCHEMA_VERSION,
+    content = material_dataset.pack([], {}) | {
         "atomic_numbers": torch.tensor(rng.choice([6, 16, 42], ptr[-1])),
         "frac_coords": torch.tensor(rng.random((ptr[-1], 2)), dtype=torch.float32),
         "heights": torch.tensor(heights, dtype=torch.float32),
