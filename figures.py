@@ -77,6 +77,16 @@ def save(fig: Any, path: str | os.PathLike) -> None:
         fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
+def logarithmic(axis: Any) -> None:
+    """A logarithmic vertical axis with plain numbers; matplotlib's own labels need mathtext, which names from files may not use."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def subscripts(formula: str) -> str:
     """A formula with its numbers lowered."""
     return formula.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
@@ -274,11 +284,11 @@ def funnel_counts(evaluation: Evaluation, settings: config.EvaluationConfig) -> 
 def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected."""
     rows = truth["rows"]
-    own = truth["potential"]
+    own, corrected = truth["potential"], truth.get("potential_corrected") or {}
     judges = (
         ("delta_e_dimenet_ev", "o", SET_COLORS["ours"], "DimeNet++ (±1σ)", truth),
         ("delta_e_potential_ev", "x", "0.35", own["name"], own),
-        ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{own['name']}, corrected", truth.get("potential_corrected")),
+        ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{corrected.get('name')}, corrected", corrected),
     )
     with figure(path, figsize=(5.6, 6)) as (_, axis):
         dft = np.array([_nan(r["delta_e_dft_ev"]) for r in rows])

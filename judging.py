@@ -30,6 +30,7 @@ log = logging.getLogger("her2d")
 JUDGEMENT_VERSION = 2
 NAN = math.nan
 P_SYNTH_THRESHOLD = 0.5
+MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 CLASH_TO_SKIP = 0.5
 # Structures are compared in boxes of thickness + 4 Å: with 20 Å of vacuum the site tolerance, which grows with the cube root of the
 # volume per atom, is so wide that 1T and 2H are the same. Volumes are not rescaled: a sheet has no volume to scale by.
@@ -211,6 +212,8 @@ class StabilityJudge:
                 work.calc = self.second.calculator
                 parts.append(float(work.get_potential_energy()))
             energies.append(parts[0] - supercell[0] * supercell[1] * parts[1] - 0.5 * potentials.h2_energy(self.second))
+        if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
+            return HydrogenAtSite(*outcome)
         value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1))
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
 

@@ -384,16 +384,13 @@ def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
 
 
 def write_curve(history: list[dict[str, float]], folder: Path) -> None:
-    """``loss_curve.csv`` and ``loss_curve.png``: every term, training and validation."""
+    """``loss_curve.csv`` and ``loss_curve.png`` with its PDF: every term, training and validation."""
     with config.atomic_path(folder / "loss_curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from figures import figure, logarithmic
 
     titles = {
         "total": "weighted sum",
@@ -405,24 +402,21 @@ def write_curve(history: list[dict[str, float]], folder: Path) -> None:
         "synth": "synthesizability, cross-entropy",
     }
     steps = [row["step"] for row in history]
-    figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharex=True, constrained_layout=True)
-    for axis, (name, title) in zip(axes.flat, titles.items(), strict=False):
-        axis.plot(steps, [row[f"train_{name}"] for row in history], color="0.55", label="training (running mean)")
-        axis.plot(steps, [row[f"val_{name}"] for row in history], color="0.0", linestyle="--", label="validation (EMA)")
-        axis.set_title(title, fontsize=10)
-        if all(row[f"{split}_{name}"] > 0 for row in history for split in ("train", "val")):
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0, 0].set_ylabel("loss (dimensionless)")
-    axes[1, 0].set_ylabel("loss (dimensionless)")
-    for axis in axes[1]:
-        axis.set_xlabel("optimiser step")
-    axes[1, 3].set_axis_off()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[1, 3].legend(handles, labels, loc="center", fontsize=10)
-    with config.atomic_path(folder / "loss_curve.png") as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
+    with figure(folder / "loss_curve.png", nrows=2, ncols=4, figsize=(13, 6), sharex=True) as (_, axes):
+        for axis, (name, title) in zip(axes.flat, titles.items(), strict=False):
+            axis.plot(steps, [row[f"train_{name}"] for row in history], color="0.55", label="training (running mean)")
+            axis.plot(steps, [row[f"val_{name}"] for row in history], color="0.0", linestyle="--", label="validation (EMA)")
+            axis.set_title(title, fontsize=10)
+            if all(row[f"{split}_{name}"] > 0 for row in history for split in ("train", "val")):
+                logarithmic(axis)
+            axis.grid(alpha=0.3, which="both")
+        axes[0, 0].set_ylabel("loss (dimensionless)")
+        axes[1, 0].set_ylabel("loss (dimensionless)")
+        for axis in axes[1]:
+            axis.set_xlabel("optimiser step")
+        axes[1, 3].set_axis_off()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        axes[1, 3].legend(handles, labels, loc="center", fontsize=10)
 
 
 def _fingerprint(cfg: config.Config, inputs: list[Path]) -> str:

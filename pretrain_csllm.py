@@ -315,35 +315,30 @@ def scores(p: np.ndarray, labels: np.ndarray, mass: np.ndarray, bins: int = 10) 
 
 def draw_calibration(path: Path, p: np.ndarray, labels: np.ndarray, metrics: dict[str, Any], raw: dict[str, Any]) -> None:
     """ROC curve, reliability before and after calibration, and the distribution of P, on the held-out formulas."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from sklearn.metrics import roc_curve
 
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), constrained_layout=True)
-    if 0 < labels.sum() < len(labels):
-        false_positive, true_positive, _ = roc_curve(labels, p)
-        axes[0].plot(false_positive, true_positive, color="black", label=f"AUC {metrics['roc_auc']:.3f}")
-        axes[0].legend(loc="lower right", frameon=False)
-    axes[0].plot([0, 1], [0, 1], color="0.6", linestyle=":")
-    axes[0].set(xlabel="false positive rate (fraction)", ylabel="true positive rate (fraction)", title="ROC")
-    for content, marker, grey, name in ((raw, "s", "0.6", "before"), (metrics, "o", "black", "after")):
-        curve = content["reliability"]
-        label = f"{name}: ECE {content['ece']:.3f}"
-        axes[1].plot([c["p_mean"] for c in curve], [c["observed"] for c in curve], marker=marker, color=grey, label=label)
-    axes[1].plot([0, 1], [0, 1], color="0.6", linestyle=":")
-    axes[1].legend(frameon=False)
-    axes[1].set(xlabel="predicted P(synthesizable) (fraction)", ylabel="observed share (fraction)", title="Reliability")
-    edges = np.linspace(0, 1, 21)
-    axes[2].hist(p[labels == 0], edges, color="0.75", label=f"False (n = {int((labels == 0).sum())})")
-    axes[2].hist(p[labels == 1], edges, histtype="step", color="black", linewidth=1.5, label=f"True (n = {int(labels.sum())})")
-    axes[2].legend(frameon=False)
-    axes[2].set(xlabel="predicted P(synthesizable) (fraction)", ylabel="crystals (count)", title="Held-out formulas")
-    figure.suptitle(f"embedded-lm on n = {metrics['n']} crystals of formulas not seen in training", fontsize=10)
-    with config.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
+    from figures import figure
+
+    with figure(path, ncols=3, figsize=(11, 3.6)) as (drawn, axes):
+        if 0 < labels.sum() < len(labels):
+            false_positive, true_positive, _ = roc_curve(labels, p)
+            axes[0].plot(false_positive, true_positive, color="black", label=f"AUC {metrics['roc_auc']:.3f}")
+            axes[0].legend(loc="lower right", frameon=False)
+        axes[0].plot([0, 1], [0, 1], color="0.6", linestyle=":")
+        axes[0].set(xlabel="false positive rate (fraction)", ylabel="true positive rate (fraction)", title="ROC")
+        for content, marker, grey, name in ((raw, "s", "0.6", "before"), (metrics, "o", "black", "after")):
+            curve = content["reliability"]
+            label = f"{name}: ECE {content['ece']:.3f}"
+            axes[1].plot([c["p_mean"] for c in curve], [c["observed"] for c in curve], marker=marker, color=grey, label=label)
+        axes[1].plot([0, 1], [0, 1], color="0.6", linestyle=":")
+        axes[1].legend(frameon=False)
+        axes[1].set(xlabel="predicted P(synthesizable) (fraction)", ylabel="observed share (fraction)", title="Reliability")
+        edges = np.linspace(0, 1, 21)
+        axes[2].hist(p[labels == 0], edges, color="0.75", label=f"False (n = {int((labels == 0).sum())})")
+        axes[2].hist(p[labels == 1], edges, histtype="step", color="black", linewidth=1.5, label=f"True (n = {int(labels.sum())})")
+        axes[2].legend(frameon=False)
+        axes[2].set(xlabel="predicted P(synthesizable) (fraction)", ylabel="crystals (count)", title="Held-out formulas")
+        drawn.suptitle(f"embedded-lm on n = {metrics['n']} crystals of formulas not seen in training", fontsize=10)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- main

@@ -483,7 +483,7 @@ def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Training and validation MAE against the epoch, one pair of lines per member."""
-    from figures import figure
+    from figures import figure, logarithmic
 
     with figure(path, figsize=(5.0, 3.4)) as (_, axis):
         for number in sorted({row["member"] for row in history}):
@@ -494,7 +494,8 @@ def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
             axis.plot(
                 epochs, [row["val_mae_ev"] for row in rows], color="#08519c", lw=1.4, label=label("validation (averaged weights)")
             )
-        axis.set(xlabel="epoch", ylabel="MAE of ΔE_H (eV)", yscale="log")
+        axis.set(xlabel="epoch", ylabel="MAE of ΔE_H (eV)")
+        logarithmic(axis)
         axis.set_title(f"DimeNet++, {len({row['member'] for row in history})} members")
         axis.legend()
 
