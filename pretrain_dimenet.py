@@ -471,7 +471,7 @@ def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.nd
     """Predicted against true ΔE_H with error bars, one panel per held-out part. parts: name -> (truth, predicted, std) in eV."""
     from figures import figure
 
-    with figure(path, ncols=len(parts), figsize=(3.8 * len(parts), 3.8), squeeze=False) as (_, axes):
+    with figure(path, ncols=len(parts), figsize=(4.2 * len(parts), 4.8), squeeze=False) as (_, axes):
         for axis, (name, (truth, predicted, std)) in zip(axes[0], parts.items(), strict=True):
             low, high = min(truth.min(), predicted.min()) - 0.2, max(truth.max(), predicted.max()) + 0.2
             axis.plot([low, high], [low, high], color="0.4", lw=0.9)

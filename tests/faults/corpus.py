@@ -15,31 +15,12 @@ import pytest
 import simple_judges as simple
 import torch
 from ase import Atoms
+from simple_judges import CELL, GOOD, LOOP, SITES  # noqa: F401  (the tests take them from here)
 
 import config
 import judging
 
 SETTINGS = config.EvaluationConfig(bootstrap=10)
-
-CELL = """data_x
-_cell_length_a 3.18
-_cell_length_b 3.18
-_cell_length_c 23
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 120
-_symmetry_space_group_name_H-M 'P 1'
-"""
-LOOP = """loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-_atom_site_occupancy
-"""
-SITES = "Mo1 Mo 0 0 0.5 1\nS1 S 0.3333 0.6667 0.568 1\nS2 S 0.3333 0.6667 0.432 1\n"
-GOOD = CELL + LOOP + SITES
 
 
 def judge(path: Path, settings: config.EvaluationConfig = SETTINGS) -> judging.CandidateResult:

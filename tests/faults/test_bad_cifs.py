@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "unicode minus": (GOOD.replace("0.432", "\u22120.568"), "no finite number"),
     "no-break space": (GOOD.replace("0.432 1", "0.432\u00a01"), "too few"),
     "unknown element": (GOOD.replace("Mo1 Mo", "Xx1 Xx"), "unknown element Xx"),
-    "dummy": (GOOD.replace("Mo1 Mo", "X1 X"), "unknown element X"),
+    "atom called X": (GOOD.replace("Mo1 Mo", "X1 X"), "unknown element X"),
     "three letters": (GOOD.replace("Mo1 Mo", "Uuo1 Uuo"), "unknown element Uuo"),
     "number for an element": (GOOD.replace("Mo1 Mo", "42 42"), "unknown element 42"),
     "vacancy": (GOOD.replace("Mo1 Mo", "Va1 Va"), "unknown element Va"),
