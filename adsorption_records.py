@@ -248,6 +248,7 @@ def host_tasks(settings: config.DemoConfig, seed: int, count: int) -> list[dict[
     path = Path(settings.host_db_path)
     if not settings.host_db_path or not path.is_file():
         raise StageError(f"demo.host_db_path: no database at {config.relative_name(path) if settings.host_db_path else '(empty)'}")
+    config.check_ase_database(path)
     rows = []
     for row in connect(path).select(include_data=False):
         if row.natoms <= MAX_HOST_ATOMS and float(row.get("ehull", math.inf)) <= MAX_HOST_EHULL_EV and 1 not in row.numbers:

@@ -598,6 +598,8 @@ def check_ase_database(path: str | os.PathLike) -> None:
         head = handle.read(16)
     if not head:
         raise StageError(f"{relative_name(path)} is empty")
+    if path.suffix == ".db" and head != b"SQLite format 3\0":
+        raise StageError(f"{relative_name(path)} is not a readable ASE database: it is no SQLite file")
     if head == b"SQLite format 3\0":
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'systems'").fetchone():

@@ -50,6 +50,7 @@ def measure(
     """
     if not db_path.is_file():
         raise config.StageError(f"evaluation.hull_db: no database at {config.relative_name(db_path)}")
+    config.check_ase_database(db_path)
     ids = sample_rows(db_path, settings.hull_rows, seed)
     if not ids:
         raise config.StageError(f"evaluation.hull_db: {config.relative_name(db_path)} has no row with a finite ehull")

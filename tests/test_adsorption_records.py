@@ -48,6 +48,10 @@ def test_hosts_are_stable_small_free_of_h_and_one_per_formula(tmp_path):
 def test_a_missing_or_empty_database_is_named(tmp_path):
     with pytest.raises(config.StageError, match="hosts.db"):
         records.host_tasks(demo(tmp_path), 0, 9)
+    (tmp_path / "hosts.db").write_text("no database")
+    with pytest.raises(config.StageError, match="hosts.db is not a readable ASE database"):
+        records.host_tasks(demo(tmp_path), 0, 9)
+    (tmp_path / "hosts.db").unlink()
     with connect(tmp_path / "hosts.db") as db:
         db.write(trigonal_prismatic("Mo", "S"), ehull=2.0)
     with pytest.raises(config.StageError, match="no sheet of up to"):

@@ -74,5 +74,8 @@ def test_the_figure_is_drawn_and_missing_databases_are_named(setting, tmp_path):
     found = hull_parity.measure(path / "db.db", potential, references, settings, 0, path / "c.jsonl")
     hull_parity.draw(found, tmp_path / "hull_parity.png")
     assert (tmp_path / "hull_parity.png").stat().st_size > 5000
+    (tmp_path / "text.db").write_text("no database")
+    with pytest.raises(config.StageError, match="text.db is not a readable ASE database"):
+        hull_parity.measure(tmp_path / "text.db", potential, references, settings, 0, path / "c.jsonl")
     with pytest.raises(config.StageError, match=r"no database at .*none\.db"):
         hull_parity.measure(tmp_path / "none.db", potential, references, settings, 0, path / "c.jsonl")
