@@ -233,6 +233,8 @@ class EvaluationConfig:
     bootstrap: int = setting(1000, "resamples of the 95 % intervals", low=10)
     top_k: int = setting(8, "candidates drawn in generated_structures.png", low=1)
     finalists: int = setting(3, "best candidates exported to output_dir/finalists, ready for DFT; 0: none", low=0)
+    legacy_columns: bool = setting(True, "the earlier public baseline's scores beside ours, for comparison only")
+    legacy_max_steps: int = setting(50, "step cap of its relaxation, positions only", low=0)
     workers: int = setting(2, "worker processes, one thread each", low=1)
 
 

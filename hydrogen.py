@@ -1,17 +1,19 @@
 """The HER judge: ΔE_H and ΔG_H of a sheet from a trained DimeNet++ ensemble, with calibrated uncertainty.
 
-The network sees the sheet WITH its H atom, once per symmetry-distinct site; a bare sheet is refused. ΔG_H = ΔE_H + 0.27 eV
+The network sees the sheet WITH its H atom, once per symmetry-distinct site; a bare sheet is refused (``legacy_bare_output`` repeats
+what an earlier public baseline did without, for comparison only). ΔG_H = ΔE_H + 0.27 eV
 (Nørskov et al., J. Electrochem. Soc. 152, J23 (2005): zero-point energy and entropy; the correction is a setting).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -218,6 +220,27 @@ class HydrogenPredictor:
         graph = self.members[0].graph(*batch[1:4])
         energies = torch.stack([member(*batch, graph=graph) for member in self.members])
         return energies.double().cpu().numpy() * self.std + self.mean
+
+    @torch.no_grad()
+    def legacy_bare_output(self, atoms: Atoms) -> float:
+        """The network's output (eV) for a structure WITHOUT hydrogen, as the earlier public baseline used it. It means nothing.
+
+        ΔE_H belongs to one H atom, and here there is none; no training record is of this kind. For comparison only: every other
+        method refuses such a structure. Without H there is nothing to read out around, so the atomic outputs of the whole cell are
+        summed, as DimeNet++ was published and as the baseline did; the number therefore grows with the cell. Mean over the members,
+        no correction from DFT, graph of a sheet (periodic along the first two cell vectors). Raises ValueError for an element that
+        cannot be embedded.
+        """
+        if atoms.numbers.max() > self.max_atomic_number:
+            raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
+        parameter = next(self.members[0].parameters())
+        z, pos, cell, batch, _ = batch_atoms([atoms], parameter.dtype, parameter.device)
+        outputs = []
+        for member in self.members:
+            summed = copy.copy(member)  # the same weights under the published readout
+            summed.settings = replace(member.settings, readout="all")
+            outputs.append(float(summed(z, pos, cell, batch)))
+        return float(np.mean(outputs)) * self.std + self.mean
 
     def predict_delta_e(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT."""

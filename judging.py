@@ -27,7 +27,7 @@ from dft_correction import DftCorrection
 log = logging.getLogger("her2d")
 
 # Raised whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 2
+JUDGEMENT_VERSION = 3
 NAN = math.nan
 P_SYNTH_THRESHOLD = 0.5
 MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
@@ -35,6 +35,7 @@ CLASH_TO_SKIP = 0.5
 # Structures are compared in boxes of thickness + 4 Å: with 20 Å of vacuum the site tolerance, which grows with the cube root of the
 # volume per atom, is so wide that 1T and 2H are the same. Volumes are not rescaled: a sheet has no volume to scale by.
 MATCH_VACUUM = 4.0
+LEGACY_FMAX = 0.05  # eV/Å
 OFF_SITE = np.array([0.08, 0.06, 0.0])  # Å
 MATCHER_SETTINGS = {"ltol": 0.15, "stol": 0.2, "angle_tol": 5, "primitive_cell": True, "scale": False, "attempt_supercell": False}
 # Settings that change what is found for a candidate; the others only change what is counted.
@@ -49,6 +50,8 @@ JUDGED_SETTINGS = (
     "clash_factor",
     "e_ref_ev",
     "max_atoms",
+    "legacy_columns",
+    "legacy_max_steps",
 )
 
 
@@ -59,7 +62,8 @@ class CandidateResult:
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``hit`` uses DimeNet++'s ΔG_H,
-    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
+    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT. ``legacy_*`` repeat the
+    scoring of the earlier public baseline (``metrics.legacy_stability_score``), for comparison only; no verdict uses them.
     """
 
     id: str = ""
@@ -113,6 +117,10 @@ class CandidateResult:
     hit_corrected: bool | None = None
     score_stab: float = NAN
     score_composite: float = NAN
+    legacy_delta_g_ev: float = NAN
+    legacy_energy_ev_per_atom: float = NAN
+    legacy_score_stab: float = NAN
+    legacy_score_composite: float = NAN
     seconds: float = NAN
     status: str = "ok"
 
@@ -135,9 +143,10 @@ class CandidateResult:
 class Judges:
     """The models that judge, and where novelty is decided.
 
-    potential: what ``StabilityJudge`` offers (``relax``, ``delta_e_hydrogen``). references: ``e_form``, ``e_above_hull``,
-    ``hull_energy``. her: ``predict_sheet``. synth: ``score``. training_structures: reduced formula -> [(uid, Structure), ...] in
-    the form of ``match_structure``; None: novelty is not decided. identity: what makes results of these judges comparable.
+    potential: what ``StabilityJudge`` offers (``relax``, ``delta_e_hydrogen``, ``legacy_energy``). references: ``e_form``,
+    ``e_above_hull``, ``hull_energy``. her: ``predict_sheet``, ``legacy_bare_output``. synth: ``score``. training_structures:
+    reduced formula -> [(uid, Structure), ...] in the form of ``match_structure``; None: novelty is not decided. identity: what
+    makes results of these judges comparable.
     """
 
     potential: Any
@@ -186,6 +195,16 @@ class StabilityJudge:
         steps = self.settings.max_steps if self.settings.relax else 0
         function = potentials.relax_bulk if bulk else potentials.relax_sheet
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
+
+    def legacy_energy(self, atoms: Atoms) -> float:
+        """Total energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
+
+        What the earlier public baseline took for a formation energy; NaN where the potential leaves its domain.
+        """
+        import potentials
+
+        relaxed = potentials.relax_positions(atoms, self.potential, LEGACY_FMAX, self.settings.legacy_max_steps)
+        return float(relaxed.energy) / len(atoms) if relaxed.status != "exploded" else NAN
 
     def delta_e_hydrogen(self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int]) -> HydrogenAtSite:
         """E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
@@ -373,6 +392,15 @@ def _judge_atoms(
         row.novel, row.novel_match = not match, match
 
     attempt("novelty", novelty)
+
+    def legacy() -> None:
+        row.legacy_delta_g_ev = float(judges.her.legacy_bare_output(given)) + judges.dataset.her_correction_ev
+        row.legacy_energy_ev_per_atom = float(judges.potential.legacy_energy(given))
+        row.legacy_score_stab = metrics.legacy_stability_score(row.legacy_energy_ev_per_atom)
+        row.legacy_score_composite = metrics.composite_score(row.legacy_delta_g_ev, row.legacy_score_stab, row.p_synth)
+
+    if settings.legacy_columns:
+        attempt("scores of the earlier baseline", legacy)
     return judged
 
 

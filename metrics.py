@@ -16,6 +16,8 @@ import numpy as np
 # Nørskov et al., J. Electrochem. Soc. 152, J23 (2005).
 BOLTZMANN_EV_PER_K = 8.617333e-5
 ROOM_TEMPERATURE_K = 298.15
+LEGACY_DOC = "mean score of the earlier public baseline's scoring, for comparison only"
+LEGACY_TOP = 10
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,15 @@ def composite_score(delta_g: float, stab: float, p_synth: float) -> float:
     return 0.4 * max(0.0, 1.0 - 2.0 * abs(delta_g)) + 0.3 * stab + 0.3 * p_synth if not math.isnan(delta_g) else math.nan
 
 
+def legacy_stability_score(energy_per_atom: float) -> float:
+    """max(0, 1 − exp(e + 0.5)), e in eV/atom: the stability score of the earlier public baseline; NaN where e is.
+
+    It put the TOTAL energy per atom there and called it formation energy. Total energies of solids are −2 to −13 eV/atom, so the
+    score is near 1 for every crystal and says nothing about stability. Shown for comparison only.
+    """
+    return max(0.0, 1.0 - math.exp(min(energy_per_atom + 0.5, 1.0))) if not math.isnan(energy_per_atom) else math.nan
+
+
 def log_exchange_current(delta_g: np.ndarray) -> np.ndarray:
     """log10 of i0(ΔG_H) / i0(0) of the HER volcano at 298 K; ΔG_H in eV.
 
@@ -152,6 +163,7 @@ def aggregate(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric
     rate("rate_sun", lambda r: r.sun, "valid, stable (E_above_hull ≤ 0), unique and novel")
     rate("rate_metastable_sun", lambda r: r.metastable_sun, f"valid, E_above_hull ≤ {hull_limit:g} eV/atom, unique and novel")
     mean("score_composite", lambda r: r.score_composite, "", 1, "mean 0.4·max(0, 1−2|ΔG_H|) + 0.3·stab + 0.3·P_synth")
+    mean("legacy_score_composite", lambda r: r.legacy_score_composite, "", 0, LEGACY_DOC)
     rate("rate_valid", lambda r: r.valid, "no clash, one connected sheet, vacuum, charge-neutral possible")
     rate("rate_no_clash", lambda r: r.no_clash, "no pair closer than the clash factor x covalent radii")
     rate("rate_single_sheet", lambda r: r.single_sheet, "one connected, two-periodic sheet")
@@ -181,11 +193,13 @@ def aggregate_bulk(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, M
     hull = [r.e_above_hull_ev for r in rows]
     limit = settings.hit_e_hull_ev
     metastable = [_below(e, limit) for e in hull]
+    legacy = [r.legacy_score_composite for r in rows]
     found = [
         mean_metric("score_stab", [r.score_stab for r in rows], unit="", better=1, doc="Score_stab of the bulk crystals", **common),
         rate_metric("rate_synth", [r.synthesizable for r in rows], better=1, doc="predicted synthesizable", **common),
         rate_metric("rate_metastable", metastable, better=1, doc=f"E_above_hull ≤ {limit:g} eV/atom", **common),
         mean_metric("median_e_above_hull_ev", hull, unit="eV/atom", better=-1, doc="median E_above_hull", median=True, **common),
+        mean_metric("legacy_score_composite", legacy, unit="", better=0, doc=LEGACY_DOC, **common),
     ]
     return {metric.name: metric for metric in found}
 
@@ -241,6 +255,70 @@ def compare(control: dict[str, dict[str, Any]], ours: dict[str, dict[str, Any]])
 def _number(metric: dict[str, Any], key: str) -> float:
     value = metric.get(key)
     return math.nan if value is None else float(value)
+
+
+# --------------------------------------------------------------------------------------- the earlier public baseline's scoring
+
+
+def verdict(row: Any, settings: Any) -> str:
+    """What our judges say about a candidate (``evaluators.CandidateResult``) in a few words: its first failure, or "hit"."""
+    if not row.reduced_formula:
+        return "unreadable"
+    if row.is_bulk:
+        return "not 2D"
+    if not row.is_sheet:
+        return f"not 2D: {row.dimensionality}"
+    if row.valid is not True or row.sheet_relaxed is False:
+        return "invalid"
+    if math.isnan(row.e_above_hull_ev):
+        return "no E_above_hull"
+    if row.e_above_hull_ev > settings.hit_e_hull_ev:
+        return "unstable"
+    if math.isnan(row.delta_g_h_ev):
+        return "no ΔG_H"
+    return "hit" if row.hit else f"|ΔG_H| > {settings.hit_delta_g_ev:g} eV"
+
+
+def legacy_ranking(rows: Sequence[Any], settings: Any, top: int = LEGACY_TOP) -> dict[str, Any] | None:
+    """How the earlier public baseline's scoring would rank the same files, and what becomes of its favourites here.
+
+    ``n``: files with its score; ``n_both``: those that have our composite score as well, over which ``spearman`` runs. ``overlap``:
+    how many of its first ``top`` are among our first ``top`` (``of``: how many there are). ``verdicts``: how many of its first
+    ``top`` got which ``verdict``. ``rows``: these first ones with both ranks, ours None where we give no score. None without a
+    single legacy score. Ranks count from 1 over all files, by score, then by id.
+    """
+    from scipy.stats import spearmanr
+
+    def ranked(name: str) -> list[Any]:
+        scored = [row for row in rows if not math.isnan(getattr(row, name))]
+        return sorted(scored, key=lambda row: (-getattr(row, name), row.id))
+
+    theirs, ours = ranked("legacy_score_composite"), ranked("score_composite")
+    if not theirs:
+        return None
+    our_rank = {row.id: k for k, row in enumerate(ours, 1)}
+    both = [row for row in theirs if row.id in our_rank]
+    pairs = np.array([(row.legacy_score_composite, row.score_composite) for row in both]).reshape(-1, 2)
+    varied = len(both) >= 3 and bool((np.ptp(pairs, axis=0) > 0).all())
+    first = theirs[:top]
+    verdicts = [verdict(row, settings) for row in first]
+    return {
+        "n": len(theirs),
+        "n_both": len(both),
+        "spearman": float(spearmanr(*pairs.T).statistic) if varied else math.nan,
+        "overlap": len({row.id for row in first} & {row.id for row in ours[:top]}),
+        "of": len(first),
+        "max_steps": settings.legacy_max_steps,
+        "verdicts": {name: verdicts.count(name) for name in dict.fromkeys(verdicts)},
+        "rows": [
+            {"rank": k, "our_rank": our_rank.get(row.id), "id": row.id, "formula": row.reduced_formula, "verdict": text}
+            | {name: getattr(row, name) for name in ("score_composite", *LEGACY_COLUMNS)}
+            for k, (row, text) in enumerate(zip(first, verdicts, strict=True), 1)
+        ],
+    }
+
+
+LEGACY_COLUMNS = ("legacy_score_composite", "legacy_delta_g_ev", "legacy_energy_ev_per_atom", "legacy_score_stab", "p_synth")
 
 
 # -------------------------------------------------------------------------------------------------------------------- truth

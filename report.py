@@ -82,6 +82,7 @@ def write_report(
         "bulk": {"n": sum(row.is_bulk for row in evaluation.rows), "metrics": _metrics(evaluation.bulk_aggregates)},
         "funnel": counts,
         "best": best,
+        "legacy": metrics.legacy_ranking(evaluation.rows, settings),
         "truth": dict(truth) if truth else {"n": 0, "mae_ev": None, "spearman": None, "rows": []},
         "hull_parity": dict(hull) if hull else None,
         "controls": {
@@ -252,6 +253,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             f"{report['bulk']['n']} of the files are bulk crystals: flagged as not 2D, scored where a score is defined, in no "
             "average above."
         )
+    if legacy := report.get("legacy"):
+        lines.append(legacy_summary(legacy))
     truth = report["truth"]
     if truth.get("n"):
         corrected = truth.get("potential_corrected") or {}
@@ -268,6 +271,16 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         for label, verdicts in report.get("comparison", {}).get("verdicts", {}).items():
             lines.append(f"{label}: better than ours in {', '.join(better_in(verdicts)) or 'nothing that is compared'}.")
     return lines
+
+
+def legacy_summary(legacy: Mapping[str, Any]) -> str:
+    """What the ranking of the earlier public baseline has to do with ours, in one sentence."""
+    verdicts = ", ".join(f"{count} {name}" for name, count in legacy["verdicts"].items())
+    rank = f"rank correlation {_plain(legacy['spearman'])} over {legacy['n_both']} candidates with both scores, "
+    return (
+        f"Against the scoring of the earlier public baseline: {rank if legacy['n_both'] else ''}{legacy['overlap']} of its "
+        f"{legacy['of']} favourites are among our first {metrics.LEGACY_TOP}; here they are: {verdicts}."
+    )
 
 
 def _text(metric: Mapping[str, Any]) -> str:
@@ -422,6 +435,7 @@ COLUMNS = (
     ("metastable_sun", "metastable S.U.N."),
     ("hit", "hit"),
     ("score_composite", "score"),
+    ("legacy_score_composite", "earlier baseline's score"),
     ("seconds", "s"),
     ("status", "status"),
 )
@@ -455,6 +469,8 @@ def write_page(output_dir: str | os.PathLike) -> Path:
         parts += [f"<h2>Bulk crystals (n = {report['bulk']['n']}, not 2D)</h2>", _metrics_table(report["bulk"]["metrics"])]
     if "comparison" in report:
         parts += ["<h2>Beside the controls</h2>", _comparison_table(report["comparison"])]
+    if report.get("legacy"):
+        parts += ["<h2>Beside the scoring of the earlier public baseline</h2>", _legacy_table(report["legacy"])]
     parts += ["<h2>How far to trust each number</h2>", "<table>"]
     parts += [f"<tr><th>{_e(name)}</th><td>{_e(text)}</td></tr>" for name, text in trust(report)]
     parts += ["</table>", "<h2>Provenance</h2>", f"<pre>{_e(json.dumps(report['provenance'], indent=1, ensure_ascii=False))}</pre>"]
@@ -545,6 +561,30 @@ def _comparison_table(content: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{_e(label)}</th>" for label in labels)
     notes = "".join(f"<li>{_e(label)}: {_e(found['note'])}</li>" for label, found in content["sets"].items() if found["note"])
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><ul>{notes}</ul>"
+
+
+LEGACY_NOTE = (
+    "For comparison only. The earlier public baseline took the output of DimeNet++ for the structure WITHOUT hydrogen, plus "
+    "0.27 eV, for ΔG_H (here: our network, its atomic outputs summed over the cell; the number means nothing), and the TOTAL "
+    "energy per atom after at most {steps} steps with a fixed cell for the formation energy in max(0, 1 − exp(e + 0.5)) (near 1 for every "
+    "crystal). Its score: 0.4·max(0, 1−2|ΔG|) + 0.3·stability + 0.3·P_synth."
+)
+LEGACY_TITLES = ("rank there", "rank here", "id", "formula", "verdict here", "score here", "score there", "ΔG_H there (eV)",
+                 "E there (eV/atom)", "stability there", "P_synth")  # fmt: skip
+
+
+def _legacy_table(legacy: Mapping[str, Any]) -> str:
+    """The favourites of the earlier public baseline's scoring with our verdicts."""
+    rows = []
+    for row in legacy["rows"]:
+        ours = "–" if row["our_rank"] is None else row["our_rank"]
+        texts = [row["rank"], ours, row["id"], row["formula"], row["verdict"]]
+        numbers = ["–" if row[k] is None else f"{row[k]:.3f}" for k in ("score_composite", *metrics.LEGACY_COLUMNS)]
+        cells = [f"<td>{_e(text)}</td>" for text in texts] + [f"<td class=n>{_e(number)}</td>" for number in numbers]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{_e(title)}</th>" for title in LEGACY_TITLES)
+    note = f"<p>{_e(legacy_summary(legacy))}</p><p>{_e(LEGACY_NOTE.format(steps=legacy['max_steps']))}</p>"
+    return f"{note}<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:

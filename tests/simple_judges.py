@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import sleep
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, graphene, mx2
+from ase.calculators.calculator import Calculator
 from ase.io import write
 
 import geo_utils
 from config import DatasetConfig
 from judging import HydrogenAtSite, Judges
+from potentials import Potential
 
 # A good CIF, in parts that a test can spoil.
 CELL = """data_x
@@ -74,6 +78,9 @@ class Springs:
             raise RuntimeError("energy is not finite")
         return SimpleNamespace(atoms=atoms.copy(), energy=-4.0 * len(atoms), converged=True, steps=3, status="ok")
 
+    def legacy_energy(self, atoms: Atoms) -> float:
+        return -4.0
+
     def delta_e_hydrogen(self, sheet: Atoms, site, supercell) -> HydrogenAtSite:
         if "W" in sheet.get_chemical_symbols():
             return HydrogenAtSite(0.0, desorbed=True, converged=True)
@@ -128,6 +135,9 @@ class Hydrogen:
         values = -0.05 + 0.1 * np.arange(len(sites))
         return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb))
 
+    def legacy_bare_output(self, atoms: Atoms) -> float:
+        return -0.02 * len(atoms)
+
     def predict_raw(self, structures: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
         assert all(atoms.get_tags()[-1] == geo_utils.H_TAG for atoms in structures)
         return np.array([0.1 * len(atoms) for atoms in structures]), np.full(len(structures), 0.2)
@@ -172,3 +182,48 @@ class Deadly(Springs):
 
             os._exit(9)
         return super().relax(atoms, bulk)
+
+
+def slow_judges(cfg: Any) -> Judges:
+    """What ``evaluators.load_judges`` gives, instantly: judges that take a tenth of a second and have every element."""
+    table = Table()
+    table.elements = AnyElement()
+    return judges(potential=SlowSprings(), references=table)
+
+
+class SlowSprings(Springs):
+    """Takes its time, so that a run can be stopped between two candidates."""
+
+    def relax(self, atoms: Atoms, bulk: bool) -> SimpleNamespace:
+        sleep(0.1)
+        return super().relax(atoms, bulk)
+
+
+class AnyElement(frozenset):
+    """Holds every element."""
+
+    def __contains__(self, symbol: object) -> bool:
+        return True
+
+    def __rsub__(self, others: set) -> set:
+        return set()
+
+
+class Still(Calculator):
+    """A potential under which nothing moves: E = -sum(1 + Z/100) eV, no forces, no stress."""
+
+    implemented_properties = ["energy", "forces", "stress"]
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()) -> None:
+        sleep(0.002)
+        super().calculate(atoms, properties, system_changes)
+        self.results = {
+            "energy": -float(np.sum(1 + atoms.numbers / 100)),
+            "forces": np.zeros((len(atoms), 3)),
+            "stress": np.zeros(6),
+        }
+
+
+def still_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Potential:
+    """What ``potentials.load_potential`` gives, with ``Still`` inside."""
+    return Potential(name, {"name": name, "sha256": "still"}, Still())

@@ -54,6 +54,23 @@ def test_bare_sheet_and_wrong_adsorbates_are_refused(predictor):
     assert predictor.predict_delta_e([])[0].shape == (0,)
 
 
+def test_the_legacy_output_of_a_bare_sheet_is_the_sum_over_its_atoms_and_opens_no_other_door(predictor):
+    bare = sheet()
+    value = predictor.legacy_bare_output(bare)
+    doubled = predictor.legacy_bare_output(bare.repeat((2, 1, 1)))
+    assert abs(value - 0.4) > 1e-3
+    assert doubled - 0.4 == pytest.approx(2 * (value - 0.4), rel=1e-9), "a sum over the cell grows with the cell"
+    with pytest.raises(ValueError, match="no atom tagged as adsorbate"):
+        predictor.predict_delta_e([bare])
+    with pytest.raises(ValueError, match="no adsorbate atom"):
+        predictor.members[0](*batch_atoms([bare], torch.float64, "cpu"))
+    assert predictor.members[0].settings.readout == "adsorbate"
+    too_heavy = bare.copy()
+    too_heavy.numbers[0] = predictor.max_atomic_number + 1
+    with pytest.raises(ValueError, match="heavier than"):
+        predictor.legacy_bare_output(too_heavy)
+
+
 def test_sheet_gives_every_site_and_the_lowest(predictor):
     bare = sheet()
     result = predictor.predict_sheet(bare, SETTINGS)

@@ -155,7 +155,14 @@ def test_page_is_self_contained_and_names_stay_text(products):
     assert len([link for link in page.links if link.endswith(".pdf")]) >= 6
     for link in page.links:
         assert (root / "results" / unquote(link)).is_file()
-    for expected in ("MAE 0.25 eV", "unique, novel", "How far to trust", "0.05"):
+    for expected in (
+        "MAE 0.25 eV",
+        "unique, novel",
+        "How far to trust",
+        "0.05",
+        "scoring of the earlier public baseline",
+        "rank there",
+    ):
         assert expected in text
 
 
@@ -170,6 +177,9 @@ def test_report_json_has_the_fixed_keys(products):
     external = json.loads((root / "results_external" / "report.json").read_text(encoding="utf-8"))
     assert external["bulk"]["n"] == 1 and any("bulk crystals" in line for line in external["summary"])
     assert any("unverified" in line for line in external["summary"])
+    assert {row["id"]: row["verdict"] for row in external["legacy"]["rows"]}["bulk"] == "not 2D"
+    assert any("favourites" in line and "1 not 2D" in line for line in external["summary"])
+    assert all(row["legacy_score_composite"] is not None for row in external["candidates"])
 
 
 def test_comparison_lists_every_set_in_both_folders(products):
