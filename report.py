@@ -566,8 +566,8 @@ def _comparison_table(content: Mapping[str, Any]) -> str:
 LEGACY_NOTE = (
     "For comparison only. The earlier public baseline took the output of DimeNet++ for the structure WITHOUT hydrogen, plus "
     "0.27 eV, for ΔG_H (here: our network, its atomic outputs summed over the cell; the number means nothing), and the TOTAL "
-    "energy per atom after at most {steps} steps with a fixed cell for the formation energy in max(0, 1 − exp(e + 0.5)) (near 1 for every "
-    "crystal). Its score: 0.4·max(0, 1−2|ΔG|) + 0.3·stability + 0.3·P_synth."
+    "energy per atom after at most {steps} steps with a fixed cell for the formation energy in max(0, 1 − exp(e + 0.5)) (near 1 "
+    "for every crystal). Its score: 0.4·max(0, 1−2|ΔG|) + 0.3·stability + 0.3·P_synth."
 )
 LEGACY_TITLES = ("rank there", "rank here", "id", "formula", "verdict here", "score here", "score there", "ΔG_H there (eV)",
                  "E there (eV/atom)", "stability there", "P_synth")  # fmt: skip
