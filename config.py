@@ -16,13 +16,17 @@ import dataclasses
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
+import platform
 import random
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +142,7 @@ class DatasetConfig:
     val_fraction: float = setting(0.1, "share of reduced formulas for validation", low=0.01, high=0.5)
     test_fraction: float = setting(0.1, "share of reduced formulas for the final test", low=0.01, high=0.5)
     label_batch_size: int = setting(32, "H-on-sheet configurations per DimeNet++ call", low=1)
+    label_fraction: float = setting(1.0, "share of formulas that get ΔG_H labels; the others teach everything else", low=0, high=1)
     max_rows: int = setting(0, "rows to read; 0: all", low=0)
 
 
@@ -206,6 +211,9 @@ class EvaluationConfig:
     unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: same model, no guidance", path=True)
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
     training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
+    known_formulas_from: str = setting(
+        "${denoiser.checkpoint}", "its training formulas are not novel unless training_set has them all; empty: off", path=True
+    )
     potential: str = setting("sevennet-0", "stability judge", choices=POTENTIALS)
     second_potential: str = setting(
         "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
@@ -527,13 +535,63 @@ def seed_everything(seed: int) -> None:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves it there when the block succeeds; no half-written product is ever seen."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """``atomic_path`` of a folder: yields an empty folder beside ``path`` that takes its place when the block succeeds."""
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_swept: set[tuple[int, Path]] = set()
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A hidden name of this process beside ``path``. What killed processes of this machine have left there goes first."""
+    folder, host = path.parent, platform.node()
+    folder.mkdir(parents=True, exist_ok=True)
+    if (os.getpid(), folder) not in _swept:
+        _swept.add((os.getpid(), folder))
+        for left in folder.glob(".*"):
+            match = re.search(rf"\.([0-9]+)@{re.escape(host)}\.(tmp|db)", left.name)
+            if match and not _is_running(int(match[1])):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}@{host}.tmp")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    return True
+
+
+def end_with_parent() -> None:
+    """Ends this worker process when its parent is gone: a parent that is killed cannot tell its workers, which would go on or wait
+    for ever. To be called once, at the start of the worker."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

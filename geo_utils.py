@@ -122,20 +122,33 @@ def edge_vectors(
     return pos[source] + torch.einsum("ek,ekc->ec", offsets, cell[batch[target]]) - pos[target]
 
 
-def triplets(edge_index: torch.Tensor, offsets: torch.Tensor, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of edges k -> j -> i, as indices (idx_kj, idx_ji) into the edges, each (T,).
-
-    A triplet is dropped only when k is the very atom i, that is k == i and the two image offsets cancel.
-    """
+def reverse_edges(edge_index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """(E,) index of the edge i -> j that runs back along each edge j -> i through the same image; E where the graph lacks it."""
     source, target = edge_index
-    order = torch.argsort(target, stable=True)
-    degree = torch.bincount(target, minlength=num_nodes)
-    start = torch.cumsum(degree, 0) - degree
-    repeats = degree[source]
-    idx_ji = torch.repeat_interleave(torch.arange(source.shape[0], device=source.device), repeats)
-    idx_kj = order[start[source[idx_ji]] + _ranks(repeats)]
-    same_atom = (source[idx_kj] == target[idx_ji]) & (offsets[idx_kj] + offsets[idx_ji] == 0).all(1)
-    return idx_kj[~same_atom], idx_ji[~same_atom]
+    steps = offsets.long()
+    width = 2 * int(steps.abs().max()) + 1 if len(steps) else 1
+    num_nodes = int(edge_index.max()) + 1 if len(steps) else 1
+
+    def key(first: torch.Tensor, second: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        code = first * num_nodes + second
+        for k in range(3):
+            code = code * width + image[:, k] + width // 2
+        return code
+
+    ordered, order = torch.sort(key(source, target, steps))
+    back = key(target, source, -steps)
+    place = torch.searchsorted(ordered, back).clamp(max=max(len(back) - 1, 0))
+    return torch.where(ordered[place] == back, order[place], len(back))
+
+
+def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int]:
+    """Where each entry goes in a (num_groups, depth) table of each group's entries: slots (E,) in the flat table, and depth."""
+    order = torch.argsort(index, stable=True)
+    counts = torch.bincount(index, minlength=num_groups)
+    depth = max(int(counts.max()), 1) if len(counts) else 1
+    rank = torch.empty_like(index)
+    rank[order] = _ranks(counts)
+    return index * depth + rank, depth
 
 
 # ------------------------------------------------------------------------------------------------------------ cell algebra

@@ -130,11 +130,20 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
 
 def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:
     """Split of a reduced formula: a hash, so that the same formula falls on the same side whatever else the database holds."""
-    digest = hashlib.sha256(f"{seed}:{formula}".encode()).digest()
-    share = int.from_bytes(digest[:8], "little") / 2**64
+    share = _share(f"{seed}:{formula}")
     if share < settings.test_fraction:
         return "test"
     return "val" if share < settings.test_fraction + settings.val_fraction else "train"
+
+
+def is_labelled(formula: str, settings: config.DatasetConfig, seed: int) -> bool:
+    """Whether rows of a reduced formula get a ΔG_H label; a larger ``label_fraction`` only adds formulas."""
+    return _share(f"label:{seed}:{formula}") < settings.label_fraction
+
+
+def _share(text: str) -> float:
+    """A number in [0, 1) that is a hash of the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
 
 
 # -------------------------------------------------------------------------------------------------------------------- labels
@@ -185,9 +194,10 @@ class LabelStore:
             "face": [site.face for site in her.sites],
             "in_domain": her.in_domain,
         }
-        self.labels[key] = label
-        self.handle.write(json.dumps(label) + "\n")
+        line = json.dumps(label)
+        self.handle.write(line + "\n")
         self.handle.flush()
+        self.labels[key] = json.loads(line)  # what the next start would read, so that products are equal byte for byte
 
 
 def label_rows(
@@ -356,11 +366,14 @@ def main(cfg: config.Config) -> None:
         "h_image_distance_angstrom": settings.h_image_distance_angstrom,
     }
     store = LabelStore(out / "labels.jsonl", identity)
-    label_rows(rows, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
-    status = Counter(store.labels[row.key]["status"] for row in rows)
-    outside = sum(store.labels[row.key]["status"] == "ok" and not store.labels[row.key]["in_domain"] for row in rows)
+    asked = [row for row in rows if is_labelled(row.formula, settings, seed)]
+    label_rows(asked, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
+    labels = {row.key: store.labels[row.key] for row in asked}
+    status = Counter(labels[row.key]["status"] for row in asked)
+    outside = sum(labels[row.key]["status"] == "ok" and not labels[row.key]["in_domain"] for row in asked)
 
-    counts = {"rows_read": len(rows) + len(dropped), "kept": len(rows), "dropped": dict(reasons), "label_status": dict(status)}
+    counts = {"rows_read": len(rows) + len(dropped), "kept": len(rows), "dropped": dict(reasons)}
+    counts |= {"label_status": dict(status), "not_asked_for_delta_g_h": len(rows) - len(asked)}
     counts["delta_g_h_masked_outside_domain"] = outside
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in rows:
@@ -368,7 +381,10 @@ def main(cfg: config.Config) -> None:
     for name in SPLITS:
         if not splits[name]:
             raise StageError(f"the {name} split is empty: {len(rows)} rows are too few for dataset.val_fraction and test_fraction")
-        packed = pack(splits[name], store.labels)
+        # Of an earlier run: until all splits are written, none of them may pass for a part of the same data.
+        config.sidecar_path(out / f"{name}.pt").unlink(missing_ok=True)
+    for name in SPLITS:
+        packed = pack(splits[name], labels)
         with config.atomic_path(out / f"{name}.pt") as temporary, temporary.open("wb") as stream:
             torch.save(packed, stream)
         config.write_sidecar(

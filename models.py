@@ -29,7 +29,7 @@ from torch_geometric.utils import scatter
 from config import SCHEMA_VERSION, StageError, atomic_path, relative_name
 from diffusion import NoiseSchedule, center, graph_mean
 from geo_utils import H_TAG as ADSORBATE_TAG
-from geo_utils import edge_vectors, lattice_to_vector, radius_graph_pbc, triplets
+from geo_utils import edge_vectors, group_slots, lattice_to_vector, radius_graph_pbc, reverse_edges
 
 
 class CheckpointError(StageError):
@@ -131,12 +131,25 @@ class DimeNetPlusPlusConfig:
 
 @dataclass
 class PeriodicGraph:
-    """Edges and triplets of a batch: edge_index (2, E), offsets (E, 3) of the source's image, idx_kj and idx_ji (T,)."""
+    """Edges of a batch, and where they stand in tables of the edges into and out of each atom (see ``group_slots``).
+
+    edge_index (2, E), offsets (E, 3) of the source's image, reverse (E,) the edge back or E, slots_in and slots_out (E,).
+    """
 
     edge_index: torch.Tensor
     offsets: torch.Tensor
-    idx_kj: torch.Tensor
-    idx_ji: torch.Tensor
+    reverse: torch.Tensor
+    slots_in: torch.Tensor
+    depth_in: int
+    slots_out: torch.Tensor
+    depth_out: int
+
+    @classmethod
+    def build(cls, edge_index: torch.Tensor, offsets: torch.Tensor, num_nodes: int) -> PeriodicGraph:
+        """The tables of a list of edges of ``num_nodes`` atoms."""
+        source, target = edge_index
+        reverse = reverse_edges(edge_index, offsets)
+        return cls(edge_index, offsets, reverse, *group_slots(target, num_nodes), *group_slots(source, num_nodes))
 
 
 @lru_cache
@@ -154,10 +167,10 @@ def _spherical_bessel_roots(num_spherical: int, num_radial: int) -> tuple[torch.
 
 
 class SphericalBasis(nn.Module):
-    """a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123: PyG's SphericalBasisLayer, without parameters.
+    """a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123, as functions of one edge each.
 
-    The angle enters through its cosine, which is all that Y_l0 needs and which is smooth where atan2 is not (collinear triplets).
-    The Bessel recurrence runs in float64, because it loses digits at short distances.
+    By the addition theorem, Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) and P_l(a·b) = Σ_m Y_lm(a) Y_lm(b). The same as PyG's
+    SphericalBasisLayer, without parameters. The Bessel recurrence runs in float64, because it loses digits at short distances.
     """
 
     def __init__(self, num_spherical: int, num_radial: int, cutoff: float, envelope_exponent: int) -> None:
@@ -165,11 +178,12 @@ class SphericalBasis(nn.Module):
         self.num_spherical, self.num_radial, self.cutoff = num_spherical, num_radial, cutoff
         self.envelope = Envelope(envelope_exponent)
         roots, norms = _spherical_bessel_roots(num_spherical, num_radial)
+        degree = torch.arange(num_spherical, dtype=torch.float64)
         # Kept out of the state and of .float(): constants of the basis.
-        self._roots, self._norms = roots, norms
+        self._roots, self._norms = roots, norms * torch.sqrt((2 * degree + 1) / (4 * math.pi))[:, None]
 
     def radial(self, distance: torch.Tensor) -> torch.Tensor:
-        """distance (E,) Å -> (E, L, K)."""
+        """u(d) N_ln j_l(z_ln d / c) √((2l+1)/4π): distance (E,) Å -> (E, L, K)."""
         scaled = (distance.double() / self.cutoff)[:, None, None]
         x = scaled * self._roots.to(distance.device)
         sin, cos = torch.sin(x), torch.cos(x)
@@ -183,18 +197,69 @@ class SphericalBasis(nn.Module):
         values = torch.stack(values, 1) * self._norms.to(distance.device) * self.envelope(scaled)
         return values.to(distance.dtype)
 
-    def angular(self, cosine: torch.Tensor) -> torch.Tensor:
-        """cosine (T,) -> Y_l0 (T, L)."""
-        values = [torch.ones_like(cosine), cosine]
-        for order in range(1, self.num_spherical - 1):
-            values.append(((2 * order + 1) * cosine * values[order] - order * values[order - 1]) / (order + 1))
-        return torch.stack([math.sqrt((2 * o + 1) / (4 * math.pi)) * v for o, v in enumerate(values[: self.num_spherical])], 1)
+    def angular(self, unit: torch.Tensor) -> torch.Tensor:
+        """Real spherical harmonics with Σ_m Y_lm(a) Y_lm(b) = P_l(a·b): unit vectors (E, 3) -> (E, L²), l = 0 first."""
+        from e3nn.o3 import spherical_harmonics
 
-    def forward(self, distance: torch.Tensor, cosine: torch.Tensor, idx_kj: torch.Tensor) -> torch.Tensor:
-        """distance (E,) of all edges, cosine (T,) and idx_kj (T,) of the triplets -> (T, L K)."""
-        # A product with a 0/1 matrix repeats each Y_l0 over the radial index far faster than broadcasting does.
-        repeat = torch.eye(self.num_spherical, dtype=distance.dtype, device=distance.device).repeat_interleave(self.num_radial, 1)
-        return self.radial(distance).flatten(1)[idx_kj] * (self.angular(cosine) @ repeat)
+        return spherical_harmonics(list(range(self.num_spherical)), unit, normalize=False, normalization="norm")
+
+
+class TripletInteraction(InteractionPPBlock):
+    """PyG's interaction block with the sum over triplets k -> j -> i done per atom instead of per triplet.
+
+    Σ_k x_kj W a(d_kj, θ) = Σ_lm Y_lm(ji) Σ_k Y_lm(kj) (x_kj W R_l(d_kj)), less the term of the edge that runs straight back (k is
+    the very atom i), for which P_l(−1) = (−1)^l. The inner sum belongs to atom j alone: what grew with the square of the number of
+    neighbours grows with the number.
+    """
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rbf: torch.Tensor,
+        radial: torch.Tensor,
+        harmonics: tuple[torch.Tensor, torch.Tensor],
+        graph: PeriodicGraph,
+        read: torch.Tensor | slice,
+    ) -> torch.Tensor:
+        """x (E, hidden), rbf (E, K), radial (E, L, K), harmonics: (N, L², depth) of the edges into each atom and (N, depth, L²) of
+        those out of it -> new messages (R, hidden) of the edges ``read``, indices (R,) or all."""
+        x_kj = self.act(self.lin_kj(x)) * self.lin_rbf2(self.lin_rbf1(rbf))
+        x_kj = self.act(self.lin_down(x_kj))
+        triplet_sum = self._triplet_sum(x_kj, radial, harmonics, graph, read)
+        x = x[read]
+        h = self.act(self.lin_ji(x)) + self.act(self.lin_up(triplet_sum))
+        for layer in self.layers_before_skip:
+            h = layer(h)
+        h = self.act(self.lin(h)) + x
+        for layer in self.layers_after_skip:
+            h = layer(h)
+        return h
+
+    def _triplet_sum(
+        self,
+        x_kj: torch.Tensor,
+        radial: torch.Tensor,
+        harmonics: tuple[torch.Tensor, torch.Tensor],
+        graph: PeriodicGraph,
+        read: torch.Tensor | slice,
+    ) -> torch.Tensor:
+        """(R, channels). Never in half precision: the term that is taken away again can be the largest."""
+        with torch.autocast(x_kj.device.type, enabled=False):
+            x_kj = x_kj.to(radial.dtype)
+            degrees, channels = radial.shape[1], x_kj.shape[1]
+            weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(channels, degrees, -1)
+            terms = torch.einsum("elk,clk->elc", radial, weight) * x_kj[:, None]
+            into, out_of = harmonics
+            table = terms.new_zeros(into.shape[0] * into.shape[2], degrees * channels)
+            table = table.index_put((graph.slots_in,), terms.flatten(1)).view(into.shape[0], into.shape[2], -1)
+            # One product for all degrees, of which each order m then takes its own: cheaper than a product per degree.
+            order = torch.arange(into.shape[1], device=terms.device)
+            moments = (into @ table).view(*into.shape[:2], degrees, channels)[:, order, order.to(terms.dtype).sqrt().long()]
+            sums = (out_of @ moments).flatten(0, 1)[graph.slots_out[read]]
+            sign = (-1.0) ** torch.arange(degrees, dtype=terms.dtype, device=terms.device)
+            straight_back = torch.einsum("elc,l->ec", terms, sign)
+            straight_back = torch.cat([straight_back, straight_back.new_zeros(1, channels)])
+            return sums - straight_back[graph.reverse[read]]
 
 
 class OutputPPBlock(nn.Module):
@@ -226,7 +291,8 @@ class OutputPPBlock(nn.Module):
 class DimeNetPlusPlus(nn.Module):
     """Periodic DimeNet++: energy of each structure of a batch, invariant under every symmetry of the crystal.
 
-    Inner blocks are PyG's; module names and shapes are those of OCP, so that its IS2RE checkpoints map key by key.
+    Inner blocks are PyG's, their triplets summed per atom; module names and shapes are those of OCP, so that its IS2RE checkpoints
+    map key by key.
     """
 
     def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
@@ -241,7 +307,7 @@ class DimeNetPlusPlus(nn.Module):
         self.emb = EmbeddingBlock(settings.num_radial, settings.hidden_channels, F.silu)
         self.output_blocks = nn.ModuleList(OutputPPBlock(settings) for _ in range(settings.num_blocks + 1))
         self.interaction_blocks = nn.ModuleList(
-            InteractionPPBlock(
+            TripletInteraction(
                 settings.hidden_channels,
                 settings.int_emb_size,
                 settings.basis_emb_size,
@@ -262,7 +328,7 @@ class DimeNetPlusPlus(nn.Module):
     def graph(self, pos: torch.Tensor, cell: torch.Tensor, batch: torch.Tensor) -> PeriodicGraph:
         """The periodic graph (pbc T, T, F) that ``forward`` uses; indices only, so it may be computed once and kept."""
         edge_index, offsets = radius_graph_pbc(pos, cell, batch, self.settings.cutoff_angstrom, self.settings.max_neighbors)
-        return PeriodicGraph(edge_index, offsets, *triplets(edge_index, offsets, pos.shape[0]))
+        return PeriodicGraph.build(edge_index, offsets, pos.shape[0])
 
     def forward(
         self,
@@ -282,29 +348,35 @@ class DimeNetPlusPlus(nn.Module):
         source, target = graph.edge_index
         vectors = edge_vectors(pos, cell, batch, graph.edge_index, graph.offsets)
         distance = vectors.norm(dim=-1)
-        unit = vectors / distance[:, None]
-        # Both unit vectors point away from the message's direction of travel, so this is cos of PyG's and OCP's angle.
-        cosine = (unit[graph.idx_ji] * unit[graph.idx_kj]).sum(-1)
+        # Both unit vectors of a triplet point against the message's way: their product is the cosine of PyG's and OCP's angle.
+        tables = self._harmonics(vectors / distance[:, None], graph, z.shape[0])
         rbf = self.rbf(distance)
-        sbf = self.sbf(distance, cosine, graph.idx_kj)
+        radial = self.sbf.radial(distance)
 
         num_nodes = z.shape[0]
-        idx_kj, idx_ji = graph.idx_kj, graph.idx_ji
-        weights = None
+        read, weights = slice(None), None
         if self.settings.readout == "adsorbate":
             weights = self._readout_weights(distance, batch, tags, graph, cell.shape[0])
+            # Messages are read where an atom has weight; leaving the others out of the output changes nothing but the time.
+            read = torch.nonzero(weights[target] > 0).squeeze(1)
         x = self.emb(z, rbf, target, source)
-        out = self.output_blocks[0](x, rbf, target, num_nodes)
+        out = self.output_blocks[0](x[read], rbf[read], target[read], num_nodes)
         for number, (interaction, output) in enumerate(zip(self.interaction_blocks, self.output_blocks[1:], strict=True), 1):
-            if weights is not None and number == self.settings.num_blocks:
-                # The last messages are read only where an atom has weight; leaving the others out changes nothing but the time.
-                seen = torch.nonzero(weights[target[idx_ji]] > 0).squeeze(1)
-                idx_kj, idx_ji, sbf = idx_kj[seen], idx_ji[seen], sbf[seen]
-            x = interaction(x, rbf, sbf, idx_kj, idx_ji)
-            out = out + output(x, rbf, target, num_nodes)
+            last = number == self.settings.num_blocks
+            x = interaction(x, rbf, radial, tables, graph, read if last else slice(None))
+            out = out + output(x if last else x[read], rbf[read], target[read], num_nodes)
         out = out.to(pos.dtype)
         out = out.squeeze(1) if weights is None else out.squeeze(1) * weights
         return scatter(out, batch, 0, cell.shape[0], "sum")
+
+    def _harmonics(self, unit: torch.Tensor, graph: PeriodicGraph, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Y_lm of the edges into each atom, (N, L², depth), and out of it, (N, depth, L²); zero where an atom has fewer."""
+        values = self.sbf.angular(unit)
+        tables = []
+        for slots, depth in ((graph.slots_in, graph.depth_in), (graph.slots_out, graph.depth_out)):
+            table = values.new_zeros(num_nodes * depth, values.shape[1]).index_put((slots,), values)
+            tables.append(table.view(num_nodes, depth, -1))
+        return tables[0].transpose(1, 2).contiguous(), tables[1]
 
     def _readout_weights(
         self, distance: torch.Tensor, batch: torch.Tensor, tags: torch.Tensor | None, graph: PeriodicGraph, num_graphs: int

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections import Counter
@@ -39,7 +38,7 @@ from tqdm import tqdm
 import config
 from config import StageError, log, relative_name
 from dft_correction import DftCorrection, fit_correction, read_truth
-from geo_utils import H_TAG, radius_graph_pbc, triplets
+from geo_utils import H_TAG, radius_graph_pbc
 from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
 from models import (
@@ -126,7 +125,7 @@ class AdsorptionData:
         first = torch.cumsum(sizes, 0) - sizes
         edge_index = torch.cat([s.edge_index.long() + start for s, start in zip(samples, first, strict=True)], 1).to(device)
         offsets = torch.cat([s.offsets for s in samples]).to(device, samples[0].pos.dtype)
-        graph = PeriodicGraph(edge_index, offsets, *triplets(edge_index, offsets, int(sizes.sum())))
+        graph = PeriodicGraph.build(edge_index, offsets, int(sizes.sum()))
         return (
             torch.cat([s.z for s in samples]).to(device),
             torch.cat([s.pos for s in samples]).to(device),
@@ -249,7 +248,6 @@ class MemberJob:
     fingerprint: str
     resume_path: Path
     threads: int | None = None  # set in worker processes
-    parent: int | None = None  # process id whose end ends the worker
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: config.DimenetConfig) -> float:
@@ -354,8 +352,6 @@ def train_member(
         bar.set_postfix(val_mae=f"{progress['history'][-1]['val_mae_ev']:.3f}")
         save()
         saved_at = time.monotonic()
-        if job.parent is not None and os.getppid() != job.parent:
-            raise SystemExit(1)  # the stage was killed: its next start goes on from the file just written
     bar.close()
     return {**progress["best"], "history": progress["history"]}
 
@@ -425,8 +421,9 @@ def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int
     depend on their number; on a GPU one after the other."""
     if device.type != "cpu" or threads == 1 or len(jobs) == 1:
         return [train_member(job, device) for job in jobs]
-    workers = [dataclasses.replace(job, threads=1, parent=os.getpid()) for job in jobs]
-    with ProcessPoolExecutor(min(len(jobs), 2 * threads), mp_context=get_context("spawn")) as pool:
+    workers = [dataclasses.replace(job, threads=1) for job in jobs]
+    number = min(len(jobs), 2 * threads)
+    with ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=config.end_with_parent) as pool:
         for future in [pool.submit(_train_in_worker, job) for job in workers]:
             future.result()
     return [train_member(job, device) for job in jobs]

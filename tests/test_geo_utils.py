@@ -78,21 +78,24 @@ def test_edge_vectors_are_differentiable():
     assert torch.autograd.gradcheck(function, (pos, cell))
 
 
-def test_triplets_equal_brute_force():
-    rng = np.random.default_rng(5)
-    atoms = random_structure(rng, (True, True, False))
+@pytest.mark.parametrize("max_neighbors", [None, 4])
+def test_reverse_edges_equal_brute_force(max_neighbors):
+    """With a limit on neighbours the graph is directed: some edges have no way back."""
+    atoms = molybdenum_disulfide()
+    atoms.rattle(0.2, seed=3)
     pos, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)[None]
-    edge_index, offsets = geo.radius_graph_pbc(pos, cell, torch.zeros(len(atoms), dtype=torch.long), 4.5)
-    idx_kj, idx_ji = geo.triplets(edge_index, offsets, len(atoms))
-    expected = set()
-    for e in range(edge_index.shape[1]):
-        for f in range(edge_index.shape[1]):
-            if edge_index[1, f] == edge_index[0, e]:
-                same = edge_index[0, f] == edge_index[1, e] and bool((offsets[f] + offsets[e] == 0).all())
-                if not same:
-                    expected.add((f, e))
-    assert set(zip(idx_kj.tolist(), idx_ji.tolist(), strict=True)) == expected
-    assert len(idx_kj) == len(expected)
+    edge_index, offsets = geo.radius_graph_pbc(pos, cell, torch.zeros(len(atoms), dtype=torch.long), 4.5, max_neighbors)
+    edges = [(int(j), int(i), *map(int, o)) for (j, i), o in zip(edge_index.T, offsets, strict=True)]
+    expected = [edges.index(back) if (back := (i, j, -a, -b, -c)) in edges else len(edges) for j, i, a, b, c in edges]
+    assert geo.reverse_edges(edge_index, offsets).tolist() == expected
+    assert (len(edges) in expected) == (max_neighbors is not None)
+
+
+def test_group_slots_are_rows_of_a_table():
+    index = torch.tensor([2, 0, 2, 2, 4, 0])
+    slots, depth = geo.group_slots(index, 6)
+    assert depth == 3 and len(set(slots.tolist())) == len(index)
+    assert (slots // depth).tolist() == index.tolist() and bool((slots % depth < torch.bincount(index)[index]).all())
 
 
 def test_lattice_reduction():

@@ -117,6 +117,21 @@ def test_labels_are_the_judges_own(processed):
         dataset[len(dataset)]
 
 
+def test_a_share_of_the_formulas_is_labelled(tmp_path, predictor_path, processed):
+    """The others stay in the table without ΔG_H; those that are labelled are among those of a larger share."""
+    write_database(tmp_path / "x.db")
+    cfg = configure(tmp_path, predictor_path, dataset__label_fraction=0.5)
+    stage2.main(cfg)
+    labelled = []
+    for run in (cfg, processed):
+        tables = [torch.load(stage2.Path(run.dataset.processed_dir) / f"{name}.pt", weights_only=True) for name in stage2.SPLITS]
+        labelled.append({t["formula"][k] for t in tables for k in range(len(t["uid"])) if torch.isfinite(t["delta_g_h"][k])})
+    assert sum(len(table["uid"]) for table in tables) == 24
+    assert 0 < len(labelled[0]) < len(labelled[1]) and labelled[0] <= labelled[1]
+    counts = json.loads((stage2.Path(cfg.dataset.processed_dir) / "train.json").read_text())["counts"]
+    assert counts["not_asked_for_delta_g_h"] == 24 - sum(counts["label_status"].values()) > 0
+
+
 def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):
     write_database(tmp_path / "x.db")
     cfg = configure(tmp_path, predictor_path)

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import mx2
 from torch_geometric.nn.models.dimenet import DimeNetPlusPlus as PyGDimeNetPlusPlus
-from torch_geometric.nn.models.dimenet import SphericalBasisLayer
+from torch_geometric.nn.models.dimenet import InteractionPPBlock, SphericalBasisLayer
 
 from hydrogen import batch_atoms
 from models import CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, SphericalBasis, load_ocp_checkpoint
@@ -123,56 +123,41 @@ def test_supercell_at_equal_coverage():
     np.testing.assert_allclose(energy(total, big), 4 * energy(total, atoms), rtol=1e-10)
 
 
-def test_leaving_out_unread_messages_changes_nothing():
-    """The adsorbate readout skips triplets that nothing reads; with weights on every atom (radius > cell) all of them count."""
+@pytest.mark.parametrize("readout", ["adsorbate", "all"])
+@pytest.mark.parametrize("max_neighbors", [None, 6])
+def test_energy_is_the_explicit_sum_over_triplets(readout, max_neighbors):
+    """PyG's own interaction block and angular basis on the triplets k -> j -> i (k != i, or k an image of i that is not i itself)
+    found by loops over image atoms; every message of the cell is computed, read or not."""
     atoms = sheet_with_h()
-    model = make_model("adsorbate")
-    inputs = batch_atoms([atoms], torch.float64, "cpu")
-    graph = model.graph(*inputs[1:4])
-    skipped = energy(model, atoms)
-    original = model.interaction_blocks[-1].forward
-    sizes = []
-
-    def counted(x, rbf, sbf, idx_kj, idx_ji):
-        sizes.append(len(idx_kj))
-        from_all = model.sbf(distance, cosine, graph.idx_kj)
-        return original(x, rbf, from_all, graph.idx_kj, graph.idx_ji)
-
-    from geo_utils import edge_vectors
-
-    vectors = edge_vectors(inputs[1], inputs[2], inputs[3], graph.edge_index, graph.offsets)
-    distance = vectors.norm(dim=1)
-    unit = vectors / distance[:, None]
-    cosine = (unit[graph.idx_ji] * unit[graph.idx_kj]).sum(1)
-    model.interaction_blocks[-1].forward = counted
-    np.testing.assert_allclose(energy(model, atoms), skipped, rtol=0, atol=TOLERANCE)
-    assert sizes[0] < len(graph.idx_kj)
-
-
-def test_triplets_against_brute_force():
-    """k -> j -> i with k != i, or k an image of i that is not i itself, found by three nested loops over image atoms."""
-    atoms = sheet_with_h()
-    model = make_model(cutoff_angstrom=3.6, readout_radius_angstrom=3.0)
-    _, pos, cell, batch, _ = batch_atoms([atoms], torch.float64, "cpu")
+    model = make_model(readout, cutoff_angstrom=3.6, readout_radius_angstrom=3.0, max_neighbors=max_neighbors)
+    z, pos, cell, batch, tags = batch_atoms([atoms], torch.float64, "cpu")
     graph = model.graph(pos, cell, batch)
-    source, target = graph.edge_index.numpy()
-    shift = graph.offsets.long().numpy()
-    found = sorted(
-        (target[ji], source[ji], *shift[ji], source[kj], *(shift[ji] + shift[kj]))
-        for kj, ji in zip(graph.idx_kj.tolist(), graph.idx_ji.tolist(), strict=True)
-    )
-    positions, lattice, cutoff = atoms.positions, atoms.cell.array, model.settings.cutoff_angstrom
-    images = [(a, np.array([m, n, 0])) for a in range(len(atoms)) for m in range(-5, 6) for n in range(-5, 6)]
-    place = {(a, *o): positions[a] + o @ lattice for a, o in images}
-
-    def neighbours(centre: tuple) -> list[tuple]:
-        return [k for k, x in place.items() if k != centre and np.linalg.norm(x - place[centre]) <= cutoff]
-
-    expected = []
-    for i in range(len(atoms)):
-        for j in neighbours((i, 0, 0, 0)):
-            expected += [(i, *j, *k) for k in neighbours(j) if k != (i, 0, 0, 0)]
-    assert found == sorted(tuple(int(v) for v in row) for row in expected)
+    source, target = graph.edge_index
+    edges = [(int(j), int(i), tuple(int(v) for v in o)) for (j, i), o in zip(graph.edge_index.T, graph.offsets, strict=True)]
+    pairs = [
+        (kj, ji)
+        for ji, (j, i, at) in enumerate(edges)
+        for kj, (k, middle, further) in enumerate(edges)
+        if middle == j and (k != i or any(a + b for a, b in zip(at, further, strict=True)))
+    ]
+    idx_kj, idx_ji = torch.tensor(pairs).T
+    lattice = torch.as_tensor(atoms.cell.array)
+    vectors = torch.stack([pos[j] + torch.tensor(o, dtype=torch.float64) @ lattice - pos[i] for j, i, o in edges])
+    distance = vectors.norm(dim=1)
+    cosine = (vectors[idx_ji] * vectors[idx_kj]).sum(1) / (distance[idx_ji] * distance[idx_kj])
+    settings = model.settings
+    oracle = SphericalBasisLayer(settings.num_spherical, settings.num_radial, settings.cutoff_angstrom).double()
+    rbf, sbf = model.rbf(distance), oracle(distance, torch.arccos(cosine.clamp(-1, 1)), idx_kj)
+    x = model.emb(z, rbf, target, source)
+    atomic = model.output_blocks[0](x, rbf, target, len(atoms))
+    for interaction, output in zip(model.interaction_blocks, model.output_blocks[1:], strict=True):
+        x = InteractionPPBlock.forward(interaction, x, rbf, sbf, idx_kj, idx_ji)
+        atomic = atomic + output(x, rbf, target, len(atoms))
+    if readout == "adsorbate":
+        atomic = atomic[:, 0] * model._readout_weights(distance, batch, tags, graph, 1)
+    expected = atomic.sum().item()
+    # PyG rounds the roots of the Bessel functions to float32.
+    assert energy(model, atoms)[0] == pytest.approx(expected, rel=2e-5) and abs(expected) > 1e-3
 
 
 def test_neighbour_counts_of_graphene():
@@ -214,13 +199,26 @@ def test_spherical_basis_against_pyg():
     basis, oracle = SphericalBasis(7, 6, 6.0, 5), SphericalBasisLayer(7, 6, 6.0, 5)
     distance = torch.linspace(0.9, 6.2, 60, dtype=torch.float64)
     angle = torch.linspace(0, np.pi, 60, dtype=torch.float64)
+    one = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64).expand(60, 3) / 3
+    across = torch.tensor([[2.0, -2.0, 1.0]], dtype=torch.float64) / 3
+    other = torch.cos(angle)[:, None] * one + torch.sin(angle)[:, None] * across
     index = torch.arange(59, -1, -1)
     expected = oracle(distance, angle, index)
+
+    def product(dtype):
+        legendre = torch.stack(
+            [
+                (basis.angular(one.to(dtype)) * basis.angular(other.to(dtype)))[:, degree**2 : (degree + 1) ** 2].sum(1)
+                for degree in range(7)
+            ],
+            1,
+        )
+        return (basis.radial(distance.to(dtype))[index] * legendre[:, :, None]).flatten(1)
+
     # PyG rounds the roots of the Bessel functions to float32.
-    torch.testing.assert_close(basis(distance, torch.cos(angle), index), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(product(torch.float64), expected, rtol=1e-3, atol=1e-5)
     # float32 distances keep six digits, where closed forms in float32 lose them.
-    single = basis(distance.float(), torch.cos(angle).float(), index)
-    torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=2e-5)
+    torch.testing.assert_close(product(torch.float32).double(), expected, rtol=1e-3, atol=2e-5)
 
 
 def test_energy_is_continuous_at_the_cutoff():
