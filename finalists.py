@@ -58,9 +58,8 @@ def export_finalists(
             log.warning("%s is not exported: %s", row.id, error)
             continue
         sites = competing_sites(found, MAX_SITES)
-        target = folder / row.id
-        shutil.rmtree(target, ignore_errors=True)
-        _write(target, row, structures[row.id], clean, sites, potential.name)
+        with config.atomic_folder(folder / row.id) as target:
+            _write(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
         if sites:
             exported.append(row.id)
         else:
@@ -68,11 +67,12 @@ def export_finalists(
     return exported
 
 
-def _write(target: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]], potential: str) -> None:
+def _write(
+    target: Path, final: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]], potential: str
+) -> None:
+    """Writes into ``target`` what is to lie in ``final``."""
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifWriter
-
-    target.mkdir(parents=True)
 
     def periodic(atoms: Atoms) -> Any:
         return AseAtomsAdaptor.get_structure(Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True))
@@ -87,7 +87,7 @@ def _write(target: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites
     content = {
         "candidate": asdict(row),
         "sites": [{"site": label, "delta_e_potential_ev": float(r.delta_e), "converged": bool(r.converged)} for label, r in sites],
-        "next": f"python3 verify_dft.py {config.relative_name(target / 'dft.extxyz')}",
+        "next": f"python3 verify_dft.py {config.relative_name(final / 'dft.extxyz')}",
     }
     config.write_json(target / "finalist.json", content)
 

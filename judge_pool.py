@@ -12,9 +12,7 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +71,7 @@ _loading_error: config.StageError | None = None
 def _start_worker(factory: Callable[[], Judges]) -> None:
     global _judges, _loading_error
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    config.end_with_parent()
     warnings.simplefilter("ignore")  # the libraries' remarks would tear the progress bar apart
     import torch
 
@@ -83,12 +81,6 @@ def _start_worker(factory: Callable[[], Judges]) -> None:
         reason = " ".join(str(error).split())[:200]
         _loading_error = error if isinstance(error, config.StageError) else config.StageError(f"{type(error).__name__}: {reason}")
     torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: a parent that is killed cannot tell its workers, which would wait for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _judge_in_worker(path: str, settings: config.EvaluationConfig) -> dict[str, Any]:

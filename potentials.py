@@ -324,7 +324,12 @@ class References:
             "potential": self.identity,
             "phases": [vars(p) for p in sorted(self.phases, key=lambda p: (p.formula, p.prototype))],
         }
-        with atomic_path(path) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as handle:
+        # Through a handle, because gzip writes the name of a path into the file.
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("wb") as stream,
+            gzip.GzipFile("", "wb", mtime=0, fileobj=stream) as handle,
+        ):
             handle.write(json.dumps(content, indent=0).encode())
 
     def missing(self, atoms: Atoms) -> list[str]:

@@ -79,6 +79,7 @@ def _start_worker(name: str, checkpoint: str) -> None:
     global _worker_potential
     import torch
 
+    config.end_with_parent()
     torch.set_num_threads(1)
     _worker_potential = load_potential(name, checkpoint)
 
@@ -104,10 +105,11 @@ def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settin
         with pool, path.open("a", encoding="utf-8") as handle:
             results = pool.imap_unordered(_run, [(function, task, settings) for task in wanted])
             for result in tqdm(results, total=len(tasks), initial=len(tasks) - len(wanted), desc=name, unit="relaxation"):
-                handle.write(json.dumps(result) + "\n")
+                line = json.dumps(result)
+                handle.write(line + "\n")
                 handle.flush()
                 os.fsync(handle.fileno())
-                done[result["key"]] = result
+                done[result["key"]] = json.loads(line)  # what the next start would read, so that products are equal byte for byte
     return [done[task["key"]] for task in tasks]
 
 
@@ -297,6 +299,7 @@ def write_random_decorations(settings: config.DemoConfig, seed: int) -> int:
     names = sorted(PROTOTYPES)
     folder = Path(settings.random_cif_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    config.sidecar_path(folder).unlink(missing_ok=True)  # of an earlier run: files are being replaced, and it comes last again
     for old in folder.glob("*.cif"):
         old.unlink()
     written = 0
