@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import itertools
 import logging
 import math
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 from tqdm import tqdm
 
 import config
@@ -112,12 +113,18 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
     if settings.second_potential not in ("", settings.potential):
         potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
     potential["dft_correction"] = described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
+    formulas = known_formulas(settings)
+    known: Any = "none"
+    if formulas:
+        digest = hashlib.sha256("\n".join(sorted(formulas)).encode()).hexdigest()
+        known = {"path": config.relative_name(settings.known_formulas_from), "formulas": len(formulas), "sha256": digest}
     return {
         "potential": potential,
         "references": described(settings.references_path),
         "her": her,
         "synthesizability": synth,
         "training_set": described(settings.training_set),
+        "known_formulas": known,
         "structure_matcher": {**MATCHER_SETTINGS, "vacuum_angstrom": MATCH_VACUUM},
     }
 
@@ -152,9 +159,32 @@ def load_judges(cfg: config.Config) -> Judges:
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=synthesizability.load_judge(settings, device),
         training_structures=TrainingStructures(settings.training_set),
+        known_formulas=known_formulas(settings),
         dataset=cfg.dataset,
         identity=judge_identity(cfg),
     )
+
+
+def known_formulas(settings: config.EvaluationConfig) -> frozenset[str]:
+    """Reduced formulas that the generator was trained on, where ``evaluation.training_set`` is not the database that they are from.
+
+    A generator may have learnt from structures that are not at hand; a candidate of such a formula cannot be called novel. Empty
+    when the training set has every one of these formulas, for then its structures decide, and without a generator's checkpoint.
+    Raises StageError when ``evaluation.known_formulas_from`` is something else.
+    """
+    import models
+
+    path = settings.known_formulas_from
+    if not path or not Path(path).is_file():
+        if path:
+            log.info("no generator at %s: novelty is decided by evaluation.training_set alone", config.relative_name(path))
+        return frozenset()
+    hint = "set evaluation.known_formulas_from to the checkpoint of the generator, or to nothing"
+    listed = models.load_checkpoint(path, "denoiser", hint).get("formulas")
+    if not isinstance(listed, list):
+        raise config.StageError(f"{config.relative_name(path)} names no formulas: {hint}")
+    formulas = frozenset(Composition(formula).reduced_formula for formula in listed)
+    return frozenset() if formulas <= TrainingStructures(settings.training_set).formulas() else formulas
 
 
 def load_second_potential(settings: config.EvaluationConfig, device: str = "cpu") -> Any:

@@ -30,6 +30,7 @@ log = logging.getLogger("her2d")
 JUDGEMENT_VERSION = 3
 NAN = math.nan
 P_SYNTH_THRESHOLD = 0.5
+KNOWN_FORMULA = "formula known to the generator"
 MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 CLASH_TO_SKIP = 0.5
 # Structures are compared in boxes of thickness + 4 Å: with 20 Å of vacuum the site tolerance, which grows with the cube root of the
@@ -145,8 +146,9 @@ class Judges:
 
     potential: what ``StabilityJudge`` offers (``relax``, ``delta_e_hydrogen``, ``legacy_energy``). references: ``e_form``,
     ``e_above_hull``, ``hull_energy``. her: ``predict_sheet``, ``legacy_bare_output``. synth: ``score``. training_structures:
-    reduced formula -> [(uid, Structure), ...] in the form of ``match_structure``; None: novelty is not decided. identity: what
-    makes results of these judges comparable.
+    reduced formula -> [(uid, Structure), ...] in the form of ``match_structure``; None: novelty is not decided. known_formulas:
+    reduced formulas that count as not novel without a structure to compare with. identity: what makes results of these judges
+    comparable.
     """
 
     potential: Any
@@ -154,6 +156,7 @@ class Judges:
     her: Any
     synth: Any
     training_structures: Callable[[str], Sequence[tuple[str, Structure]]] | None
+    known_formulas: frozenset[str] = frozenset()
     dataset: config.DatasetConfig = field(default_factory=config.DatasetConfig)
     identity: dict[str, Any] = field(default_factory=dict)
 
@@ -245,22 +248,32 @@ class TrainingStructures:
         self._ids: dict[str, list[int]] | None = None
 
     def __call__(self, reduced_formula: str) -> list[tuple[str, Structure]]:
-        import ase.db
-
-        config.check_ase_database(self.db_path)
-        database = ase.db.connect(self.db_path)
-        if self._ids is None:
-            self._ids = {}
-            for row in database.select(columns=["id", "numbers"], include_data=False):
-                self._ids.setdefault(Composition(row.formula).reduced_formula, []).append(row.id)
+        database = self._connect()
         found = []
-        for row_id in self._ids.get(reduced_formula, []):
+        for row_id in self._rows_of(database).get(reduced_formula, []):
             row = database.get(id=row_id)
             try:
                 found.append((str(row.get("uid", f"row {row_id}")), match_structure(row.toatoms(), is_sheet=True)))
             except ValueError as error:
                 log.debug("%s row %d is no sheet: %s", self.db_path.name, row_id, error)
         return found
+
+    def formulas(self) -> set[str]:
+        """Reduced formulas of all rows."""
+        return set(self._rows_of(self._connect()))
+
+    def _connect(self) -> Any:
+        import ase.db
+
+        config.check_ase_database(self.db_path)
+        return ase.db.connect(self.db_path)
+
+    def _rows_of(self, database: Any) -> dict[str, list[int]]:
+        if self._ids is None:
+            self._ids = {}
+            for row in database.select(columns=["id", "numbers"], include_data=False):
+                self._ids.setdefault(Composition(row.formula).reduced_formula, []).append(row.id)
+        return self._ids
 
 
 def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:
@@ -389,6 +402,8 @@ def _judge_atoms(
             return
         own = match_structure(judged, is_sheet=True)
         match = next((uid for uid, known in judges.training_structures(row.reduced_formula) if same_structure(own, known)), "")
+        if not match and row.reduced_formula in judges.known_formulas:
+            match = KNOWN_FORMULA
         row.novel, row.novel_match = not match, match
 
     attempt("novelty", novelty)

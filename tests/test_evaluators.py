@@ -167,6 +167,44 @@ def test_row_against_hand_computed_numbers(tmp_path):
     assert len(table) == 2
 
 
+def test_a_formula_of_the_generator_is_new_only_where_its_structures_are_at_hand(tmp_path):
+    def known(reduced_formula):
+        return [("ws2", judging.match_structure(simple.sheet("WS2"), True))] if reduced_formula == "WS2" else []
+
+    chosen = simple.judges(training_structures=known, known_formulas=frozenset({"MoS2", "WS2"}))
+    sheets = {"listed": simple.sheet(), "matched": simple.sheet("WS2"), "new": simple.graphene_sheet()}
+    rows = {row.id: row for row in run(tmp_path, sheets, chosen).rows}
+    assert (rows["listed"].novel, rows["listed"].novel_match) == (False, "formula known to the generator")
+    assert (rows["matched"].novel, rows["matched"].novel_match) == (False, "ws2")
+    assert (rows["new"].novel, rows["new"].novel_match) == (True, "")
+    assert rows["listed"].metastable_sun is False
+
+
+def test_formulas_of_a_generator_are_read_unless_the_training_set_has_them_all(tmp_path, caplog):
+    import torch
+
+    with ase.db.connect(tmp_path / "training.db") as database:
+        database.write(simple.sheet())
+        database.write(simple.sheet("WS2"))
+    path = tmp_path / "denoiser.pth"
+
+    def found(formulas, **content):
+        torch.save({"schema_version": config.SCHEMA_VERSION, "kind": "denoiser", "formulas": formulas, **content}, path)
+        return evaluators.known_formulas(settings)
+
+    settings = dataclasses.replace(
+        SETTINGS, training_set=str(tmp_path / "training.db"), known_formulas_from=str(tmp_path / "denoiser.pth")
+    )
+    with caplog.at_level("INFO", logger="her2d"):
+        assert evaluators.known_formulas(settings) == frozenset()
+    assert "no generator at" in caplog.text
+    assert found(["MoS2", "S4W2"]) == frozenset(), "the training set has them all: its structures decide"
+    assert found(["MoS2", "Se4Mo2"]) == {"MoS2", "MoSe2"}
+    assert evaluators.known_formulas(dataclasses.replace(settings, known_formulas_from="")) == frozenset()
+    with pytest.raises(config.StageError, match="is not a denoiser checkpoint"):
+        found([], kind="dimenet")
+
+
 def test_scores_of_the_earlier_baseline_by_hand(tmp_path):
     evaluation = run(tmp_path, {"sheet": simple.sheet(), "crystal": simple.bulk_copper()})
     rows = {row.id: row for row in evaluation.rows}
