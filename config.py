@@ -76,6 +76,9 @@ class DemoConfig:
     references_path: str = setting(
         "data/references_sevennet-0.json.gz", "energies of elements and competing phases to build", path=True
     )
+    mp_entries_path: str = setting(
+        "", "part references: Materials Project entries with structures (JSON), relaxed as further phases; empty: none", path=True
+    )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
     host_db_path: str = setting("", "parts hosts and snapshots: database of sheets, such as C2DB", path=True)
     host_lmdb_path: str = setting(
@@ -151,6 +154,7 @@ class DenoiserConfig:
     checkpoint: str = setting(
         "${run.output_dir}/denoiser/best_diffusion_model.pth", "trained model: written by stage 3, read by stage 4", path=True
     )
+    init_from: str = setting("", "checkpoint of stage 3 of the same size whose weights training starts from", path=True)
     hidden_channels: int = setting(96, "width of the node states", low=8)
     vector_channels: int = setting(32, "in-plane vectors (and z-odd numbers) per node", low=1)
     num_layers: int = setting(4, "message-passing layers of the trunk, which never sees the conditions", low=1)
@@ -196,12 +200,27 @@ class GenerationConfig:
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
-    recipes: list[str] = setting([], "formulas (MoS2) to use instead of the prototype recipes")
-    oversample: float = setting(2.0, "sampled sheets per CIF; the best by the heads that are valid are kept", low=1.0, high=100.0)
+    recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
+    oversample: float = setting(4.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)
     clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
     symprec_angstrom: float = setting(0.1, "tolerance of the symmetrisation", low=0)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    parts: list[str] = setting(["all"], "all, or some of csp, guidance")
+    output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
+    csp_rows: int = setting(150, "part csp: held-out sheets, drawn at random from the test split", low=1)
+    csp_samples: int = setting(20, "part csp: samples per sheet", low=1)
+    csp_max_atoms: int = setting(12, "part csp: largest cell", low=1)
+    guidance_scales: list[float] = setting([0.0, 0.1, 0.3, 1.0], "part guidance: doses η, at w = 0")
+    cfg_scales: list[float] = setting([1.0, 2.0, 4.0], "part guidance: doses w, at η = 0")
+    num_structures: int = setting(256, "part guidance: structures at each dose", low=2)
+    judge_checkpoint: str = setting(
+        "weights/dimenet_second.pth", "part guidance: DimeNet++ that judges, not the one that labelled", path=True
+    )
 
 
 @dataclass(frozen=True)
@@ -279,6 +298,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     external: ExternalConfig = field(default_factory=ExternalConfig)
     synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)

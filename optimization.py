@@ -26,7 +26,7 @@ import config
 from diffusion import SheetBatch, add_noise, physical_state
 from geo_utils import lattice_to_vector
 from material_dataset import SheetDataset
-from models import DenoiserModelConfig, DenoisingEGNN, PropertyEstimate, save_checkpoint
+from models import DenoiserModelConfig, DenoisingEGNN, PropertyEstimate, load_denoiser, save_checkpoint
 
 log = logging.getLogger("her2d")
 
@@ -229,7 +229,26 @@ def build_model(settings: config.DenoiserConfig, table: SheetTable, seed: int) -
         if len(known) > 1:
             model.label_mean[k] = known.mean()
             model.label_std[k] = known.std().clamp(min=0.05)
+    if settings.init_from:
+        load_weights(model, settings.init_from)
     return model
+
+
+def load_weights(model: DenoisingEGNN, path: str) -> None:
+    """Takes over the weights of another run; schedule and label scales stay those of the data at hand.
+
+    Raises StageError when the networks differ in size.
+    """
+    other = load_denoiser(path, "set denoiser.init_from to a checkpoint of stage 3, or leave it empty")[0]
+    weights = dict(other.named_parameters())
+    own = dict(model.named_parameters())
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+        raise config.StageError(
+            f"denoiser.init_from: {config.relative_name(path)} is a network of another size than denoiser.* says"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
 
 
 class Trainer:
@@ -467,7 +486,11 @@ def main(cfg: config.Config) -> None:
             f"{config.relative_name(processed)} has an empty training or validation split: rerun {DATASET_STAGE}"
         )
 
-    fingerprint = _fingerprint(cfg, list(splits.values()))
+    inputs = [*splits.values(), *([Path(settings.init_from)] if settings.init_from else [])]
+    for path in inputs:
+        if not path.is_file():
+            raise config.StageError(f"denoiser.init_from: no file at {config.relative_name(path)}")
+    fingerprint = _fingerprint(cfg, inputs)
     if _is_complete(checkpoint, fingerprint):
         log.info("%s is complete for these settings and data; nothing to do", config.relative_name(checkpoint))
         return
@@ -511,6 +534,7 @@ def main(cfg: config.Config) -> None:
         "elements": sorted(set(tables["train"].sheets.atomic_numbers.tolist())),
         # Of every split: what the database holds is not new, whether the model has seen it or not.
         "formulas": sorted({formula for table in tables.values() for formula in table.formulas}),
+        "formulas_of_init": _formulas_of(settings.init_from),
     }
     save_checkpoint(checkpoint, "denoiser", trainer.model.config, training)
     config.write_sidecar(
@@ -518,7 +542,7 @@ def main(cfg: config.Config) -> None:
         stage=STAGE,
         seed=cfg.run.seed,
         settings=settings,
-        inputs=list(splits.values()),
+        inputs=inputs,
         counts={name: len(table) for name, table in tables.items()}
         | {"parameters": sum(p.numel() for p in trainer.model.parameters())},
         metrics=metrics,
@@ -527,6 +551,14 @@ def main(cfg: config.Config) -> None:
     )
     resume_path.unlink(missing_ok=True)
     _summary(checkpoint, metrics, tables)
+
+
+def _formulas_of(path: str) -> list[str]:
+    """Every formula behind the weights that training started from, so that no score calls one of them unseen."""
+    if not path:
+        return []
+    content = load_denoiser(path, "")[1]
+    return sorted({*content["formulas"], *content.get("formulas_of_init", [])})
 
 
 def _summary(checkpoint: Path, metrics: dict[str, Any], tables: dict[str, SheetTable]) -> None:

@@ -383,6 +383,26 @@ def recipes(elements: set[int] | None = None) -> list[Recipe]:
     return result
 
 
+def family_recipes(name: str, sites: tuple[tuple[str, ...], ...]) -> list[Recipe]:
+    """Decorations of one family with the elements given for each of its sites (empty: those that the family is known by).
+
+    Ionic families keep only what can be charge-neutral. Raises ValueError for an unknown family or a wrong number of sites.
+    """
+    if name not in PROTOTYPES:
+        raise ValueError(f"no family '{name}'; there are {', '.join(PROTOTYPES)}")
+    prototype = PROTOTYPES[name]
+    if len(sites) != len(prototype.sites):
+        raise ValueError(f"family {name} has {len(prototype.sites)} sites, not {len(sites)}")
+    chosen = tuple(own or known for own, known in zip(sites, prototype.sites, strict=True))
+    result = []
+    for decoration in replace(prototype, sites=chosen).decorations():
+        atoms = prototype.build(*decoration)
+        formula = atoms.get_chemical_formula("metal")
+        if not prototype.ionic or charge_neutral(formula):
+            result.append(Recipe(formula, tuple(int(z) for z in atoms.numbers), name))
+    return result
+
+
 def _widened(site: tuple[str, ...], metals: list[str]) -> tuple[str, ...]:
     """All metals where a site holds metals only; otherwise the site as it is."""
     return site if any(el in NONMETALS for el in site) else (*site, *(el for el in metals if el not in site))

@@ -50,31 +50,58 @@ PARTIAL_DIR = ".partial"
 # ------------------------------------------------------------------------------------------------------------------- recipes
 
 
-def parse_recipes(formulas: Sequence[str], elements: set[int]) -> list[Recipe]:
-    """Recipes from formulas, one cell holding the atoms as written (MoS2: 3 atoms, Mo2S4: 6).
+def parse_recipes(entries: Sequence[str], elements: set[int]) -> list[Recipe]:
+    """Recipes from ``generation.recipes``: formulas, one cell holding the atoms as written (MoS2: 3 atoms, Mo2S4: 6), or families
+    with the elements of each site, such as "2H-MX2: Mo W | S Se" ("*" for all that the family is known by).
 
-    Raises StageError for what is no formula, or has elements that the model was not trained on.
+    Raises StageError for what is no recipe, or has elements that the model was not trained on.
     """
     result = []
-    for formula in formulas:
-        try:
-            amounts = Composition(formula, strict=True).get_el_amt_dict()
-        except Exception as error:  # pymatgen raises ValueError, KeyError, CompositionError, ... by the kind of typo
-            raise config.StageError(f"generation.recipes: '{formula}' is not a chemical formula") from error
-        numbers: list[int] = []
-        for symbol, amount in amounts.items():
-            if amount != int(amount):
-                raise config.StageError(f"generation.recipes: '{formula}' has fractional amounts")
-            numbers += [ase.data.atomic_numbers[symbol]] * int(amount)
-        if not 1 <= len(numbers) <= MAX_RECIPE_ATOMS:
-            raise config.StageError(
-                f"generation.recipes: '{formula}' has {len(numbers)} atoms, allowed are 1 to {MAX_RECIPE_ATOMS}"
+    for entry in entries:
+        found = _family_entry(entry) if ":" in entry else [_formula_entry(entry)]
+        known = [recipe for recipe in found if set(recipe.atomic_numbers) <= elements]
+        if not known:
+            unknown = sorted({ase.data.chemical_symbols[z] for recipe in found for z in recipe.atomic_numbers if z not in elements})
+            raise config.StageError(f"generation.recipes: '{entry}': the model was not trained on {', '.join(unknown)}")
+        if len(known) < len(found):
+            log.warning(
+                "generation.recipes: '%s': %d of %d hold elements that the model does not know",
+                entry,
+                len(found) - len(known),
+                len(found),
             )
-        unknown = sorted({ase.data.chemical_symbols[z] for z in numbers if z not in elements})
-        if unknown:
-            raise config.StageError(f"generation.recipes: '{formula}': the model was not trained on {', '.join(unknown)}")
-        result.append(Recipe(formula, tuple(numbers), "recipe"))
+        result += known
     return result
+
+
+def _formula_entry(formula: str) -> Recipe:
+    try:
+        amounts = Composition(formula, strict=True).get_el_amt_dict()
+    except Exception as error:  # pymatgen raises ValueError, KeyError, CompositionError, ... by the kind of typo
+        raise config.StageError(f"generation.recipes: '{formula}' is not a chemical formula") from error
+    numbers: list[int] = []
+    for symbol, amount in amounts.items():
+        if amount != int(amount):
+            raise config.StageError(f"generation.recipes: '{formula}' has fractional amounts")
+        numbers += [ase.data.atomic_numbers[symbol]] * int(amount)
+    if not 1 <= len(numbers) <= MAX_RECIPE_ATOMS:
+        raise config.StageError(f"generation.recipes: '{formula}' has {len(numbers)} atoms, allowed are 1 to {MAX_RECIPE_ATOMS}")
+    return Recipe(formula, tuple(numbers), "recipe")
+
+
+def _family_entry(entry: str) -> list[Recipe]:
+    name, _, text = entry.partition(":")
+    sites = tuple(() if site.strip() == "*" else tuple(site.replace(",", " ").split()) for site in text.split("|"))
+    unknown = [symbol for site in sites for symbol in site if symbol not in ase.data.atomic_numbers]
+    if unknown or any(not site and part.strip() != "*" for site, part in zip(sites, text.split("|"), strict=True)):
+        raise config.StageError(f"generation.recipes: '{entry}': {unknown[0] if unknown else 'an empty site'} is no element")
+    try:
+        found = prototypes.family_recipes(name.strip(), sites)
+    except ValueError as error:
+        raise config.StageError(f"generation.recipes: '{entry}': {error}") from error
+    if not found:
+        raise config.StageError(f"generation.recipes: '{entry}': no decoration can be charge-neutral")
+    return found
 
 
 def reduced_formula(numbers: Sequence[int]) -> str:
@@ -90,12 +117,20 @@ def order_recipes(
     With guidance the order is a draw without replacement (Gumbel top-k) with weights exp(−η L_target / 0.1 eV), L_target from the
     heads' composition-only answer: the same tilt that guidance applies to the geometry.
     """
-    keys = np.random.default_rng([seed, 0x5EED]).gumbel(size=len(recipes))
+    loss, strength = np.zeros(len(recipes)), 0.0
     if settings.guidance_scale > 0 and settings.guide_composition:
-        loss = composition_loss(model, [r.atomic_numbers for r in recipes], settings, seed, device)
-        keys = keys - settings.guidance_scale * np.round(loss, 6) / TEMPERATURE_EV
+        strength = settings.guidance_scale
+        loss = np.round(composition_loss(model, [r.atomic_numbers for r in recipes], settings, seed, device), 6)
+    keys = tilted_keys(loss, range(len(recipes)), strength, seed)
     known = np.array([reduced_formula(r.atomic_numbers) in known_formulas for r in recipes])
     return [recipes[i] for i in np.lexsort((-keys, known))]
+
+
+def tilted_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed: int) -> np.ndarray:
+    """Keys whose k largest are a draw of k without replacement with weights exp(−strength L / 0.1 eV) (Gumbel top-k, Kool et al.,
+    ICML 2019). The random part of an entry depends on the seed and its number alone."""
+    gumbel = np.array([np.random.default_rng([seed, 0x5EED, int(k)]).gumbel() for k in numbers])
+    return gumbel - strength * loss / TEMPERATURE_EV
 
 
 # ------------------------------------------------------------------------------------------------------------ symmetrisation
@@ -366,8 +401,8 @@ def main(cfg: config.Config) -> None:
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}
         recipes = order_recipes(model, recipes, known, settings, seed, device)
 
-    # Without any guidance the first valid sheets are taken as they come: a control must not be selected by the heads.
-    by_heads = settings.guidance_scale > 0 or settings.cfg_scale > 0
+    # Without gradient guidance the first valid sheets are taken as they come: a control must not be selected by the heads.
+    by_heads = settings.guidance_scale > 0
     round_size = math.ceil(settings.num_structures * (settings.oversample if by_heads else 1.0))
     store = SampleStore(folder / PARTIAL_DIR, fingerprint)
     candidates: list[Candidate] = []
@@ -388,7 +423,8 @@ def main(cfg: config.Config) -> None:
     properties = predict_properties(model, [c.sheet for c in valid], device)
     chosen = np.arange(len(valid))
     if by_heads:
-        chosen = np.argsort(np.round(target_loss(properties, settings).double().numpy(), 6), kind="stable")
+        loss = np.round(target_loss(properties, settings).double().numpy(), 6)
+        chosen = np.argsort(-tilted_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
     chosen = np.sort(chosen[: settings.num_structures])
     kept = [valid[k] for k in chosen]
     picked = torch.as_tensor(chosen)
@@ -418,7 +454,9 @@ def main(cfg: config.Config) -> None:
             "mean_e_hull_pred": float(np.mean([row["e_hull_pred"] for row in rows])),
             "mean_p_synth_pred": float(np.mean([row["p_synth_pred"] for row in rows])),
         },
-        selection="lowest L_target by the heads among the valid" if by_heads else "first valid, in the order of sampling",
+        selection="drawn from the valid with weights exp(−η L_target / 0.1 eV)"
+        if by_heads
+        else "first valid, in the order of sampling",
         fingerprint=fingerprint,
         checkpoint_sha256=checkpoint_hash,
         files={name: config.file_sha256(folder / name) for name in files},

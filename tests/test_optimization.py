@@ -54,15 +54,19 @@ def write_split(path: Path, count: int, seed: int) -> None:
     labels["y_synth"] = rng.integers(0, 2, count).astype(float)
     for values in labels.values():
         values[::3] = np.nan
-    content = material_dataset.pack([], {}) | {
-        "atomic_numbers": torch.tensor(rng.choice([6, 16, 42], ptr[-1])),
-        "frac_coords": torch.tensor(rng.random((ptr[-1], 2)), dtype=torch.float32),
-        "heights": torch.tensor(heights, dtype=torch.float32),
-        "ptr": torch.tensor(ptr),
-        "lattice": torch.tensor(lattice, dtype=torch.float32),
-        "formula": [f"F{k}" for k in range(count)],
-        "uid": [f"u{k}" for k in range(count)],
-    } | {name: torch.tensor(values, dtype=torch.float32) for name, values in labels.items()}
+    content = (
+        material_dataset.pack([], {})
+        | {
+            "atomic_numbers": torch.tensor(rng.choice([6, 16, 42], ptr[-1])),
+            "frac_coords": torch.tensor(rng.random((ptr[-1], 2)), dtype=torch.float32),
+            "heights": torch.tensor(heights, dtype=torch.float32),
+            "ptr": torch.tensor(ptr),
+            "lattice": torch.tensor(lattice, dtype=torch.float32),
+            "formula": [f"F{k}" for k in range(count)],
+            "uid": [f"u{k}" for k in range(count)],
+        }
+        | {name: torch.tensor(values, dtype=torch.float32) for name, values in labels.items()}
+    )
     torch.save(content, path)
 
 
@@ -234,6 +238,30 @@ def test_products_of_a_training(cfg, capsys):
     before = checkpoint.stat().st_mtime_ns
     optimization.main(cfg)
     assert checkpoint.stat().st_mtime_ns == before, "a finished stage does nothing"
+
+
+def test_training_may_start_from_other_weights(cfg, tmp_path):
+    """Weights are taken over, schedule and label scales are not; a network of another size is refused."""
+    optimization.main(cfg)
+    first, content = load_denoiser(cfg.denoiser.checkpoint, "")
+    for name in ("train", "val", "test"):
+        table = torch.load(Path(cfg.dataset.processed_dir) / f"{name}.pt", weights_only=True)
+        table["lattice"] *= 1.5
+        table["formula"] = [f"G{k}" for k in range(len(table["formula"]))]
+        torch.save(table, Path(cfg.dataset.processed_dir) / f"{name}.pt")
+        config.write_sidecar(Path(cfg.dataset.processed_dir) / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
+    start = dataclasses.replace(cfg.denoiser, init_from=cfg.denoiser.checkpoint, checkpoint=str(tmp_path / "next" / "denoiser.pth"))
+    fresh = build_model(start, table_of(cfg), 0)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), first.parameters(), strict=True))
+    assert (fresh.schedule.lattice_mean - first.schedule.lattice_mean).abs().max() > 0.1
+    optimization.main(dataclasses.replace(cfg, denoiser=start))
+    after = load_denoiser(start.checkpoint, "")[1]
+    assert after["formulas_of_init"] == content["formulas"] and not set(after["formulas"]) & set(content["formulas"])
+    assert start.init_from.rsplit("/", 1)[-1] in str(config.read_sidecar(start.checkpoint, stage=optimization.STAGE)["inputs"])
+    with pytest.raises(config.StageError, match="another size"):
+        build_model(dataclasses.replace(start, hidden_channels=24), table_of(cfg), 0)
+    with pytest.raises(config.StageError, match="init_from: no file"):
+        optimization.main(dataclasses.replace(cfg, denoiser=dataclasses.replace(start, init_from="/nonexistent.pth")))
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_saved_state(cfg, monkeypatch):

@@ -18,7 +18,7 @@ from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN, NoiseEstimate, PropertyEstimate, save_checkpoint
 from prototypes import Recipe
 from sampling import composition_loss, guidance_strength, guided_noise, predict_properties, sample, target_loss
-from structure_generator import cif_text, export_atoms, order_recipes, parse_recipes, symmetrise
+from structure_generator import cif_text, export_atoms, order_recipes, parse_recipes, symmetrise, tilted_keys
 
 COMPOSITIONS = [(42, 16, 16), (6, 6), (22, 22, 6, 8, 8), (16,), (42, 52, 16)]
 
@@ -143,6 +143,25 @@ def test_recipes_from_formulas():
             parse_recipes([formula], {16, 6})
 
 
+def test_recipes_from_families(caplog):
+    elements = {16, 34, 42, 74}
+    found = parse_recipes(["2H-MX2: Mo W | S, Se", "Janus-2H: Mo | * | *"], elements)
+    assert [r.formula for r in found] == ["MoS2", "MoSe2", "WS2", "WSe2", "MoSSe"]
+    assert [r.family for r in found] == ["2H-MX2"] * 4 + [
+        "Janus-2H"
+    ] and "hold elements that the model does not know" in caplog.text
+    for entry, message in (
+        ("9H: Mo | S", "no family '9H'; there are 2H-MX2"),
+        ("2H-MX2: Mo", "2 sites, not 1"),
+        ("2H-MX2: Mo | ", "an empty site"),
+        ("2H-MX2: Mo | Zz", "Zz is no element"),
+        ("2H-MX2: Mo | W", "charge-neutral"),
+        ("2H-MX2: Ti | O", "not trained on O, Ti"),
+    ):
+        with pytest.raises(config.StageError, match=message):
+            parse_recipes([entry], elements)
+
+
 def test_symmetrisation_finds_the_group_of_a_rattled_sheet():
     clean = mos2()
     rng = np.random.default_rng(0)
@@ -201,7 +220,7 @@ def cfg(tmp_path, model, settings, monkeypatch) -> config.Config:
         run=dataclasses.replace(base.run, device="cpu", threads=1),
         denoiser=dataclasses.replace(base.denoiser, checkpoint=str(path)),
         generation=dataclasses.replace(
-            settings, num_structures=4, batch_size=3, num_steps=4, output_dir=str(tmp_path / "cifs"),
+            settings, num_structures=4, batch_size=3, num_steps=4, oversample=2.0, output_dir=str(tmp_path / "cifs"),
             recipes=["MoS2", "C2", "TiC", "S", "Ti2CO2"],
         ),
     )  # fmt: skip
@@ -275,6 +294,16 @@ def test_a_control_is_not_selected_by_the_heads(cfg):
     manifest = json.loads((Path(cfg.generation.output_dir) / "manifest.json").read_text())
     assert [row["id"] for row in manifest["candidates"]] == ["gen_00000", "gen_00001", "gen_00002", "gen_00004"]
     assert "first valid" in manifest["selection"]
+
+
+def test_selection_draws_with_the_tilt_of_the_guidance():
+    """Of two candidates, the worse by 0.1 eV is drawn with probability 1/(1+e) at η = 1, and as often as the other at η = 0."""
+    loss, trials = np.array([0.1, 0.2]), 4000
+    for strength, expected in ((1.0, 1 / (1 + np.e)), (0.0, 0.5)):
+        worse = sum(np.argmax(tilted_keys(loss, [2 * k, 2 * k + 1], strength, 0)) for k in range(trials))
+        assert worse / trials == pytest.approx(expected, abs=4 * 0.5 / trials**0.5)
+    keys = tilted_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
+    np.testing.assert_array_equal(tilted_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
 
 
 def test_too_few_valid_sheets(cfg, monkeypatch, caplog):

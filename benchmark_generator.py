@@ -1,0 +1,314 @@
+"""How good the generator is: structure prediction on held-out formulas, and what guidance does, dose by dose.
+
+Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
+pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
+(Jiao et al., NeurIPS 2023). Part guidance: stage 4 at every guidance scale and every classifier-free scale, judged by
+``evaluate`` with a DimeNet++ that had no part in the labels and with the potential's own ΔG_H.
+
+Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, guidance.json and guidance.png to
+benchmark.output_dir. A run that is stopped goes on where it was.
+
+    python benchmark_generator.py denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import config
+from geo_utils import Sheet
+from metrics import rate_metric
+
+log = logging.getLogger("her2d")
+
+STAGE = "benchmark_generator.py"
+PARTS = ("csp", "guidance")
+# DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
+# grows with the cube root of the volume per atom and would pass nearly anything.
+CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
+
+
+# ------------------------------------------------------------------------------------------------ crystal structure prediction
+
+
+def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
+    """(uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms, drawn at random."""
+    from material_dataset import SheetDataset
+
+    table = SheetDataset(Path(processed_dir) / "test.pt").table
+    sizes = (table["ptr"][1:] - table["ptr"][:-1]).numpy()
+    allowed = np.flatnonzero(sizes <= max_atoms)
+    if not len(allowed):
+        raise config.StageError(f"no sheet of the test split has {max_atoms} atoms or fewer: raise benchmark.csp_max_atoms")
+    chosen = np.sort(np.random.default_rng([seed, 0xC5]).permutation(allowed)[:rows])
+    result = []
+    for k in chosen:
+        atoms = slice(int(table["ptr"][k]), int(table["ptr"][k + 1]))
+        sheet = Sheet(
+            table["atomic_numbers"][atoms].numpy(),
+            table["frac_coords"][atoms].double().numpy(),
+            table["heights"][atoms].double().numpy(),
+            table["lattice"][k].double().numpy(),
+        )
+        result.append((table["uid"][k], table["formula"][k], sheet))
+    return result
+
+
+def match_distance(sampled: Sheet, truth: Sheet) -> float:
+    """Root mean square distance of matched atoms over (V/N)^(1/3), as StructureMatcher gives it; NaN where they do not match."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    from judging import MATCH_VACUUM
+
+    found = StructureMatcher(**CSP_MATCHER).get_rms_dist(
+        sampled.to_structure(vacuum=MATCH_VACUUM), truth.to_structure(vacuum=MATCH_VACUUM)
+    )
+    return float("nan") if found is None else float(found[0])
+
+
+def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    """match@1 and match@k with their mean distances and 95 % intervals, overall and by number of atoms.
+
+    distances: (rows, k), NaN for no match; the first sample is @1, the best of all k is @k.
+    """
+    rng = np.random.default_rng(seed)
+    samples = distances.shape[1]
+
+    def scores(rows: np.ndarray) -> dict[str, Any]:
+        part = distances[rows]
+        result: dict[str, Any] = {"n": len(part)}
+        for count in sorted({1, samples}):
+            matched = np.isfinite(part[:, :count]).any(1)
+            rate = rate_metric("match", matched.tolist(), better=1, doc="", resamples=resamples, rng=rng)
+            best = np.nanmin(part[matched, :count], 1) if matched.any() else np.array([])
+            result[f"match@{count}"] = rate.value
+            result[f"match@{count}_interval"] = [rate.low, rate.high]
+            result[f"mean_rmsd@{count}"] = float(best.mean()) if len(best) else None
+        return result
+
+    result = scores(np.arange(len(sizes)))
+    groups = [(low, high, np.flatnonzero((sizes >= low) & (sizes <= high))) for low, high in SIZE_GROUPS]
+    result["by_atoms"] = {f"{low}-{high}": scores(rows) for low, high, rows in groups if len(rows)}
+    return result
+
+
+def predict_structures(cfg: config.Config, folder: Path) -> dict[str, Any]:
+    """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk."""
+    from models import load_denoiser
+    from sampling import sample
+    from structure_generator import CHECKPOINT_HINT, SampleStore
+
+    settings, seed = cfg.benchmark, cfg.run.seed
+    device = config.resolve_device(cfg.run)
+    model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)
+    model = model.double()
+    elements = set(content["elements"])
+    drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
+    seen = set(content.get("formulas_of_init", []))
+    rows = [row for row in drawn if set(row[2].atomic_numbers.tolist()) <= elements and row[1] not in seen]
+    if not rows:
+        raise config.StageError("no held-out sheet is unseen and of elements that the model was trained on")
+    generation = dataclasses.replace(cfg.generation, guidance_scale=0.0, cfg_scale=0.0)
+    about = {
+        "generation": dataclasses.asdict(generation) | {"output_dir": "", "batch_size": 0, "recipes": []},
+        "seed": seed,
+        "checkpoint_sha256": config.file_sha256(cfg.denoiser.checkpoint),
+        "rows": [uid for uid, _, _ in rows],
+    }
+    store = SampleStore(folder / "csp_samples", hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest())
+    numbers = [(k, row) for s in range(settings.csp_samples) for k, row in enumerate(rows, s * len(rows))]
+    missing = [(k, row[2].atomic_numbers.tolist()) for k, row in numbers if k not in store.sheets]
+    with tqdm(total=len(numbers), initial=len(numbers) - len(missing), desc="sampling", unit="sheet") as bar:
+        for start in range(0, len(missing), generation.batch_size):
+            batch = missing[start : start + generation.batch_size]
+            indices = [k for k, _ in batch]
+            store.add(indices, sample(model, [numbers for _, numbers in batch], indices, generation, seed, device))
+            bar.update(len(batch))
+    distances = np.full((len(rows), settings.csp_samples), np.nan)
+    for k, (_, _, truth) in tqdm(numbers, desc="matching", unit="sheet"):
+        sample_number, row_number = divmod(k, len(rows))
+        distances[row_number, sample_number] = match_distance(store.sheets[k], truth)
+    sizes = np.array([len(sheet) for _, _, sheet in rows])
+    return match_rates(distances, sizes, seed, cfg.evaluation.bootstrap) | {
+        "num_steps": generation.num_steps,
+        "matcher": CSP_MATCHER,
+        "left_out": len(drawn) - len(rows),  # of elements unknown to the model, or seen by the weights that it started from
+        "rows": [
+            {"uid": uid, "formula": formula, "num_atoms": len(sheet), "matches": int(np.isfinite(distances[k]).sum())}
+            for k, (uid, formula, sheet) in enumerate(rows)
+        ],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- guidance
+
+
+def doses(settings: config.BenchmarkConfig, generation: config.GenerationConfig) -> list[tuple[str, float, float]]:
+    """(series, η, w): gradient guidance alone, classifier-free guidance alone, and the default of stage 4; no dose twice."""
+    found = [("gradient", eta, 0.0) for eta in settings.guidance_scales]
+    found += [("classifier-free", 0.0, w) for w in settings.cfg_scales]
+    found.append(("both", generation.guidance_scale, generation.cfg_scale))
+    seen: dict[tuple[float, float], str] = {}
+    for series, eta, w in found:
+        seen.setdefault((float(eta), float(w)), series)
+    return [(series, eta, w) for (eta, w), series in seen.items()]
+
+
+def dose_name(eta: float, w: float) -> str:
+    """Folder of a dose, such as ``eta_0.3_w_0``."""
+    return f"eta_{eta:g}_w_{w:g}"
+
+
+def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
+    """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
+    import evaluators
+    import structure_generator
+
+    settings = cfg.benchmark
+    if not Path(settings.judge_checkpoint).is_file():
+        raise config.StageError(
+            f"benchmark.judge_checkpoint: no file at {config.relative_name(settings.judge_checkpoint)}: train one with "
+            "pretrain_dimenet.py run.seed=1 dimenet.checkpoint=..., because the model that labelled must not judge"
+        )
+    judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=settings.judge_checkpoint))
+    plan = doses(settings, cfg.generation)
+    manifests = {}
+    for _, eta, w in plan:
+        generation = dataclasses.replace(
+            cfg.generation,
+            guidance_scale=eta,
+            cfg_scale=w,
+            num_structures=settings.num_structures,
+            output_dir=str(folder / dose_name(eta, w)),
+        )
+        structure_generator.main(dataclasses.replace(cfg, generation=generation))
+        manifests[eta, w] = config.read_sidecar(generation.output_dir, stage=structure_generator.STAGE)
+    rows = []
+    identity = evaluators.judge_identity(judged)
+    with evaluators.JudgePool(partial(evaluators.load_judges, judged), identity, cfg.evaluation.workers) as pool:
+        for series, eta, w in plan:
+            cifs = folder / dose_name(eta, w)
+            evaluation = evaluators.evaluate(
+                cifs, pool, cfg.evaluation, cifs / "judged", dose_name(eta, w), seed=cfg.run.seed, cache_dir=folder / "cache"
+            )
+            counts = manifests[eta, w]["counts"]
+            aggregates = {name: dataclasses.asdict(metric) for name, metric in evaluation.aggregates.items()}
+            sampled = rate_metric(
+                "sampled_valid",
+                [True] * counts["valid"] + [False] * (counts["sampled"] - counts["valid"]),
+                better=1,
+                doc="sampled sheets without clash, connected, not too thick, before any selection",
+                resamples=cfg.evaluation.bootstrap,
+                rng=np.random.default_rng(cfg.run.seed),
+            )
+            rows.append(
+                {
+                    "series": series,
+                    "guidance_scale": eta,
+                    "cfg_scale": w,
+                    "sampled": counts["sampled"],
+                    "layer_groups": dict(Counter(row.layer_group for row in evaluation.rows).most_common()),
+                    "formulas": len({row.reduced_formula for row in evaluation.rows}),
+                    "aggregates": aggregates | {"sampled_valid": dataclasses.asdict(sampled)},
+                }
+            )
+    return rows
+
+
+def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Dose-response curves with 95 % intervals: hits, |ΔG_H|, E_above_hull, validity and diversity against η and against w."""
+    from figures import figure
+
+    panels = (
+        ("hit_rate", "hits, other DimeNet++"),
+        ("hit_rate_corrected", "hits, potential corrected from DFT"),
+        ("mae_delta_g_ev", "mean |ΔG_H|, other DimeNet++ (eV)"),
+        ("median_e_above_hull_ev", "median E_above_hull (eV/atom)"),
+        ("sampled_valid", "valid as sampled"),
+        ("rate_unique", "unique"),
+    )
+    series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
+    none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
+    both = [row for row in rows if row["series"] == "both"]
+    with figure(path, nrows=2, ncols=3, figsize=(12, 7)) as (_, axes):
+        for axis, (name, title) in zip(axes.flat, panels, strict=False):
+            for label, (dose, marker, line) in series.items():
+                points = none + [row for row in rows if row["series"] == label and row not in none]
+                symbol = "η" if label == "gradient" else "w"
+                _errorbars(axis, [row[dose] for row in points], points, name, marker, line, f"{label}, {symbol}")
+            if both:
+                text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
+                _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)
+            axis.set_title(title, fontsize=10)
+            axis.set_xscale("symlog", linthresh=0.1)
+            axis.set_xlabel("dose")
+            axis.grid(alpha=0.3)
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        axes.flat[0].legend(handles, labels, fontsize=8)
+
+
+def _errorbars(axis: Any, doses: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
+    values = np.array([[row["aggregates"][name][key] for key in ("value", "low", "high")] for row in rows], dtype=float)
+    errors = np.abs(values[:, 1:] - values[:, :1]).T
+    axis.errorbar(doses, values[:, 0], errors, marker=marker, linestyle=line, capsize=3, label=label)
+
+
+# -------------------------------------------------------------------------------------------------------------------- main
+
+
+def main(cfg: config.Config) -> None:
+    """Runs the parts that are asked for."""
+    settings = cfg.benchmark
+    unknown = sorted(set(settings.parts) - {"all", *PARTS})
+    if unknown or not settings.parts:
+        raise config.ConfigError(f"benchmark.parts: {unknown or 'nothing'}; choose all, or some of {', '.join(PARTS)}")
+    parts = PARTS if "all" in settings.parts else settings.parts
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if "csp" in parts:
+        found = predict_structures(cfg, folder)
+        _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
+        count = settings.csp_samples
+        rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
+        print(f"structure prediction on {found['n']} held-out sheets: {rates}")
+    if "guidance" in parts:
+        rows = dose_response(cfg, folder)
+        _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
+        draw_guidance(rows, folder / "guidance.png")
+        for row in rows:
+            hits, valid = row["aggregates"]["hit_rate"], row["aggregates"]["sampled_valid"]
+            dose = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
+            print(f"{dose}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
+
+
+def _write(cfg: config.Config, path: Path, inputs: Sequence[str | Path], content: dict[str, Any]) -> None:
+    config.write_json(
+        path,
+        {
+            "schema_version": config.SCHEMA_VERSION,
+            "stage": STAGE,
+            "git_commit": config.git_commit(),
+            "seed": cfg.run.seed,
+            "settings": dataclasses.asdict(cfg.benchmark) | {"output_dir": config.relative_name(cfg.benchmark.output_dir)},
+            "inputs": {config.relative_name(p): config.file_sha256(p) for p in inputs},
+        }
+        | content,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        config.run_stage(main, __doc__, ("run", "dataset", "denoiser", "generation", "benchmark", "evaluation", "dimenet"))
+    )
