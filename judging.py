@@ -63,8 +63,9 @@ class CandidateResult:
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``hit`` uses DimeNet++'s ΔG_H,
-    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT. ``legacy_*`` repeat the
-    scoring of the earlier public baseline (``metrics.legacy_stability_score``), for comparison only; no verdict uses them.
+    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT. ``synthesis_*`` are
+    CSLLM's suggestions, for valid sheets that it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public
+    baseline (``metrics.legacy_stability_score``), for comparison only; no verdict uses them.
     """
 
     id: str = ""
@@ -107,6 +108,8 @@ class CandidateResult:
     p_synth: float = NAN
     p_synth_label_mass: float = NAN
     synthesizable: bool | None = None
+    synthesis_method: str = ""
+    synthesis_precursors: str = ""
     unique: bool | None = None
     duplicate_of: str = ""
     novel: bool | None = None
@@ -395,6 +398,16 @@ def _judge_atoms(
             problems.append(f"synthesizability: {score.status}")
 
     attempt("synthesizability", synthesizability)
+
+    def route() -> None:
+        suggested = judges.synth.method_and_precursors(row.reduced_formula)
+        row.synthesis_method, row.synthesis_precursors = suggested.method or "", ", ".join(suggested.precursors)
+        if "not understood" in suggested.status:  # a model that is not there is no failure
+            problems.append(f"synthesis route: {suggested.status}")
+
+    # Two texts to generate with an 8B model: only where there is something to make.
+    if row.valid and row.synthesizable and getattr(judges.synth, "suggests_routes", False):
+        attempt("synthesis route", route)
     row.score_composite = metrics.composite_score(row.delta_g_h_ev, row.score_stab, row.p_synth)
 
     def novelty() -> None:

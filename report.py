@@ -429,6 +429,8 @@ COLUMNS = (
     ("e_form_ev", "E_form (eV/atom)"),
     ("e_above_hull_ev", "E_hull (eV/atom)"),
     ("p_synth", "P_synth"),
+    ("synthesis_method", "method"),
+    ("synthesis_precursors", "precursors"),
     ("relax_rmsd_angstrom", "RMSD (Å)"),
     ("unique", "unique"),
     ("novel", "novel"),
@@ -526,6 +528,8 @@ def _viewed(candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, An
                 ["ΔG_H, corrected", number(row, "delta_g_h_corrected_ev", "eV", "delta_g_h_corrected_std_ev")],
                 ["E_above_hull", number(row, "e_above_hull_ev", "eV/atom")],
                 ["P_synth", number(row, "p_synth", "")],
+                *([["method", row["synthesis_method"]]] if row.get("synthesis_method") else []),
+                *([["precursors", row["synthesis_precursors"]]] if row.get("synthesis_precursors") else []),
                 ["hit", {True: "yes", False: "no", None: "–"}[row["hit"]]],
             ],
         }
@@ -590,11 +594,14 @@ def _legacy_table(legacy: Mapping[str, Any]) -> str:
 def _candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:
     """One row per candidate, ``data-i`` its place in the list; ``data-v`` is what is sorted by, empty without a value."""
     kinds = {field.name: field.type for field in dataclasses.fields(CandidateResult)}
-    numeric = [kinds[key] in ("float", "int") for key, _ in COLUMNS]
+    # Only CSLLM suggests routes: without it their columns would be empty.
+    routes = any(row.get("synthesis_method") or row.get("synthesis_precursors") for row in candidates)
+    columns = [column for column in COLUMNS if routes or not column[0].startswith("synthesis_")]
+    numeric = [kinds[key] in ("float", "int") for key, _ in columns]
     rows = []
     for index, row in enumerate(candidates):
         cells = []
-        for (key, _), is_number in zip(COLUMNS, numeric, strict=True):
+        for (key, _), is_number in zip(columns, numeric, strict=True):
             value = row.get(key)
             if key == "id":
                 link = quote(f"{cif_folder}/{row['source_file']}")
@@ -609,7 +616,7 @@ def _candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -
         rows.append(f'<tr data-i="{index}" tabindex=0{" class=hit" if row["hit"] else ""}>{"".join(cells)}</tr>')
     head = "".join(
         f'<th data-type="{"number" if is_number else "text"}"><button type=button>{_e(title)}</button></th>'
-        for (_, title), is_number in zip(COLUMNS, numeric, strict=True)
+        for (_, title), is_number in zip(columns, numeric, strict=True)
     )
     return f"<div class=scroll><table class=sortable><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 

@@ -376,6 +376,11 @@ class CSLLMJudge(SynthesizabilityJudge):
         enough = mass >= MIN_LABEL_MASS
         return SynthScore(p_synth, mass, string.tolerance, "ok" if enough else "low label mass", enough)
 
+    @property
+    def suggests_routes(self) -> bool:
+        """Whether a method or a precursor model is there."""
+        return self.layout.method is not None or self.layout.precursor is not None
+
     def method_and_precursors(self, formula: str) -> SynthesisRoute:
         """CSLLM's synthesis method and precursors of a formula: generated greedily, kept only where they pass validation."""
         method, precursors, remarks = None, [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -25,6 +26,7 @@ import evaluators
 import her_truth
 import judging
 import metrics
+import report
 import validity
 from judge_pool import JudgePool, cache_key
 
@@ -165,6 +167,44 @@ def test_row_against_hand_computed_numbers(tmp_path):
     table = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert table[0].split(",") == [f.name for f in dataclasses.fields(judging.CandidateResult)]
     assert len(table) == 2
+
+
+class Routes(simple.Synthesis):
+    """CSLLM with its method and precursor models: ZnO-like answers for all but carbon, which it does not call synthesizable."""
+
+    suggests_routes = True
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, structures):
+        carbon = "C" in structures[0].get_chemical_symbols()
+        return [type(super().score(structures)[0])(p_synth=0.2 if carbon else 0.9, label_mass=0.99, status="ok")]
+
+    def method_and_precursors(self, formula):
+        from synthesizability import SynthesisRoute
+
+        self.asked.append(formula)
+        unclear = formula == "WS2"
+        status = "precursors not understood: '['" if unclear else "ok"
+        return SynthesisRoute("solid_state", [] if unclear else ["MoO3", "S"], status)
+
+
+def test_synthesis_routes_reach_the_table_for_synthesizable_valid_sheets(tmp_path):
+    routes = Routes()
+    sheets = {"a": simple.sheet(), "b": simple.graphene_sheet(), "c": simple.bulk_copper(), "d": simple.sheet("WS2")}
+    evaluation = run(tmp_path, sheets, simple.judges(synth=routes))
+    rows = {row.id: row for row in evaluation.rows}
+    assert sorted(routes.asked) == ["MoS2", "WS2"], "neither what is not synthesizable nor what is no sheet"
+    assert (rows["a"].synthesis_method, rows["a"].synthesis_precursors, rows["a"].status) == ("solid_state", "MoO3, S", "ok")
+    assert rows["d"].synthesis_precursors == "" and "synthesis route: precursors not understood" in rows["d"].status
+    assert rows["b"].synthesis_method == rows["c"].synthesis_method == ""
+    with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as handle:
+        table = {row["id"]: row for row in csv.DictReader(handle)}
+    assert table["a"]["synthesis_precursors"] == "MoO3, S" and table["b"]["synthesis_method"] == ""
+    page = report._candidate_table([dataclasses.asdict(row) for row in evaluation.rows], "cifs")
+    assert "precursors" in page and "MoO3, S" in page
+    assert "precursors" not in report._candidate_table([dataclasses.asdict(rows["b"])], "cifs"), "no empty columns without CSLLM"
 
 
 def test_a_formula_of_the_generator_is_new_only_where_its_structures_are_at_hand(tmp_path):

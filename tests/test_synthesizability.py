@@ -392,6 +392,27 @@ def test_method_and_precursors_are_validated(tmp_path, monkeypatch):
     assert (route.method, route.precursors) == ("solid_state&solution", ["Mo", "S"]) and "precursors" in route.status
 
 
+@pytest.mark.parametrize("layout", ["{}_llm_llama3", "{}_llm"])
+def test_routes_come_from_their_own_adapters_and_the_trained_question(tmp_path, layout, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    save_base(tmp_path / "llama3-8bf-hf", tokenizer)
+    save_adapter(tmp_path / layout.format("synthesis"), tokenizer, 1)
+    assert not synth.CSLLMJudge(tmp_path).suggests_routes
+    for number, task in enumerate(("method", "precursor"), 2):
+        save_adapter(tmp_path / layout.format(task), tokenizer, number)
+    judge = synth.CSLLMJudge(tmp_path)
+    assert judge.suggests_routes
+    ids = torch.tensor([tokenizer(material_strings.prompt('How can this material structure be synthesized "MoS2"?'))["input_ids"]])
+    logits = [judge._load(task)[0](input_ids=ids).logits[0, -1].detach() for task in ("synthesis", "method", "precursor")]
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3) and not torch.allclose(logits[1], logits[2], atol=1e-3)
+    seen = []
+    generate = judge._generate
+    monkeypatch.setattr(judge, "_generate", lambda task, asked, n: seen.append((task, asked)) or generate(task, asked, 2))
+    judge.method_and_precursors("MoS2")
+    question = 'How can this material structure be synthesized "MoS2"?'
+    assert seen == [("method", question), ("precursor", question)]
+
+
 @pytest.mark.parametrize(
     ("answer", "formulas", "refused"),
     [
