@@ -1,0 +1,76 @@
+"""The sum over triplets of a DimeNet++ interaction: per atom (ours) and per triplet (PyG's block), in one run, with gradients."""
+
+import pytest
+import torch
+from ase.build import add_adsorbate, mx2
+from torch_geometric.nn.models.dimenet import InteractionPPBlock
+
+from geo_utils import edge_vectors
+from hydrogen import batch_atoms
+from models import DimeNetPlusPlus, DimeNetPlusPlusConfig
+
+GROUP = "one interaction of DimeNet++ on 16 sheets with H"
+
+
+@pytest.fixture(scope="module")
+def setup():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sheet = mx2("MoS2", "2H", a=3.18, thickness=3.13, size=(3, 3, 1), vacuum=8.0)
+    sheet.pbc = (True, True, False)
+    add_adsorbate(sheet, "H", 1.4, position=(0.3, 0.4))
+    sheet.set_tags([1] * 27 + [2])
+    settings = DimeNetPlusPlusConfig.preset("small")
+    model = DimeNetPlusPlus(settings)
+    _, pos, cell, batch, _ = batch_atoms([sheet] * 16, torch.float32, "cpu")
+    graph = model.graph(pos, cell, batch)
+    vectors = edge_vectors(pos, cell, batch, graph.edge_index, graph.offsets)
+    distance = vectors.norm(dim=1)
+    unit = vectors / distance[:, None]
+    rbf = model.rbf(distance).detach()
+    x = torch.randn(len(distance), settings.hidden_channels, requires_grad=True)
+    return model, graph, unit, distance, rbf, x
+
+
+def triplets(graph):
+    """All (kj, ji) that do not run straight back, as PyG lists them."""
+    source, target = graph.edge_index
+    degree = torch.bincount(target)
+    start = torch.cumsum(degree, 0) - degree
+    repeats = degree[source]
+    idx_ji = torch.repeat_interleave(torch.arange(len(source)), repeats)
+    first = torch.repeat_interleave(torch.cumsum(repeats, 0) - repeats, repeats)
+    idx_kj = torch.argsort(target, stable=True)[start[source[idx_ji]] + torch.arange(len(idx_ji)) - first]
+    keep = graph.reverse[idx_ji] != idx_kj
+    return idx_kj[keep], idx_ji[keep]
+
+
+@pytest.mark.benchmark(group=GROUP)
+def test_per_atom(benchmark, setup):
+    model, graph, unit, distance, rbf, x = setup
+
+    def run():
+        tables = model._harmonics(unit, graph, int(graph.edge_index.max()) + 1)
+        out = model.interaction_blocks[0](x, rbf, model.sbf.radial(distance), tables, graph, slice(None))
+        out.sum().backward()
+        return out
+
+    ours = benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+    assert torch.allclose(ours, per_triplet(setup), rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
+
+
+@pytest.mark.benchmark(group=GROUP)
+def test_per_triplet(benchmark, setup):
+    benchmark.pedantic(lambda: per_triplet(setup).sum().backward(), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["triplets"] = len(triplets(setup[1])[0])
+
+
+def per_triplet(setup):
+    model, graph, unit, distance, rbf, x = setup
+    idx_kj, idx_ji = triplets(graph)
+    cosine = (unit[idx_ji] * unit[idx_kj]).sum(1)
+    legendre = [torch.ones_like(cosine), cosine]
+    for degree in range(1, model.settings.num_spherical - 1):
+        legendre.append(((2 * degree + 1) * cosine * legendre[degree] - degree * legendre[degree - 1]) / (degree + 1))
+    basis = (model.sbf.radial(distance)[idx_kj] * torch.stack(legendre, 1)[:, :, None]).flatten(1)
+    return InteractionPPBlock.forward(model.interaction_blocks[0], x, rbf, basis, idx_kj, idx_ji)
