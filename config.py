@@ -201,7 +201,7 @@ class GenerationConfig:
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
-    oversample: float = setting(4.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
+    oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)
     clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
@@ -559,8 +559,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+    except StageError:
+        raise
+    except Exception as error:
+        # torch, LMDB and SQLite have errors of their own for a disk that is full: an attempt to write says whether it is.
+        try:
+            with temporary.open("ab", buffering=0) as handle:
+                handle.write(bytes(1 << 16))
+        except OSError as reason:
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that became read-only
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
