@@ -13,6 +13,7 @@ Polymorphs share a reduced formula and therefore a split.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -381,21 +382,24 @@ def main(cfg: config.Config) -> None:
     for name in SPLITS:
         if not splits[name]:
             raise StageError(f"the {name} split is empty: {len(rows)} rows are too few for dataset.val_fraction and test_fraction")
-        # Of an earlier run: until all splits are written, none of them may pass for a part of the same data.
-        config.sidecar_path(out / f"{name}.pt").unlink(missing_ok=True)
+    packed = {name: pack(splits[name], labels) for name in SPLITS}
+    with contextlib.ExitStack() as stack:
+        for name in SPLITS:
+            with stack.enter_context(config.atomic_path(out / f"{name}.pt")).open("wb") as stream:
+                torch.save(packed[name], stream)
+        # The new splits take their places when all are written; none of the earlier run may pass for a part of the same data.
+        for name in SPLITS:
+            config.sidecar_path(out / f"{name}.pt").unlink(missing_ok=True)
     for name in SPLITS:
-        packed = pack(splits[name], labels)
-        with config.atomic_path(out / f"{name}.pt") as temporary, temporary.open("wb") as stream:
-            torch.save(packed, stream)
         config.write_sidecar(
             out / f"{name}.pt",
             stage=STAGE,
             seed=seed,
             settings=settings,
             inputs=[settings.db_path, cfg.dimenet.checkpoint],
-            counts=counts | {"split": summarise(packed)},
+            counts=counts | {"split": summarise(packed[name])},
         )
-        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in summarise(packed).items()))
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in summarise(packed[name]).items()))
     print(f"read {counts['rows_read']} rows, kept {len(rows)}; ΔG_H outside the judge's domain and masked: {outside}")
     for reason, n in reasons.most_common():
         print(f"  dropped {n}: {reason}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch_geometric.utils import scatter
 
-from config import GenerationConfig
+from config import GenerationConfig, StageError
 from diffusion import (
     NoiseSchedule,
     SheetBatch,
@@ -184,6 +184,7 @@ def sample(
                     frac = torus_corrector(
                         frac, estimate.frac * norms[s], sigmas[s], settings.corrector_snr, noise.corrector_steps[i, k]
                     )
+        _check_finite(frac, height, lattice, batch, indices, t)
         if on_step is not None:
             on_step()
 
@@ -191,6 +192,21 @@ def sample(
         heights = schedule.unscale_heights(height, batch, sheets.num_atoms)
         vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, batch, sheets.num_atoms)
     return _to_sheets(sheets, frac, heights, vector)
+
+
+def _check_finite(
+    frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, batch: torch.Tensor, indices: Sequence[int], t: int
+) -> None:
+    """Raises StageError, naming the candidates, where a state is not finite after the step from t."""
+    atoms, cells = torch.isfinite(frac).all(1) & torch.isfinite(height), torch.isfinite(lattice).all(1)
+    if bool(atoms.all() & cells.all()):
+        return
+    bad = sorted({indices[k] for k in [*batch[~atoms].tolist(), *torch.nonzero(~cells).flatten().tolist()]})
+    names = ", ".join(f"gen_{index:05d}" for index in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    raise StageError(
+        f"sampling from t = {t} gave numbers that are not finite for {names}; "
+        "lower generation.guidance_scale or generation.cfg_scale, or train the denoiser anew"
+    )
 
 
 def _to_sheets(sheets: SheetBatch, frac: torch.Tensor, heights: torch.Tensor, vector: torch.Tensor) -> list[Sheet]:
