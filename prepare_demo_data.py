@@ -4,7 +4,8 @@
 
 Reads   nothing but the potential's weights (inside the sevenn wheel).
 Writes  data/demo_c2db.db            monolayers: prototypes x elements, relaxed; C2DB's key names
-        data/references_<pot>.json.gz energies of the elements and of competing phases, made with the same potential
+        data/references_<pot>.json.gz energies of the elements and of competing phases, made with the same potential; part
+                                     "references" alone keeps the phases of a file that is there and adds what it lacks
         data/demo_is2re/data.lmdb    H on those monolayers and on metal surfaces, OC20 IS2RE schema
         demo.host_lmdb_path          part "hosts", only when asked for: H on the sheets of a database of yours, such as C2DB
         demo.snapshot_lmdb_path      part "snapshots", only when asked for: energies of unrelaxed H on such sheets
@@ -17,8 +18,11 @@ depend on the order in which the workers finish.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 from collections import Counter
@@ -27,10 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers
+from pymatgen.core import Composition
 from tqdm import tqdm
 
+import competing_phases
 import config
+import mp_entries
 from adsorption_records import (
     SURFACE_METALS,
     adsorption_tasks,
@@ -187,9 +195,18 @@ def build_monolayers(settings: config.DemoConfig, seed: int) -> tuple[list[dict[
 def relax_phase(
     potential: Potential, settings: config.DemoConfig, key: str, kind: str, elements: list[str], name: str
 ) -> dict[str, Any]:
-    """One elemental or binary phase, relaxed."""
-    phases = dict(elemental_phases(elements[0]) if kind == "element" else binary_phases(*elements))
-    atoms = phases[name]
+    """One elemental, binary or other competing phase, relaxed."""
+    return {"key": key, "kind": kind, "name": name} | relax_start(_start(kind, elements, name), potential, settings)
+
+
+def _start(kind: str, elements: list[str], name: str) -> Atoms:
+    if kind == "compound":
+        return competing_phases.build(name, elements)
+    return dict(elemental_phases(elements[0]) if kind == "element" else binary_phases(*elements))[name]
+
+
+def relax_start(atoms: Atoms, potential: Potential, settings: config.DemoConfig) -> dict[str, Any]:
+    """A molecule in its box, a layer in its plane, a crystal with its whole cell free: formula, energy, cell lengths and status."""
     if is_molecular(atoms):
         atoms.pbc = True
         result = relax_positions(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
@@ -198,9 +215,6 @@ def relax_phase(
     else:
         result = relax_bulk(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
     return {
-        "key": key,
-        "kind": kind,
-        "name": name,
         "formula": result.atoms.get_chemical_formula("hill"),
         "energy_per_atom": result.energy / len(result.atoms),
         "lengths": result.atoms.cell.lengths().tolist(),
@@ -209,13 +223,18 @@ def relax_phase(
 
 
 def reference_tasks(monolayers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every element of the monolayers and of the metal surfaces, and every cation-anion pair of these elements.
+    """``phase_tasks`` of every element of the monolayers and of the metal surfaces."""
+    in_monolayers = {el for result in monolayers for el in result["elements"]}
+    return phase_tasks(in_monolayers | {"H"} | set(SURFACE_METALS))
+
+
+def phase_tasks(symbols: set[str]) -> list[dict[str, Any]]:
+    """The elements, every cation-anion pair of them, and the compounds of ``competing_phases`` that hold no other element.
 
     All pairs, not only those that occur together in a monolayer: a new composition is judged against the compounds of its own
     pairs, and without them it would look far more stable than it is.
     """
-    in_monolayers = {el for result in monolayers for el in result["elements"]}
-    elements = sorted(in_monolayers | {"H"} | set(SURFACE_METALS), key=atomic_numbers.get)
+    elements = sorted(symbols, key=atomic_numbers.get)
     tasks = [
         {"key": f"element:{el}:{name}", "kind": "element", "elements": [el], "name": name}
         for el in elements
@@ -226,37 +245,109 @@ def reference_tasks(monolayers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for cation, anion in sorted(pair for pair in pairs if pair is not None):
         for name, _ in binary_phases(cation, anion):
             tasks.append({"key": f"binary:{cation}-{anion}:{name}", "kind": "binary", "elements": [cation, anion], "name": name})
+    for name, decoration in competing_phases.compounds(symbols):
+        key = f"compound:{'-'.join(decoration)}:{name}"
+        tasks.append({"key": key, "kind": "compound", "elements": list(decoration), "name": name})
     return tasks
+
+
+def _usable(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [r for r in results if r["status"] in ("ok", "not converged") and is_sane(r["energy_per_atom"], 1)]
+
+
+def _status_counts(results: list[dict[str, Any]]) -> dict[str, int]:
+    return {f"status: {status}": n for status, n in sorted(Counter(result["status"] for result in results).items())}
 
 
 def build_references(
     settings: config.DemoConfig, monolayers: list[dict[str, Any]]
 ) -> tuple[References, list[dict[str, Any]], dict]:
-    """Elements, bulk compounds and the monolayers themselves as competing phases."""
+    """Elements, compounds and the monolayers themselves as competing phases."""
     results = relax_all("references", relax_phase, reference_tasks(monolayers), settings)
-    usable = [r for r in results if r["status"] in ("ok", "not converged") and is_sane(r["energy_per_atom"], 1)]
-    dropped = Counter(result["status"] for result in results)
+    usable = _usable(results)
     identity = load_potential(settings.potential, settings.potential_checkpoint).identity
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in usable]
     for result in monolayers:
         atoms = unpack_atoms(result["atoms"])
         formula = atoms.get_chemical_formula("hill")
         phases.append(ReferencePhase(formula, result["energy"] / len(atoms), f"monolayer {result['prototype']}"))
-    counts = {"phases": len(phases), **{f"status: {status}": n for status, n in sorted(dropped.items())}}
-    return References(identity, phases), usable, counts
+    entries, counts = entry_phases(settings)
+    phases += entries
+    return References(identity, phases), usable, {"phases": len(phases), **_status_counts(results), **counts}
+
+
+def relax_entry(potential: Potential, settings: config.DemoConfig, key: str, name: str, atoms: dict[str, Any]) -> dict[str, Any]:
+    """One crystal of the Materials Project, relaxed; an element that the potential does not know is a status."""
+    crystal = unpack_atoms(atoms, pbc=True)
+    try:
+        return {"key": key, "name": name} | relax_start(crystal, potential, settings)
+    except (ValueError, KeyError, IndexError) as error:
+        formula = crystal.get_chemical_formula("hill")
+        return {
+            "key": key,
+            "name": name,
+            "formula": formula,
+            "energy_per_atom": math.nan,
+            "status": f"failed: {type(error).__name__}",
+        }
+
+
+def entry_phases(settings: config.DemoConfig) -> tuple[list[ReferencePhase], dict[str, int]]:
+    """The structures of ``mp_entries_path``, relaxed with the potential; nothing where it names no file."""
+    if not settings.mp_entries_path:
+        return [], {}
+    crystals, left_out = mp_entries.read_entries(settings.mp_entries_path)
+    tasks = []
+    for entry_id, atoms in crystals:
+        packed = pack_atoms(atoms)
+        digest = hashlib.sha256(json.dumps(packed, sort_keys=True).encode()).hexdigest()[:12]
+        tasks.append({"key": f"mp:{entry_id}:{digest}", "name": f"MP {entry_id}", "atoms": packed})
+    results = relax_all("references", relax_entry, tasks, settings)
+    phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in _usable(results)]
+    counts = {"MP phases": len(phases), **{f"MP entries, {reason}": count for reason, count in left_out.items()}}
+    return phases, counts | {f"MP {name}": count for name, count in _status_counts(results).items()}
+
+
+def known_references(settings: config.DemoConfig) -> References | None:
+    """The references at ``references_path`` where they were made with this potential; otherwise None."""
+    if not Path(settings.references_path).is_file():
+        return None
+    try:
+        return References.load(settings.references_path, load_potential(settings.potential, settings.potential_checkpoint))
+    except StageError as error:
+        log.warning("the references are built anew: %s", str(error).partition(";")[0])
+        return None
+
+
+def extend_references(settings: config.DemoConfig, known: References) -> tuple[References, dict[str, int]]:
+    """``known``, the phases of ``phase_tasks`` that it lacks and those of ``mp_entries_path``; an entry replaces its older self."""
+    names = {(phase.formula, phase.prototype) for phase in known.phases}
+    wanted = [
+        task
+        for task in phase_tasks(known.elements)
+        if (_start(task["kind"], task["elements"], task["name"]).get_chemical_formula("hill"), task["name"]) not in names
+    ]
+    results = relax_all("references", relax_phase, wanted, settings)
+    new = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in _usable(results)]
+    entries, counts = entry_phases(settings)
+    merged = {(phase.formula, phase.prototype): phase for phase in [*known.phases, *new, *entries]}
+    references = References(known.identity, merged.values())
+    orphans = sorted({el.symbol for phase in entries for el in Composition(phase.formula)} - references.elements)
+    if orphans:
+        log.warning("no elemental reference for %s: entries with them cannot compete", ", ".join(orphans))
+    return references, {"phases": len(merged), "new": len(merged) - len(names), **_status_counts(results), **counts}
 
 
 # -------------------------------------------------------------------------------------------------------------------- products
 
 
 def write_database(
-    settings: config.DemoConfig, monolayers: list[dict], references: References, counts: dict, seed: int
+    settings: config.DemoConfig, monolayers: list[dict], references: References, counts: dict, seed: int, too_high: int = 0
 ) -> dict[str, int]:
-    """The ASE database with C2DB's key names; returns the counts."""
+    """The ASE database with C2DB's key names; returns the counts. too_high: sheets above the elements dropped before."""
     from ase.db import connect
 
     rows = []
-    too_high = 0
     for result in monolayers:
         atoms = unpack_atoms(result["atoms"])
         hform = references.e_form(atoms, result["energy"])
@@ -284,6 +375,26 @@ def write_database(
     inputs = [settings.references_path]
     config.write_sidecar(settings.db_path, stage=STAGE, seed=seed, settings=settings, inputs=inputs, counts=counts, metrics=metrics)
     return counts
+
+
+def update_database(settings: config.DemoConfig, references: References, seed: int) -> dict[str, int]:
+    """Writes hform and ehull of the monolayer database anew where it was made with these references; returns the counts."""
+    from ase.db import connect
+
+    path = Path(settings.db_path)
+    if not path.is_file() or not config.sidecar_path(path).is_file():
+        return {}
+    card = config.read_sidecar(path, stage=STAGE)
+    if card["settings"]["potential"] != settings.potential or config.relative_name(settings.references_path) not in card["inputs"]:
+        return {}
+    rows = [(row, row.toatoms()) for row in connect(path).select()]
+    monolayers = [{"prototype": row.prototype, "energy": row.energy_potential, "atoms": pack_atoms(atoms)} for row, atoms in rows]
+    counts = {key: value for key, value in card["counts"].items() if key not in ("rows", "prototypes", "elements")}
+    made_with = dataclasses.replace(
+        settings, **{k: v for k, v in card["settings"].items() if k.startswith(("num_", "max_", "fmax"))}
+    )
+    before = counts.pop("dropped: above the elements", 0)
+    return write_database(made_with, monolayers, references, counts, seed, before)
 
 
 def write_random_decorations(settings: config.DemoConfig, seed: int) -> int:
@@ -324,12 +435,17 @@ def main(cfg: config.Config) -> None:
     settings, seed = cfg.demo, cfg.run.seed
     parts = {"monolayers", "references", "adsorption", "random"} if "all" in settings.parts else set(settings.parts)
     summary: dict[str, Any] = {}
-    if parts & {"monolayers", "references", "adsorption"}:
+    known = known_references(settings) if "references" in parts and not parts & {"monolayers", "adsorption"} else None
+    if known is not None:
+        references, summary["references"] = extend_references(settings, known)
+        references.save(settings.references_path)
+        if updated := update_database(settings, references, seed):
+            summary["monolayers"] = updated
+    elif parts & {"monolayers", "references", "adsorption"}:
         monolayers, counts = build_monolayers(settings, seed)
         if not monolayers:
             raise StageError(f"no monolayer survived its relaxation: {counts}")
         log.info("monolayers: %s", counts)
-    if parts & {"references", "monolayers", "adsorption"}:
         references, phases, phase_counts = build_references(settings, monolayers)
         summary["references"] = phase_counts
         if "references" in parts:
