@@ -363,24 +363,48 @@ def recipes(elements: set[int] | None = None) -> list[Recipe]:
     """Compositions for the generator, in a fixed order.
 
     Every decoration of every prototype; in the ionic families also those with any other metal on the metal site, where common
-    oxidation states balance. New materials are among those: the decorations listed are what the families are known by.
+    oxidation states balance. New materials are among those: the decorations listed are what the families are known by. Then the
+    same with half of a site's atoms replaced by another of its elements, as in CuInP2S6 or double-metal MXenes (``_mixed``).
     elements: atomic numbers allowed; None: all.
     """
     metals = sorted({el for p in _ALL for site in p.sites for el in site if el not in NONMETALS}, key=atomic_numbers.get)
-    result = []
+    result: list[Recipe] = []
+    mixed: dict[tuple[int, ...], Recipe] = {}
     for prototype in PROTOTYPES.values():
         sites = tuple(_widened(site, metals) for site in prototype.sites) if prototype.ionic else prototype.sites
+        if elements is not None:
+            sites = tuple(tuple(el for el in site if atomic_numbers[el] in elements) for site in sites)
         for decoration in replace(prototype, sites=sites).decorations():
-            numbers = [atomic_numbers[el] for el in decoration]
-            if elements is not None and not set(numbers) <= elements:
-                continue
             known = all(el in site for el, site in zip(decoration, prototype.sites, strict=True))
             atoms = prototype.build(*decoration)
+            numbers = tuple(int(z) for z in atoms.numbers)
+            for recipe in _mixed(prototype, sites, decoration, numbers):
+                mixed.setdefault(tuple(sorted(recipe.atomic_numbers)), recipe)
             formula = atoms.get_chemical_formula("metal")
             if prototype.ionic and not charge_neutral(formula, strict=not known):
                 continue
-            result.append(Recipe(formula, tuple(int(z) for z in atoms.numbers), prototype.name))
-    return result
+            result.append(Recipe(formula, numbers, prototype.name))
+    pure = {tuple(sorted(recipe.atomic_numbers)) for recipe in result}
+    return result + [recipe for key, recipe in mixed.items() if key not in pure]
+
+
+def _mixed(
+    prototype: Prototype, sites: tuple[tuple[str, ...], ...], decoration: tuple[str, ...], numbers: tuple[int, ...]
+) -> Iterator[Recipe]:
+    """Recipes with half of the atoms of one site replaced by a heavier element of that site; ionic ones balance in common states."""
+    for element, site in zip(decoration, sites, strict=True):
+        places = [k for k, z in enumerate(numbers) if z == atomic_numbers[element]]
+        if decoration.count(element) > 1 or len(places) % 2:
+            continue
+        for other in site:
+            if other in decoration or atomic_numbers[other] < atomic_numbers[element]:
+                continue
+            changed = list(numbers)
+            for k in places[::2]:
+                changed[k] = atomic_numbers[other]
+            formula = Atoms(numbers=changed).get_chemical_formula("metal")
+            if not prototype.ionic or charge_neutral(formula, strict=True):
+                yield Recipe(formula, tuple(changed), f"{prototype.name} mixed")
 
 
 def family_recipes(name: str, sites: tuple[tuple[str, ...], ...]) -> list[Recipe]:

@@ -31,7 +31,7 @@ from models import DenoisingEGNN, NoiseEstimate, PropertyEstimate
 TEMPERATURE_EV = 0.1  # guidance_scale 1 tilts the sampled density by exp(−L_target / 0.1 eV)
 LATTICE_BOUND = 4.0  # scaled S stays within this many spreads
 STATE_DECIMALS = 6  # of the final fractional coordinates, heights (Å) and S
-COMPOSITION_DRAWS = 4  # noise draws behind the composition-only prediction
+COMPOSITION_DRAWS = 2  # noise draws behind the composition-only prediction
 
 
 def candidate_generator(seed: int, index: int) -> torch.Generator:

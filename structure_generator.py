@@ -44,6 +44,7 @@ STAGE = "structure_generator.py"
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 MAX_ROUNDS = 3  # of oversample x num_structures sheets, while too few are valid
 MAX_RECIPE_ATOMS = 40
+COMPOSITION_POOL, POOL_PER_CANDIDATE = 2048, 4  # recipes among which guidance chooses: at least, and per sheet to be sampled
 PARTIAL_DIR = ".partial"
 
 
@@ -112,18 +113,22 @@ def reduced_formula(numbers: Sequence[int]) -> str:
 def order_recipes(
     model: DenoisingEGNN, recipes: list[Recipe], known_formulas: set[str], settings: config.GenerationConfig, seed: int, device: Any
 ) -> list[Recipe]:
-    """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order.
+    """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order in which every
+    family has the same weight, however many recipes it has.
 
-    With guidance the order is a draw without replacement (Gumbel top-k) with weights exp(−η L_target / 0.1 eV), L_target from the
-    heads' composition-only answer: the same tilt that guidance applies to the geometry.
+    With guidance the first of them (at least COMPOSITION_POOL) are drawn again without replacement with weights
+    exp(−η L_target / 0.1 eV), L_target from the heads' composition-only answer: the tilt that guidance applies to the geometry.
     """
-    loss, strength = np.zeros(len(recipes)), 0.0
-    if settings.guidance_scale > 0 and settings.guide_composition:
-        strength = settings.guidance_scale
-        loss = np.round(composition_loss(model, [r.atomic_numbers for r in recipes], settings, seed, device), 6)
-    keys = tilted_keys(loss, range(len(recipes)), strength, seed)
+    sizes = Counter(recipe.family for recipe in recipes)
+    prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
     known = np.array([reduced_formula(r.atomic_numbers) in known_formulas for r in recipes])
-    return [recipes[i] for i in np.lexsort((-keys, known))]
+    order = np.lexsort((-prior, known))
+    if settings.guidance_scale > 0 and settings.guide_composition:
+        pool = order[: max(COMPOSITION_POOL, math.ceil(POOL_PER_CANDIDATE * settings.oversample * settings.num_structures))]
+        loss = composition_loss(model, [recipes[i].atomic_numbers for i in pool], settings, seed, device)
+        keys = tilted_keys(np.round(loss, 6), pool, settings.guidance_scale, seed + 1)
+        order = np.concatenate([pool[np.lexsort((-keys, known[pool]))], order[len(pool) :]])
+    return [recipes[i] for i in order]
 
 
 def tilted_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import spglib
+from ase import Atoms
 from ase.data import atomic_numbers
 
 import geo_utils as geo
@@ -72,6 +73,20 @@ def test_recipes_cover_chemistry_and_obey_the_element_list():
     assert len(everything) > 1.3 * listed, "metals beyond the listed decorations are tried"
     formulas = {recipe.formula for recipe in everything}
     assert "RuS2" in formulas or "OsSe2" in formulas
+
+
+def test_mixed_recipes_are_real_chemistry():
+    """CuInP2S6, a double-metal MXene and a Janus-like chalcogenide are among them; ionic ones balance; none comes twice."""
+    everything = recipes(geo.element_set(["Cu", "In", "P", "S", "Ti", "Mo", "C", "O", "Sn", "Se"]))
+    mixed = {tuple(sorted(r.atomic_numbers)): r for r in everything if r.family.endswith("mixed")}
+    for formula in ("CuInP2S6", "TiMoCO2", "Sn2SSe"):
+        numbers = tuple(sorted(Atoms(formula).numbers.tolist()))
+        assert numbers in mixed, formula
+    for recipe in mixed.values():
+        if PROTOTYPES[recipe.family.removesuffix(" mixed")].ionic:
+            assert charge_neutral(recipe.formula, strict=True), recipe.formula
+    compositions = [tuple(sorted(r.atomic_numbers)) for r in everything if r.family.endswith("mixed")]
+    assert len(compositions) == len(set(compositions)) and len(compositions) > 30
 
 
 def test_charge_neutrality():

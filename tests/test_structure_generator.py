@@ -130,6 +130,14 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
 
 
+def test_families_have_the_same_weight(model, settings):
+    """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
+    recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]
+    free = dataclasses.replace(settings, guidance_scale=0.0)
+    first = [order_recipes(model, recipes, set(), free, seed, "cpu")[0].family for seed in range(100)]
+    assert 30 < first.count("small") < 70
+
+
 def test_recipes_from_formulas():
     (recipe,) = parse_recipes(["Mo2S4"], {42, 16})
     assert sorted(recipe.atomic_numbers) == [16] * 4 + [42] * 2
