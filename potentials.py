@@ -36,6 +36,7 @@ from reference_phases import cation_and_anion
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
 MAX_ENERGY_PER_ATOM = 50.0  # eV; beyond any bonded solid: a potential that has left its domain
+MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
 MAX_STRAIN = 0.5  # in-plane lengths may change by this share before a relaxation counts as collapsed
 
 
@@ -346,6 +347,8 @@ class References:
         from pymatgen.analysis.phase_diagram import PhaseDiagram
 
         if symbols not in self._diagrams:
+            if len(self._diagrams) >= MAX_DIAGRAMS:
+                del self._diagrams[next(iter(self._diagrams))]
             subsets = (frozenset(s) for size in range(1, len(symbols) + 1) for s in combinations(sorted(symbols), size))
             self._diagrams[symbols] = PhaseDiagram([entry for subset in subsets for entry in self._entries.get(subset, [])])
         return self._diagrams[symbols]
