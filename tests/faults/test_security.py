@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
+import dependency_audit
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -109,3 +111,17 @@ def test_the_unpickler_is_the_allow_listed_one():
     (unpickler,) = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef) and n.name == "_SafeUnpickler"]
     methods = {n.name for n in unpickler.body if isinstance(n, ast.FunctionDef)}
     assert "find_class" in methods
+
+
+def test_the_committed_audit_is_of_the_pinned_versions():
+    found = json.loads((ROOT / "tests" / "data" / "dependency_audit.json").read_text(encoding="utf-8"))
+    rows = {row["package"]: row for row in found["packages"]}
+    assert {name: rows[name]["version"] for name in dependency_audit.pinned()} == dependency_audit.pinned()
+    assert all(row["licence"] and row["advisories_that_cover_it"] == [] for row in rows.values())
+    assert found["advisory_data"]["version"] and found["advisory_data"]["data_of"]
+
+
+def test_an_advisory_that_covers_a_version_is_found():
+    rows = dependency_audit.audit({"numpy": [{"id": "x-1", "specs": ["<99"]}, {"id": "x-2", "specs": ["<1.0", ">=98"]}]})
+    (numpy,) = [row for row in rows if row["package"] == "numpy"]
+    assert numpy["advisories_known"] == 2 and numpy["advisories_that_cover_it"] == ["x-1"] and numpy["pinned"]
