@@ -196,9 +196,11 @@ class LabelStore:
             "in_domain": her.in_domain,
         }
         line = json.dumps(label)
-        self.handle.write(line + "\n")
-        self.handle.flush()
-        self.labels[key] = json.loads(line)  # what the next start would read, so that products are equal byte for byte
+        stored = json.loads(line)  # what the next start would read, so that products are equal byte for byte
+        if self.labels.get(key) != stored:  # part of a chunk may be there already
+            self.handle.write(line + "\n")
+            self.handle.flush()
+            self.labels[key] = stored
 
 
 def label_rows(

@@ -176,7 +176,7 @@ def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
                 "demo.references_path": "{run}/references.json.gz",
                 "demo.random_cif_dir": "{run}/random",
                 "demo.work_dir": "{run}/work",
-                "demo.num_monolayers": 8 if simple else 2,
+                "demo.num_monolayers": 4 if simple else 2,
                 "demo.num_adsorption": 6 if simple else 3,
                 "demo.num_random": 4,
                 "demo.max_steps": 60,
@@ -561,6 +561,7 @@ def kill_stage(
             share = rng.random()
             if not trial.killed_after(share * seconds, outcome):
                 break
+            print(f"\r{name}: {outcome.kills + 1} kills", end="", file=sys.stderr, flush=True)
             outcome.kills += 1
             outcome.kill_shares.append(round(share, 3))
         else:
