@@ -42,7 +42,7 @@ log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
-MAX_ROUNDS = 3  # of oversample x num_structures sheets, while too few are valid
+MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 MAX_RECIPE_ATOMS = 40
 COMPOSITION_POOL, POOL_PER_CANDIDATE = 2048, 4  # recipes among which guidance chooses: at least, and per sheet to be sampled
 PARTIAL_DIR = ".partial"
@@ -413,6 +413,9 @@ def main(cfg: config.Config) -> None:
     candidates: list[Candidate] = []
     valid: list[Candidate] = []
     for _ in range(MAX_ROUNDS):
+        if candidates:  # later rounds make up for what was not valid
+            missing = settings.num_structures - len(valid)
+            round_size = min(round_size, math.ceil(missing * len(candidates) / max(len(valid), 1)) + 1)
         indices = range(len(candidates), len(candidates) + round_size)
         fresh = sample_candidates(model, recipes, indices, cfg, store, device)
         finish_candidates(fresh, settings)
