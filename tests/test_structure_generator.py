@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import chain, repeat
 from pathlib import Path
 
 import ase.io
@@ -315,11 +316,12 @@ def test_selection_draws_with_the_tilt_of_the_guidance():
 
 
 def test_too_few_valid_sheets(cfg, monkeypatch, caplog):
-    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: "ok" if len(s) == 5 else "disconnected")
+    verdicts = chain(["ok"] * 3, repeat("disconnected"))
+    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: next(verdicts))
     structure_generator.main(with_generation(cfg, num_structures=8, oversample=1.0))
     assert "fewer than generation.num_structures=8" in caplog.text
     monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: "too thick")
-    with pytest.raises(config.StageError, match="none of 12 sampled sheets is valid .*12 too thick"):
+    with pytest.raises(config.StageError, match="none of 20 sampled sheets is valid .*20 too thick"):
         structure_generator.main(with_generation(cfg, oversample=1.0))
 
 
