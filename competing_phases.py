@@ -29,6 +29,7 @@ from prototypes import (
 
 BOX = 14.0  # Å, molecules
 GAP = 11.0  # Å, between chains
+ALKALI = ("Li", "Na", "K", "Rb", "Cs")
 RARE = ("Sc", "Y", "La")
 CHAIN_METALS = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Mo", "W", "Re", "Os", "Pt", "Te")
 TETRAFLUORIDES = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Mo", "Mn", "Ru", "Ir", "Pd", "Pt", "Ge", "Sn", "Pb")
@@ -273,6 +274,12 @@ def antifluorite(m: str, x: str) -> Atoms:
     return fluorite(x, m)
 
 
+def lithium_bismuthide(m: str, x: str) -> Atoms:
+    """M3X (Li3Bi)."""
+    sites = [(0.25, 0.25, 0.25), (0.5, 0.5, 0.5), (0, 0, 0)]
+    return _crystal([m, m, x], sites, 225, _cubic(4 * 0.97 * bond(m, x) / 3**0.5))
+
+
 def rocksalt(m: str, x: str) -> Atoms:
     """MX."""
     return _crystal([m, x], [(0, 0, 0), (0.5, 0.5, 0.5)], 225, _cubic(1.95 * bond(m, x)))
@@ -395,6 +402,9 @@ _FAMILIES = (
     Prototype("PtS", (("Pd", "Pt"), ("O", "S")), cooperite, ionic=False),
     Prototype("cuprite", (("Cu", "Ag", "Tl"), ("O",)), cuprite, ionic=False),
     Prototype("PdCl2 chain", (("Pd", "Pt", "Cu"), HEAVY_HALOGENS), square_chain, ionic=False),
+    Prototype("rocksalt", (ALKALI, HALOGENS), rocksalt, ionic=False),
+    Prototype("antifluorite", (ALKALI, CHALCOGENS), antifluorite, ionic=False),
+    Prototype("Li3Bi", (ALKALI, ("N", "P", "As", "Sb", "Bi")), lithium_bismuthide, ionic=False),
     # Carbides, nitrides, borides, hydrides
     Prototype("Ta2C", (("Ti", "V", "Nb", "Ta", "Mo", "W", "Cr"), ("C", "N")), ditantalum_carbide, ionic=False),
     Prototype("WC", (("Nb", "Ta", "Mo", "W"), ("C", "N")), tungsten_carbide, ionic=False),

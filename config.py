@@ -196,6 +196,7 @@ class GenerationConfig:
     weight_synth: float = setting(0.2, "c2, weight of −log P_synth in the guidance target", low=0)
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
     guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' composition-only answer")
+    composition_pool: int = setting(0, "recipes, drawn at random, among which guidance chooses; 0: all of them", low=0)
     num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)

@@ -229,18 +229,20 @@ def reference_tasks(monolayers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def phase_tasks(symbols: set[str]) -> list[dict[str, Any]]:
-    """The elements, every cation-anion pair of them, and the compounds of ``competing_phases`` that hold no other element.
+    """These elements and the alkali metals, every cation-anion pair, and the compounds of ``competing_phases`` of them.
 
     All pairs, not only those that occur together in a monolayer: a new composition is judged against the compounds of its own
-    pairs, and without them it would look far more stable than it is.
+    pairs, and without them it would look far more stable than it is. The compounds of the alkali metals are those of
+    ``competing_phases`` alone.
     """
+    symbols = symbols | set(competing_phases.ALKALI)
     elements = sorted(symbols, key=atomic_numbers.get)
     tasks = [
         {"key": f"element:{el}:{name}", "kind": "element", "elements": [el], "name": name}
         for el in elements
         for name, _ in elemental_phases(el)
     ]
-    paired = [el for el in elements if el != "H"]
+    paired = [el for el in elements if el not in ("H", *competing_phases.ALKALI)]
     pairs = {cation_and_anion(first, second) for first in paired for second in paired if first < second}
     for cation, anion in sorted(pair for pair in pairs if pair is not None):
         for name, _ in binary_phases(cation, anion):

@@ -391,7 +391,7 @@ def recipes(elements: set[int] | None = None) -> list[Recipe]:
 def _mixed(
     prototype: Prototype, sites: tuple[tuple[str, ...], ...], decoration: tuple[str, ...], numbers: tuple[int, ...]
 ) -> Iterator[Recipe]:
-    """Recipes with half of the atoms of one site replaced by a heavier element of that site; ionic ones balance in common states."""
+    """Recipes with half of one site's atoms replaced by a heavier element of that site; ionic ones balance in common states."""
     for element, site in zip(decoration, sites, strict=True):
         places = [k for k, z in enumerate(numbers) if z == atomic_numbers[element]]
         if decoration.count(element) > 1 or len(places) % 2:

@@ -44,7 +44,6 @@ STAGE = "structure_generator.py"
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 MAX_RECIPE_ATOMS = 40
-COMPOSITION_POOL, POOL_PER_CANDIDATE = 2048, 4  # recipes among which guidance chooses: at least, and per sheet to be sampled
 PARTIAL_DIR = ".partial"
 
 
@@ -116,7 +115,7 @@ def order_recipes(
     """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order in which every
     family has the same weight, however many recipes it has.
 
-    With guidance the first of them (at least COMPOSITION_POOL) are drawn again without replacement with weights
+    With guidance the first ``composition_pool`` of them are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' composition-only answer: the tilt that guidance applies to the geometry.
     """
     sizes = Counter(recipe.family for recipe in recipes)
@@ -124,7 +123,7 @@ def order_recipes(
     known = np.array([reduced_formula(r.atomic_numbers) in known_formulas for r in recipes])
     order = np.lexsort((-prior, known))
     if settings.guidance_scale > 0 and settings.guide_composition:
-        pool = order[: max(COMPOSITION_POOL, math.ceil(POOL_PER_CANDIDATE * settings.oversample * settings.num_structures))]
+        pool = order[: settings.composition_pool or None]
         loss = composition_loss(model, [recipes[i].atomic_numbers for i in pool], settings, seed, device)
         keys = tilted_keys(np.round(loss, 6), pool, settings.guidance_scale, seed + 1)
         order = np.concatenate([pool[np.lexsort((-keys, known[pool]))], order[len(pool) :]])
