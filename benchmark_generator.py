@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import config
 from geo_utils import Sheet
+from judging import JUDGED_SETTINGS
 from metrics import rate_metric
 
 log = logging.getLogger("her2d")
@@ -239,6 +240,8 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ("sampled_valid", "valid as sampled"),
         ("rate_unique", "unique"),
     )
+    if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential was not asked
+        panels = [(name, title) for name, title in panels if name != "hit_rate_corrected"]
     series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
     none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
     both = [row for row in rows if row["series"] == "both"]
@@ -252,11 +255,12 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
                 _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)
             axis.set_title(title, fontsize=10)
-            axis.set_xscale("symlog", linthresh=0.1)
-            axis.set_xlabel("dose")
+            axis.set_xlabel("dose (η or w)")
             axis.grid(alpha=0.3)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        axes.flat[0].legend(handles, labels, fontsize=8)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        axes.flat[0].legend(fontsize=8, loc="upper right")
+        axes.flat[0].set_ylim(top=1.6 * axes.flat[0].get_ylim()[1])  # room for the legend
 
 
 def _errorbars(axis: Any, doses: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
@@ -301,11 +305,20 @@ def _write(cfg: config.Config, path: Path, inputs: Sequence[str | Path], content
             "stage": STAGE,
             "git_commit": config.git_commit(),
             "seed": cfg.run.seed,
-            "settings": dataclasses.asdict(cfg.benchmark) | {"output_dir": config.relative_name(cfg.benchmark.output_dir)},
+            "settings": _without_machine(dataclasses.asdict(cfg.benchmark)),
+            "generation": _without_machine(dataclasses.asdict(cfg.generation)),
+            "evaluation": {name: getattr(cfg.evaluation, name) for name in ("potential", *JUDGED_SETTINGS)},
             "inputs": {config.relative_name(p): config.file_sha256(p) for p in inputs},
         }
         | content,
     )
+
+
+def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are relative to the project."""
+    return {
+        key: config.relative_name(value) if key in ("output_dir", "judge_checkpoint") else value for key, value in settings.items()
+    }
 
 
 if __name__ == "__main__":
