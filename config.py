@@ -202,6 +202,9 @@ class GenerationConfig:
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
+    mixed_recipes: bool = setting(
+        False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
+    )
     oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)

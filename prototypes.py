@@ -359,17 +359,17 @@ def charge_neutral(formula: str, strict: bool = False) -> bool:
     return bool(smact_validity(composition, use_pauling_test=True, include_alloys=False))
 
 
-def recipes(elements: set[int] | None = None) -> list[Recipe]:
+def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recipe]:
     """Compositions for the generator, in a fixed order.
 
     Every decoration of every prototype; in the ionic families also those with any other metal on the metal site, where common
-    oxidation states balance. New materials are among those: the decorations listed are what the families are known by. Then the
-    same with half of a site's atoms replaced by another of its elements, as in CuInP2S6 or double-metal MXenes (``_mixed``).
-    elements: atomic numbers allowed; None: all.
+    oxidation states balance. New materials are among those: the decorations listed are what the families are known by.
+    elements: atomic numbers allowed; None: all. mixed: also the same with half of a site's atoms replaced by another of its
+    elements, as in CuInP2S6 or double-metal MXenes (``_mixed``).
     """
     metals = sorted({el for p in _ALL for site in p.sites for el in site if el not in NONMETALS}, key=atomic_numbers.get)
     result: list[Recipe] = []
-    mixed: dict[tuple[int, ...], Recipe] = {}
+    further: dict[tuple[int, ...], Recipe] = {}
     for prototype in PROTOTYPES.values():
         sites = tuple(_widened(site, metals) for site in prototype.sites) if prototype.ionic else prototype.sites
         if elements is not None:
@@ -378,14 +378,14 @@ def recipes(elements: set[int] | None = None) -> list[Recipe]:
             known = all(el in site for el, site in zip(decoration, prototype.sites, strict=True))
             atoms = prototype.build(*decoration)
             numbers = tuple(int(z) for z in atoms.numbers)
-            for recipe in _mixed(prototype, sites, decoration, numbers):
-                mixed.setdefault(tuple(sorted(recipe.atomic_numbers)), recipe)
+            for recipe in _mixed(prototype, sites, decoration, numbers) if mixed else ():
+                further.setdefault(tuple(sorted(recipe.atomic_numbers)), recipe)
             formula = atoms.get_chemical_formula("metal")
             if prototype.ionic and not charge_neutral(formula, strict=not known):
                 continue
             result.append(Recipe(formula, numbers, prototype.name))
     pure = {tuple(sorted(recipe.atomic_numbers)) for recipe in result}
-    return result + [recipe for key, recipe in mixed.items() if key not in pure]
+    return result + [recipe for key, recipe in further.items() if key not in pure]
 
 
 def _mixed(

@@ -399,7 +399,7 @@ def main(cfg: config.Config) -> None:
     if settings.recipes:
         recipes = parse_recipes(settings.recipes, elements)
     else:
-        recipes = prototypes.recipes(elements)
+        recipes = prototypes.recipes(elements, settings.mixed_recipes)
         if not recipes:
             raise config.StageError("no prototype recipe consists of elements that the model was trained on")
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}

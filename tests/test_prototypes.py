@@ -77,7 +77,7 @@ def test_recipes_cover_chemistry_and_obey_the_element_list():
 
 def test_mixed_recipes_are_real_chemistry():
     """CuInP2S6, a double-metal MXene and a Janus-like chalcogenide are among them; ionic ones balance; none comes twice."""
-    everything = recipes(geo.element_set(["Cu", "In", "P", "S", "Ti", "Mo", "C", "O", "Sn", "Se"]))
+    everything = recipes(geo.element_set(["Cu", "In", "P", "S", "Ti", "Mo", "C", "O", "Sn", "Se"]), mixed=True)
     mixed = {tuple(sorted(r.atomic_numbers)): r for r in everything if r.family.endswith("mixed")}
     for formula in ("CuInP2S6", "TiMoCO2", "Sn2SSe"):
         numbers = tuple(sorted(Atoms(formula).numbers.tolist()))
