@@ -501,6 +501,9 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
         where = f" ({error.filename})" if error.filename else ""
         print(f"{script}: {error.strerror or error}{where}", file=sys.stderr)
         return 1
+    except sqlite3.OperationalError as error:  # a disk that is full or read-only, a database that is locked
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{script}: interrupted; start it again to go on", file=sys.stderr)
         return 130

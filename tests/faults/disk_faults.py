@@ -76,7 +76,7 @@ def check(trial: harness.Trial, fault: str, run: Path, before: dict[str, Any], l
     for path in harness.products(run):
         if path.name != "filler":
             harness.check_readable(path)
-    return lines[0].removeprefix(named)
+    return lines[0].removeprefix(named).replace(f"{trial.base}/", "")
 
 
 def check_stage(trial: harness.Trial) -> dict[str, str]:

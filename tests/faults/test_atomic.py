@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import sqlite3
 import subprocess
 import sys
 import time
@@ -77,6 +78,14 @@ def test_errors_that_are_no_disks_stay_what_they_are(tmp_path):
     with pytest.raises(config.StageError, match="mine"), config.atomic_path(tmp_path / "x"):
         raise config.StageError("mine")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_found_by_sqlite_is_one_line(capsys):
+    def stage(_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    assert config.run_stage(stage, "doc", ("run",), []) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(": database or disk is full")
 
 
 def _worker(path: str) -> None:
