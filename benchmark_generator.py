@@ -30,6 +30,7 @@ import config
 from geo_utils import Sheet
 from judging import JUDGED_SETTINGS
 from metrics import rate_metric
+from prototypes import Recipe
 
 log = logging.getLogger("her2d")
 
@@ -106,10 +107,12 @@ def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: 
 
 
 def predict_structures(cfg: config.Config, folder: Path) -> dict[str, Any]:
-    """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk."""
+    """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk. Sample s of a row takes the
+    s-th template that the library of the model's training set suggests for its composition; the row's own symmetry is not used."""
     from models import load_denoiser
     from sampling import sample
-    from structure_generator import CHECKPOINT_HINT, SampleStore
+    from structure_generator import CHECKPOINT_HINT, FORMULA, SampleStore, plan_candidate
+    from template_library import TemplateLibrary
 
     settings, seed = cfg.benchmark, cfg.run.seed
     device = config.resolve_device(cfg.run)
@@ -129,13 +132,16 @@ def predict_structures(cfg: config.Config, folder: Path) -> dict[str, Any]:
         "rows": [uid for uid, _, _ in rows],
     }
     store = SampleStore(folder / "csp_samples", hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest())
+    recipes = [Recipe(formula, tuple(sheet.atomic_numbers.tolist()), FORMULA) for _, formula, sheet in rows]
+    library = TemplateLibrary.from_state_dict(content.get("templates", []))
     numbers = [(k, row) for s in range(settings.csp_samples) for k, row in enumerate(rows, s * len(rows))]
-    missing = [(k, row[2].atomic_numbers.tolist()) for k, row in numbers if k not in store.sheets]
+    missing = [plan_candidate(k, recipes, library, generation.template_share, seed) for k, _ in numbers if k not in store.sheets]
     with tqdm(total=len(numbers), initial=len(numbers) - len(missing), desc="sampling", unit="sheet") as bar:
         for start in range(0, len(missing), generation.batch_size):
             batch = missing[start : start + generation.batch_size]
-            indices = [k for k, _ in batch]
-            store.add(indices, sample(model, [numbers for _, numbers in batch], indices, generation, seed, device))
+            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
+            compositions = [plan.atomic_numbers for plan in batch]
+            store.add(indices, sample(model, compositions, indices, generation, seed, device, templates=templates))
             bar.update(len(batch))
     distances = np.full((len(rows), settings.csp_samples), np.nan)
     for k, (_, _, truth) in tqdm(numbers, desc="matching", unit="sheet"):

@@ -174,6 +174,7 @@ class DenoiserConfig:
     lambda_delta_g: float = setting(0.2, "λ1, |ΔG_H error|", low=0)
     lambda_e_hull: float = setting(0.2, "λ2, squared E_hull error", low=0)
     lambda_synth: float = setting(0.1, "λ3, binary cross-entropy of P_synth", low=0)
+    symmetric_share: float = setting(0.7, "share of training sheets that are noised within their symmetry", low=0, high=1)
     max_steps: int = setting(4000, "optimiser steps", low=1)
     batch_size: int = setting(64, "sheets per step", low=1)
     learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
@@ -204,6 +205,9 @@ class GenerationConfig:
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
     mixed_recipes: bool = setting(
         False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
+    )
+    template_share: float = setting(
+        1.0, "share of sheets sampled within the symmetry of their recipe's template; the others are free", low=0, high=1
     )
     oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)

@@ -17,6 +17,7 @@ from torch import nn
 from torch_geometric.utils import scatter
 
 from geo_utils import vector_to_lattice
+from symmetry import SymmetryConstraint
 
 NUM_IMAGES = 5  # images on each side in the sums of the wrapped normal; exact to 1e-16 up to σ = 0.6
 SMALLEST_SPREAD = 0.03  # of S and relative to a typical sheet: keeps the scaling usable for data sets of one prototype
@@ -228,14 +229,20 @@ def add_noise(
     frac_noise: torch.Tensor,
     height_noise: torch.Tensor,
     lattice_noise: torch.Tensor,
+    kept: SymmetryConstraint | None = None,
 ) -> NoisedState:
     """Forward process q(x_t | x_0). t: (B,) in 1..T. The noises are standard normal: (A, 2), (A,), (B, 3).
+
+    kept: templates of the sheets, whose noise stays within their symmetry. There the lattice target is the noise that leads from
+    the clean lattice to the noised one, which was projected on the symmetric ones.
 
     The height noise is projected to zero mean. So is the score target of F: a crystal's density does not change under a common
     translation, the true score has no such component, and the target's only adds variance.
     """
     batch, count, dtype = sheets.batch, sheets.num_graphs, sheets.frac_coords.dtype
     sigma = schedule.sigmas[t].to(dtype)[batch, None]
+    if kept is not None:
+        frac_noise, height_noise = kept.frac(frac_noise), kept.height(height_noise)
     displacement = sigma * frac_noise
     frac = torch.remainder(sheets.frac_coords + displacement, 1.0)
     frac_target = wrapped_normal_score(displacement, sigma.expand_as(displacement)) / schedule.score_norm[t].to(dtype)[batch, None]
@@ -243,14 +250,28 @@ def add_noise(
     height_noise = center(height_noise, batch, count)
     clean_height = schedule.scale_heights(center(sheets.heights, batch, count), batch, sheets.num_atoms)
     clean_lattice = schedule.scale_lattice(sheets.lattice_vector, sheets.atomic_numbers, batch, sheets.num_atoms)
+    lattice = alpha_bar.sqrt()[:, None] * clean_lattice + (1 - alpha_bar).sqrt()[:, None] * lattice_noise
+    if kept is not None:
+        frac_target, clean_height = kept.frac(frac_target), kept.height(clean_height)
+        clean_lattice = symmetric_lattice(schedule, kept, clean_lattice, sheets)
+        lattice = symmetric_lattice(schedule, kept, lattice, sheets)
+        effective = (lattice - alpha_bar.sqrt()[:, None] * clean_lattice) / (1 - alpha_bar).sqrt()[:, None]
+        lattice_noise = torch.where(kept.is_template[:, None], effective, lattice_noise)
     return NoisedState(
         frac=frac,
         height=alpha_bar.sqrt()[batch] * clean_height + (1 - alpha_bar).sqrt()[batch] * height_noise,
-        lattice=alpha_bar.sqrt()[:, None] * clean_lattice + (1 - alpha_bar).sqrt()[:, None] * lattice_noise,
+        lattice=lattice,
         frac_target=center(frac_target, batch, count),
         height_target=height_noise,
         lattice_target=lattice_noise,
     )
+
+
+def symmetric_lattice(schedule: NoiseSchedule, kept: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch) -> torch.Tensor:
+    """The scaled S (B, 3) projected on the symmetric lattices; unchanged where a sheet has no template."""
+    vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    projected = schedule.scale_lattice(kept.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    return torch.where(kept.is_template[:, None], projected, lattice)
 
 
 def physical_state(

@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 import config
 from diffusion import SheetBatch, add_noise, physical_state
-from geo_utils import lattice_to_vector
+from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 from material_dataset import SheetDataset
 from models import DenoiserModelConfig, DenoisingEGNN, PropertyEstimate, load_denoiser, save_checkpoint
+from symmetry import SymmetryConstraint, Template
+from template_library import TemplateLibrary
 
 log = logging.getLogger("her2d")
 
@@ -36,6 +38,7 @@ DIFFUSION_TERMS = ("frac", "height", "lattice")
 PROPERTY_TERMS = ("delta_g", "e_hull", "synth")
 TERMS = (*DIFFUSION_TERMS, *PROPERTY_TERMS)
 PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the composition alone tells
+SYMMETRY_TOLERANCE = 0.02  # Å, within which a sheet of the training set must show its symmetry
 VALIDATION_DRAWS = 512  # noised sheets per validation, at least
 TEST_TIME_FRACTION = 0.01  # t/T at which the heads are scored on the test split
 
@@ -51,6 +54,7 @@ class SheetTable:
     ptr: torch.Tensor
     formulas: list[str]
     uids: list[str]
+    templates: list[Template] | None = None  # of each sheet, once they are found
 
     def __len__(self) -> int:
         return self.ptr.shape[0] - 1
@@ -74,6 +78,32 @@ class SheetTable:
         )
         return cls(sheets, ptr, list(data["formula"]), list(data["uid"]))
 
+    def sheet(self, index: int) -> Sheet:
+        """One sheet, in float64."""
+        s, atoms = self.sheets, slice(int(self.ptr[index]), int(self.ptr[index + 1]))
+        lattice = vector_to_lattice(s.lattice_vector[index].double()).numpy()
+        arrays = (x[atoms].numpy() for x in (s.atomic_numbers, s.frac_coords.double(), s.heights.double()))
+        return Sheet(*arrays, lattice)
+
+    def find_templates(self, name: str) -> None:
+        """Finds the symmetry template of every sheet."""
+        self.templates = [
+            Template.of(self.sheet(k), SYMMETRY_TOLERANCE)
+            for k in tqdm(range(len(self)), desc=f"symmetry of {name}", unit="sheet", mininterval=1.0)
+        ]
+
+    def template_library(self) -> TemplateLibrary:
+        """The distinct templates of the table, with the elements that they occur with."""
+        return TemplateLibrary.build(((self.sheet(k), template) for k, template in enumerate(self.templates)))
+
+    def constraint(self, index: torch.Tensor, symmetric: torch.Tensor, device: torch.device) -> SymmetryConstraint | None:
+        """The templates of the sheets of the given indices (B,) where ``symmetric`` (B,); None where none is asked for."""
+        if self.templates is None or not symmetric.any():
+            return None
+        chosen = [self.templates[k] if wanted else None for k, wanted in zip(index.tolist(), symmetric.tolist(), strict=True)]
+        chosen = [None if template is None or template.layer_group == 1 else template for template in chosen]
+        return SymmetryConstraint(chosen, self.sheets.num_atoms[index], self.sheets.frac_coords.to(device))
+
     def select(self, index: torch.Tensor) -> SheetBatch:
         """The sheets of the given indices (B,), as a batch."""
         sizes = self.sheets.num_atoms[index]
@@ -94,12 +124,13 @@ class SheetTable:
         )
 
 
-def training_batch(table: SheetTable, step: int, batch_size: int, seed: int) -> SheetBatch:
-    """Batch ``step`` (from 0) of an endless sequence of shuffled epochs; a function of its arguments, so nothing to restore."""
+def training_rows(table: SheetTable, step: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Sheets (B,) of batch ``step`` = 0, 1, ... of an endless sequence of shuffled epochs; a function of its arguments, so that
+    there is nothing to restore."""
     per_epoch = max(len(table) // batch_size, 1)
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(len(table), generator=_generator(seed, 1, epoch))
-    return table.select(order[position * batch_size : (position + 1) * batch_size])
+    return order[position * batch_size : (position + 1) * batch_size]
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -120,10 +151,14 @@ class Draw:
     height: torch.Tensor  # (A,)
     lattice: torch.Tensor  # (B, 3)
     drop: torch.Tensor  # (B,) True: conditions hidden
+    symmetric: torch.Tensor  # (B,) True: noise within the symmetry of the sheet
 
 
-def draw_noise(sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator) -> Draw:
-    """Stratified times (one per equal slice of 1..T, shuffled), standard normal noise and condition dropout, on the CPU."""
+def draw_noise(
+    sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator, symmetric_share: float = 0.0
+) -> Draw:
+    """Stratified times (one per equal slice of 1..T, shuffled), standard normal noise, condition dropout, and whose noise is to be
+    symmetric, on the CPU."""
     count, atoms = sheets.num_graphs, sheets.frac_coords.shape[0]
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return Draw(
@@ -132,20 +167,24 @@ def draw_noise(sheets: SheetBatch, num_timesteps: int, p_uncond: float, generato
         height=torch.randn(atoms, generator=generator),
         lattice=torch.randn(count, 3, generator=generator),
         drop=torch.rand(count, generator=generator) < p_uncond,
+        symmetric=torch.rand(count, generator=generator) < symmetric_share,
     )
 
 
-def loss_terms(model: DenoisingEGNN, sheets: SheetBatch, draw: Draw) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
+def loss_terms(
+    model: DenoisingEGNN, sheets: SheetBatch, draw: Draw, kept: SymmetryConstraint | None = None
+) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
     """The six terms of the joint loss, each of order one for an untrained model.
 
     frac: squared error of the normalised score. height, lattice: squared error of ε over ᾱ_t, which is the squared error of v.
     delta_g: |error|, e_hull: error², both over the spread of the label; synth: binary cross-entropy; weighted with ᾱ_t (the heads
-    are asked most where there is something to see) and masked where a label is unknown.
+    are asked most where there is something to see) and masked where a label is unknown. kept: templates of the sheets that are
+    noised within their symmetry.
     """
     device = sheets.frac_coords.device
     t = draw.t.to(device)
     schedule = model.schedule
-    state = add_noise(schedule, sheets, t, draw.frac.to(device), draw.height.to(device), draw.lattice.to(device))
+    state = add_noise(schedule, sheets, t, draw.frac.to(device), draw.height.to(device), draw.lattice.to(device), kept)
     heights, cell = physical_state(schedule, state.height, state.lattice, sheets)
     encoded = model.encode(sheets.atomic_numbers, state.frac, heights, cell, sheets.batch, t)
     drop = draw.drop.to(device)
@@ -291,9 +330,11 @@ class Trainer:
 
     def train_step(self) -> float:
         """One optimiser step; returns the loss. Raises FloatingPointError, with the model untouched, when it is not finite."""
-        sheets = training_batch(self.train_table, self.step, self.settings.batch_size, self.seed)
-        draw = draw_noise(sheets, self.settings.num_timesteps, self.settings.p_uncond, _generator(self.seed, 2, self.step))
-        terms, _ = loss_terms(self.model, sheets.to(self.device), draw)
+        settings, table = self.settings, self.train_table
+        rows = training_rows(table, self.step, settings.batch_size, self.seed)
+        sheets, generator = table.select(rows), _generator(self.seed, 2, self.step)
+        draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+        terms, _ = loss_terms(self.model, sheets.to(self.device), draw, table.constraint(rows, draw.symmetric, self.device))
         loss = total_loss(terms, self.settings)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -348,8 +389,9 @@ def evaluate_loss(
     for repeat in range(repeats):
         for number, index in enumerate(torch.arange(len(table)).split(settings.batch_size)):
             sheets = table.select(index)
-            draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, _generator(seed, 3, repeat, number))
-            terms, _ = loss_terms(model, sheets.to(device), draw)
+            generator = _generator(seed, 3, repeat, number)
+            draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+            terms, _ = loss_terms(model, sheets.to(device), draw, table.constraint(index, draw.symmetric, device))
             for name, value in (("total", total_loss(terms, settings)), *terms.items()):
                 sums[name] += float(value) * len(index)
             count += len(index)
@@ -494,6 +536,8 @@ def main(cfg: config.Config) -> None:
     if _is_complete(checkpoint, fingerprint):
         log.info("%s is complete for these settings and data; nothing to do", config.relative_name(checkpoint))
         return
+    for name in ("train", "val"):
+        tables[name].find_templates(name)
     trainer = Trainer(cfg, tables["train"], tables["val"], device, fingerprint)
     resume_path = checkpoint.with_name("resume.pt")
     _load_resume(resume_path, trainer)
@@ -535,6 +579,7 @@ def main(cfg: config.Config) -> None:
         # Of every split: what the database holds is not new, whether the model has seen it or not.
         "formulas": sorted({formula for table in tables.values() for formula in table.formulas}),
         "formulas_of_init": _formulas_of(settings.init_from),
+        "templates": tables["train"].template_library().state_dict(),
     }
     save_checkpoint(checkpoint, "denoiser", trainer.model.config, training)
     config.write_sidecar(

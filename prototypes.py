@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from geo_utils import Sheet
+from symmetry import Template
 
 A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
 Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
@@ -26,6 +27,7 @@ CHALCOGENS = ("O", "S", "Se", "Te")
 HEAVY_CHALCOGENS = ("S", "Se", "Te")
 HALOGENS = ("F", "Cl", "Br", "I")
 HEAVY_HALOGENS = ("Cl", "Br", "I")
+MIXED = " mixed"  # ends the family name of recipes with half of a site's atoms replaced
 GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
 
 
@@ -105,7 +107,7 @@ def distorted_octahedral(m: str, x: str) -> Atoms:
     up, down = 1 / 3, 2 / 3
     layers = [(m, (0, 0.05), 0.1), (m, (0.5, 0.45), -0.1)]
     layers += [(x, (0.5, up / 2 + 0.02), h + 0.2), (x, (0.0, up / 2 + 0.5), h - 0.2)]
-    layers += [(x, (0.0, down / 2 - 0.02), -h + 0.2), (x, (0.5, down / 2 + 0.5), -h - 0.2)]
+    layers += [(x, (0.0, down / 2 - 0.02), -h - 0.2), (x, (0.5, down / 2 + 0.5), -h + 0.2)]
     return _sheet(layers, np.array([[a, 0], [0, b]]))
 
 
@@ -404,7 +406,20 @@ def _mixed(
                 changed[k] = atomic_numbers[other]
             formula = Atoms(numbers=changed).get_chemical_formula("metal")
             if not prototype.ionic or charge_neutral(formula, strict=True):
-                yield Recipe(formula, tuple(changed), f"{prototype.name} mixed")
+                yield Recipe(formula, tuple(changed), f"{prototype.name}{MIXED}")
+
+
+def recipe_template(recipe: Recipe) -> Template:
+    """The symmetry that a recipe's family has with the recipe's atoms. Raises KeyError for a recipe of no family."""
+    sheet = _family_sheet(recipe.family.removesuffix(MIXED))
+    return Template.of(replace(sheet, atomic_numbers=np.array(recipe.atomic_numbers, dtype=np.int64)))
+
+
+@cache
+def _family_sheet(name: str) -> Sheet:
+    """The first decoration of a family; its atoms stand in the order of the family's recipes."""
+    prototype = PROTOTYPES[name]
+    return Sheet.from_atoms(prototype.build(*next(prototype.decorations())))
 
 
 def family_recipes(name: str, sites: tuple[tuple[str, ...], ...]) -> list[Recipe]:

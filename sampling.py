@@ -22,11 +22,13 @@ from diffusion import (
     center,
     guidance_shift,
     physical_state,
+    symmetric_lattice,
     torus_corrector,
     torus_step,
 )
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 from models import DenoisingEGNN, NoiseEstimate, PropertyEstimate
+from symmetry import SymmetryConstraint, Template
 
 TEMPERATURE_EV = 0.1  # guidance_scale 1 tilts the sampled density by exp(−L_target / 0.1 eV)
 LATTICE_BOUND = 4.0  # scaled S stays within this many spreads
@@ -132,11 +134,13 @@ def sample(
     seed: int,
     device: str | torch.device = "cpu",
     on_step: Callable[[], None] | None = None,
+    templates: Sequence[Template | None] | None = None,
 ) -> list[Sheet]:
     """Sheets with the given atomic numbers, one per composition; ``indices`` are the candidates' numbers.
 
     The model must be in float64 (``model.double()``) for results that do not depend on the batch. Each reverse step t -> s is the
     DDPM step of heights and lattice and the torus step of F, each with its guidance term, then the Langevin corrector of F at s.
+    Noise and steps of a sheet with a template stay within its symmetry; the composition stands in the template's order of atoms.
     """
     schedule = model.schedule
     dtype = next(model.parameters()).dtype
@@ -145,8 +149,10 @@ def sample(
     noise = _Noise(**{name: value.to(device, dtype) for name, value in vars(noise).items()})
     sheets = _composition_batch(compositions).to(device)
     batch, count = sheets.batch, sheets.num_graphs
-    frac, lattice = noise.frac, noise.lattice
-    height = center(noise.height, batch, count)
+    kept = SymmetryConstraint(templates or [None] * count, sheets.num_atoms, noise.frac)
+    frac = kept.start(noise.frac)
+    height = kept.height(center(noise.height, batch, count))
+    lattice = symmetric_lattice(schedule, kept, noise.lattice, sheets)
     guided = settings.guidance_scale > 0
     alpha_bars, sigmas, norms = (b.tolist() for b in (schedule.alphas_cumprod, schedule.sigmas, schedule.score_norm))
 
@@ -167,23 +173,24 @@ def sample(
             if gradients is None:
                 encoded = encode(frac, height, lattice, t)
             estimate = guided_noise(model, encoded, settings)
-            frac, tau_frac = torus_step(frac, estimate.frac * norms[t], sigmas[t], sigmas[s], noise.frac_steps[i])
+            score, step_noise = kept.frac(estimate.frac * norms[t]), kept.frac(noise.frac_steps[i])
+            frac, tau_frac = torus_step(frac, score, sigmas[t], sigmas[s], step_noise)
             height_noise = center(noise.height_steps[i], batch, count)
             height, tau = ancestral_step(height, estimate.height, alpha_bars[t], alpha_bars[s], height_noise)
             lattice, _ = ancestral_step(lattice, estimate.lattice, alpha_bars[t], alpha_bars[s], noise.lattice_steps[i])
             if gradients is not None:
                 strength, clip = guidance_strength(schedule, t, settings), settings.guidance_clip
-                frac = torch.remainder(frac + guidance_shift(gradients[0], tau_frac, strength, clip, batch, count), 1.0)
+                shift = guidance_shift(kept.frac(gradients[0]), tau_frac, strength, clip, batch, count)
+                frac = torch.remainder(frac + shift, 1.0)
                 height = height + guidance_shift(gradients[1], tau, strength, clip, batch, count)
                 lattice = lattice + guidance_shift(gradients[2], tau, strength, clip, None, count)
-            height = _bounded_height(height, schedule, sheets, settings.max_thickness_angstrom)
-            lattice = lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND)
+            height = _bounded_height(kept.height(height), schedule, sheets, settings.max_thickness_angstrom)
+            lattice = symmetric_lattice(schedule, kept, lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND), sheets)
             if s > 0:
                 for k in range(settings.corrector_steps):
                     estimate = guided_noise(model, encode(frac, height, lattice, s), settings)
-                    frac = torus_corrector(
-                        frac, estimate.frac * norms[s], sigmas[s], settings.corrector_snr, noise.corrector_steps[i, k]
-                    )
+                    score, step_noise = kept.frac(estimate.frac * norms[s]), kept.frac(noise.corrector_steps[i, k])
+                    frac = torus_corrector(frac, score, sigmas[s], settings.corrector_snr, step_noise)
         _check_finite(frac, height, lattice, batch, indices, t)
         if on_step is not None:
             on_step()

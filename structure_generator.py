@@ -16,7 +16,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 
 import ase.io
 import numpy as np
-import spglib
 import torch
 from ase import Atoms
 from pymatgen.core import Composition
@@ -37,6 +36,8 @@ from geo_utils import Sheet, has_clash, sheet_connectivity
 from models import DenoisingEGNN, PropertyEstimate, load_denoiser
 from prototypes import Recipe
 from sampling import TEMPERATURE_EV, composition_loss, predict_properties, sample, target_loss
+from symmetry import Symmetry, Template, symmetrise
+from template_library import TemplateLibrary, spread_draw
 
 log = logging.getLogger("her2d")
 
@@ -44,6 +45,7 @@ STAGE = "structure_generator.py"
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 MAX_RECIPE_ATOMS = 40
+FORMULA = "recipe"  # family of a recipe that is given by its formula alone
 PARTIAL_DIR = ".partial"
 
 
@@ -86,7 +88,7 @@ def _formula_entry(formula: str) -> Recipe:
         numbers += [ase.data.atomic_numbers[symbol]] * int(amount)
     if not 1 <= len(numbers) <= MAX_RECIPE_ATOMS:
         raise config.StageError(f"generation.recipes: '{formula}' has {len(numbers)} atoms, allowed are 1 to {MAX_RECIPE_ATOMS}")
-    return Recipe(formula, tuple(numbers), "recipe")
+    return Recipe(formula, tuple(numbers), FORMULA)
 
 
 def _family_entry(entry: str) -> list[Recipe]:
@@ -137,83 +139,6 @@ def tilted_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed:
     return gumbel - strength * loss / TEMPERATURE_EV
 
 
-# ------------------------------------------------------------------------------------------------------------ symmetrisation
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """What a sheet is symmetric under, and the tolerance at which that was found (0: nothing beyond P1 was imposed)."""
-
-    space_group: str
-    space_group_number: int
-    layer_group_number: int
-    tolerance: float
-
-
-def symmetrise(sheet: Sheet, symprec: float, angle_tolerance: float = 8.0) -> tuple[Sheet, Symmetry]:
-    """The sheet averaged over the symmetry operations found within ``symprec`` Å; unchanged where there are none beyond P1.
-
-    Only operations that map the plane onto itself count. Atoms, cell basis and their number stay; the metric and the coordinates
-    are averaged over the group.
-    """
-    result, tolerance = sheet, 0.0
-    if symprec > 0:
-        for _ in range(2):  # the second pass works on the cleaned lattice
-            averaged = _average_over_group(result, symprec, angle_tolerance)
-            if averaged is None:
-                break
-            result, tolerance = averaged, symprec
-    cell = _spglib_cell(result)
-    dataset = spglib.get_symmetry_dataset(cell, symprec=1e-3, angle_tolerance=-1.0)
-    if dataset is None:
-        return sheet, Symmetry("P1", 1, 1, 0.0)
-    layer = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=1e-3)
-    number = int(layer.number) if layer is not None else 1
-    return result, Symmetry(dataset.international, int(dataset.number), number, tolerance if dataset.number > 1 else 0.0)
-
-
-def _spglib_cell(sheet: Sheet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    atoms = sheet.to_atoms()
-    return atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers
-
-
-def _average_over_group(sheet: Sheet, symprec: float, angle_tolerance: float) -> Sheet | None:
-    lattice, scaled, numbers = _spglib_cell(sheet)
-    found = spglib.get_symmetry((lattice, scaled, numbers), symprec=symprec, angle_tolerance=angle_tolerance)
-    if found is None:
-        return None
-    operations = [
-        (r, t)
-        for r, t in zip(found["rotations"], found["translations"], strict=True)
-        if not (r[:2, 2].any() or r[2, :2].any())  # no mixing of the plane and its normal
-    ]
-    if len(operations) < 2:
-        return None
-    # r = f @ L and f' = R f keep distances when Rᵀ G R = G, G = L Lᵀ.
-    gram = sheet.lattice @ sheet.lattice.T
-    gram = np.mean([r[:2, :2].T @ gram @ r[:2, :2] for r, _ in operations], axis=0)
-    length = math.sqrt(gram[0, 0])
-    cell = np.array([[length, 0.0], [gram[0, 1] / length, math.sqrt(np.linalg.det(gram)) / length]])
-
-    height = lattice[2, 2]
-    total = np.zeros_like(scaled)
-    for rotation, translation in operations:
-        image = scaled @ rotation.T + translation
-        # Atom k lands on partner[k]; each partner collects the nearest periodic copy of its image.
-        delta = image[:, None] - scaled[None]
-        delta -= np.round(delta)
-        distance = np.linalg.norm(delta @ lattice, axis=-1)
-        distance[numbers[:, None] != numbers[None]] = np.inf
-        partner = distance.argmin(1)
-        if len(set(partner.tolist())) != len(numbers) or distance.min(1).max() > 3 * symprec:
-            return None
-        total[partner] += scaled[partner] + delta[np.arange(len(numbers)), partner]
-    mean = total / len(operations)
-    # Standard form with the averaged cell; the basis is already reduced up to the averaging.
-    plain = Sheet(sheet.atomic_numbers, mean[:, :2] % 1.0, (mean[:, 2] - mean[:, 2].mean()) * height, cell)
-    return Sheet.from_atoms(plain.to_atoms())
-
-
 # ------------------------------------------------------------------------------------------------------------------ sampling
 
 
@@ -224,6 +149,7 @@ class Candidate:
     index: int
     recipe: Recipe
     sheet: Sheet
+    template_layer_group: int = 0  # number of the layer group that it was sampled within; 0: free
     symmetry: Symmetry | None = None
     status: str = "ok"
 
@@ -283,19 +209,51 @@ class SampleStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What candidate ``index`` is sampled from: its recipe, the template that its noise keeps, if any, and its atoms in the order
+    of the template."""
+
+    index: int
+    recipe: Recipe
+    template: Template | None
+    atomic_numbers: tuple[int, ...]
+
+
+def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibrary, share: float, seed: int) -> Plan:
+    """Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family; a formula takes those that the
+    library suggests for it, in turn. A share of the candidates, drawn by their numbers, has none."""
+    recipe = recipes[index % len(recipes)]
+    free = Plan(index, recipe, None, recipe.atomic_numbers)
+    if np.random.default_rng([seed, 0x7E, index]).random() >= share:
+        return free
+    if recipe.family != FORMULA:
+        return replace(free, template=prototypes.recipe_template(recipe))
+    suggestions = library.suggest(recipe.atomic_numbers)
+    if not suggestions:
+        return free
+    taken = spread_draw(suggestions, index // len(recipes))
+    return Plan(index, recipe, taken.template, taken.atomic_numbers)
+
+
 def sample_candidates(
-    model: DenoisingEGNN, recipes: list[Recipe], indices: Sequence[int], cfg: config.Config, store: SampleStore, device: Any
+    model: DenoisingEGNN, plans: Sequence[Plan], cfg: config.Config, store: SampleStore, device: Any
 ) -> list[Candidate]:
-    """Candidates of the given numbers; those in the store are not sampled again. Candidate k takes recipe k, cyclically."""
+    """Candidates as planned; those in the store are not sampled again."""
     settings = cfg.generation
-    missing = [k for k in indices if k not in store.sheets]
+    missing = [plan for plan in plans if plan.index not in store.sheets]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     with tqdm(total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0) as bar:
         for batch in batches:
-            compositions = [recipes[k % len(recipes)].atomic_numbers for k in batch]
-            store.add(batch, sample(model, compositions, batch, settings, cfg.run.seed, device, partial(bar.update, len(batch))))
-    return [Candidate(k, recipes[k % len(recipes)], store.sheets[k]) for k in indices]
+            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
+            compositions = [plan.atomic_numbers for plan in batch]
+            on_step = partial(bar.update, len(batch))
+            store.add(indices, sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates))
+    return [
+        Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
+        for plan in plans
+    ]
 
 
 def finish_candidates(candidates: list[Candidate], settings: config.GenerationConfig) -> None:
@@ -351,6 +309,7 @@ def write_products(
             "space_group_number": symmetry.space_group_number,
             "layer_group_number": symmetry.layer_group_number,
             "symmetry_tolerance": symmetry.tolerance,
+            "template_layer_group": candidate.template_layer_group,
             "thickness": round(candidate.sheet.thickness, 4),
         }
         atoms = export_atoms(candidate.sheet, settings.vacuum_angstrom)
@@ -396,6 +355,7 @@ def main(cfg: config.Config) -> None:
         return
 
     elements = set(content["elements"])
+    library = TemplateLibrary.from_state_dict(content.get("templates", []))
     if settings.recipes:
         recipes = parse_recipes(settings.recipes, elements)
     else:
@@ -416,7 +376,8 @@ def main(cfg: config.Config) -> None:
             missing = settings.num_structures - len(valid)
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(len(valid), 1)) + 1)
         indices = range(len(candidates), len(candidates) + round_size)
-        fresh = sample_candidates(model, recipes, indices, cfg, store, device)
+        plans = [plan_candidate(k, recipes, library, settings.template_share, seed) for k in indices]
+        fresh = sample_candidates(model, plans, cfg, store, device)
         finish_candidates(fresh, settings)
         candidates += fresh
         valid = [c for c in candidates if c.status == "ok"]
