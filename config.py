@@ -257,7 +257,7 @@ class EvaluationConfig:
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)
-    potential_h_sites: int = setting(1, "best sites at which the potential relaxes H as well; 0: none", low=0)
+    potential_h_sites: int = setting(3, "best sites at which the potential relaxes H as well; 0: none", low=0)
     max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
     max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)
     min_vacuum_angstrom: float = setting(10.0, "vacuum a sheet must have", low=1)

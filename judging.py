@@ -27,7 +27,7 @@ from dft_correction import DftCorrection
 log = logging.getLogger("her2d")
 
 # Raised whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 3
+JUDGEMENT_VERSION = 4
 NAN = math.nan
 P_SYNTH_THRESHOLD = 0.5
 KNOWN_FORMULA = "formula known to the generator"
@@ -37,6 +37,7 @@ CLASH_TO_SKIP = 0.5
 # volume per atom, is so wide that 1T and 2H are the same. Volumes are not rescaled: a sheet has no volume to scale by.
 MATCH_VACUUM = 4.0
 LEGACY_FMAX = 0.05  # eV/Å
+FAR_ABOVE_EV = 0.3  # a site whose H is this far above another's after a few steps will not become the best
 OFF_SITE = np.array([0.08, 0.06, 0.0])  # Å
 MATCHER_SETTINGS = {"ltol": 0.15, "stol": 0.2, "angle_tol": 5, "primitive_cell": True, "scale": False, "attempt_supercell": False}
 # Settings that change what is found for a candidate; the others only change what is counted.
@@ -169,14 +170,15 @@ class Judges:
 
 @dataclass(frozen=True)
 class HydrogenAtSite:
-    """H relaxed from one site: ΔE_H (eV), whether it left the sheet, whether the relaxation converged; and ΔE_H after the
-    correction from DFT with its standard error (eV), NaN without one."""
+    """H relaxed from one site: ΔE_H (eV), whether it left the sheet, whether the relaxation converged or was given up; and ΔE_H
+    after the correction from DFT with its standard error (eV), NaN without one."""
 
     delta_e: float
     desorbed: bool
     converged: bool
     corrected: float = NAN
     corrected_std: float = NAN
+    given_up: bool = False
 
 
 class StabilityJudge:
@@ -212,10 +214,13 @@ class StabilityJudge:
         relaxed = potentials.relax_positions(atoms, self.potential, LEGACY_FMAX, self.settings.legacy_max_steps)
         return float(relaxed.energy) / len(atoms) if relaxed.status != "exploded" else NAN
 
-    def delta_e_hydrogen(self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int]) -> HydrogenAtSite:
+    def delta_e_hydrogen(
+        self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int], best: float = math.inf
+    ) -> HydrogenAtSite:
         """E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
 
-        H starts 0.1 Å beside the site, because on top of an atom or in a hollow symmetry alone can hold it.
+        best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays far above. H starts 0.1 Å beside the
+        site, because on top of an atom or in a hollow symmetry alone can hold it.
         """
         import potentials
 
@@ -225,8 +230,10 @@ class StabilityJudge:
         with_h = geo_utils.add_hydrogen(sheet, site, supercell)
         with_h.positions[-1] += OFF_SITE
         fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps
-        relaxed = potentials.relax_hydrogen(with_h, energy, self.potential, fmax, steps)
+        relaxed = potentials.relax_hydrogen(with_h, energy, self.potential, fmax, steps, give_up_above=best + FAR_ABOVE_EV)
         outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
+        if relaxed.status == "given up":
+            return HydrogenAtSite(*outcome, given_up=True)
         if self.correction is None or not math.isfinite(relaxed.delta_e):
             return HydrogenAtSite(*outcome)
         energies = [relaxed.delta_e]
@@ -469,8 +476,12 @@ def _judge_hydrogen(
     def potential() -> None:
         result = found["result"]
         ranking = np.argsort(np.asarray(result.delta_g, dtype=float), kind="stable")[: settings.potential_h_sites]
-        found_at = [judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell) for index in ranking]
-        bound = [h for h in found_at if not h.desorbed and math.isfinite(h.delta_e)]
+        found_at: list[HydrogenAtSite] = []
+        bound: list[HydrogenAtSite] = []
+        for index in ranking:
+            best = min((h.delta_e for h in bound), default=math.inf)
+            found_at.append(judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell, best))
+            bound = [h for h in found_at if not (h.desorbed or h.given_up) and math.isfinite(h.delta_e)]
         row.h_desorbed = any(h.desorbed for h in found_at) and not bound
         if not bound:
             problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")

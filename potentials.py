@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from reference_phases import cation_and_anion
 
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
+GIVE_UP_AFTER = 8  # steps of a relaxation of H after which a site may be given up
 MAX_ENERGY_PER_ATOM = 50.0  # eV; beyond any bonded solid: a potential that has left its domain
 MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
 MAX_STRAIN = 0.5  # in-plane lengths may change by this share before a relaxation counts as collapsed
@@ -191,10 +193,12 @@ def relax_hydrogen(
     fmax: float = 0.05,
     max_steps: int = 60,
     free_radius: float = FREE_RADIUS,
+    give_up_above: float = math.inf,
 ) -> HydrogenRelaxation:
     """Relaxes H (the atom with tag 2) and the atoms within ``free_radius`` Å of it, in a fixed cell.
 
-    sheet_energy: eV, energy of the clean sheet of the same supercell with the same potential.
+    sheet_energy: eV, energy of the clean sheet of the same supercell with the same potential. give_up_above: eV, a delta_e that a
+    relaxation must have come below after ``GIVE_UP_AFTER`` steps to be carried on; its status is "given up" otherwise.
     delta_e = E(sheet+H) − E(sheet) − ½E(H2). Raises ValueError when there is not exactly one H with tag 2.
     """
     hydrogen = adsorbed_hydrogen(atoms)
@@ -206,8 +210,12 @@ def relax_hydrogen(
     optimiser = LBFGS(work, logfile=None, maxstep=0.1)
     try:
         initial = float(work.get_potential_energy()) - reference
-        converged = bool(optimiser.run(fmax=fmax, steps=max_steps))
+        converged = bool(optimiser.run(fmax=fmax, steps=min(max_steps, GIVE_UP_AFTER)))
         energy = float(work.get_potential_energy())
+        given_up = not converged and energy - reference > give_up_above
+        if not (converged or given_up) and max_steps > GIVE_UP_AFTER:
+            converged = bool(optimiser.run(fmax=fmax, steps=max_steps - GIVE_UP_AFTER))
+            energy = float(work.get_potential_energy())
     except (np.linalg.LinAlgError, ValueError, FloatingPointError, RuntimeError):
         return HydrogenRelaxation(
             atoms.copy(), float("nan"), False, optimiser.nsteps, "exploded", float("nan"), float("nan"), False
@@ -217,7 +225,7 @@ def relax_hydrogen(
     if not is_sane(energy, len(final)) or not np.isfinite(final.positions).all():
         return HydrogenRelaxation(final, energy, False, optimiser.nsteps, "exploded", float("nan"), initial, False)
     desorbed = has_desorbed(final, hydrogen)
-    status = "desorbed" if desorbed else "ok" if converged else "not converged"
+    status = "desorbed" if desorbed else "ok" if converged else "given up" if given_up else "not converged"
     return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, energy - reference, initial, desorbed)
 
 

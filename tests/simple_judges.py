@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from time import sleep
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ class Springs:
     def legacy_energy(self, atoms: Atoms) -> float:
         return -4.0
 
-    def delta_e_hydrogen(self, sheet: Atoms, site, supercell) -> HydrogenAtSite:
+    def delta_e_hydrogen(self, sheet: Atoms, site, supercell, best=math.inf) -> HydrogenAtSite:
         if "W" in sheet.get_chemical_symbols():
             return HydrogenAtSite(0.0, desorbed=True, converged=True)
         return HydrogenAtSite(0.02, desorbed=False, converged=True, corrected=0.42, corrected_std=0.3)

@@ -46,6 +46,14 @@ def test_hydrogen_relaxation_and_its_refusals(sevennet, sheet):
     result = potentials.relax_hydrogen(with_h, 4 * clean.energy, sevennet, max_steps=30)
     assert result.delta_e == pytest.approx(0.77, abs=0.1), "SevenNet-0 on top of S, 2x2"
     assert result.delta_e <= result.initial_delta_e and not result.desorbed
+    aside = with_h.copy()
+    aside.positions[-1, :2] += 0.5
+    whole = potentials.relax_hydrogen(aside, 4 * clean.energy, sevennet, max_steps=30)
+    assert whole.steps > potentials.GIVE_UP_AFTER
+    given_up = potentials.relax_hydrogen(aside, 4 * clean.energy, sevennet, max_steps=30, give_up_above=whole.delta_e - 0.3)
+    assert (given_up.status, given_up.steps, given_up.converged) == ("given up", potentials.GIVE_UP_AFTER, False)
+    carried_on = potentials.relax_hydrogen(aside, 4 * clean.energy, sevennet, max_steps=30, give_up_above=whole.delta_e + 1.0)
+    assert carried_on.steps == whole.steps and carried_on.delta_e == pytest.approx(whole.delta_e, abs=1e-6)
     far = with_h.copy()
     far.positions[-1, 2] += 5
     assert potentials.relax_hydrogen(far, 4 * clean.energy, sevennet, max_steps=0).desorbed
