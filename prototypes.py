@@ -17,7 +17,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from geo_utils import Sheet
-from symmetry import Template
+from symmetry import Template, kinds_of
 
 A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
 Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
@@ -411,8 +411,12 @@ def _mixed(
 
 def recipe_template(recipe: Recipe) -> Template:
     """The symmetry that a recipe's family has with the recipe's atoms. Raises KeyError for a recipe of no family."""
-    sheet = _family_sheet(recipe.family.removesuffix(MIXED))
-    return Template.of(replace(sheet, atomic_numbers=np.array(recipe.atomic_numbers, dtype=np.int64)))
+    return _pattern_template(recipe.family.removesuffix(MIXED), tuple(kinds_of(recipe.atomic_numbers).tolist()))
+
+
+@lru_cache(maxsize=1024)
+def _pattern_template(family: str, kinds: tuple[int, ...]) -> Template:
+    return Template.of(replace(_family_sheet(family), atomic_numbers=np.array(kinds, dtype=np.int64) + 1))
 
 
 @cache

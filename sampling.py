@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch_geometric.utils import scatter
+from tqdm import tqdm
 
 from config import GenerationConfig, StageError
 from diffusion import (
@@ -33,7 +34,6 @@ from symmetry import SymmetryConstraint, Template
 TEMPERATURE_EV = 0.1  # guidance_scale 1 tilts the sampled density by exp(−L_target / 0.1 eV)
 LATTICE_BOUND = 4.0  # scaled S stays within this many spreads
 STATE_DECIMALS = 6  # of the final fractional coordinates, heights (Å) and S
-COMPOSITION_DRAWS = 2  # noise draws behind the composition-only prediction
 
 
 def candidate_generator(seed: int, index: int) -> torch.Generator:
@@ -261,32 +261,26 @@ def predict_properties(
     return PropertyEstimate(*(torch.cat([getattr(p, name).cpu() for p in parts]) for name in PropertyEstimate.__dataclass_fields__))
 
 
-@torch.no_grad()
-def composition_loss(
+def draft_loss(
     model: DenoisingEGNN,
     compositions: Sequence[Sequence[int]],
+    templates: Sequence[Template | None],
     settings: GenerationConfig,
     seed: int,
     device: str | torch.device = "cpu",
     batch_size: int = 64,
 ) -> np.ndarray:
-    """L_target of the heads' composition-only answer: at t = T, where the geometry is pure noise. (M,) eV."""
-    schedule, dtype = model.schedule, next(model.parameters()).dtype
+    """(M,) eV: L_target of the heads for a draft of every composition, a sheet sampled without guidance in ``draft_steps`` steps.
+
+    A draft depends on its atoms and the seed, not on its place in the list.
+    """
+    quick = replace(settings, num_steps=settings.draft_steps, corrector_steps=0, guidance_scale=0.0, cfg_scale=0.0)
     result = []
-    for start in range(0, len(compositions), batch_size):
-        chunk = compositions[start : start + batch_size]
-        sheets = _composition_batch(chunk).to(device)
-        time = torch.full((sheets.num_graphs,), schedule.num_timesteps, device=device, dtype=torch.long)
-        sums = [torch.zeros(sheets.num_graphs, dtype=dtype, device=device) for _ in range(3)]
-        for draw in range(COMPOSITION_DRAWS):
-            # The same noise for equal compositions: seeded by the draw and the atoms, not by the position in the list.
-            keys = [int(hashlib.sha256(f"{draw},{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
-            noise = _draw(chunk, keys, 0, 0, seed)
-            height = center(noise.height.to(device, dtype), sheets.batch, sheets.num_graphs)
-            heights, cell = physical_state(schedule, height, noise.lattice.to(device, dtype), sheets)
-            encoded = model.encode(sheets.atomic_numbers, noise.frac.to(device, dtype), heights, cell, sheets.batch, time)
-            properties = model.properties(encoded)
-            for total, value in zip(sums, (properties.delta_g, properties.e_hull, properties.synth_logit), strict=True):
-                total += value / COMPOSITION_DRAWS
-        result.append(target_loss(PropertyEstimate(*sums), settings).cpu())
+    with tqdm(total=len(compositions), desc="drafting", unit="sheet", mininterval=1.0) as bar:
+        for start in range(0, len(compositions), batch_size):
+            chunk = compositions[start : start + batch_size]
+            keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
+            sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
+            result.append(target_loss(predict_properties(model, sheets, device), settings))
+            bar.update(len(chunk))
     return torch.cat(result).double().numpy()

@@ -18,7 +18,7 @@ import structure_generator
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN, NoiseEstimate, PropertyEstimate, save_checkpoint
 from prototypes import Recipe
-from sampling import composition_loss, guidance_strength, guided_noise, predict_properties, sample, target_loss
+from sampling import draft_loss, guidance_strength, guided_noise, predict_properties, sample, target_loss
 from structure_generator import cif_text, export_atoms, order_recipes, parse_recipes, symmetrise, tilted_keys
 
 COMPOSITIONS = [(42, 16, 16), (6, 6), (22, 22, 6, 8, 8), (16,), (42, 52, 16)]
@@ -113,17 +113,18 @@ def test_guidance_on_a_quadratic_head_moves_the_right_way(model, settings, monke
     assert after.mean() < before.mean() and (after < before).sum() >= 4
 
 
-def test_composition_loss_ignores_the_position_in_the_list(model, settings):
-    forward = composition_loss(model, COMPOSITIONS, settings, 0)
-    backward = composition_loss(model, COMPOSITIONS[::-1], settings, 0)[::-1]
+def test_drafts_ignore_the_position_in_the_list(model, settings):
+    settings = dataclasses.replace(settings, draft_steps=4)
+    forward = draft_loss(model, COMPOSITIONS, [None] * 5, settings, 0)
+    backward = draft_loss(model, COMPOSITIONS[::-1], [None] * 5, settings, 0, batch_size=2)[::-1]
     np.testing.assert_allclose(forward, backward, rtol=0, atol=1e-10)
 
 
 def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
     monkeypatch.setattr(structure_generator, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(structure_generator, "composition_loss", lambda m, c, *a: np.array([float(len(x)) for x in c]))
-    strong = dataclasses.replace(settings, guidance_scale=1.0)
+    monkeypatch.setattr(structure_generator, "draft_loss", lambda m, c, *a: np.array([float(len(x)) for x in c]))
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
     assert order == ["C2", "C3", "C4", "C5", "C6", "C7", "C8", "C1"]
     free = dataclasses.replace(settings, guidance_scale=0.0)
