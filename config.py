@@ -204,6 +204,12 @@ class GenerationConfig:
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
+    recipe_source: str = setting(
+        "prototypes",
+        "where other recipes are from: prototypes (families of prototypes.py), substitutions (crystals of the training set with "
+        "one element replaced), all",
+        choices=("prototypes", "substitutions", "all"),
+    )
     mixed_recipes: bool = setting(
         False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
     )

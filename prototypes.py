@@ -8,7 +8,7 @@ purposes: the embedded database, the random-decoration baseline, and the recipe 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import product
 
@@ -55,11 +55,13 @@ class Prototype:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composition for the generator. atomic_numbers: one entry per atom of the cell."""
+    """A composition for the generator. atomic_numbers: one entry per atom of the cell. template: the symmetry that it comes with;
+    None where the family has it."""
 
     formula: str
     atomic_numbers: tuple[int, ...]
     family: str
+    template: Template | None = field(default=None, compare=False, repr=False)
 
 
 def _r(*elements: str) -> float:
@@ -410,7 +412,9 @@ def _mixed(
 
 
 def recipe_template(recipe: Recipe) -> Template:
-    """The symmetry that a recipe's family has with the recipe's atoms. Raises KeyError for a recipe of no family."""
+    """A recipe's own symmetry, or that of its family with its atoms. Raises KeyError where there is neither."""
+    if recipe.template is not None:
+        return recipe.template
     return _pattern_template(recipe.family.removesuffix(MIXED), tuple(kinds_of(recipe.atomic_numbers).tolist()))
 
 

@@ -360,9 +360,15 @@ def main(cfg: config.Config) -> None:
     if settings.recipes:
         recipes = parse_recipes(settings.recipes, elements)
     else:
-        recipes = prototypes.recipes(elements, settings.mixed_recipes)
+        recipes = []
+        if settings.recipe_source in ("prototypes", "all"):
+            recipes += prototypes.recipes(elements, settings.mixed_recipes)
+        if settings.recipe_source in ("substitutions", "all"):
+            recipes += library.substitutions(elements)
         if not recipes:
-            raise config.StageError("no prototype recipe consists of elements that the model was trained on")
+            raise config.StageError(
+                f"generation.recipe_source={settings.recipe_source} gives no recipe of elements that the model was trained on"
+            )
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}
         recipes = order_recipes(model, recipes, known, settings, seed, device)
 

@@ -16,10 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 
 from geo_utils import Sheet
+from prototypes import Recipe, charge_neutral
 from symmetry import Template
 
+MIN_DECORATIONS = 5  # different ones of a template, below which it is no family
+NEUTRAL_SAMPLE = 50  # decorations by which a template is called ionic or not
+SUBSTITUTION_DISTANCE = 1.0  # of element descriptors: Mo by W, Cr, Tc, Te; S by Se, Te, P; Ti by Hf, Zr, Sc, V
 MAX_KINDS = 5  # elements; more have too many ways to be assigned
 # Distance of element descriptors at which a vote has fallen to exp(−1/2). Of 0.15, 0.3, 0.6, 1 and 2, the one that most often names
 # the right template of C2DB's validation split first.
@@ -85,6 +90,42 @@ class TemplateLibrary:
             Suggestion(self.templates[place], tuple(assigned[kind] for kind in self.templates[place].kinds), vote / total)
             for (place, assigned), vote in ranked
         ]
+
+    def substitutions(self, elements: set[int]) -> list[Recipe]:
+        """Crystals of the training set with one element replaced by a similar one that occurs at the same site of its template.
+
+        elements: atomic numbers allowed; H never is, because the adsorption of H on a sheet that holds H is not judged. Left out
+        are the decorations of the training set, templates with fewer than ``MIN_DECORATIONS`` of them and, where most of a
+        template's decorations are charge-neutral in common oxidation states, new ones that are not.
+        """
+        elements = elements - {1}
+        result = []
+        for template, rows in zip(self.templates, self.decorations, strict=True):
+            known = sorted({row for row in map(tuple, rows.tolist()) if set(row) <= elements})
+            if len(known) < MIN_DECORATIONS or template.layer_group == 1:
+                continue
+
+            def formula(decoration: Sequence[int], kinds: np.ndarray = template.kinds) -> str:
+                return Atoms(numbers=[decoration[kind] for kind in kinds]).get_chemical_formula("metal")
+
+            neutral = [charge_neutral(formula(row), strict=True) for row in known[:NEUTRAL_SAMPLE]]
+            family = f"{formula(known[0])}, layer group {template.layer_group}"
+            sites = [sorted({row[kind] for row in known}) for kind in range(len(known[0]))]
+            found = {
+                (*row[:kind], other, *row[kind + 1 :])
+                for row in known
+                for kind, site in enumerate(sites)
+                for other in site
+                if other not in row and self._distance(row[kind], other) <= SUBSTITUTION_DISTANCE
+            }
+            for decoration in sorted(found - set(known)):
+                name = formula(decoration)
+                if 2 * sum(neutral) <= len(neutral) or charge_neutral(name, strict=True):
+                    result.append(Recipe(name, tuple(decoration[kind] for kind in template.kinds), family, template))
+        return result
+
+    def _distance(self, first: int, second: int) -> float:
+        return float(np.linalg.norm(self._vectors[first] - self._vectors[second]))
 
     @cached_property
     def _by_counts(self) -> dict[tuple[int, ...], list[int]]:

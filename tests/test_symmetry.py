@@ -215,6 +215,15 @@ def test_draws_start_with_the_most_probable_and_cover_the_others_in_proportion()
     assert drawn.count(78) / 64 == pytest.approx(share, abs=0.05)
 
 
+def test_substitutions_are_new_neutral_and_similar():
+    metals = ("Ti", "Zr", "Hf", "Sn", "Pt", "Pd")
+    sheets = [sheet_of("1T-MX2", metal, x) for metal in metals for x in ("S", "Se") if (metal, x) != ("Hf", "Se")]
+    found = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in sheets]).substitutions({22, 40, 72, 50, 78, 16, 34, 1})
+    assert [(recipe.formula, sorted(recipe.atomic_numbers)) for recipe in found] == [("HfSe2", [34, 34, 72])]
+    assert recipe_template(found[0]).layer_group == 72 and found[0].family == "TiS2, layer group 72"
+    assert library().substitutions({42, 16}) == [], "too few decorations for a family"
+
+
 def test_a_library_goes_through_a_checkpoint():
     stored = io.BytesIO()
     torch.save(library().state_dict(), stored)
