@@ -2,11 +2,12 @@
 
 Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
 pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
-(Jiao et al., NeurIPS 2023). Part guidance: stage 4 at every guidance scale and every classifier-free scale, judged by
+(Jiao et al., NeurIPS 2023). Part generation: unguided sheets from recipes, judged, and their layer groups beside those of the
+training set. Part guidance: stage 4 at every guidance scale and every classifier-free scale, judged by
 ``evaluate`` with a DimeNet++ that had no part in the labels and with the potential's own ΔG_H.
 
-Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, guidance.json and guidance.png to
-benchmark.output_dir. A run that is stopped goes on where it was.
+Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json,
+layer_groups.png, guidance.json and guidance.png to benchmark.output_dir. A run that is stopped goes on where it was.
 
     python benchmark_generator.py denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -35,7 +36,7 @@ from prototypes import Recipe
 log = logging.getLogger("her2d")
 
 STAGE = "benchmark_generator.py"
-PARTS = ("csp", "guidance")
+PARTS = ("csp", "generation", "guidance")
 # DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
 # grows with the cube root of the volume per atom and would pass nearly anything.
 CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
@@ -180,9 +181,6 @@ def dose_name(eta: float, w: float) -> str:
 
 def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
-    import evaluators
-    import structure_generator
-
     settings = cfg.benchmark
     if not Path(settings.judge_checkpoint).is_file():
         raise config.StageError(
@@ -191,47 +189,101 @@ def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
         )
     judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=settings.judge_checkpoint))
     plan = doses(settings, cfg.generation)
-    manifests = {}
-    for _, eta, w in plan:
-        generation = dataclasses.replace(
-            cfg.generation,
-            guidance_scale=eta,
-            cfg_scale=w,
-            num_structures=settings.num_structures,
-            output_dir=str(folder / dose_name(eta, w)),
-        )
-        structure_generator.main(dataclasses.replace(cfg, generation=generation))
-        manifests[eta, w] = config.read_sidecar(generation.output_dir, stage=structure_generator.STAGE)
+    counts = {(eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan}
     rows = []
-    identity = evaluators.judge_identity(judged)
-    with evaluators.JudgePool(partial(evaluators.load_judges, judged), identity, cfg.evaluation.workers) as pool:
+    with _pool(judged) as pool:
         for series, eta, w in plan:
             cifs = folder / dose_name(eta, w)
-            evaluation = evaluators.evaluate(
-                cifs, pool, cfg.evaluation, cifs / "judged", dose_name(eta, w), seed=cfg.run.seed, cache_dir=folder / "cache"
-            )
-            counts = manifests[eta, w]["counts"]
-            aggregates = {name: dataclasses.asdict(metric) for name, metric in evaluation.aggregates.items()}
-            sampled = rate_metric(
-                "sampled_valid",
-                [True] * counts["valid"] + [False] * (counts["sampled"] - counts["valid"]),
-                better=1,
-                doc="sampled sheets without clash, connected, not too thick, before any selection",
-                resamples=cfg.evaluation.bootstrap,
-                rng=np.random.default_rng(cfg.run.seed),
-            )
-            rows.append(
-                {
-                    "series": series,
-                    "guidance_scale": eta,
-                    "cfg_scale": w,
-                    "sampled": counts["sampled"],
-                    "layer_groups": dict(Counter(row.layer_group for row in evaluation.rows).most_common()),
-                    "formulas": len({row.reduced_formula for row in evaluation.rows}),
-                    "aggregates": aggregates | {"sampled_valid": dataclasses.asdict(sampled)},
-                }
-            )
+            row = {"series": series, "guidance_scale": eta, "cfg_scale": w}
+            rows.append(row | judge_set(cfg, pool, cifs, counts[eta, w], folder / "cache"))
     return rows
+
+
+def generate(cfg: config.Config, folder: Path, eta: float, w: float, number: int) -> dict[str, Any]:
+    """Stage 4 at a dose into a folder; returns its manifest."""
+    import structure_generator
+
+    generation = dataclasses.replace(cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder))
+    structure_generator.main(dataclasses.replace(cfg, generation=generation))
+    return config.read_sidecar(folder, stage=structure_generator.STAGE)
+
+
+def _pool(cfg: config.Config) -> Any:
+    import evaluators
+
+    identity = evaluators.judge_identity(cfg)
+    return evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, cfg.evaluation.workers)
+
+
+def judge_set(cfg: config.Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:
+    """Every aggregate of a generated set with its interval, how much of what was sampled was valid, and its layer groups."""
+    import evaluators
+
+    evaluation = evaluators.evaluate(cifs, pool, cfg.evaluation, cifs / "judged", cifs.name, seed=cfg.run.seed, cache_dir=cache)
+    aggregates = {name: dataclasses.asdict(metric) for name, metric in evaluation.aggregates.items()}
+    sampled = rate_metric(
+        "sampled_valid",
+        [True] * counts["valid"] + [False] * (counts["sampled"] - counts["valid"]),
+        better=1,
+        doc="sampled sheets without clash, connected, not too thick, before any selection",
+        resamples=cfg.evaluation.bootstrap,
+        rng=np.random.default_rng(cfg.run.seed),
+    )
+    return {
+        "sampled": counts["sampled"],
+        "sampled_clash": counts["clash"],
+        "sampled_disconnected": counts["disconnected"],
+        "layer_groups": dict(Counter(row.layer_group for row in evaluation.rows).most_common()),
+        "formulas": len({row.reduced_formula for row in evaluation.rows}),
+        "aggregates": aggregates | {"sampled_valid": dataclasses.asdict(sampled)},
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- generation
+
+
+def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
+    """Part generation: unguided sheets from recipes, judged, with their layer groups beside those of the training set."""
+    from models import load_denoiser
+    from structure_generator import CHECKPOINT_HINT
+    from template_library import TemplateLibrary
+
+    cifs = folder / "generation"
+    manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.generation_structures)
+    with _pool(cfg) as pool:
+        result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
+    library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
+    known: Counter[int] = Counter()
+    for template, rows in zip(library.templates, library.decorations, strict=True):
+        known[template.layer_group] += len(rows)
+    numbers = Counter(row["layer_group_number"] for row in manifest["candidates"])
+    return result | {
+        "layer_group_numbers": {str(number): count for number, count in sorted(numbers.items())},
+        "training_layer_group_numbers": {str(number): count for number, count in sorted(known.items())},
+    }
+
+
+def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None:
+    """Shares of the layer groups among generated sheets and in the training set, for the commonest of both."""
+    from figures import figure
+
+    ours, known = ({int(k): v for k, v in found[name].items()} for name in ("layer_group_numbers", "training_layer_group_numbers"))
+    share = {number: max(ours.get(number, 0) / max(sum(ours.values()), 1), known.get(number, 0) / max(sum(known.values()), 1))
+             for number in {*ours, *known}}  # fmt: skip
+    shown = sorted(sorted(share, key=lambda number: -share[number])[:most])
+    with figure(path, figsize=(10, 4)) as (_, axis):
+        for shift, (label, counts, color) in enumerate((("generated", ours, "0.2"), ("training set", known, "0.7"))):
+            total = max(sum(counts.values()), 1)
+            heights = [100 * counts.get(number, 0) / total for number in shown]
+            axis.bar(np.arange(len(shown)) + 0.4 * (shift - 0.5), heights, 0.4, label=f"{label} ({total})", color=color)
+        axis.set_xticks(range(len(shown)), [str(number) for number in shown])
+        axis.set_xlabel("layer group (number)")
+        axis.set_ylabel("share (%)")
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(fontsize=9)
+
+
+# ----------------------------------------------------------------------------------------------------------------- guidance
 
 
 def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -293,6 +345,13 @@ def main(cfg: config.Config) -> None:
         count = settings.csp_samples
         rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
         print(f"structure prediction on {found['n']} held-out sheets: {rates}")
+    if "generation" in parts:
+        found = generation_score(cfg, folder)
+        _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint], found)
+        draw_layer_groups(found, folder / "layer_groups.png")
+        shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
+        rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
+        print(f"generation of {found['sampled']} sheets: {rates}")
     if "guidance" in parts:
         rows = dose_response(cfg, folder)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})

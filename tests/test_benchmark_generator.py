@@ -19,6 +19,8 @@ import material_dataset
 import structure_generator
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN, save_checkpoint
+from symmetry import Template
+from template_library import TemplateLibrary
 
 NAN = float("nan")
 
@@ -94,6 +96,7 @@ def cfg(tmp_path, monkeypatch) -> config.Config:
             csp_rows=3,
             csp_samples=2,
             num_structures=3,
+            generation_structures=4,
             guidance_scales=[0.0, 1.0],
             cfg_scales=[2.0],
             judge_checkpoint=str(judge),
@@ -115,6 +118,19 @@ def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch):
     monkeypatch.setattr("sampling.sample", lambda *a: pytest.fail("sampled again"))
     benchmark.main(with_parts(cfg, "csp"))
     assert json.loads(path.read_text()) == found
+
+
+def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set(cfg):
+    library = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in (mos2(), mos2("1T"), mos2())])
+    content = torch.load(cfg.denoiser.checkpoint, weights_only=True)
+    torch.save(content | {"templates": library.state_dict()}, cfg.denoiser.checkpoint)
+    benchmark.main(with_parts(cfg, "generation"))
+    folder = Path(cfg.benchmark.output_dir)
+    found = json.loads((folder / "generation.json").read_text())
+    assert found["training_layer_group_numbers"] == {"72": 1, "78": 2}
+    assert sum(found["layer_group_numbers"].values()) == 4 == found["aggregates"]["rate_valid"]["n"]
+    assert set(found["layer_group_numbers"]) != {"1"}, "sheets have the symmetry of their templates"
+    assert (folder / "layer_groups.png").stat().st_size > 5_000
 
 
 def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
