@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few a
 MAX_RECIPE_ATOMS = 40
 FORMULA = "recipe"  # family of a recipe that is given by its formula alone
 PARTIAL_DIR = ".partial"
+MANIFEST = "manifest.json"
 
 
 # ------------------------------------------------------------------------------------------------------------------- recipes
@@ -292,9 +294,7 @@ def cif_text(atoms: Atoms, name: str) -> str:
 def write_products(
     kept: list[Candidate], properties: PropertyEstimate, folder: Path, settings: config.GenerationConfig
 ) -> list[dict[str, Any]]:
-    """CIFs and ``candidates.extxyz``; returns one row per candidate. CIFs of an earlier run are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)  # of an earlier run: files are being replaced, and it comes last again
+    """CIFs and ``candidates.extxyz`` in an empty folder; returns one row per candidate."""
     rows, frames = [], []
     for k, candidate in enumerate(kept):
         symmetry = candidate.symmetry
@@ -314,24 +314,30 @@ def write_products(
             "thickness": round(candidate.sheet.thickness, 4),
         }
         atoms = export_atoms(candidate.sheet, settings.vacuum_angstrom)
-        with config.atomic_path(folder / f"{candidate.name}.cif") as temporary:
-            temporary.write_text(cif_text(atoms, candidate.name), encoding="utf-8")
+        (folder / f"{candidate.name}.cif").write_text(cif_text(atoms, candidate.name), encoding="utf-8")
         atoms.info.update(row)
         rows.append(row)
         frames.append(atoms)
     buffer = StringIO()
     ase.io.write(buffer, frames, format="extxyz")
-    with config.atomic_path(folder / "candidates.extxyz") as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
-    names = {f"{row['id']}.cif" for row in rows}
-    for stale in folder.glob("gen_*.cif"):
-        if stale.name not in names:
-            stale.unlink()
+    (folder / "candidates.extxyz").write_text(buffer.getvalue(), encoding="utf-8")
     return rows
 
 
+def take_place(new: Path, folder: Path) -> None:
+    """Moves finished products to where those of an earlier run are. Nothing is written any more, so that a full disk cannot leave
+    half of either; a run that is killed on the way has no manifest and does it again."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = sorted((path.name for path in new.iterdir()), key=lambda name: (name == MANIFEST, name))
+    for stale in folder.glob("gen_*.cif"):
+        if stale.name not in names:
+            stale.unlink()
+    for name in names:
+        os.replace(new / name, folder / name)
+
+
 def _is_complete(folder: Path, fingerprint: str) -> bool:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -404,11 +410,14 @@ def main(cfg: config.Config) -> None:
     kept = [valid[k] for k in chosen]
     picked = torch.as_tensor(chosen)
     properties = PropertyEstimate(properties.delta_g[picked], properties.e_hull[picked], properties.synth_logit[picked])
-    rows = write_products(kept, properties, folder, settings)
+    new = folder / PARTIAL_DIR / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    rows = write_products(kept, properties, new, settings)
 
     files = [f"{row['id']}.cif" for row in rows] + ["candidates.extxyz"]
     config.write_sidecar(
-        folder,
+        new,
         stage=STAGE,
         seed=seed,
         settings=settings,
@@ -434,9 +443,10 @@ def main(cfg: config.Config) -> None:
         else "first valid, in the order of sampling",
         fingerprint=fingerprint,
         checkpoint_sha256=checkpoint_hash,
-        files={name: config.file_sha256(folder / name) for name in files},
+        files={name: config.file_sha256(new / name) for name in files},
         candidates=rows,
     )
+    take_place(new, folder)
     store.remove()
     print(f"generated: {len(kept)} of {settings.num_structures} asked for, in {config.relative_name(folder)}")
     print(f"  sampled {len(candidates)}, valid {len(valid)} ({summary})")

@@ -45,7 +45,8 @@ TINY = {
 def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
     settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
     command = [sys.executable, str(ROOT / script), *(f"{key}={value}" for key, value in settings.items()), *more]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # No stage may need a home folder that can be written to.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": "/proc/no-home"}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
 
 
