@@ -198,14 +198,14 @@ class GenerationConfig:
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
     guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' answer to a draft of each")
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
-    composition_pool: int = setting(0, "recipes, drawn at random, among which guidance chooses; 0: all of them", low=0)
-    num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
+    composition_pool: int = setting(2048, "recipes, drawn at random, among which guidance chooses; 0: all of them", low=0)
+    num_steps: int = setting(30, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
     recipe_source: str = setting(
-        "prototypes",
+        "all",
         "where other recipes are from: prototypes (families of prototypes.py), substitutions (crystals of the training set with "
         "one element replaced), all",
         choices=("prototypes", "substitutions", "all"),
