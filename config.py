@@ -210,6 +210,7 @@ class GenerationConfig:
         "one element replaced), all",
         choices=("prototypes", "substitutions", "all"),
     )
+    max_recipe_atoms: int = setting(8, "largest cell of recipes that are not given in generation.recipes", low=1)
     mixed_recipes: bool = setting(
         False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
     )

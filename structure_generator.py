@@ -371,9 +371,11 @@ def main(cfg: config.Config) -> None:
             recipes += prototypes.recipes(elements, settings.mixed_recipes)
         if settings.recipe_source in ("substitutions", "all"):
             recipes += library.substitutions(elements)
+        recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
         if not recipes:
             raise config.StageError(
-                f"generation.recipe_source={settings.recipe_source} gives no recipe of elements that the model was trained on"
+                f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
+                "and of elements that the model was trained on"
             )
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}
         recipes = order_recipes(model, recipes, known, settings, seed, device)
