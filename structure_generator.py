@@ -314,13 +314,15 @@ def write_products(
             "thickness": round(candidate.sheet.thickness, 4),
         }
         atoms = export_atoms(candidate.sheet, settings.vacuum_angstrom)
-        (folder / f"{candidate.name}.cif").write_text(cif_text(atoms, candidate.name), encoding="utf-8")
+        with config.atomic_path(folder / f"{candidate.name}.cif") as temporary:
+            temporary.write_text(cif_text(atoms, candidate.name), encoding="utf-8")
         atoms.info.update(row)
         rows.append(row)
         frames.append(atoms)
     buffer = StringIO()
     ase.io.write(buffer, frames, format="extxyz")
-    (folder / "candidates.extxyz").write_text(buffer.getvalue(), encoding="utf-8")
+    with config.atomic_path(folder / "candidates.extxyz") as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
     return rows
 
 
