@@ -7,6 +7,7 @@ left of the potential's errors in the lattice cancels in ΔE_H.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from potentials import HydrogenRelaxation, Potential, relax_hydrogen, relax_posi
 IMAGE_DISTANCE = 5.6  # Å between images of H, as in the DFT database: a cell that DFT can afford
 COMPETING_EV = 0.25  # a second site is kept when the potential puts it this close to the best one
 SAME_SITE_ANGSTROM = 0.4  # sites that relax to places this close, with energies within 20 meV, are one
+FAR_ABOVE_EV = 0.5  # a site whose H is this far above the best after a few steps does not compete
 OFF_AXIS_ANGSTROM = 0.15  # an H exactly on top of an atom can be trapped there by symmetry
 
 
@@ -33,7 +35,8 @@ def relaxed_sites(
     max_steps: int = 120,
     seed: Sequence[int] | int = 0,
 ) -> tuple[Atoms, list[tuple[str, HydrogenRelaxation]]]:
-    """The clean supercell and every converged, adsorbed site ``(label, relaxation)``, most stable first.
+    """The clean supercell and every converged, adsorbed site ``(label, relaxation)``, most stable first. Sites that stay far above
+    the best are given up.
 
     sheet: a relaxed monolayer. image_distance: Å between images of H. H starts up to 0.15 Å off each symmetry-distinct site.
     """
@@ -46,7 +49,8 @@ def relaxed_sites(
     for site in adsorption_sites(primitive):
         start = add_hydrogen(primitive, site, supercell)
         start.positions[-1, :2] += rng.uniform(-1, 1, 2) * OFF_AXIS_ANGSTROM / 2**0.5
-        relaxation = relax_hydrogen(start, energy, potential, fmax, max_steps)
+        best = min((other.delta_e for _, other in found), default=math.inf)
+        relaxation = relax_hydrogen(start, energy, potential, fmax, max_steps, give_up_above=best + FAR_ABOVE_EV)
         if relaxation.status == "ok":
             found.append((_final_label(relaxation.atoms), relaxation))
     found.sort(key=lambda item: item[1].delta_e)
