@@ -45,7 +45,7 @@ def wrapped_normal_score(displacement: torch.Tensor, sigma: torch.Tensor) -> tor
     return -(weights * shifted).sum(-1) / variance[..., 0]
 
 
-def expected_squared_score(sigma: torch.Tensor, num_points: int = 4001) -> torch.Tensor:
+def expected_squared_score(sigma: torch.Tensor, num_points: int = 201) -> torch.Tensor:
     """(T,) E[score²] of wrapped normals of widths sigma (T,), by the trapezoid rule, which converges exponentially on a period."""
     # The noise is integrated in units of σ while it is narrow, and over the period once it is wide.
     half_width = torch.clamp(12 * sigma, max=0.5)[:, None]
