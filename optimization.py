@@ -578,6 +578,7 @@ def main(cfg: config.Config) -> None:
         "elements": sorted(set(tables["train"].sheets.atomic_numbers.tolist())),
         # Of every split: what the database holds is not new, whether the model has seen it or not.
         "formulas": sorted({formula for table in tables.values() for formula in table.formulas}),
+        "formulas_seen": sorted({formula for name in ("train", "val") for formula in tables[name].formulas}),
         "formulas_of_init": _formulas_of(settings.init_from),
         "templates": tables["train"].template_library().state_dict(),
     }
@@ -599,11 +600,11 @@ def main(cfg: config.Config) -> None:
 
 
 def _formulas_of(path: str) -> list[str]:
-    """Every formula behind the weights that training started from, so that no score calls one of them unseen."""
+    """Every formula that the weights which training started from have seen, so that no score calls one of them unseen."""
     if not path:
         return []
     content = load_denoiser(path, "")[1]
-    return sorted({*content["formulas"], *content.get("formulas_of_init", [])})
+    return sorted({*content["formulas_seen"], *content["formulas_of_init"]})
 
 
 def _summary(checkpoint: Path, metrics: dict[str, Any], tables: dict[str, SheetTable]) -> None:

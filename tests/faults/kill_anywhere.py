@@ -119,24 +119,6 @@ def _plain_figures() -> None:
     figures.save = save
 
 
-def _keep_schedules() -> None:
-    """The schedule of a model takes seconds; one is made for all processes that are forked from this one."""
-    import diffusion
-    import models
-
-    known: dict[bytes, Any] = {}
-    compute = diffusion.expected_squared_score
-
-    def expected_squared_score(sigma: Any, *arguments: Any) -> Any:
-        key = sigma.numpy().tobytes() + repr(arguments).encode()
-        if key not in known:
-            known[key] = compute(sigma, *arguments)
-        return known[key].clone()
-
-    diffusion.expected_squared_score = expected_squared_score
-    models.load_denoiser(TRAINED["denoiser.checkpoint"], "")
-
-
 def _small_lmdb(folder: Path) -> None:
     from is2re_lmdb import open_is2re, write_is2re
 
@@ -595,9 +577,7 @@ def warm_up(judges: str) -> None:
     threadpool_limits(limits=1, user_api="blas")
     for stage in stages(judges).values():
         _main(stage.script)
-    if judges == "simple":
-        _keep_schedules()
-    else:
+    if judges == "real":
         import potentials
 
         for name in ("sevennet-0", "sevennet-l3i5"):
