@@ -115,6 +115,7 @@ def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch):
     found = json.loads(path.read_text())
     assert [row["formula"] for row in found["rows"]] == ["MoSe2", "WSe2"] and found["left_out"] == 1
     assert 0 <= found["match@1"] <= found["match@2"] <= 1 and found["matcher"]["stol"] == 0.5
+    assert found["within_0.1"]["match@2"] <= found["match@2"]
     monkeypatch.setattr("sampling.sample", lambda *a: pytest.fail("sampled again"))
     benchmark.main(with_parts(cfg, "csp"))
     assert json.loads(path.read_text()) == found
