@@ -2,12 +2,12 @@
 
 Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
 pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
-(Jiao et al., NeurIPS 2023). Part generation: unguided sheets from recipes, judged, and their layer groups beside those of the
-training set. Part guidance: stage 4 at every guidance scale and every classifier-free scale, judged by
-``evaluate`` with a DimeNet++ that had no part in the labels and with the potential's own ΔG_H.
+(Jiao et al., NeurIPS 2023). Part generation: many structures of stage 4 as it is configured, and their layer groups beside those
+of the training set. Part guidance: stage 4 at every guidance scale and every classifier-free scale. Both are judged by ``evaluate``
+with a DimeNet++ that had no part in the labels and, where evaluation.potential_h_sites asks for it, with the potential's own ΔG_H.
 
-Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json,
-layer_groups.png, guidance.json and guidance.png to benchmark.output_dir. A run that is stopped goes on where it was.
+Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png
+and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
 
     python benchmark_generator.py denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -186,16 +186,10 @@ def dose_name(eta: float, w: float) -> str:
 def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
     settings = cfg.benchmark
-    if not Path(settings.judge_checkpoint).is_file():
-        raise config.StageError(
-            f"benchmark.judge_checkpoint: no file at {config.relative_name(settings.judge_checkpoint)}: train one with "
-            "pretrain_dimenet.py run.seed=1 dimenet.checkpoint=..., because the model that labelled must not judge"
-        )
-    judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=settings.judge_checkpoint))
     plan = doses(settings, cfg.generation)
-    counts = {(eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan}
     rows = []
-    with _pool(judged) as pool:
+    with _pool(cfg) as pool:
+        counts = {(eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan}
         for series, eta, w in plan:
             cifs = folder / dose_name(eta, w)
             row = {"series": series, "guidance_scale": eta, "cfg_scale": w}
@@ -213,10 +207,17 @@ def generate(cfg: config.Config, folder: Path, eta: float, w: float, number: int
 
 
 def _pool(cfg: config.Config) -> Any:
+    """Judges of the configuration, but for DimeNet++, which is ``benchmark.judge_checkpoint``."""
     import evaluators
 
-    identity = evaluators.judge_identity(cfg)
-    return evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, cfg.evaluation.workers)
+    judge = cfg.benchmark.judge_checkpoint
+    if not Path(judge).is_file():
+        raise config.StageError(
+            f"benchmark.judge_checkpoint: no file at {config.relative_name(judge)}: train one with "
+            "pretrain_dimenet.py run.seed=1 dimenet.checkpoint=..., because the model that labelled must not judge"
+        )
+    judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=judge))
+    return evaluators.JudgePool(partial(evaluators.load_judges, judged), evaluators.judge_identity(judged), cfg.evaluation.workers)
 
 
 def judge_set(cfg: config.Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:
@@ -247,14 +248,15 @@ def judge_set(cfg: config.Config, pool: Any, cifs: Path, counts: dict[str, int],
 
 
 def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
-    """Part generation: unguided sheets from recipes, judged, with their layer groups beside those of the training set."""
+    """Part generation: sheets of the configured stage 4, judged, with their layer groups beside those of the training set."""
     from models import load_denoiser
     from structure_generator import CHECKPOINT_HINT
     from template_library import TemplateLibrary
 
     cifs = folder / "generation"
-    manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.generation_structures)
+    settings = cfg.generation
     with _pool(cfg) as pool:
+        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, cfg.benchmark.generation_structures)
         result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
     library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
     known: Counter[int] = Counter()
@@ -351,7 +353,7 @@ def main(cfg: config.Config) -> None:
         print(f"structure prediction on {found['n']} held-out sheets: {rates}")
     if "generation" in parts:
         found = generation_score(cfg, folder)
-        _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint], found)
+        _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], found)
         draw_layer_groups(found, folder / "layer_groups.png")
         shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
         rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
@@ -359,7 +361,7 @@ def main(cfg: config.Config) -> None:
     if "guidance" in parts:
         rows = dose_response(cfg, folder)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
-        draw_guidance(rows, folder / "guidance.png")
+        draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
         for row in rows:
             hits, valid = row["aggregates"]["hit_rate"], row["aggregates"]["sampled_valid"]
             dose = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"

@@ -198,7 +198,9 @@ class GenerationConfig:
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
     guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' answer to a draft of each")
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
-    composition_pool: int = setting(2048, "recipes, drawn at random, among which guidance chooses; 0: all of them", low=0)
+    composition_pool: int = setting(
+        64, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
+    )
     num_steps: int = setting(30, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
@@ -232,8 +234,8 @@ class BenchmarkConfig:
     csp_samples: int = setting(20, "part csp: samples per sheet", low=1)
     csp_max_atoms: int = setting(12, "part csp: largest cell", low=1)
     generation_structures: int = setting(1000, "part generation: structures", low=2)
-    guidance_scales: list[float] = setting([0.0, 0.1, 0.3, 1.0], "part guidance: doses η, at w = 0")
-    cfg_scales: list[float] = setting([1.0, 2.0, 4.0], "part guidance: doses w, at η = 0")
+    guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: doses η, at w = 0")
+    cfg_scales: list[float] = setting([2.0], "part guidance: doses w, at η = 0")
     num_structures: int = setting(256, "part guidance: structures at each dose", low=2)
     judge_checkpoint: str = setting(
         "weights/dimenet_second.pth", "part guidance: DimeNet++ that judges, not the one that labelled", path=True

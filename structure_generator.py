@@ -119,7 +119,7 @@ def order_recipes(
     """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order in which every
     family has the same weight, however many recipes it has.
 
-    With guidance the first ``composition_pool`` of them are drawn again without replacement with weights
+    With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
     """
     sizes = Counter(recipe.family for recipe in recipes)
@@ -127,7 +127,7 @@ def order_recipes(
     known = np.array([reduced_formula(r.atomic_numbers) in known_formulas for r in recipes])
     order = np.lexsort((-prior, known))
     if settings.guidance_scale > 0 and settings.guide_composition:
-        pool = order[: settings.composition_pool or None]
+        pool = order[: settings.composition_pool * settings.num_structures or None]
         templates = [prototypes.recipe_template(recipes[i]) if settings.template_share > 0 else None for i in pool]
         loss = draft_loss(model, [recipes[i].atomic_numbers for i in pool], templates, settings, seed, device)
         keys = tilted_keys(np.round(loss, 6), pool, settings.guidance_scale, seed + 1)

@@ -143,7 +143,7 @@ def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
         assert row["aggregates"]["hit_rate"]["n"] == 3 and row["sampled"] == 3
         assert row["aggregates"]["sampled_valid"]["value"] == 1.0
     assert any("second.pth" in name for name in content["inputs"])
-    assert (folder / "guidance.png").stat().st_size > 20_000 and (folder / "guidance.pdf").is_file()
+    assert (folder.parent / "guidance.png").stat().st_size > 20_000 and (folder.parent / "guidance.pdf").is_file()
     assert "hits" in capsys.readouterr().out
 
 

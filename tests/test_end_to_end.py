@@ -31,7 +31,7 @@ TINY = {
     "denoiser.eval_every": 3,
     "denoiser.batch_size": 8,
     "generation.num_structures": 2,
-    "generation.composition_pool": 16,
+    "generation.composition_pool": 8,
     "generation.num_steps": 30,
     "evaluation.max_steps": 3,
     "evaluation.max_h_steps": 2,
