@@ -189,7 +189,9 @@ def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     plan = doses(settings, cfg.generation)
     rows = []
     with _pool(cfg) as pool:
-        counts = {(eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan}
+        counts = {
+            (eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan
+        }
         for series, eta, w in plan:
             cifs = folder / dose_name(eta, w)
             row = {"series": series, "guidance_scale": eta, "cfg_scale": w}

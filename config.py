@@ -256,6 +256,9 @@ class EvaluationConfig:
     second_potential: str = setting(
         "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
     )
+    band_gap: str = setting(
+        "gfn2-xtb", "band gap that sharpens the DFT correction too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
+    )
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))

@@ -3,8 +3,9 @@
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
 sheets well. Gaussian-process regression on some tens of DFT points takes most of that away. Its descriptors are few and physical:
 the predicted ΔE_H (of one potential, or of two, whose difference says how far to trust them); electronegativity and group of the
-element that H binds to; and the mean covalent radius of the other elements, which grows as their bonds to it soften. Every figure
-quoted for it is from hosts, or whole families, left out of the fit.
+element that H binds to; the mean covalent radius of the other elements, which grows as their bonds to it soften; and, for
+potentials, the band gap of the sheet (``band_gap.py``), over which the electron of H has to go. Every figure quoted for it is from
+hosts, or whole families, left out of the fit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from ase.db import connect
 
+import band_gap
 import config
 from geo_utils import adsorbed_hydrogen, tag_last_hydrogen
 
@@ -33,6 +35,7 @@ MIN_POINTS = 12
 LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
 # Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
 STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
+STORED_GAP = "gap_gfn2"  # and the band gap of the sheet without H
 # ½D_e(H2) is 2.27 eV in PBE: an H that the sheet does not bind at all has this ΔE_H. Far above it the potential's geometry, on
 # which the DFT energy was computed, is one that DFT would not keep (a sheet that the potential let collapse around H), and the
 # value says nothing about adsorption.
@@ -44,7 +47,7 @@ class TruthPoint:
     """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
-    prototype of the sheet.
+    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it.
     """
 
     name: str
@@ -55,6 +58,7 @@ class TruthPoint:
     energies: dict[str, float]
     clean: Atoms | None = None
     family: str = ""
+    gap: float = np.nan
 
 
 def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
@@ -91,7 +95,8 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
             unbound.append(f"{name} {site}")
             continue
         family = str(row.get("family", host))
-        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family))
+        gap = float(row.get(STORED_GAP, np.nan))
+        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap))
     if unbound:
         log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", config.relative_name(path), ", ".join(unbound))
     return points
@@ -126,12 +131,14 @@ class DftCorrection:
     """Gaussian process ΔE_H(DFT) = f(descriptors). features: (n, d), truth: (n,) eV.
 
     rmse_ev: error on hosts left out of the fit. scale: factor that makes 68 % of these errors fall within the process's own σ.
+    with_gap: whether the last descriptor is the band gap, without which a sheet is corrected by the others alone.
     """
 
     features: tuple[tuple[float, ...], ...]
     truth: tuple[float, ...]
     rmse_ev: float
     scale: float
+    with_gap: bool = False
 
     @property
     def n(self) -> int:
@@ -139,38 +146,58 @@ class DftCorrection:
         return len(self.truth)
 
     @classmethod
-    def fit(cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str]) -> DftCorrection:
+    def fit(cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False) -> DftCorrection:
         """features: (n, d), truth: (n,) eV, hosts: the group of each point. Raises ValueError for fewer than MIN_POINTS points."""
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
-        left_out, sigma = leave_out(features, truth, hosts)
+        left_out, sigma = leave_out(features, truth, hosts, with_gap)
         error = left_out - truth
         scale = float(np.quantile(np.abs(error) / sigma, 0.6827))
         as_tuples = tuple(tuple(float(v) for v in row) for row in features)
-        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale)
+        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap)
 
     @cached_property
-    def _process(self) -> _Process:
-        return _Process(np.array(self.features), np.array(self.truth))
+    def _regression(self) -> _Regression:
+        return _Regression(np.array(self.features), np.array(self.truth), self.with_gap)
 
-    def apply(self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def apply(
+        self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Corrected ΔE_H (n,) eV and its standard error: ``std`` through the slope, and the process's own, in quadrature.
 
-        energies: (n,) or (n, k) eV, as in the fit; std: (n,) eV, of the first of them.
+        energies: (n,) or (n, k) eV, as in the fit; std: (n,) eV, of the first of them. gaps: (n,) eV, for a correction with gaps;
+        NaN where one is not known. NaN for elements without an electronegativity.
         """
         energies = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
         if not len(energies):
             return np.zeros(0), np.zeros(0)
         features = np.array([descriptors(a, row) for a, row in zip(atoms, energies, strict=True)])
-        value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
+        if self.with_gap:
+            features = np.column_stack([features, gaps])
+        value, sigma = self._regression.predict(features)
+        step = np.zeros_like(features)
+        step[:, 0] = 0.05
+        above, below = (self._regression.predict(features + side * step)[0] for side in (1, -1))
+        slope = (above - below) / (2 * step[:, 0])
+        return value, np.hypot(slope * np.asarray(std), self.scale * sigma)
+
+
+class _Regression:
+    """Two processes: of all descriptors, and of those before the band gap, for sheets whose gap is not known."""
+
+    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool) -> None:
         known = np.isfinite(features).all(1)
-        if known.any():
-            value[known], sigma[known] = self._process.predict(features[known])
-            step = np.zeros_like(features[known])
-            step[:, 0] = 0.05
-            above, below = (self._process.predict(features[known] + side * step)[0] for side in (1, -1))
-            slope = (above - below) / (2 * step[:, 0])
-            sigma[known] = np.hypot(slope * np.asarray(std)[known], self.scale * sigma[known])
+        self.parts = [(slice(None), _Process(features[known], truth[known]))] if known.any() else []
+        if with_gap:
+            self.parts.append((slice(None, -1), _Process(features[:, :-1], truth)))
+
+    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, standard deviation), (n,) eV; NaN where another descriptor than the gap is."""
+        value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
+        for columns, process in self.parts:
+            rows = np.isfinite(features[:, columns]).all(1) & np.isnan(value)
+            if rows.any():
+                value[rows], sigma[rows] = process.predict(features[rows][:, columns])
         return value, sigma
 
 
@@ -198,14 +225,16 @@ class _Process:
         return self.offset + cross @ self.weights, np.sqrt(np.maximum(prior - explained, NOISE**2))
 
 
-def leave_out(features: np.ndarray, truth: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def leave_out(
+    features: np.ndarray, truth: np.ndarray, groups: Sequence[str], with_gap: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """(prediction, σ), (n,) eV: every point by a fit without any point of its group."""
     labels = np.array(groups)
     predicted, sigma = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
     for group in sorted(set(groups)):
         held = labels == group
         if not held.all():
-            predicted[held], sigma[held] = _Process(features[~held], truth[~held]).predict(features[held])
+            predicted[held], sigma[held] = _Regression(features[~held], truth[~held], with_gap).predict(features[held])
     return predicted, sigma
 
 
@@ -258,6 +287,32 @@ def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarra
     return values
 
 
+def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
+    """(n,) eV: band gaps of the sheets of the points: as stored, otherwise computed; NaN where neither is possible."""
+    values = np.array([point.gap for point in points])
+    sheets: dict[str, float] = {}
+    for k in np.flatnonzero(np.isnan(values)):
+        point = points[k]
+        if point.clean is not None and point.name not in sheets and band_gap.is_installed():
+            sheets[point.name] = band_gap.band_gap(point.clean)
+        values[k] = sheets.get(point.name, np.nan)
+    return values
+
+
+def store_gaps(path: str | Path) -> int:
+    """Adds the band gap of the sheet to the rows of the DFT database that lack it; returns how many."""
+    points = read_truth(path, with_unbound=True)
+    by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
+    added = 0
+    database = connect(path)
+    for row in list(database.select(kind="slab_H")):
+        gap = by_name.get(str(row.name), np.nan)
+        if STORED_GAP not in row and np.isfinite(gap):
+            database.update(row.id, **{STORED_GAP: gap})
+            added += 1
+    return added
+
+
 def store_energies(path: str | Path, potential: Any) -> int:
     """Adds the ΔE_H of an embedded potential to the rows of the DFT database that lack it; returns how many."""
     key = STORED_ENERGIES[potential.name]
@@ -274,34 +329,44 @@ def store_energies(path: str | Path, potential: Any) -> int:
     return added
 
 
-def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path) -> DftCorrection | None:
-    """The correction of ΔE_H from one or two potentials; None, with a line that says why, where there are too few DFT points."""
+def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, with_gap: bool = False) -> DftCorrection | None:
+    """The correction of ΔE_H from one or two potentials; None, with a line that says why, where there are too few DFT points.
+
+    with_gap: the band gap is one of its descriptors too.
+    """
     points = read_truth(truth_path)
     raw = np.stack([potential_delta_e(points, potential) for potential in potentials], 1)
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:
-        return DftCorrection.fit(*_fit_arguments(points, raw))
+        return DftCorrection.fit(*_fit_arguments(points, raw, with_gap), with_gap)
     except ValueError as error:
         log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
 
 
-def left_out_predictions(points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host") -> tuple[np.ndarray, np.ndarray]:
+def left_out_predictions(
+    points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """(prediction, σ), (n,) eV: ``raw``, (n,) or (n, k) eV, of every point corrected by a fit without its host, or its family.
 
-    by: "host" or "family". NaN where ``raw`` is, or where too few points are left to fit.
+    by: "host" or "family". with_gap: the band gap is a descriptor too. NaN where ``raw`` is, or where too few points are
+    left to fit.
     """
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
     known = np.flatnonzero(np.isfinite(raw).all(1))
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
-        features, truth, _ = _fit_arguments([points[k] for k in known], raw[known])
-        predicted[known], sigma[known] = leave_out(features, truth, [getattr(points[k], by) for k in known])
+        features, truth, _ = _fit_arguments([points[k] for k in known], raw[known], with_gap)
+        predicted[known], sigma[known] = leave_out(features, truth, [getattr(points[k], by) for k in known], with_gap)
     return predicted, sigma
 
 
-def _fit_arguments(points: Sequence[TruthPoint], raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _fit_arguments(
+    points: Sequence[TruthPoint], raw: np.ndarray, with_gap: bool = False
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     rows = np.asarray(raw, dtype=float).reshape(len(points), -1)
     features = np.array([descriptors(p.atoms, row) for p, row in zip(points, rows, strict=True)])
+    if with_gap:
+        features = np.column_stack([features, sheet_gaps(points)])
     return features, np.array([p.delta_e for p in points]), [p.host for p in points]

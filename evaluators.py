@@ -30,6 +30,7 @@ from ase import Atoms
 from pymatgen.core import Composition, Structure
 from tqdm import tqdm
 
+import band_gap
 import config
 import dft_correction
 import her_truth
@@ -112,6 +113,7 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
     if settings.second_potential not in ("", settings.potential):
         potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
+    potential["band_gap"] = f"{settings.band_gap} (tblite {_version('tblite')})" if settings.band_gap else "none"
     potential["dft_correction"] = described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
     formulas = known_formulas(settings)
     known: Any = "none"
@@ -130,13 +132,27 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
 
 
 def _package_version(potential: str) -> str:
+    package = "mattersim" if potential == "mattersim" else "sevenn"
+    return f"{package} {_version(package)}"
+
+
+def _version(package: str) -> str:
     import importlib.metadata
 
-    package = "mattersim" if potential == "mattersim" else "sevenn"
     try:
-        return f"{package} {importlib.metadata.version(package)}"
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return f"{package} is not installed"
+        return "is not installed"
+
+
+def uses_gap(settings: config.EvaluationConfig) -> bool:
+    """Whether the DFT correction of the potential has the band gap: where it is asked for and its package is there."""
+    if not settings.band_gap:
+        return False
+    if not band_gap.is_installed():
+        log.warning("evaluation.band_gap: the package tblite is not installed; the DFT correction does without band gaps")
+        return False
+    return True
 
 
 def load_judges(cfg: config.Config) -> Judges:
@@ -152,7 +168,7 @@ def load_judges(cfg: config.Config) -> Judges:
     if Path(settings.dft_truth_path).is_file():
         second = load_second_potential(settings, str(device))
         both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path)
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, uses_gap(settings))
     return Judges(
         potential=StabilityJudge(potential, settings, correction, second),
         references=potentials.References.load(settings.references_path, potential),
@@ -203,7 +219,7 @@ def load_truth(cfg: config.Config, her: Any) -> dict[str, Any] | None:
     settings = cfg.evaluation
     own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
     both = [p for p in (own, load_second_potential(settings)) if p is not None]
-    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, both)
+    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, both, uses_gap(settings))
 
 
 # ----------------------------------------------------------------------------------------------------------------- evaluate

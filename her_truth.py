@@ -24,7 +24,11 @@ NAN = float("nan")
 
 
 def truth_report(
-    her: Any, truth_db_path: str | os.PathLike, table_path: str | os.PathLike | None = None, potentials: Sequence[Any] = ()
+    her: Any,
+    truth_db_path: str | os.PathLike,
+    table_path: str | os.PathLike | None = None,
+    potentials: Sequence[Any] = (),
+    with_gap: bool = False,
 ) -> dict[str, Any] | None:
     """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``.
 
@@ -33,8 +37,8 @@ def truth_report(
     table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
     whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
     sheets that everybody agrees on, and every inert one must come out above every active one. potentials: those of the evaluation,
-    the judge first; without any, those whose values the database holds. Returns None when the database is not there: the report
-    then says "unverified".
+    the judge first; without any, those whose values the database holds. with_gap: whether their correction has
+    the band gap. Returns None when the database is not there: the report then says "unverified".
     """
     path = Path(truth_db_path)
     if not path.is_file():
@@ -56,8 +60,8 @@ def truth_report(
     for k, potential in enumerate(potentials):
         energies[:, k] = dft_correction.potential_delta_e(points, potential)
     own, name = energies[:, 0], potentials[0].name if potentials else "none"
-    own_corrected, _ = dft_correction.left_out_predictions(points, energies)
-    own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family")
+    own_corrected, _ = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
+    own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family", with_gap=with_gap)
     rows = [
         {
             "name": point.name,
@@ -88,7 +92,7 @@ def truth_report(
         "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
         "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
         "potential_corrected": {
-            "name": " + ".join(p.name for p in potentials),
+            "name": " + ".join([*(p.name for p in potentials), *(["band gap"] if with_gap else [])]),
             **agreement(own_corrected, "delta_e_potential_corrected_ev"),
             "family_left_out": agreement(own_by_family, "delta_e_potential_family_left_out_ev"),
         },

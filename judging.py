@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms
 from pymatgen.core import Composition, Structure
 
+import band_gap
 import config
 import geo_utils
 import metrics
@@ -47,6 +48,7 @@ JUDGED_SETTINGS = (
     "max_steps",
     "potential_h_sites",
     "second_potential",
+    "band_gap",
     "max_h_steps",
     "min_vacuum_angstrom",
     "clash_factor",
@@ -103,6 +105,7 @@ class CandidateResult:
     h_in_domain: bool | None = None
     h_domain_note: str = ""
     delta_g_h_potential_ev: float = NAN
+    band_gap_ev: float = NAN
     delta_g_h_corrected_ev: float = NAN
     delta_g_h_corrected_std_ev: float = NAN
     h_desorbed: bool | None = None
@@ -204,6 +207,10 @@ class StabilityJudge:
         function = potentials.relax_bulk if bulk else potentials.relax_sheet
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
 
+    def band_gap(self, sheet: Atoms) -> float:
+        """In eV, where the correction asks for it and the method finds one; otherwise NaN."""
+        return band_gap.band_gap(sheet) if self.correction is not None and self.correction.with_gap else NAN
+
     def legacy_energy(self, atoms: Atoms) -> float:
         """Total energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
 
@@ -215,12 +222,18 @@ class StabilityJudge:
         return float(relaxed.energy) / len(atoms) if relaxed.status != "exploded" else NAN
 
     def delta_e_hydrogen(
-        self, sheet: Atoms, site: geo_utils.AdsorptionSite, supercell: tuple[int, int], best: float = math.inf
+        self,
+        sheet: Atoms,
+        site: geo_utils.AdsorptionSite,
+        supercell: tuple[int, int],
+        best: float = math.inf,
+        gap: float = NAN,
     ) -> HydrogenAtSite:
         """E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
 
-        best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays far above. H starts 0.1 Å beside the
-        site, because on top of an atom or in a hollow symmetry alone can hold it.
+        best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays far above. gap: of the
+        sheet, eV, for the correction. H starts 0.1 Å beside the site, because on top of an atom or in a hollow symmetry alone can
+        hold it.
         """
         import potentials
 
@@ -246,7 +259,7 @@ class StabilityJudge:
             energies.append(parts[0] - supercell[0] * supercell[1] * parts[1] - 0.5 * potentials.h2_energy(self.second))
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
             return HydrogenAtSite(*outcome)
-        value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1))
+        value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1), np.array([gap]))
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
 
 
@@ -476,11 +489,14 @@ def _judge_hydrogen(
     def potential() -> None:
         result = found["result"]
         ranking = np.argsort(np.asarray(result.delta_g, dtype=float), kind="stable")[: settings.potential_h_sites]
+        row.band_gap_ev = judges.potential.band_gap(result.sheet)
         found_at: list[HydrogenAtSite] = []
         bound: list[HydrogenAtSite] = []
         for index in ranking:
             best = min((h.delta_e for h in bound), default=math.inf)
-            found_at.append(judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell, best))
+            found_at.append(
+                judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell, best, row.band_gap_ev)
+            )
             bound = [h for h in found_at if not (h.desorbed or h.given_up) and math.isfinite(h.delta_e)]
         row.h_desorbed = any(h.desorbed for h in found_at) and not bound
         if not bound:

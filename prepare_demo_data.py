@@ -52,7 +52,7 @@ from adsorption_records import (
     write_adsorption,
 )
 from config import StageError
-from dft_correction import STORED_ENERGIES, store_energies
+from dft_correction import STORED_ENERGIES, store_energies, store_gaps
 from geo_utils import (
     NotTwoDimensional,
     Sheet,
@@ -475,6 +475,7 @@ def main(cfg: config.Config) -> None:
     if "truth" in parts:
         path = cfg.evaluation.dft_truth_path
         summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
+        summary["truth"]["band gap"] = store_gaps(path)
     if "random" in parts:
         if not Path(settings.db_path).is_file():
             raise StageError(

@@ -82,7 +82,10 @@ class Springs:
     def legacy_energy(self, atoms: Atoms) -> float:
         return -4.0
 
-    def delta_e_hydrogen(self, sheet: Atoms, site, supercell, best=math.inf) -> HydrogenAtSite:
+    def band_gap(self, sheet: Atoms) -> float:
+        return 1.5
+
+    def delta_e_hydrogen(self, sheet: Atoms, site, supercell, best=math.inf, gap=math.nan) -> HydrogenAtSite:
         if "W" in sheet.get_chemical_symbols():
             return HydrogenAtSite(0.0, desorbed=True, converged=True)
         return HydrogenAtSite(0.02, desorbed=False, converged=True, corrected=0.42, corrected_std=0.3)

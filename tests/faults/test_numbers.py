@@ -58,7 +58,7 @@ class Outcome(simple.Springs):
     def relax(self, atoms, bulk):
         return SimpleNamespace(atoms=atoms.copy(), energy=self.energy, converged=self.status == "ok", steps=3, status=self.status)
 
-    def delta_e_hydrogen(self, sheet, site, supercell, best):
+    def delta_e_hydrogen(self, sheet, site, supercell, best, gap):
         return self.h
 
 

@@ -1,0 +1,65 @@
+"""Band gap of a sheet by GFN2-xTB, a semi-empirical tight-binding method: one of the descriptors of ``dft_correction.py``.
+
+H that binds to a semiconductor gives its electron to the lowest unoccupied state, so that a wide gap makes adsorption costly
+(Liu et al., Nature Energy 2, 17127 (2017)). Potentials have no electrons and miss this: they bind H to 2H-MoS2 as to 1T-MoS2.
+Bannwarth et al., J. Chem. Theory Comput. 15, 1652 (2019).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+
+import numpy as np
+from ase import Atoms, units
+
+log = logging.getLogger("her2d")
+
+METHOD = "gfn2-xtb"
+# The program samples Γ alone. Cells at least this long bring in the points where gaps of small cells mostly lie (a 2 x 2 cell of
+# a dichalcogenide: Γ and M); longer ones gave no better correction and take many times as long.
+MIN_LENGTH = 6.0  # Å
+MAX_ATOMS = 120
+MAX_ITERATIONS = 250
+VACUUM = 10.0  # Å on each side
+DECIMALS = 3
+
+
+def is_installed() -> bool:
+    """Whether the tblite package, which has no build for every platform, is there."""
+    return importlib.util.find_spec("tblite") is not None
+
+
+def band_gap(sheet: Atoms) -> float:
+    """Gap between the highest occupied and the lowest unoccupied orbital in eV, rounded to 1e-3; the sheet spans xy, without H.
+
+    NaN for more than MAX_ATOMS atoms in the repeated cell, and where the charges do not become self-consistent. Raises ImportError
+    without tblite.
+    """
+    import tblite.interface
+    from threadpoolctl import threadpool_limits
+
+    repeats = [math.ceil(MIN_LENGTH / length - 1e-6) for length in sheet.cell.lengths()[:2]]
+    if len(sheet) * repeats[0] * repeats[1] > MAX_ATOMS:
+        return math.nan
+    atoms = Atoms(sheet.numbers, sheet.positions, cell=sheet.cell).repeat((*repeats, 1))
+    atoms.center(vacuum=VACUUM, axis=2)
+    try:
+        with threadpool_limits(1):
+            calculator = tblite.interface.Calculator(
+                "GFN2-xTB",
+                atoms.numbers,
+                atoms.positions / units.Bohr,
+                lattice=atoms.cell.array / units.Bohr,
+                periodic=np.full(3, True),
+            )
+            calculator.set("verbosity", 0)
+            calculator.set("max-iter", MAX_ITERATIONS)
+            result = calculator.singlepoint()
+    except RuntimeError as error:
+        log.debug("no band gap of %s: %s", sheet.get_chemical_formula(), error)
+        return math.nan
+    energies = np.sort(np.ravel(result.get("orbital-energies"))) * units.Hartree
+    filled = round(float(np.sum(result.get("orbital-occupations"))) / 2)
+    return round(float(energies[filled] - energies[filled - 1]), DECIMALS) + 0.0
