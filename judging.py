@@ -65,10 +65,11 @@ class CandidateResult:
 
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
-    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``hit`` uses DimeNet++'s ΔG_H,
-    ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT. ``synthesis_*`` are
-    CSLLM's suggestions, for valid sheets that it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public
-    baseline (``metrics.legacy_stability_score``), for comparison only; no verdict uses them.
+    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is GFN2-xTB's, a
+    descriptor of the correction. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
+    potential's after its correction from DFT. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that it calls
+    synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``metrics.legacy_stability_score``), for
+    comparison only; no verdict uses them.
     """
 
     id: str = ""

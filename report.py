@@ -336,8 +336,8 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(
                 (
                     "ΔG_H by the potential, corrected",
-                    f"Its values corrected by a fit to the same DFT values, each host predicted by a fit without it: "
-                    f"{errors(corrected)}.",
+                    f"ΔE_H from {corrected.get('name', '')}, by a fit to the same DFT values, each host predicted by a fit without "
+                    f"it: {errors(corrected)}.",
                 )
             )
         if table := truth.get("table"):
@@ -526,6 +526,7 @@ def _viewed(candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, An
                 ["ΔG_H, DimeNet++", number(row, "delta_g_h_ev", "eV", "delta_g_h_std_ev")],
                 ["ΔG_H, potential", number(row, "delta_g_h_potential_ev", "eV")],
                 ["ΔG_H, corrected", number(row, "delta_g_h_corrected_ev", "eV", "delta_g_h_corrected_std_ev")],
+                ["band gap, GFN2-xTB", number(row, "band_gap_ev", "eV")],
                 ["E_above_hull", number(row, "e_above_hull_ev", "eV/atom")],
                 ["P_synth", number(row, "p_synth", "")],
                 *([["method", row["synthesis_method"]]] if row.get("synthesis_method") else []),

@@ -29,7 +29,8 @@ REQUIREMENTS = ("requirements.txt", "requirements-mattersim.txt", "requirements-
 def pinned() -> dict[str, str]:
     """package -> version of the requirement files."""
     lines = [line for name in REQUIREMENTS for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
-    pairs = [line.split("#")[0].strip().split("==") for line in lines if "==" in line.split("#")[0]]
+    plain = [line.split("#")[0].split(";")[0].strip() for line in lines]  # neither remark nor platform
+    pairs = [line.split("==") for line in plain if "==" in line]
     return {canonicalize_name(name): version.strip() for name, version in pairs}
 
 
