@@ -535,6 +535,8 @@ def relaxation_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, 
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, KeyError) and " " in text:  # a sentence, which KeyError puts in quotes, not a missing key
+        return text.strip("'\"")[:120]
     if isinstance(error, config.StageError | ValueError) and text:
         return text[:120]
     return f"{type(error).__name__} {text[:100]}".strip()

@@ -402,6 +402,15 @@ def test_failed_judges_leave_nan_and_a_reason(tmp_path):
     assert "no reference for Au" in rows["au"].status and math.isnan(rows["au"].e_form_ev) and rows["au"].hit is None
 
 
+def test_a_pair_without_a_competing_compound_is_said_in_words(tmp_path):
+    class Sparse(simple.Table):
+        def e_above_hull(self, atoms, energy):
+            raise KeyError("no competing compound of Mo-S")
+
+    row = run(tmp_path, {"mo": simple.sheet()}, simple.judges(references=Sparse())).rows[0]
+    assert row.status == "hull: no competing compound of Mo-S" and row.e_form_ev == -0.5 and math.isnan(row.e_above_hull_ev)
+
+
 def test_failed_relaxation_is_named(tmp_path):
     evaluation = run(tmp_path, {"mo": simple.sheet(), "w": simple.sheet("WS2")}, simple.judges(potential=simple.Springs("W")))
     row = next(row for row in evaluation.rows if row.id == "w")
