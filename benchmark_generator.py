@@ -3,11 +3,13 @@
 Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
 pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
 (Jiao et al., NeurIPS 2023). Part generation: many structures of stage 4 as it is configured, and their layer groups beside those
-of the training set. Part guidance: stage 4 at every guidance scale and every classifier-free scale. Both are judged by ``evaluate``
-with a DimeNet++ that had no part in the labels and, where evaluation.potential_h_sites asks for it, with the potential's own ΔG_H.
+of the training set. Part steps: unguided sheets of fewer and of more reverse steps, what they cost and how far they are from
+relaxed. Part guidance: stage 4 at every guidance scale and every classifier-free scale. All but csp are judged by ``evaluate`` with
+a DimeNet++ that had no part in the labels and, where evaluation.potential_h_sites asks for it, with the potential's own ΔG_H.
 
-Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png
-and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
+Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png,
+steps.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on
+where it was.
 
     python benchmark_generator.py denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -18,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import config
@@ -37,10 +41,11 @@ log = logging.getLogger("her2d")
 
 STAGE = "benchmark_generator.py"
 CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot be another polymorph
-PARTS = ("csp", "generation", "guidance")
+PARTS = ("csp", "generation", "steps", "guidance")
 # DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
 # grows with the cube root of the volume per atom and would pass nearly anything.
 CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 
 
@@ -199,11 +204,13 @@ def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def generate(cfg: config.Config, folder: Path, eta: float, w: float, number: int) -> dict[str, Any]:
-    """Stage 4 at a dose into a folder; returns its manifest."""
+def generate(cfg: config.Config, folder: Path, eta: float, w: float, number: int, **changes: Any) -> dict[str, Any]:
+    """Stage 4 at a dose into a folder, with further changes of its settings; returns its manifest."""
     import structure_generator
 
-    generation = dataclasses.replace(cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder))
+    generation = dataclasses.replace(
+        cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder), **changes
+    )
     structure_generator.main(dataclasses.replace(cfg, generation=generation))
     return config.read_sidecar(folder, stage=structure_generator.STAGE)
 
@@ -269,6 +276,32 @@ def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
         "layer_group_numbers": {str(number): count for number, count in sorted(numbers.items())},
         "training_layer_group_numbers": {str(number): count for number, count in sorted(known.items())},
     }
+
+
+def step_scores(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
+    """Part steps: unguided sheets of the same recipes by other numbers of reverse steps, judged; one row per number.
+
+    seconds_per_sheet: of sampling ``generation.batch_size`` sheets of six atoms, on ``run.threads`` threads.
+    """
+    from models import load_denoiser
+    from sampling import sample
+    from structure_generator import CHECKPOINT_HINT
+
+    device = config.resolve_device(cfg.run)
+    model = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)[0].double()
+    compositions = [SIX_ATOMS] * cfg.generation.batch_size
+    rows = []
+    with _pool(cfg) as pool:
+        for count in cfg.benchmark.step_counts:
+            settings = dataclasses.replace(cfg.generation, num_steps=count, guidance_scale=0.0, cfg_scale=0.0)
+            start = time.monotonic()
+            sample(model, compositions, range(len(compositions)), settings, cfg.run.seed, device)
+            seconds = (time.monotonic() - start) / len(compositions)
+            cifs = folder / f"steps_{count}"
+            manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.step_structures, num_steps=count)
+            judged = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
+            rows.append({"num_steps": count, "seconds_per_sheet": round(seconds, 4), **judged})
+    return rows
 
 
 def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None:
@@ -360,6 +393,14 @@ def main(cfg: config.Config) -> None:
         shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
         rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
         print(f"generation of {found['sampled']} sheets: {rates}")
+    if "steps" in parts:
+        rows = step_scores(cfg, folder)
+        threads = {"threads": torch.get_num_threads(), "device": str(config.resolve_device(cfg.run))}
+        _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {**threads, "step_counts": rows})
+        for row in rows:
+            valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
+            cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
+            print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
     if "guidance" in parts:
         rows = dose_response(cfg, folder)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})

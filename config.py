@@ -228,12 +228,14 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    parts: list[str] = setting(["all"], "all, or some of csp, generation, guidance")
+    parts: list[str] = setting(["all"], "all, or some of csp, generation, steps, guidance")
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
     csp_rows: int = setting(150, "part csp: held-out sheets, drawn at random from the test split", low=1)
     csp_samples: int = setting(20, "part csp: samples per sheet", low=1)
     csp_max_atoms: int = setting(12, "part csp: largest cell", low=1)
     generation_structures: int = setting(1000, "part generation: structures", low=2)
+    step_counts: list[int] = setting([10, 20, 30, 50], "part steps: numbers of reverse steps")
+    step_structures: int = setting(64, "part steps: structures by each", low=2)
     guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: doses η, at w = 0")
     cfg_scales: list[float] = setting([2.0], "part guidance: doses w, at η = 0")
     num_structures: int = setting(256, "part guidance: structures at each dose", low=2)

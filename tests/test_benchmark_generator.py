@@ -97,6 +97,8 @@ def cfg(tmp_path, monkeypatch) -> config.Config:
             csp_samples=2,
             num_structures=3,
             generation_structures=4,
+            step_counts=[2, 3],
+            step_structures=2,
             guidance_scales=[0.0, 1.0],
             cfg_scales=[2.0],
             judge_checkpoint=str(judge),
@@ -132,6 +134,15 @@ def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set
     assert sum(found["layer_group_numbers"].values()) == 4 == found["aggregates"]["rate_valid"]["n"]
     assert set(found["layer_group_numbers"]) != {"1"}, "sheets have the symmetry of their templates"
     assert (folder / "layer_groups.png").stat().st_size > 5_000
+
+
+def test_steps_are_compared_by_time_and_by_judges(cfg, capsys):
+    benchmark.main(with_parts(cfg, "steps"))
+    found = json.loads((Path(cfg.benchmark.output_dir) / "steps.json").read_text())
+    assert [row["num_steps"] for row in found["step_counts"]] == [2, 3] and found["threads"] == 1
+    for row in found["step_counts"]:
+        assert row["seconds_per_sheet"] > 0 and row["aggregates"]["rate_valid"]["n"] == 2
+    assert "s per sheet of 6 atoms" in capsys.readouterr().out
 
 
 def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
