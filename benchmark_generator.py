@@ -281,7 +281,8 @@ def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
 def step_scores(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     """Part steps: unguided sheets of the same recipes by other numbers of reverse steps, judged; one row per number.
 
-    seconds_per_sheet: of sampling ``generation.batch_size`` sheets of six atoms, on ``run.threads`` threads.
+    seconds_per_sheet, seconds_per_guided_sheet: of sampling ``generation.batch_size`` sheets of six atoms on ``run.threads`` threads,
+    without guidance and as configured.
     """
     from models import load_denoiser
     from sampling import sample
@@ -293,14 +294,19 @@ def step_scores(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     rows = []
     with _pool(cfg) as pool:
         for count in cfg.benchmark.step_counts:
-            settings = dataclasses.replace(cfg.generation, num_steps=count, guidance_scale=0.0, cfg_scale=0.0)
-            start = time.monotonic()
-            sample(model, compositions, range(len(compositions)), settings, cfg.run.seed, device)
-            seconds = (time.monotonic() - start) / len(compositions)
+            guided = dataclasses.replace(cfg.generation, num_steps=count)
+            seconds = {}
+            for name, settings in (
+                ("seconds_per_sheet", dataclasses.replace(guided, guidance_scale=0.0, cfg_scale=0.0)),
+                ("seconds_per_guided_sheet", guided),
+            ):
+                start = time.monotonic()
+                sample(model, compositions, range(len(compositions)), settings, cfg.run.seed, device)
+                seconds[name] = round((time.monotonic() - start) / len(compositions), 4)
             cifs = folder / f"steps_{count}"
             manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.step_structures, num_steps=count)
             judged = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
-            rows.append({"num_steps": count, "seconds_per_sheet": round(seconds, 4), **judged})
+            rows.append({"num_steps": count, **seconds, **judged})
     return rows
 
 
@@ -399,7 +405,7 @@ def main(cfg: config.Config) -> None:
         _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {**threads, "step_counts": rows})
         for row in rows:
             valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
-            cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
+            cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms ({row['seconds_per_guided_sheet']:.2f} guided)"
             print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
     if "guidance" in parts:
         rows = dose_response(cfg, folder)
