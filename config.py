@@ -269,6 +269,7 @@ class EvaluationConfig:
     hull_db: str = setting("", "database with ehull, such as C2DB, against which E_above_hull is checked; empty: not", path=True)
     hull_rows: int = setting(300, "rows of it that are relaxed for that", low=10)
     dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
+    dft_blind_path: str = setting("data/h_on_2d_blind.db", "further DFT ΔE_H that no fit has seen; empty: none", path=True)
     truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)

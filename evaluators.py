@@ -219,7 +219,11 @@ def load_truth(cfg: config.Config, her: Any) -> dict[str, Any] | None:
     settings = cfg.evaluation
     own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
     both = [p for p in (own, load_second_potential(settings)) if p is not None]
-    return her_truth.truth_report(her, settings.dft_truth_path, settings.truth_table_path, both, uses_gap(settings))
+    truth_path, with_gap = settings.dft_truth_path, uses_gap(settings)
+    report = her_truth.truth_report(her, truth_path, settings.truth_table_path, both, with_gap)
+    if report is not None and settings.dft_blind_path:
+        report["blind"] = her_truth.blind_report(her, settings.dft_blind_path, truth_path, both, with_gap)
+    return report
 
 
 # ----------------------------------------------------------------------------------------------------------------- evaluate

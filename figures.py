@@ -282,7 +282,7 @@ def funnel_counts(evaluation: Evaluation, settings: config.EvaluationConfig) -> 
 
 
 def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected."""
+    """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected; also on points of no fit."""
     rows = truth["rows"]
     own, corrected = truth["potential"], truth.get("potential_corrected") or {}
     judges = (
@@ -290,7 +290,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         ("delta_e_potential_ev", "x", "0.35", own["name"], own),
         ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{corrected.get('name')}, corrected", corrected),
     )
-    with figure(path, figsize=(5.6, 6)) as (_, axis):
+    with figure(path, figsize=(6.4, 7)) as (_, axis):
         dft = np.array([_nan(r["delta_e_dft_ev"]) for r in rows])
         everything = [dft]
         for key, marker, color, name, score in judges:
@@ -305,6 +305,14 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
                 errors = np.nan_to_num([_nan(r["std_ev"]) for r in rows])
                 axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
                 everything += [values - errors, values + errors]
+        if blind := truth.get("blind"):
+            points = [
+                np.array([_nan(r[key]) for r in blind["rows"]]) for key in ("delta_e_dft_ev", "delta_e_potential_corrected_ev")
+            ]
+            everything += points
+            score = blind["potential_corrected"]
+            text = f"the same on sheets of no fit: MAE {_nan(score['mae_ev']):.2f} eV, Spearman {_nan(score['spearman']):.2f}"
+            axis.plot(*points, "*", color="#b2182b", ms=9, label=f"{text}, n = {score['n']}")
         low, high = padded_limits(np.concatenate(everything), 0.0, 0.0, math.inf)
         axis.plot([low, high], [low, high], color="0.4", lw=0.8)
         axis.set_xlim(low, high)

@@ -104,6 +104,55 @@ def truth_report(
     return report
 
 
+def blind_report(
+    her: Any, blind_path: str | os.PathLike, truth_path: str | os.PathLike, potentials: Sequence[Any], with_gap: bool = False
+) -> dict[str, Any]:
+    """The judges, as they are used, against DFT points that nothing was fitted on or chosen by: ``{n, mae_ev, ..., potential,
+    potential_corrected, rows, source}``.
+
+    Raises StageError where the file is missing, or has a host of ``truth_path``, from which the corrections are learnt.
+    """
+    points = dft_correction.read_truth(blind_path)
+    known = {point.host for point in dft_correction.read_truth(truth_path, with_unbound=True)}
+    if seen := sorted({point.host for point in points} & known):
+        raise config.StageError(
+            f"{config.relative_name(blind_path)} is not blind: {', '.join(seen)} is in {Path(truth_path).name} too"
+        )
+    structures = [point.atoms for point in points]
+    truth = np.array([point.delta_e for point in points])
+    predicted, std = her.predict_delta_e(structures)
+    energies = np.stack([dft_correction.potential_delta_e(points, potential) for potential in potentials], 1)
+    correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap)
+    corrected = corrected_std = np.full(len(points), NAN)
+    if correction is not None:
+        gaps = dft_correction.sheet_gaps(points) if with_gap else None
+        corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps)
+
+    def agreement(values: np.ndarray) -> dict[str, Any]:
+        return metrics.agreement(truth.tolist(), np.asarray(values).tolist())
+
+    return {
+        "source": config.relative_name(blind_path),
+        "sha256": config.file_sha256(blind_path),
+        **agreement(predicted),
+        "potential": agreement(energies[:, 0]),
+        "potential_corrected": agreement(corrected),
+        "rows": [
+            {
+                "name": point.name,
+                "site": point.site,
+                "delta_e_dft_ev": point.delta_e,
+                "delta_e_dimenet_ev": float(predicted[k]),
+                "std_ev": float(std[k]),
+                "delta_e_potential_ev": float(energies[k, 0]),
+                "delta_e_potential_corrected_ev": float(corrected[k]),
+                "corrected_std_ev": float(corrected_std[k]),
+            }
+            for k, point in enumerate(points)
+        ],
+    }
+
+
 def read_table(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of the table of truth, energies as numbers (NaN where empty)."""
     with Path(path).open(newline="", encoding="utf-8") as handle:

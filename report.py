@@ -340,6 +340,15 @@ def trust(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                     f"it: {errors(corrected)}.",
                 )
             )
+        if blind := truth.get("blind"):
+            rows.append(
+                (
+                    "ΔG_H, blind",
+                    f"{blind['n']} DFT values of {blind['source']} on sheets drawn at random, which nothing was fitted on: "
+                    f"DimeNet++ {errors(blind)}; the potential {errors(blind['potential'])}; corrected "
+                    f"{errors(blind['potential_corrected'])}.",
+                )
+            )
         if table := truth.get("table"):
             listed = f"{len(table['rows'])} rows of {table['source']}, those with a structure"
             rows.append(("ΔE_H, table of truth", f"{listed}: {errors(table)}."))

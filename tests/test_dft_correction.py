@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +208,38 @@ def test_the_committed_points_pass_the_gate():
         rows = [{"name": p.name, "e": value} for p, value in zip(points, predicted, strict=True)]
         order = her_truth.inert_above_active(rows, table, "e")
         assert order["pairs"] >= 8 and not order["violations"]
+
+
+def test_blind_points_are_those_of_no_fit(tmp_path):
+    import her_truth
+
+    class Half:
+        """Predicts half of what the potential does."""
+
+        def predict_delta_e(self, structures):
+            return np.array([0.5 * own[a.symbols[0]] for a in structures]), np.full(len(structures), 0.1)
+
+    points = truth_points()
+    own = {point.name: point.energies["sevennet-0"] for point in points}
+
+    def write_points(path, chosen):
+        with connect(path) as db:
+            for p in chosen:
+                db.write(p.atoms, kind="slab_H", name=p.name, site=p.site, dE_dft=p.delta_e, dE_7net0=p.energies["sevennet-0"])
+        return path
+
+    fitted, blind = write_points(tmp_path / "fit.db", points[:13]), write_points(tmp_path / "blind.db", points[13:])
+    potential = [SimpleNamespace(name="sevennet-0")]
+    found = her_truth.blind_report(Half(), blind, fitted, potential)
+    assert found["n"] == 3 and [row["name"] for row in found["rows"]] == ["Co", "Rh", "Ir"]
+    truth = np.array([p.delta_e for p in points[13:]])
+    raw = np.array([own[p.name] for p in points[13:]])
+    assert found["mae_ev"] == pytest.approx(np.abs(0.5 * raw - truth).mean())
+    assert found["potential"]["mae_ev"] == pytest.approx(np.abs(raw - truth).mean())
+    assert found["potential_corrected"]["mae_ev"] < 0.5 * found["potential"]["mae_ev"]
+    overlapping = write_points(tmp_path / "overlapping.db", points[12:])
+    with pytest.raises(StageError, match=r"overlapping\.db is not blind: .* is in fit\.db too"):
+        her_truth.blind_report(Half(), overlapping, fitted, potential)
 
 
 def test_the_table_of_truth_says_what_the_database_says():
