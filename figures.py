@@ -469,12 +469,12 @@ def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
     bar = 5.0
     left, bottom = corner[0], -0.06
     side.plot([left, left + bar], [bottom] * 2, color="black", lw=2, clip_on=False, transform=side.get_xaxis_transform())
-    side.text(left + bar / 2, bottom - 0.05, f"{bar:g} Å", ha="center", va="top", fontsize=8, transform=side.get_xaxis_transform())
+    side.text(left + bar + 0.2, bottom, f"{bar:g} Å", va="center", fontsize=8, transform=side.get_xaxis_transform())
     handles = [
         Line2D([], [], marker="o", ls="", ms=7, markerfacecolor=jmol_colors[z], markeredgecolor="black", label=symbol)
         for symbol, z in sorted({(atom.symbol, atom.number) for atom in atoms})
     ]
-    side.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, 0), ncols=len(handles), fontsize=9,
+    side.legend(handles=handles, loc="upper right", bbox_to_anchor=(1, -0.1), ncols=len(handles), fontsize=9,
                 handletextpad=0.1, columnspacing=0.8, borderaxespad=0.1)  # fmt: skip
 
 
