@@ -16,7 +16,6 @@ from ase import Atoms, units
 
 log = logging.getLogger("her2d")
 
-METHOD = "gfn2-xtb"
 # The program samples Γ alone. Cells at least this long bring in the points where gaps of small cells mostly lie (a 2 x 2 cell of
 # a dichalcogenide: Γ and M); longer ones gave no better correction and take many times as long.
 MIN_LENGTH = 6.0  # Å

@@ -187,7 +187,8 @@ class _Regression:
 
     def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool) -> None:
         known = np.isfinite(features).all(1)
-        self.parts = [(slice(None), _Process(features[known], truth[known]))] if known.any() else []
+        enough = known.sum() >= (MIN_POINTS if with_gap else 1)  # a few gaps say less than the other descriptors of all points
+        self.parts = [(slice(None), _Process(features[known], truth[known]))] if enough else []
         if with_gap:
             self.parts.append((slice(None, -1), _Process(features[:, :-1], truth)))
 

@@ -305,7 +305,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
                 errors = np.nan_to_num([_nan(r["std_ev"]) for r in rows])
                 axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
                 everything += [values - errors, values + errors]
-        if blind := truth.get("blind"):
+        if (blind := truth.get("blind")) and blind["potential_corrected"]["n"]:
             points = [
                 np.array([_nan(r[key]) for r in blind["rows"]]) for key in ("delta_e_dft_ev", "delta_e_potential_corrected_ev")
             ]

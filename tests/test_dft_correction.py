@@ -103,6 +103,8 @@ def test_the_gap_helps_where_it_is_known_and_its_absence_is_the_fit_without_it()
     plain, _ = dft_correction.leave_out(features[:, :-1], truth, hosts)
     np.testing.assert_allclose(partly[::2], plain[::2], rtol=1e-12)
     assert np.abs(partly[1::2] - truth[1::2]).max() < 0.2 < np.abs(plain[1::2] - truth[1::2]).max()
+    blank[3:, -1] = np.nan  # two points with a gap are no fit
+    np.testing.assert_allclose(dft_correction.leave_out(blank, truth, hosts, with_gap=True)[0], plain, rtol=1e-12)
 
 
 def test_stored_gaps_are_those_of_the_sheets(tmp_path, monkeypatch):
