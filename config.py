@@ -146,6 +146,13 @@ class DatasetConfig:
     test_fraction: float = setting(0.1, "share of reduced formulas for the final test", low=0.01, high=0.5)
     label_batch_size: int = setting(32, "H-on-sheet configurations per DimeNet++ call", low=1)
     label_fraction: float = setting(1.0, "share of formulas that get ΔG_H labels; the others teach everything else", low=0, high=1)
+    label_source: str = setting(
+        "dimenet",
+        "who labels: dimenet, or potential (that of section evaluation, corrected from DFT; better, and hundreds of times slower)",
+        choices=("dimenet", "potential"),
+    )
+    label_max_atoms: int = setting(0, "largest cell that gets a ΔG_H label; 0: all", low=0)
+    label_max_e_hull_ev: float = setting(2.0, "rows further above the hull get no ΔG_H label (eV/atom)", low=0)
     max_rows: int = setting(0, "rows to read; 0: all", low=0)
 
 
@@ -201,7 +208,7 @@ class GenerationConfig:
     composition_pool: int = setting(
         64, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
     )
-    num_steps: int = setting(30, "reverse steps (a strided subset of T)", low=2)
+    num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)

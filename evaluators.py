@@ -89,14 +89,9 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         if not Path(path).is_file():
             raise config.StageError(f"{key}: no file at {config.relative_name(path)}: {hint}")
 
-    def described(path: str) -> dict[str, str]:
-        return {"path": config.relative_name(path), "sha256": config.file_sha256(path)}
-
-    potential: dict[str, Any] = {"name": settings.potential, "version": _package_version(settings.potential)}
-    if settings.potential_checkpoint:
-        potential |= described(settings.potential_checkpoint)
+    potential = potential_identity(settings)
     if settings.synthesizability == "embedded":
-        synth: dict[str, Any] = {"name": "embedded-lm", **described(settings.embedded_checkpoint)}
+        synth: dict[str, Any] = {"name": "embedded-lm", **_described(settings.embedded_checkpoint)}
         card = config.sidecar_path(settings.embedded_checkpoint)
         if card.is_file():
             measured = config.read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py").get("metrics", {})
@@ -109,12 +104,8 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
             "path": settings.csllm_path,
             "files": {str(p.relative_to(folder)): p.stat().st_size for p in files},
         }
-    her = {"name": "DimeNet++", **described(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
+    her = {"name": "DimeNet++", **_described(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
-    if settings.second_potential not in ("", settings.potential):
-        potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
-    potential["band_gap"] = f"{settings.band_gap} (tblite {_version('tblite')})" if settings.band_gap else "none"
-    potential["dft_correction"] = described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
     formulas = known_formulas(settings)
     known: Any = "none"
     if formulas:
@@ -122,13 +113,29 @@ def judge_identity(cfg: config.Config) -> dict[str, Any]:
         known = {"path": config.relative_name(settings.known_formulas_from), "formulas": len(formulas), "sha256": digest}
     return {
         "potential": potential,
-        "references": described(settings.references_path),
+        "references": _described(settings.references_path),
         "her": her,
         "synthesizability": synth,
-        "training_set": described(settings.training_set),
+        "training_set": _described(settings.training_set),
         "known_formulas": known,
         "structure_matcher": {**MATCHER_SETTINGS, "vacuum_angstrom": MATCH_VACUUM},
     }
+
+
+def potential_identity(settings: config.EvaluationConfig) -> dict[str, Any]:
+    """Names, versions and hashes of the potential, and of what its ΔE_H is corrected with."""
+    potential: dict[str, Any] = {"name": settings.potential, "version": _package_version(settings.potential)}
+    if settings.potential_checkpoint:
+        potential |= _described(settings.potential_checkpoint)
+    if settings.second_potential not in ("", settings.potential):
+        potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
+    potential["band_gap"] = f"{settings.band_gap} (tblite {_version('tblite')})" if settings.band_gap else "none"
+    potential["dft_correction"] = _described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
+    return potential
+
+
+def _described(path: str) -> dict[str, str]:
+    return {"path": config.relative_name(path), "sha256": config.file_sha256(path)}
 
 
 def _package_version(potential: str) -> str:
@@ -163,15 +170,10 @@ def load_judges(cfg: config.Config) -> Judges:
 
     settings = cfg.evaluation
     device = config.resolve_device(cfg.run)
-    potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=str(device))
-    correction = second = None
-    if Path(settings.dft_truth_path).is_file():
-        second = load_second_potential(settings, str(device))
-        both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, uses_gap(settings))
+    judge = load_stability_judge(cfg)
     return Judges(
-        potential=StabilityJudge(potential, settings, correction, second),
-        references=potentials.References.load(settings.references_path, potential),
+        potential=judge,
+        references=potentials.References.load(settings.references_path, judge.potential),
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=synthesizability.load_judge(settings, device),
         training_structures=TrainingStructures(settings.training_set),
@@ -179,6 +181,21 @@ def load_judges(cfg: config.Config) -> Judges:
         dataset=cfg.dataset,
         identity=judge_identity(cfg),
     )
+
+
+def load_stability_judge(cfg: config.Config) -> StabilityJudge:
+    """The potential that the configuration names, corrected from DFT where there are points to learn that from."""
+    import potentials
+
+    settings = cfg.evaluation
+    device = str(config.resolve_device(cfg.run))
+    potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=device)
+    correction = second = None
+    if Path(settings.dft_truth_path).is_file():
+        second = load_second_potential(settings, device)
+        both = [p for p in (potential, second) if p is not None]
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, uses_gap(settings))
+    return StabilityJudge(potential, settings, correction, second)
 
 
 def known_formulas(settings: config.EvaluationConfig) -> frozenset[str]:

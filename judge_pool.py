@@ -68,11 +68,16 @@ _judges: Judges | None = None
 _loading_error: config.StageError | None = None
 
 
-def _start_worker(factory: Callable[[], Judges]) -> None:
-    global _judges, _loading_error
+def prepare_worker() -> None:
+    """First thing in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     config.end_with_parent()
     warnings.simplefilter("ignore")  # the libraries' remarks would tear the progress bar apart
+
+
+def _start_worker(factory: Callable[[], Judges]) -> None:
+    global _judges, _loading_error
+    prepare_worker()
     import torch
 
     try:

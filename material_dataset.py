@@ -6,6 +6,7 @@ Reads   dataset.db_path (ASE db, C2DB keys of any release), dimenet.checkpoint (
 Writes  dataset.processed_dir/{train,val,test}.pt   flat tensors, loadable with weights_only=True, each with a JSON sidecar
         dataset.processed_dir/dropped.csv           every row left out, with the reason
         dataset.processed_dir/labels.jsonl          ΔG_H per sheet as it was computed; a killed run goes on from there
+                                                    (labels_potential.jsonl for dataset.label_source=potential)
 
 ΔG_H = ΔE_H + 0.27 eV at every symmetry-distinct site of both faces; the material's value is that of the site with the lowest ΔE_H.
 Polymorphs share a reduced formula and therefore a split.
@@ -39,6 +40,7 @@ import config
 from config import StageError
 from geo_utils import Sheet, has_clash, sheet_connectivity
 from hydrogen import HydrogenPredictor, SheetHER, SiteStore
+from potential_labels import label_sheets, labeller_identity
 from synthesizability import synth_label
 
 log = logging.getLogger("her2d")
@@ -137,9 +139,15 @@ def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:
     return "val" if share < settings.test_fraction + settings.val_fraction else "train"
 
 
-def is_labelled(formula: str, settings: config.DatasetConfig, seed: int) -> bool:
-    """Whether rows of a reduced formula get a ΔG_H label; a larger ``label_fraction`` only adds formulas."""
-    return _share(f"label:{seed}:{formula}") < settings.label_fraction
+def is_labelled(row: Row, settings: config.DatasetConfig, seed: int) -> bool:
+    """Whether a row gets a ΔG_H label; a larger ``label_fraction`` only adds formulas."""
+    small = not settings.label_max_atoms or len(row.sheet) <= settings.label_max_atoms
+    return small and row.e_hull <= settings.label_max_e_hull_ev and label_rank(row.formula, seed) < settings.label_fraction
+
+
+def label_rank(formula: str, seed: int) -> float:
+    """Place of a reduced formula, in [0, 1), in the order in which formulas get labels."""
+    return _share(f"label:{seed}:{formula}")
 
 
 def _share(text: str) -> float:
@@ -227,6 +235,21 @@ def label_rows(
                     sites += len(her.sites)
             bar.update(len(chunk))
             bar.set_postfix(sites=sites)
+
+
+def label_rows_by_potential(rows: list[Row], cfg: config.Config, store: LabelStore) -> None:
+    """``label_rows`` with the potential of section ``evaluation`` instead of DimeNet++, in the order of ``label_rank``, so that the
+    labels of a run that was stopped are those of a smaller ``label_fraction``."""
+    ordered = sorted(rows, key=lambda row: (label_rank(row.formula, cfg.run.seed), row.row_id))
+    unique = list({row.key: row for row in ordered}.values())
+    missing = [row for row in unique if row.key not in store.labels]
+    if not missing:
+        return
+    answers = label_sheets([row.sheet.to_atoms() for row in missing], cfg)
+    with tqdm(total=len(unique), initial=len(unique) - len(missing), desc="label", unit="sheet") as bar:
+        for row, her in zip(missing, answers, strict=True):
+            store.add(row.key, her)
+            bar.update()
 
 
 # ------------------------------------------------------------------------------------------------------------------- products
@@ -343,6 +366,7 @@ def main(cfg: config.Config) -> None:
     settings, seed = cfg.dataset, cfg.run.seed
     device = config.resolve_device(cfg.run)
     out = Path(settings.processed_dir)
+    by_potential = settings.label_source == "potential"
     predictor = HydrogenPredictor.load(cfg.dimenet.checkpoint, device)
 
     rows: list[Row] = []
@@ -368,9 +392,14 @@ def main(cfg: config.Config) -> None:
         "her_correction_ev": settings.her_correction_ev,
         "h_image_distance_angstrom": settings.h_image_distance_angstrom,
     }
-    store = LabelStore(out / "labels.jsonl", identity)
-    asked = [row for row in rows if is_labelled(row.formula, settings, seed)]
-    label_rows(asked, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
+    if by_potential:
+        identity |= labeller_identity(cfg)
+    store = LabelStore(out / ("labels_potential.jsonl" if by_potential else "labels.jsonl"), identity)
+    asked = [row for row in rows if is_labelled(row, settings, seed)]
+    if by_potential:
+        label_rows_by_potential(asked, cfg, store)
+    else:
+        label_rows(asked, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
     labels = {row.key: store.labels[row.key] for row in asked}
     status = Counter(labels[row.key]["status"] for row in asked)
     outside = sum(labels[row.key]["status"] == "ok" and not labels[row.key]["in_domain"] for row in asked)
@@ -408,4 +437,4 @@ def main(cfg: config.Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "dimenet", "dataset")))
+    raise SystemExit(config.run_stage(main, __doc__, ("run", "dimenet", "dataset", "evaluation")))

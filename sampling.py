@@ -261,7 +261,7 @@ def predict_properties(
     return PropertyEstimate(*(torch.cat([getattr(p, name).cpu() for p in parts]) for name in PropertyEstimate.__dataclass_fields__))
 
 
-def draft_loss(
+def draft(
     model: DenoisingEGNN,
     compositions: Sequence[Sequence[int]],
     templates: Sequence[Template | None],
@@ -269,18 +269,21 @@ def draft_loss(
     seed: int,
     device: str | torch.device = "cpu",
     batch_size: int = 64,
-) -> np.ndarray:
-    """(M,) eV: L_target of the heads for a draft of every composition, a sheet sampled without guidance in ``draft_steps`` steps.
+) -> tuple[list[Sheet], np.ndarray]:
+    """A draft of every composition, a sheet sampled without guidance in ``draft_steps`` steps, and L_target of the heads for it,
+    (M,) eV.
 
     A draft depends on its atoms and the seed, not on its place in the list.
     """
     quick = replace(settings, num_steps=settings.draft_steps, corrector_steps=0, guidance_scale=0.0, cfg_scale=0.0)
-    result = []
+    drafts: list[Sheet] = []
+    losses = []
     with tqdm(total=len(compositions), desc="drafting", unit="sheet", mininterval=1.0) as bar:
         for start in range(0, len(compositions), batch_size):
             chunk = compositions[start : start + batch_size]
             keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
             sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
-            result.append(target_loss(predict_properties(model, sheets, device), settings))
+            losses.append(target_loss(predict_properties(model, sheets, device), settings))
+            drafts += sheets
             bar.update(len(chunk))
-    return torch.cat(result).double().numpy()
+    return drafts, torch.cat(losses).double().numpy()

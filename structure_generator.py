@@ -36,7 +36,7 @@ import prototypes
 from geo_utils import Sheet, has_clash, sheet_connectivity
 from models import DenoisingEGNN, PropertyEstimate, load_denoiser
 from prototypes import Recipe
-from sampling import TEMPERATURE_EV, draft_loss, predict_properties, sample, target_loss
+from sampling import TEMPERATURE_EV, draft, predict_properties, sample, target_loss
 from symmetry import Symmetry, Template, symmetrise
 from template_library import TemplateLibrary, spread_draw
 
@@ -121,6 +121,7 @@ def order_recipes(
 
     With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
+    Recipes whose draft is no valid sheet come last.
     """
     sizes = Counter(recipe.family for recipe in recipes)
     prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
@@ -129,9 +130,10 @@ def order_recipes(
     if settings.guidance_scale > 0 and settings.guide_composition:
         pool = order[: settings.composition_pool * settings.num_structures or None]
         templates = [prototypes.recipe_template(recipes[i]) if settings.template_share > 0 else None for i in pool]
-        loss = draft_loss(model, [recipes[i].atomic_numbers for i in pool], templates, settings, seed, device)
+        sheets, loss = draft(model, [recipes[i].atomic_numbers for i in pool], templates, settings, seed, device)
+        invalid = np.array([check_validity(s, settings) != "ok" for s in tqdm(sheets, desc="checking", unit="sheet")])
         keys = tilted_keys(np.round(loss, 6), pool, settings.guidance_scale, seed + 1)
-        order = np.concatenate([pool[np.lexsort((-keys, known[pool]))], order[len(pool) :]])
+        order = np.concatenate([pool[np.lexsort((-keys, invalid, known[pool]))], order[len(pool) :]])
     return [recipes[i] for i in order]
 
 

@@ -18,7 +18,7 @@ import structure_generator
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN, NoiseEstimate, PropertyEstimate, save_checkpoint
 from prototypes import Recipe
-from sampling import draft_loss, guidance_strength, guided_noise, predict_properties, sample, target_loss
+from sampling import draft, guidance_strength, guided_noise, predict_properties, sample, target_loss
 from structure_generator import cif_text, export_atoms, order_recipes, parse_recipes, symmetrise, tilted_keys
 
 COMPOSITIONS = [(42, 16, 16), (6, 6), (22, 22, 6, 8, 8), (16,), (42, 52, 16)]
@@ -115,18 +115,21 @@ def test_guidance_on_a_quadratic_head_moves_the_right_way(model, settings, monke
 
 def test_drafts_ignore_the_position_in_the_list(model, settings):
     settings = dataclasses.replace(settings, draft_steps=4)
-    forward = draft_loss(model, COMPOSITIONS, [None] * 5, settings, 0)
-    backward = draft_loss(model, COMPOSITIONS[::-1], [None] * 5, settings, 0, batch_size=2)[::-1]
-    np.testing.assert_allclose(forward, backward, rtol=0, atol=1e-10)
+    sheets, forward = draft(model, COMPOSITIONS, [None] * 5, settings, 0)
+    others, backward = draft(model, COMPOSITIONS[::-1], [None] * 5, settings, 0, batch_size=2)
+    np.testing.assert_allclose(forward, backward[::-1], rtol=0, atol=1e-10)
+    for sheet, other in zip(sheets, others[::-1], strict=True):
+        np.testing.assert_array_equal(sheet.frac_coords, other.frac_coords)
 
 
 def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
     monkeypatch.setattr(structure_generator, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(structure_generator, "draft_loss", lambda m, c, *a: np.array([float(len(x)) for x in c]))
+    monkeypatch.setattr(structure_generator, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
+    monkeypatch.setattr(structure_generator, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
     strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
-    assert order == ["C2", "C3", "C4", "C5", "C6", "C7", "C8", "C1"]
+    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C3", "C1"]  # the draft of C3 is no sheet, and C1 is not new
     free = dataclasses.replace(settings, guidance_scale=0.0)
     orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
