@@ -188,14 +188,15 @@ def dose_name(eta: float, w: float) -> str:
     return f"eta_{eta:g}_w_{w:g}"
 
 
-def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
+def dose_response(cfg: config.Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
     """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
     settings = cfg.benchmark
     plan = doses(settings, cfg.generation)
     rows = []
     with _pool(cfg) as pool:
         counts = {
-            (eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures)["counts"] for _, eta, w in plan
+            (eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures, drafts)["counts"]
+            for _, eta, w in plan
         }
         for series, eta, w in plan:
             cifs = folder / dose_name(eta, w)
@@ -204,14 +205,19 @@ def dose_response(cfg: config.Config, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def generate(cfg: config.Config, folder: Path, eta: float, w: float, number: int, **changes: Any) -> dict[str, Any]:
-    """Stage 4 at a dose into a folder, with further changes of its settings; returns its manifest."""
+def generate(
+    cfg: config.Config, folder: Path, eta: float, w: float, number: int, drafts: dict | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Stage 4 at a dose into a folder, with further changes of its settings; returns its manifest.
+
+    drafts: shared by runs that differ in dose and number alone, because drafts are sampled without guidance.
+    """
     import structure_generator
 
     generation = dataclasses.replace(
         cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder), **changes
     )
-    structure_generator.main(dataclasses.replace(cfg, generation=generation))
+    structure_generator.main(dataclasses.replace(cfg, generation=generation), drafts)
     return config.read_sidecar(folder, stage=structure_generator.STAGE)
 
 
@@ -256,7 +262,7 @@ def judge_set(cfg: config.Config, pool: Any, cifs: Path, counts: dict[str, int],
 # -------------------------------------------------------------------------------------------------------------- generation
 
 
-def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
+def generation_score(cfg: config.Config, folder: Path, drafts: dict) -> dict[str, Any]:
     """Part generation: sheets of the configured stage 4, judged, with their layer groups beside those of the training set."""
     from models import load_denoiser
     from structure_generator import CHECKPOINT_HINT
@@ -265,7 +271,8 @@ def generation_score(cfg: config.Config, folder: Path) -> dict[str, Any]:
     cifs = folder / "generation"
     settings = cfg.generation
     with _pool(cfg) as pool:
-        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, cfg.benchmark.generation_structures)
+        number = cfg.benchmark.generation_structures
+        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number, drafts)
         result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
     library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
     known: Counter[int] = Counter()
@@ -388,6 +395,7 @@ def main(cfg: config.Config) -> None:
     parts = PARTS if "all" in settings.parts else settings.parts
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    drafts: dict = {}
     if "csp" in parts:
         found = predict_structures(cfg, folder)
         _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
@@ -395,7 +403,7 @@ def main(cfg: config.Config) -> None:
         rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
         print(f"structure prediction on {found['n']} held-out sheets: {rates}")
     if "generation" in parts:
-        found = generation_score(cfg, folder)
+        found = generation_score(cfg, folder, drafts)
         _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], found)
         draw_layer_groups(found, folder / "layer_groups.png")
         shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
@@ -411,7 +419,7 @@ def main(cfg: config.Config) -> None:
             cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
             print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
     if "guidance" in parts:
-        rows = dose_response(cfg, folder)
+        rows = dose_response(cfg, folder, drafts)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
         draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
         for row in rows:

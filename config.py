@@ -153,6 +153,10 @@ class DatasetConfig:
     )
     label_max_atoms: int = setting(0, "largest cell that gets a ΔG_H label; 0: all", low=0)
     label_max_e_hull_ev: float = setting(2.0, "rows further above the hull get no ΔG_H label (eV/atom)", low=0)
+    label_more: int = setting(
+        0, "further rows to label, whatever label_fraction: those that label_model puts nearest to generation.target_delta_g", low=0
+    )
+    label_model: str = setting("", "denoiser of stage 3 whose heads say so: a round of active learning", path=True)
     max_rows: int = setting(0, "rows to read; 0: all", low=0)
 
 
@@ -162,6 +166,12 @@ class DenoiserConfig:
         "${run.output_dir}/denoiser/best_diffusion_model.pth", "trained model: written by stage 3, read by stage 4", path=True
     )
     init_from: str = setting("", "checkpoint of stage 3 of the same size whose weights training starts from", path=True)
+    train_only: str = setting(
+        "all",
+        "what is trained: all, or heads (of init_from, whose noise estimates and scales stay as they are)",
+        choices=("all", "heads"),
+    )
+    labelled_share: float = setting(0.0, "least share of each batch that has a ΔG_H label, drawn with repetition", low=0, high=1)
     hidden_channels: int = setting(96, "width of the node states", low=8)
     vector_channels: int = setting(32, "in-plane vectors (and z-odd numbers) per node", low=1)
     num_layers: int = setting(4, "message-passing layers of the trunk, which never sees the conditions", low=1)
@@ -282,6 +292,9 @@ class EvaluationConfig:
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)
     potential_h_sites: int = setting(3, "best sites at which the potential relaxes H as well; 0: none", low=0)
+    potential_h_max_e_hull_ev: float = setting(
+        10.0, "the potential relaxes no H on sheets further above the hull, which can be no hit (eV/atom)", low=0
+    )
     max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
     max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)
     min_vacuum_angstrom: float = setting(10.0, "vacuum a sheet must have", low=1)
@@ -460,6 +473,10 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("denoiser.beta_start must be below denoiser.beta_end")
     if config.denoiser.sigma_min >= config.denoiser.sigma_max:
         raise ConfigError("denoiser.sigma_min must be below denoiser.sigma_max")
+    if config.dataset.label_more and not config.dataset.label_model:
+        raise ConfigError("dataset.label_more needs dataset.label_model, the denoiser whose heads choose the rows")
+    if config.denoiser.train_only == "heads" and not config.denoiser.init_from:
+        raise ConfigError("denoiser.train_only=heads needs denoiser.init_from, the model whose heads are trained")
     if config.dataset.synth_e_hull_max_ev > config.dataset.unsynth_e_hull_min_ev:
         raise ConfigError("dataset.synth_e_hull_max_ev must not exceed dataset.unsynth_e_hull_min_ev")
     if config.synth_lm.hidden_size % config.synth_lm.num_heads:

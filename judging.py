@@ -47,6 +47,7 @@ JUDGED_SETTINGS = (
     "fmax_ev_per_angstrom",
     "max_steps",
     "potential_h_sites",
+    "potential_h_max_e_hull_ev",
     "second_potential",
     "band_gap",
     "max_h_steps",
@@ -484,7 +485,7 @@ def _judge_hydrogen(
         found["result"] = result
 
     attempt("ΔG_H", dimenet)
-    if not found or not relaxed or settings.potential_h_sites == 0:
+    if not found or not relaxed or settings.potential_h_sites == 0 or row.e_above_hull_ev > settings.potential_h_max_e_hull_ev:
         return
 
     def potential() -> None:

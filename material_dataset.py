@@ -139,10 +139,27 @@ def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:
     return "val" if share < settings.test_fraction + settings.val_fraction else "train"
 
 
-def is_labelled(row: Row, settings: config.DatasetConfig, seed: int) -> bool:
-    """Whether a row gets a ΔG_H label; a larger ``label_fraction`` only adds formulas."""
-    small = not settings.label_max_atoms or len(row.sheet) <= settings.label_max_atoms
-    return small and row.e_hull <= settings.label_max_e_hull_ev and label_rank(row.formula, seed) < settings.label_fraction
+def rows_to_label(rows: list[Row], cfg: config.Config) -> list[Row]:
+    """Rows that get a ΔG_H label, in the order in which the potential labels them: first formulas up to ``label_fraction``, of
+    which a larger one only adds some, then ``label_more`` rows in the order of what the heads of ``label_model`` say of them."""
+    settings, seed = cfg.dataset, cfg.run.seed
+    largest = settings.label_max_atoms or settings.max_atoms
+    allowed = [row for row in rows if len(row.sheet) <= largest and row.e_hull <= settings.label_max_e_hull_ev]
+    allowed.sort(key=lambda row: (label_rank(row.formula, seed), row.row_id))
+    asked = [row for row in allowed if label_rank(row.formula, seed) < settings.label_fraction]
+    rest = allowed[len(asked) :]
+    if not (settings.label_more and rest):
+        return asked
+    from models import load_denoiser
+    from sampling import predict_properties
+
+    device = config.resolve_device(cfg.run)
+    model, content = load_denoiser(settings.label_model, "set dataset.label_model to a checkpoint of stage 3", device)
+    known = set(content["elements"])
+    rest = [row for row in rest if set(row.sheet.atomic_numbers.tolist()) <= known]
+    predicted = predict_properties(model.double(), [row.sheet for row in rest], device).delta_g.numpy()
+    nearest = np.argsort(np.round(np.abs(predicted - cfg.generation.target_delta_g), 5), kind="stable")
+    return asked + [rest[k] for k in nearest[: settings.label_more]]
 
 
 def label_rank(formula: str, seed: int) -> float:
@@ -238,10 +255,8 @@ def label_rows(
 
 
 def label_rows_by_potential(rows: list[Row], cfg: config.Config, store: LabelStore) -> None:
-    """``label_rows`` with the potential of section ``evaluation`` instead of DimeNet++, in the order of ``label_rank``, so that the
-    labels of a run that was stopped are those of a smaller ``label_fraction``."""
-    ordered = sorted(rows, key=lambda row: (label_rank(row.formula, cfg.run.seed), row.row_id))
-    unique = list({row.key: row for row in ordered}.values())
+    """``label_rows`` with the potential of section ``evaluation`` instead of DimeNet++."""
+    unique = list({row.key: row for row in rows}.values())
     missing = [row for row in unique if row.key not in store.labels]
     if not missing:
         return
@@ -395,7 +410,7 @@ def main(cfg: config.Config) -> None:
     if by_potential:
         identity |= labeller_identity(cfg)
     store = LabelStore(out / ("labels_potential.jsonl" if by_potential else "labels.jsonl"), identity)
-    asked = [row for row in rows if is_labelled(row, settings, seed)]
+    asked = rows_to_label(rows, cfg)
     if by_potential:
         label_rows_by_potential(asked, cfg, store)
     else:
@@ -437,4 +452,4 @@ def main(cfg: config.Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "dimenet", "dataset", "evaluation")))
+    raise SystemExit(config.run_stage(main, __doc__, ("run", "dimenet", "dataset", "generation", "evaluation")))

@@ -124,13 +124,21 @@ class SheetTable:
         )
 
 
-def training_rows(table: SheetTable, step: int, batch_size: int, seed: int) -> torch.Tensor:
+def training_rows(table: SheetTable, step: int, batch_size: int, seed: int, labelled_share: float = 0.0) -> torch.Tensor:
     """Sheets (B,) of batch ``step`` = 0, 1, ... of an endless sequence of shuffled epochs; a function of its arguments, so that
-    there is nothing to restore."""
-    per_epoch = max(len(table) // batch_size, 1)
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(len(table), generator=_generator(seed, 1, epoch))
-    return order[position * batch_size : (position + 1) * batch_size]
+    there is nothing to restore. The first ``labelled_share`` of them come from epochs of the sheets with a ΔG_H label."""
+    labelled = torch.nonzero(torch.isfinite(table.sheets.delta_g)).flatten()
+    count = min(round(labelled_share * batch_size), len(labelled))
+    first = labelled[_shuffled(len(labelled), step, count, (seed, 5))] if count else labelled[:0]
+    return torch.cat([first, _shuffled(len(table), step, batch_size - count, (seed, 1))])
+
+
+def _shuffled(total: int, step: int, count: int, key: tuple[int, ...]) -> torch.Tensor:
+    """Numbers below ``total``, (count,), of batch ``step`` of endless shuffled epochs."""
+    if not count:
+        return torch.zeros(0, dtype=torch.long)
+    epoch, position = divmod(step, max(total // count, 1))
+    return torch.randperm(total, generator=_generator(*key, epoch))[position * count : (position + 1) * count]
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -269,18 +277,20 @@ def build_model(settings: config.DenoiserConfig, table: SheetTable, seed: int) -
             model.label_mean[k] = known.mean()
             model.label_std[k] = known.std().clamp(min=0.05)
     if settings.init_from:
-        load_weights(model, settings.init_from)
+        load_weights(model, settings.init_from, with_scales=settings.train_only == "heads")
+    if settings.train_only == "heads":
+        for name, value in model.named_parameters():
+            value.requires_grad_(name.startswith("head"))
     return model
 
 
-def load_weights(model: DenoisingEGNN, path: str) -> None:
-    """Takes over the weights of another run; schedule and label scales stay those of the data at hand.
+def load_weights(model: DenoisingEGNN, path: str, with_scales: bool = False) -> None:
+    """Takes over the weights of another run. Schedule and label scales stay those of the data at hand, or are taken over too.
 
     Raises StageError when the networks differ in size.
     """
     other = load_denoiser(path, "set denoiser.init_from to a checkpoint of stage 3, or leave it empty")[0]
-    weights = dict(other.named_parameters())
-    own = dict(model.named_parameters())
+    weights, own = (dict(m.named_parameters()) | (dict(m.named_buffers()) if with_scales else {}) for m in (other, model))
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
         raise config.StageError(
             f"denoiser.init_from: {config.relative_name(path)} is a network of another size than denoiser.* says"
@@ -298,7 +308,10 @@ class Trainer:
         self.train_table, self.val_table = train, val
         self.model = build_model(cfg.denoiser, train, cfg.run.seed).to(device)
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=cfg.denoiser.learning_rate, weight_decay=cfg.denoiser.weight_decay, betas=(0.9, 0.99)
+            (p for p in self.model.parameters() if p.requires_grad),
+            lr=cfg.denoiser.learning_rate,
+            weight_decay=cfg.denoiser.weight_decay,
+            betas=(0.9, 0.99),
         )
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step = 0
@@ -331,7 +344,7 @@ class Trainer:
     def train_step(self) -> float:
         """One optimiser step; returns the loss. Raises FloatingPointError, with the model untouched, when it is not finite."""
         settings, table = self.settings, self.train_table
-        rows = training_rows(table, self.step, settings.batch_size, self.seed)
+        rows = training_rows(table, self.step, settings.batch_size, self.seed, settings.labelled_share)
         sheets, generator = table.select(rows), _generator(self.seed, 2, self.step)
         draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
         terms, _ = loss_terms(self.model, sheets.to(self.device), draw, table.constraint(rows, draw.symmetric, self.device))
@@ -401,10 +414,12 @@ def evaluate_loss(
 
 
 @torch.no_grad()
-def score_heads(model: DenoisingEGNN, table: SheetTable, batch_size: int, seed: int, device: torch.device) -> dict[str, Any]:
+def score_heads(
+    model: DenoisingEGNN, table: SheetTable, train: SheetTable, batch_size: int, seed: int, device: torch.device
+) -> dict[str, Any]:
     """Scores of the heads at little noise: mean absolute errors, ROC-AUC and the number of labels behind each.
 
-    ``baseline_*`` is the error of always answering the training mean.
+    ``baseline_*`` is the error of always answering the mean of the training labels.
     """
     t_small = max(1, round(TEST_TIME_FRACTION * model.schedule.num_timesteps))
     predicted: dict[str, list[torch.Tensor]] = {"delta_g": [], "e_hull": [], "synth": []}
@@ -418,16 +433,24 @@ def score_heads(model: DenoisingEGNN, table: SheetTable, batch_size: int, seed: 
     values = {name: torch.cat(parts) for name, parts in predicted.items()}
     labels = {"delta_g": table.sheets.delta_g, "e_hull": table.sheets.e_hull, "synth": table.sheets.synth}
     scores: dict[str, Any] = {"t": t_small}
-    for k, name in enumerate(("delta_g", "e_hull")):
+    for name, learnt in (("delta_g", train.sheets.delta_g), ("e_hull", train.sheets.e_hull)):
         known = torch.isfinite(labels[name])
         scores[f"n_{name}"] = int(known.sum())
         if known.any():
             scores[f"mae_{name}_ev"] = float((values[name] - labels[name])[known].abs().mean())
-            scores[f"baseline_mae_{name}_ev"] = float((model.label_mean[k].cpu() - labels[name][known]).abs().mean())
+            scores[f"baseline_mae_{name}_ev"] = float((learnt.nanmean() - labels[name][known]).abs().mean())
+            scores[f"spearman_{name}"] = rank_correlation(values[name][known].numpy(), labels[name][known].numpy())
     known = torch.isfinite(labels["synth"])
     scores["n_synth"] = int(known.sum())
     scores["auc_synth"] = roc_auc(values["synth"][known].numpy(), labels["synth"][known].numpy())
     return scores
+
+
+def rank_correlation(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Spearman's; nan for fewer than three values."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predicted, label).statistic) if len(label) > 2 else float("nan")
 
 
 def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -570,7 +593,7 @@ def main(cfg: config.Config) -> None:
         {k: v for k, v in row.items() if k.startswith("val_")} for row in trainer.history if row["step"] == trainer.best_step
     )
     if len(tables["test"]):
-        metrics["test"] = score_heads(trainer.model, tables["test"], settings.batch_size, cfg.run.seed, device)
+        metrics["test"] = score_heads(trainer.model, tables["test"], tables["train"], settings.batch_size, cfg.run.seed, device)
     write_curve(trainer.history, checkpoint.parent)
     training = {
         "model": {name: value.cpu() for name, value in trainer.best.items()},

@@ -113,15 +113,45 @@ def reduced_formula(numbers: Sequence[int]) -> str:
     return Composition(Counter(ase.data.chemical_symbols[z] for z in numbers)).reduced_formula
 
 
+# Of drafts, by recipe: whether it is a valid sheet, and L_target of the heads (eV).
+DraftVerdicts = dict[Recipe, tuple[bool, float]]
+
+
+def judge_drafts(
+    model: DenoisingEGNN,
+    recipes: Sequence[Recipe],
+    settings: config.GenerationConfig,
+    seed: int,
+    device: Any,
+    known: DraftVerdicts,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) whether the draft of each recipe is a valid sheet, and (M,) eV L_target of the heads for it; ``known`` is added to."""
+    missing = [recipe for recipe in recipes if recipe not in known]
+    if missing:
+        templates = [prototypes.recipe_template(recipe) if settings.template_share > 0 else None for recipe in missing]
+        sheets, loss = draft(model, [recipe.atomic_numbers for recipe in missing], templates, settings, seed, device)
+        checked = zip(
+            missing, tqdm(sheets, desc="checking", unit="sheet", mininterval=1.0), np.round(loss, 6).tolist(), strict=True
+        )
+        known.update({recipe: (check_validity(sheet, settings) == "ok", value) for recipe, sheet, value in checked})
+    return np.array([known[recipe][0] for recipe in recipes]), np.array([known[recipe][1] for recipe in recipes])
+
+
 def order_recipes(
-    model: DenoisingEGNN, recipes: list[Recipe], known_formulas: set[str], settings: config.GenerationConfig, seed: int, device: Any
+    model: DenoisingEGNN,
+    recipes: list[Recipe],
+    known_formulas: set[str],
+    settings: config.GenerationConfig,
+    seed: int,
+    device: Any,
+    drafts: DraftVerdicts | None = None,
 ) -> list[Recipe]:
     """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order in which every
     family has the same weight, however many recipes it has.
 
     With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
-    Recipes whose draft is no valid sheet come last.
+    Recipes whose draft is no valid sheet come last. drafts: what is known of drafts with this model, these settings and this seed.
     """
     sizes = Counter(recipe.family for recipe in recipes)
     prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
@@ -129,11 +159,9 @@ def order_recipes(
     order = np.lexsort((-prior, known))
     if settings.guidance_scale > 0 and settings.guide_composition:
         pool = order[: settings.composition_pool * settings.num_structures or None]
-        templates = [prototypes.recipe_template(recipes[i]) if settings.template_share > 0 else None for i in pool]
-        sheets, loss = draft(model, [recipes[i].atomic_numbers for i in pool], templates, settings, seed, device)
-        invalid = np.array([check_validity(s, settings) != "ok" for s in tqdm(sheets, desc="checking", unit="sheet")])
-        keys = tilted_keys(np.round(loss, 6), pool, settings.guidance_scale, seed + 1)
-        order = np.concatenate([pool[np.lexsort((-keys, invalid, known[pool]))], order[len(pool) :]])
+        valid, loss = judge_drafts(model, [recipes[i] for i in pool], settings, seed, device, {} if drafts is None else drafts)
+        keys = tilted_keys(loss, pool, settings.guidance_scale, seed + 1)
+        order = np.concatenate([pool[np.lexsort((-keys, ~valid, known[pool]))], order[len(pool) :]])
     return [recipes[i] for i in order]
 
 
@@ -352,8 +380,8 @@ def _is_complete(folder: Path, fingerprint: str) -> bool:
     return all((folder / name).is_file() and config.file_sha256(folder / name) == sha for name, sha in files)
 
 
-def main(cfg: config.Config) -> None:
-    """Samples, filters, selects and writes."""
+def main(cfg: config.Config, drafts: DraftVerdicts | None = None) -> None:
+    """Samples, filters, selects and writes. drafts: verdicts on drafts that runs of one model, seed and target share."""
     settings, seed = cfg.generation, cfg.run.seed
     device = config.resolve_device(cfg.run)
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)
@@ -382,7 +410,7 @@ def main(cfg: config.Config) -> None:
                 "and of elements that the model was trained on"
             )
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}
-        recipes = order_recipes(model, recipes, known, settings, seed, device)
+        recipes = order_recipes(model, recipes, known, settings, seed, device, drafts)
 
     # Without gradient guidance the first valid sheets are taken as they come: a control must not be selected by the heads.
     by_heads = settings.guidance_scale > 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +131,34 @@ def test_a_share_of_the_formulas_is_labelled(tmp_path, predictor_path, processed
     assert 0 < len(labelled[0]) < len(labelled[1]) and labelled[0] <= labelled[1]
     counts = json.loads((stage2.Path(cfg.dataset.processed_dir) / "train.json").read_text())["counts"]
     assert counts["not_asked_for_delta_g_h"] == 24 - sum(counts["label_status"].values()) > 0
+
+
+def test_rows_are_chosen_for_labels(tmp_path, predictor_path, monkeypatch):
+    """Small cells near the hull: a share of the formulas in the order of their rank, then what a model puts near the target."""
+    rows = []
+    for k in range(20):
+        atoms = PROTOTYPES["2H-MX2"].build("Mo", "S") if k % 2 else PROTOTYPES["2H-MX2"].build("Mo", "S") * (2, 1, 1)
+        rows.append(stage2.Row(k, str(k), stage2.Sheet.from_atoms(atoms), f"F{k}", "", 0.1 * k, 0.0, float("nan")))
+    cfg = configure(
+        tmp_path, predictor_path, dataset__label_fraction=0.5, dataset__label_max_atoms=3, dataset__label_max_e_hull_ev=1.55
+    )
+    asked = stage2.rows_to_label(rows, cfg)
+    allowed = [1, 3, 5, 7, 9, 11, 13, 15]
+    assert 0 < len(asked) < 8 and {row.row_id for row in asked} <= set(allowed)
+    ranks = [stage2.label_rank(row.formula, 0) for row in asked]
+    assert ranks == sorted(ranks) and ranks[-1] < 0.5
+
+    predicted = torch.linspace(-0.7, 1.0, 8 - len(asked))
+    monkeypatch.setattr("models.load_denoiser", lambda *a: (torch.nn.Identity(), {"elements": [16, 42]}))
+    monkeypatch.setattr("sampling.predict_properties", lambda *a: SimpleNamespace(delta_g=predicted))
+    more = configure(
+        tmp_path, predictor_path, dataset__label_fraction=0.5, dataset__label_max_atoms=3, dataset__label_max_e_hull_ev=1.55,
+        dataset__label_more=2, dataset__label_model="x.pth", generation__target_delta_g=0.1,
+    )  # fmt: skip
+    chosen = stage2.rows_to_label(rows, more)
+    rest = sorted((r for r in rows if r.row_id in allowed and r not in asked), key=lambda r: stage2.label_rank(r.formula, 0))
+    nearest = sorted(range(len(rest)), key=lambda k: abs(float(predicted[k]) - 0.1))[:2]
+    assert chosen == [*asked, *(rest[k] for k in nearest)]
 
 
 def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):

@@ -165,6 +165,27 @@ def test_batches_cover_an_epoch_once_and_differ_between_epochs(cfg):
     assert not torch.equal(*epochs)
 
 
+def test_a_share_of_each_batch_is_labelled(cfg):
+    table = table_of(cfg)
+    table.sheets.delta_g[:] = float("nan")
+    table.sheets.delta_g[[3, 7, 11]] = 0.5
+    batches = [training_rows(table, k, 8, 3, labelled_share=0.25) for k in range(20)]
+    assert all(len(batch) == 8 and set(batch[:2].tolist()) <= {3, 7, 11} for batch in batches)
+    assert set(torch.cat([batch[:2] for batch in batches]).tolist()) == {3, 7, 11}
+    assert set(torch.cat([batch[2:] for batch in batches]).tolist()) == set(range(len(table)))
+
+
+def test_training_of_the_heads_leaves_the_noise_alone(cfg, tmp_path):
+    optimization.main(cfg)
+    first, _ = load_denoiser(cfg.denoiser.checkpoint, "")
+    changes = {"init_from": cfg.denoiser.checkpoint, "train_only": "heads", "checkpoint": str(tmp_path / "next" / "denoiser.pth")}
+    start = dataclasses.replace(cfg.denoiser, **changes)
+    optimization.main(dataclasses.replace(cfg, denoiser=start))
+    second, _ = load_denoiser(start.checkpoint, "")
+    before, after = first.state_dict(), second.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"head_nodes", "heads"}
+
+
 def test_selection_of_sheets_is_exact(cfg):
     table = table_of(cfg)
     picked = table.select(torch.tensor([5, 2]))
