@@ -214,6 +214,9 @@ class GenerationConfig:
     weight_synth: float = setting(0.2, "c2, weight of −log P_synth in the guidance target", low=0)
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
     guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' answer to a draft of each")
+    max_family_share: float = setting(
+        0.2, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
+    )
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
     composition_pool: int = setting(
         64, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0

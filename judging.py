@@ -485,7 +485,10 @@ def _judge_hydrogen(
         found["result"] = result
 
     attempt("ΔG_H", dimenet)
-    if not found or not relaxed or settings.potential_h_sites == 0 or row.e_above_hull_ev > settings.potential_h_max_e_hull_ev:
+    if not found or not relaxed or settings.potential_h_sites == 0:
+        return
+    if row.e_above_hull_ev > settings.potential_h_max_e_hull_ev:
+        problems.append(f"ΔG_H of the potential: not asked, E_above_hull over {settings.potential_h_max_e_hull_ev:g} eV/atom")
         return
 
     def potential() -> None:

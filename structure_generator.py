@@ -151,7 +151,8 @@ def order_recipes(
 
     With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
-    Recipes whose draft is no valid sheet come last. drafts: what is known of drafts with this model, these settings and this seed.
+    Of the new ones those come later whose family has had its share; recipes whose draft is no valid sheet come last. drafts: what
+    is known of drafts with this model, these settings and this seed.
     """
     sizes = Counter(recipe.family for recipe in recipes)
     prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
@@ -161,8 +162,22 @@ def order_recipes(
         pool = order[: settings.composition_pool * settings.num_structures or None]
         valid, loss = judge_drafts(model, [recipes[i] for i in pool], settings, seed, device, {} if drafts is None else drafts)
         keys = tilted_keys(loss, pool, settings.guidance_scale, seed + 1)
-        order = np.concatenate([pool[np.lexsort((-keys, ~valid, known[pool]))], order[len(pool) :]])
+        ranked = np.lexsort((-keys, known[pool], ~valid))
+        quota = math.ceil(settings.max_family_share * settings.oversample * settings.num_structures)
+        late = beyond_quota([recipes[i].family for i in pool[ranked]], quota)
+        ranked = ranked[np.lexsort((late, known[pool[ranked]], ~valid[ranked]))]
+        order = np.concatenate([pool[ranked], order[len(pool) :]])
     return [recipes[i] for i in order]
+
+
+def beyond_quota(families: Sequence[str], quota: int) -> np.ndarray:
+    """(M,) whether an entry comes after ``quota`` others of its family."""
+    seen: Counter[str] = Counter()
+    late = []
+    for family in families:
+        late.append(seen[family] >= quota)
+        seen[family] += 1
+    return np.array(late, dtype=bool)
 
 
 def tilted_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed: int) -> np.ndarray:
@@ -440,6 +455,9 @@ def main(cfg: config.Config, drafts: DraftVerdicts | None = None) -> None:
     if by_heads:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-tilted_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
+        if not settings.recipes:
+            quota = math.ceil(settings.max_family_share * settings.num_structures)
+            chosen = chosen[np.argsort(beyond_quota([valid[k].recipe.family for k in chosen], quota), kind="stable")]
     chosen = np.sort(chosen[: settings.num_structures])
     kept = [valid[k] for k in chosen]
     picked = torch.as_tensor(chosen)

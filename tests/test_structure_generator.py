@@ -129,7 +129,11 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     monkeypatch.setattr(structure_generator, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
     strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
-    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C3", "C1"]  # the draft of C3 is no sheet, and C1 is not new
+    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
+    capped = dataclasses.replace(strong, num_structures=1, oversample=2.0, max_family_share=1.0)
+    others = [dataclasses.replace(r, family="y") if r.formula in ("C6", "C8") else r for r in recipes]
+    order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, "cpu")]
+    assert order == ["C2", "C4", "C6", "C8", "C5", "C7", "C1", "C3"]  # two of a family, then two of the other
     free = dataclasses.replace(settings, guidance_scale=0.0)
     orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
