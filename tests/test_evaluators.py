@@ -402,6 +402,19 @@ def test_failed_judges_leave_nan_and_a_reason(tmp_path):
     assert "no reference for Au" in rows["au"].status and math.isnan(rows["au"].e_form_ev) and rows["au"].hit is None
 
 
+def test_the_potential_is_not_asked_about_sheets_far_above_the_hull(tmp_path):
+    """E_above_hull is 0.05 eV/atom: a limit below it leaves the cell empty, says so, and changes nothing else."""
+    asked, not_asked = (
+        run(
+            tmp_path / str(limit), {"mo": simple.sheet()}, settings=dataclasses.replace(SETTINGS, potential_h_max_e_hull_ev=limit)
+        ).rows[0]
+        for limit in (0.06, 0.04)
+    )
+    assert asked.status == "ok" and asked.delta_g_h_corrected_ev == pytest.approx(0.69)
+    assert math.isnan(not_asked.delta_g_h_corrected_ev) and "not asked, E_above_hull over 0.04" in not_asked.status
+    assert not_asked.delta_g_h_ev == asked.delta_g_h_ev and not_asked.score_composite == asked.score_composite
+
+
 def test_a_pair_without_a_competing_compound_is_said_in_words(tmp_path):
     class Sparse(simple.Table):
         def e_above_hull(self, atoms, energy):
