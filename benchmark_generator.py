@@ -348,18 +348,20 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     panels = (
         ("hit_rate", "hits, other DimeNet++"),
+        ("hit_rate_potential", "hits, potential"),
         ("hit_rate_corrected", "hits, potential corrected from DFT"),
         ("mae_delta_g_ev", "mean |ΔG_H|, other DimeNet++ (eV)"),
+        ("mae_delta_g_corrected_ev", "mean |ΔG_H|, corrected potential (eV)"),
         ("median_e_above_hull_ev", "median E_above_hull (eV/atom)"),
         ("sampled_valid", "valid as sampled"),
         ("rate_unique", "unique"),
     )
     if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential was not asked
-        panels = [(name, title) for name, title in panels if name != "hit_rate_corrected"]
+        panels = [(name, title) for name, title in panels if "potential" not in name and "corrected" not in name]
     series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
     none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
     both = [row for row in rows if row["series"] == "both"]
-    with figure(path, nrows=2, ncols=3, figsize=(12, 7)) as (_, axes):
+    with figure(path, nrows=2, ncols=4, figsize=(15, 7)) as (_, axes):
         for axis, (name, title) in zip(axes.flat, panels, strict=False):
             for label, (dose, marker, line) in series.items():
                 points = none + [row for row in rows if row["series"] == label and row not in none]

@@ -152,7 +152,7 @@ class DatasetConfig:
         choices=("dimenet", "potential"),
     )
     label_max_atoms: int = setting(0, "largest cell that gets a ΔG_H label; 0: all", low=0)
-    label_max_e_hull_ev: float = setting(2.0, "rows further above the hull get no ΔG_H label (eV/atom)", low=0)
+    label_max_e_hull_ev: float = setting(10.0, "rows further above the hull get no ΔG_H label (eV/atom)", low=0)
     label_more: int = setting(
         0, "further rows to label, whatever label_fraction: those that label_model puts nearest to generation.target_delta_g", low=0
     )

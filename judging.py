@@ -185,6 +185,23 @@ class HydrogenAtSite:
     corrected_std: float = NAN
     given_up: bool = False
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether H stays on the sheet with an energy."""
+        return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
+
+
+def hydrogen_at_best_sites(potential: Any, placed: Any, num_sites: int, gap: float) -> dict[int, HydrogenAtSite]:
+    """H relaxed by the potential at the best ``num_sites`` sites of ``placed`` (``SheetHER``), by number of the site, best first.
+
+    gap: of the sheet, eV.
+    """
+    found: dict[int, HydrogenAtSite] = {}
+    for index in np.argsort(np.asarray(placed.delta_g, dtype=float), kind="stable")[:num_sites].tolist():
+        best = min((h.delta_e for h in found.values() if h.is_bound), default=math.inf)
+        found[index] = potential.delta_e_hydrogen(placed.sheet, placed.sites[index], placed.supercell, best, gap)
+    return found
+
 
 class StabilityJudge:
     """Relaxation and hydrogen adsorption by one interatomic potential.
@@ -493,17 +510,10 @@ def _judge_hydrogen(
 
     def potential() -> None:
         result = found["result"]
-        ranking = np.argsort(np.asarray(result.delta_g, dtype=float), kind="stable")[: settings.potential_h_sites]
         row.band_gap_ev = judges.potential.band_gap(result.sheet)
-        found_at: list[HydrogenAtSite] = []
-        bound: list[HydrogenAtSite] = []
-        for index in ranking:
-            best = min((h.delta_e for h in bound), default=math.inf)
-            found_at.append(
-                judges.potential.delta_e_hydrogen(result.sheet, result.sites[index], result.supercell, best, row.band_gap_ev)
-            )
-            bound = [h for h in found_at if not (h.desorbed or h.given_up) and math.isfinite(h.delta_e)]
-        row.h_desorbed = any(h.desorbed for h in found_at) and not bound
+        found_at = hydrogen_at_best_sites(judges.potential, result, settings.potential_h_sites, row.band_gap_ev)
+        bound = [h for h in found_at.values() if h.is_bound]
+        row.h_desorbed = any(h.desorbed for h in found_at.values()) and not bound
         if not bound:
             problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
             return

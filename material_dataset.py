@@ -447,6 +447,9 @@ def main(cfg: config.Config) -> None:
         )
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in summarise(packed[name]).items()))
     print(f"read {counts['rows_read']} rows, kept {len(rows)}; ΔG_H outside the judge's domain and masked: {outside}")
+    for reason, n in status.most_common():
+        if reason != "ok":
+            print(f"  no ΔG_H for {n}: {reason}")
     for reason, n in reasons.most_common():
         print(f"  dropped {n}: {reason}")
 

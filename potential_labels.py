@@ -22,7 +22,7 @@ from ase import Atoms
 import config
 from hydrogen import SheetHER
 from judge_pool import prepare_worker
-from judging import HydrogenAtSite
+from judging import hydrogen_at_best_sites
 
 log = logging.getLogger("her2d")
 
@@ -65,13 +65,8 @@ class SheetLabeller:
         if relaxed.status in ("exploded", "collapsed"):
             return SheetHER(sheet=None, status=f"relaxation {relaxed.status}")
         placed = self.her.predict_sheet(relaxed.atoms, self.dataset)
-        gap = self.potential.band_gap(placed.sheet)
-        found: dict[int, HydrogenAtSite] = {}
-        for index in np.argsort(placed.delta_g, kind="stable")[: self.num_sites].tolist():
-            best = min((h.delta_e for h in found.values()), default=math.inf)
-            at_site = self.potential.delta_e_hydrogen(placed.sheet, placed.sites[index], placed.supercell, best, gap)
-            if not (at_site.desorbed or at_site.given_up) and math.isfinite(at_site.corrected):
-                found[index] = at_site
+        asked = hydrogen_at_best_sites(self.potential, placed, self.num_sites, self.potential.band_gap(placed.sheet))
+        found = {index: h for index, h in asked.items() if h.is_bound and math.isfinite(h.corrected)}
         about = {"sheet": placed.sheet, "supercell": placed.supercell, "coverage": placed.coverage}
         if not found:
             return SheetHER(**about, status="H is not bound")
