@@ -219,7 +219,7 @@ class GenerationConfig:
     )
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
     composition_pool: int = setting(
-        64, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
+        0, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
     )
     num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
