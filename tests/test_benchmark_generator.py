@@ -90,7 +90,7 @@ def cfg(tmp_path, monkeypatch) -> config.Config:
         base,
         dataset=dataclasses.replace(base.dataset, processed_dir=str(processed)),
         denoiser=dataclasses.replace(base.denoiser, checkpoint=str(tmp_path / "denoiser.pth")),
-        generation=dataclasses.replace(base.generation, num_steps=3, batch_size=4, oversample=1.0),
+        generation=dataclasses.replace(base.generation, num_steps=3, batch_size=4, oversample=1.0, composition_pool=8),
         benchmark=dataclasses.replace(
             base.benchmark,
             csp_rows=3,

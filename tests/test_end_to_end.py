@@ -90,7 +90,8 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
     assert "nothing to do" in (repeated.stdout + repeated.stderr)
 
     # Six steps of training give no crystal, but they must give a clear answer.
-    generated = stage("structure_generator.py", out, tmp_path, "generation.num_structures=1", "generation.num_steps=3")
+    few = ("generation.num_structures=1", "generation.num_steps=3", "generation.composition_pool=8")
+    generated = stage("structure_generator.py", out, tmp_path, *few)
     assert generated.returncode == 0 or (generated.returncode == 1 and "valid" in generated.stderr.splitlines()[-1])
     assert "Traceback" not in generated.stderr
 
