@@ -98,9 +98,12 @@ def set_color(label: str) -> str:
 
 
 def rank(rows: Sequence[CandidateResult], top_k: int) -> list[CandidateResult]:
-    """The ``top_k`` best two-dimensional candidates: hits first, then valid ones, then by composite score, then by id."""
+    """The ``top_k`` best two-dimensional candidates: hits of the corrected potential first, the better judge of ΔG_H, then those of
+    DimeNet++, then valid ones, then by composite score, then by id."""
     scored = [row for row in rows if row.is_sheet and not math.isnan(row.score_composite)]
-    scored.sort(key=lambda row: (row.hit is not True, row.valid is not True, -row.score_composite, row.id))
+    scored.sort(
+        key=lambda row: (row.hit_corrected is not True, row.hit is not True, row.valid is not True, -row.score_composite, row.id)
+    )
     return scored[:top_k]
 
 
@@ -403,7 +406,7 @@ def generated_structures(evaluation: Evaluation, settings: config.EvaluationConf
             group = row.layer_group_relaxed or row.space_group_relaxed
             top.set_title(
                 f"{row.id}: {subscripts(row.reduced_formula or row.formula)}, {group}\n{delta_g_text(row)}\n"
-                f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom" + ("   hit" if row.hit else ""),
+                f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom" + ("   hit" if row.hit or row.hit_corrected else ""),
                 fontsize=9,
             )
         if not rows:

@@ -505,7 +505,7 @@ def write_page(output_dir: str | os.PathLike) -> Path:
 def _best_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The order of ``figures.rank`` with the candidates that it leaves out at the end."""
     score = row["score_composite"]
-    return not row["hit"], not row["valid"], score is None, -(score or 0.0), row["id"]
+    return not row["hit_corrected"], not row["hit"], not row["valid"], score is None, -(score or 0.0), row["id"]
 
 
 def _cif_folder(report: Mapping[str, Any], folder: Path) -> str:
