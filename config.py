@@ -111,6 +111,12 @@ class DimenetConfig:
     checkpoint: str = setting("${run.output_dir}/dimenet/dimenet.pth", "model: written by stage 1, read by the judges", path=True)
     init_from: str = setting("", "checkpoint to start from: official OCP/fairchem DimeNet++ IS2RE, or of stage 1", path=True)
     dft_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H towards which ΔE_H is corrected; empty: no correction", path=True)
+    dft_teacher: str = setting(
+        "auto",
+        "potential that made the records, on whose own ΔE_H that correction is learnt; empty: on the network's (records of DFT); "
+        "auto: as the file beside the records, or beside the checkpoint, says",
+        choices=("auto", "", *POTENTIALS[:2]),
+    )
     only_correction: bool = setting(False, "leave the weights, fit only the DFT correction of the checkpoint anew")
     preset: str = setting("small", "network size: small | oc20 (hidden 256, 6 Å, the published set-up)", choices=("small", "oc20"))
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
@@ -221,6 +227,9 @@ class GenerationConfig:
     composition_pool: int = setting(
         0, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
     )
+    search_rounds: int = setting(
+        0, "times that guidance replaces a further element in the best recipes so far and adds the outcome to the choice", low=0
+    )
     num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
@@ -279,7 +288,7 @@ class EvaluationConfig:
         "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
     )
     band_gap: str = setting(
-        "gfn2-xtb", "band gap that sharpens the DFT correction too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
+        "gfn2-xtb", "band gap that sharpens the DFT corrections too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
     )
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import StringIO
@@ -145,29 +145,54 @@ def order_recipes(
     seed: int,
     device: Any,
     drafts: DraftVerdicts | None = None,
+    substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
 ) -> list[Recipe]:
     """Recipes in the order in which candidates take them: new compositions first, each group in seeded random order in which every
     family has the same weight, however many recipes it has.
 
     With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
-    Of the new ones those come later whose family has had its share; recipes whose draft is no valid sheet come last. drafts: what
-    is known of drafts with this model, these settings and this seed.
+    Of the new ones those come later whose family has had its share; recipes whose draft is no valid sheet come last.
+    ``search_rounds`` times the first ``num_structures`` of that order breed further recipes, which join the draw: a population that
+    moves towards the target through compositions that lie several substitutions from any known crystal.
+
+    drafts: what is known of drafts with this model, these settings and this seed. substituted: recipes -> those with one more
+    element replaced.
     """
+    order = _untilted_order(recipes, known_formulas, seed)
+    if not (settings.guidance_scale > 0 and settings.guide_composition):
+        return [recipes[i] for i in order]
+    number = settings.composition_pool * settings.num_structures or len(recipes)
+    pool = [recipes[i] for i in order[:number]]
+    places = order[:number].tolist()
+    drafts = {} if drafts is None else drafts
+    seen = set(recipes)
+    for round_number in range(settings.search_rounds + 1):
+        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts)
+        keys = tilted_keys(loss, places, settings.guidance_scale, seed + 1)
+        known = _are_known(pool, known_formulas)
+        ranked = np.lexsort((-keys, known, ~valid))
+        quota = math.ceil(settings.max_family_share * settings.oversample * settings.num_structures)
+        late = beyond_quota([pool[i].family for i in ranked], quota)
+        ranked = ranked[np.lexsort((late, known[ranked], ~valid[ranked]))]
+        if substituted is None or round_number == settings.search_rounds:
+            break
+        parents = [pool[i] for i in ranked[: settings.num_structures] if valid[i]]
+        fresh = [r for r in substituted(parents) if r not in seen and len(r.atomic_numbers) <= settings.max_recipe_atoms]
+        places += range(len(seen), len(seen) + len(fresh))
+        pool += fresh
+        seen.update(fresh)
+    return [pool[i] for i in ranked] + [recipes[i] for i in order[number:]]
+
+
+def _untilted_order(recipes: Sequence[Recipe], known_formulas: set[str], seed: int) -> np.ndarray:
     sizes = Counter(recipe.family for recipe in recipes)
     prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
-    known = np.array([reduced_formula(r.atomic_numbers) in known_formulas for r in recipes])
-    order = np.lexsort((-prior, known))
-    if settings.guidance_scale > 0 and settings.guide_composition:
-        pool = order[: settings.composition_pool * settings.num_structures or None]
-        valid, loss = judge_drafts(model, [recipes[i] for i in pool], settings, seed, device, {} if drafts is None else drafts)
-        keys = tilted_keys(loss, pool, settings.guidance_scale, seed + 1)
-        ranked = np.lexsort((-keys, known[pool], ~valid))
-        quota = math.ceil(settings.max_family_share * settings.oversample * settings.num_structures)
-        late = beyond_quota([recipes[i].family for i in pool[ranked]], quota)
-        ranked = ranked[np.lexsort((late, known[pool[ranked]], ~valid[ranked]))]
-        order = np.concatenate([pool[ranked], order[len(pool) :]])
-    return [recipes[i] for i in order]
+    return np.lexsort((-prior, _are_known(recipes, known_formulas)))
+
+
+def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
+    return np.array([reduced_formula(recipe.atomic_numbers) in formulas for recipe in recipes])
 
 
 def beyond_quota(families: Sequence[str], quota: int) -> np.ndarray:
@@ -425,7 +450,8 @@ def main(cfg: config.Config, drafts: DraftVerdicts | None = None) -> None:
                 "and of elements that the model was trained on"
             )
         known = {Composition(formula).reduced_formula for formula in content["formulas"]}
-        recipes = order_recipes(model, recipes, known, settings, seed, device, drafts)
+        substituted = partial(library.further_substitutions, elements=elements)
+        recipes = order_recipes(model, recipes, known, settings, seed, device, drafts, substituted)
 
     # Without gradient guidance the first valid sheets are taken as they come: a control must not be selected by the heads.
     by_heads = settings.guidance_scale > 0

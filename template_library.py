@@ -24,7 +24,9 @@ from symmetry import Template
 
 MIN_DECORATIONS = 5  # different ones of a template, below which it is no family
 NEUTRAL_SAMPLE = 50  # decorations by which a template is called ionic or not
-SUBSTITUTION_DISTANCE = 1.0  # of element descriptors: Mo by W, Cr, Tc, Te; S by Se, Te, P; Ti by Hf, Zr, Sc, V
+# Of element descriptors. Mo by W, Cr, Nb, Ru; S by Se, Te, P; Ba by Ca, Sr, Y. Guided by the heads, the second and later
+# substitutions may go further: Mo also by Ti, V, Fe, Ge; S also by O, Cl; Ba also by Mg, Hf.
+SUBSTITUTION_DISTANCE, FURTHER_DISTANCE = 1.0, 1.5
 MAX_KINDS = 5  # elements; more have too many ways to be assigned
 # Distance of element descriptors at which a vote has fallen to exp(−1/2). Of 0.15, 0.3, 0.6, 1 and 2, the one that most often names
 # the right template of C2DB's validation split first.
@@ -38,6 +40,21 @@ class Suggestion:
     template: Template
     atomic_numbers: tuple[int, ...]
     probability: float
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A template with its decorations in the training set, and whether most of them are charge-neutral in common states."""
+
+    name: str
+    template: Template
+    known: list[tuple[int, ...]]
+    ionic: bool
+
+
+def decorated(template: Template, decoration: Sequence[int]) -> str:
+    """Formula of a template with an element, by atomic number, for each of its kinds of atoms."""
+    return Atoms(numbers=[decoration[kind] for kind in template.kinds]).get_chemical_formula("metal")
 
 
 @dataclass
@@ -98,30 +115,48 @@ class TemplateLibrary:
         are the decorations of the training set, templates with fewer than ``MIN_DECORATIONS`` of them and, where most of a
         template's decorations are charge-neutral in common oxidation states, new ones that are not.
         """
-        elements = elements - {1}
-        result = []
+        return [
+            recipe for family in self._families(elements) for recipe in self._offspring(family, family.known, SUBSTITUTION_DISTANCE)
+        ]
+
+    def further_substitutions(self, recipes: Iterable[Recipe], elements: set[int]) -> list[Recipe]:
+        """Recipes of ``substitutions``, or of this method, with one more element replaced, by the same rules but for less similar
+        elements. Recipes of other origin have none."""
+        parents: dict[int, list[tuple[int, ...]]] = {}
+        for recipe in recipes:
+            if recipe.template is not None:
+                numbers = dict(zip(recipe.template.kinds.tolist(), recipe.atomic_numbers, strict=True))
+                parents.setdefault(id(recipe.template), []).append(tuple(numbers[kind] for kind in range(len(numbers))))
+        families = [family for family in self._families(elements) if id(family.template) in parents]
+        return [recipe for family in families for recipe in self._offspring(family, parents[id(family.template)], FURTHER_DISTANCE)]
+
+    def _families(self, elements: set[int]) -> list[_Family]:
+        """The templates that are families."""
+        elements, result = elements - {1}, []
         for template, rows in zip(self.templates, self.decorations, strict=True):
             known = sorted({row for row in map(tuple, rows.tolist()) if set(row) <= elements})
             if len(known) < MIN_DECORATIONS or template.layer_group == 1:
                 continue
+            neutral = [charge_neutral(decorated(template, row), strict=True) for row in known[:NEUTRAL_SAMPLE]]
+            name = f"{decorated(template, known[0])}, layer group {template.layer_group}"
+            result.append(_Family(name, template, known, 2 * sum(neutral) > len(neutral)))
+        return result
 
-            def formula(decoration: Sequence[int], kinds: np.ndarray = template.kinds) -> str:
-                return Atoms(numbers=[decoration[kind] for kind in kinds]).get_chemical_formula("metal")
-
-            neutral = [charge_neutral(formula(row), strict=True) for row in known[:NEUTRAL_SAMPLE]]
-            family = f"{formula(known[0])}, layer group {template.layer_group}"
-            sites = [sorted({row[kind] for row in known}) for kind in range(len(known[0]))]
-            found = {
-                (*row[:kind], other, *row[kind + 1 :])
-                for row in known
-                for kind, site in enumerate(sites)
-                for other in site
-                if other not in row and self._distance(row[kind], other) <= SUBSTITUTION_DISTANCE
-            }
-            for decoration in sorted(found - set(known)):
-                name = formula(decoration)
-                if 2 * sum(neutral) <= len(neutral) or charge_neutral(name, strict=True):
-                    result.append(Recipe(name, tuple(decoration[kind] for kind in template.kinds), family, template))
+    def _offspring(self, family: _Family, rows: Iterable[tuple[int, ...]], distance: float) -> list[Recipe]:
+        """Recipes of a family one substitution within ``distance`` away from the decorations ``rows``, without the known ones."""
+        sites = [sorted({row[kind] for row in family.known}) for kind in range(len(family.known[0]))]
+        found = {
+            (*row[:kind], other, *row[kind + 1 :])
+            for row in rows
+            for kind, site in enumerate(sites)
+            for other in site
+            if other not in row and self._distance(row[kind], other) <= distance
+        }
+        kinds, result = family.template.kinds, []
+        for decoration in sorted(found - set(family.known)):
+            name = decorated(family.template, decoration)
+            if not family.ionic or charge_neutral(name, strict=True):
+                result.append(Recipe(name, tuple(decoration[kind] for kind in kinds), family.name, family.template))
         return result
 
     def _distance(self, first: int, second: int) -> float:

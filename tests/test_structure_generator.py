@@ -139,6 +139,36 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
 
 
+def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings, monkeypatch):
+    """On a line of compositions C1, C2, ... with the target at C9, one substitution leads from n to n + 1."""
+    monkeypatch.setattr(structure_generator, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(structure_generator, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
+    drafted: list[int] = []
+
+    def drafts_of(model, compositions, *rest):
+        drafted.extend(map(len, compositions))
+        return list(map(len, compositions)), np.array([abs(len(c) - 9.0) for c in compositions])
+
+    monkeypatch.setattr(structure_generator, "draft", drafts_of)
+    bred: list[list[str]] = []
+
+    def next_ones(parents):
+        bred.append([parent.formula for parent in parents])
+        return [Recipe(f"C{len(p.atomic_numbers) + 1}", (6,) * (len(p.atomic_numbers) + 1), "x") for p in parents]
+
+    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in (1, 2, 3, 6)]
+    strong = dataclasses.replace(
+        settings, guidance_scale=1.0, template_share=0.0, num_structures=2, search_rounds=2, max_family_share=1.0
+    )
+    order = [r.formula for r in order_recipes(model, recipes, set(), strong, 0, "cpu", substituted=next_ones)]
+    assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose draft is no sheet"
+    assert order == ["C8", "C7", "C6", "C3", "C2", "C1", "C4"] and sorted(drafted) == [1, 2, 3, 4, 6, 7, 8]
+    small = dataclasses.replace(strong, max_recipe_atoms=7)
+    assert order_recipes(model, recipes, set(), small, 0, "cpu", substituted=next_ones)[0].formula == "C7"
+    none = dataclasses.replace(strong, search_rounds=0)
+    assert len(order_recipes(model, recipes, set(), none, 0, "cpu", substituted=next_ones)) == 4
+
+
 def test_families_have_the_same_weight(model, settings):
     """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
     recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]

@@ -16,7 +16,7 @@ from models import DenoiserModelConfig, DenoisingEGNN
 from prototypes import PROTOTYPES, Recipe, recipe_template, recipes
 from sampling import sample
 from symmetry import SymmetryConstraint, Template, find_operations, symmetrise
-from template_library import TemplateLibrary, spread_draw, template_key
+from template_library import SUBSTITUTION_DISTANCE, TemplateLibrary, spread_draw, template_key
 
 
 def sheet_of(family: str, *elements: str) -> Sheet:
@@ -222,6 +222,27 @@ def test_substitutions_are_new_neutral_and_similar():
     assert [(recipe.formula, sorted(recipe.atomic_numbers)) for recipe in found] == [("HfSe2", [34, 34, 72])]
     assert recipe_template(found[0]).layer_group == 72 and found[0].family == "TiS2, layer group 72"
     assert library().substitutions({42, 16}) == [], "too few decorations for a family"
+
+
+def test_further_substitutions_go_on_from_a_recipe_by_the_elements_of_its_sites():
+    pairs = [("Ti", "S"), ("Zr", "S"), ("Hf", "S"), ("Sn", "S"), ("Pt", "Se"), ("Mg", "Cl"), ("Mg", "Br")]
+    built = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in (sheet_of("1T-MX2", *pair) for pair in pairs)])
+    elements = {22, 40, 72, 50, 78, 12, 16, 34, 17, 35}
+    first = built.substitutions(elements)
+    assert "SnSe2" in [recipe.formula for recipe in first]
+    parent = next(recipe for recipe in first if recipe.formula == "SnSe2")
+    assert built.further_substitutions([Recipe("MoS2", (42, 16, 16), "2H-MX2")], elements) == [], "no template, no sites"
+    found = built.further_substitutions([parent], elements)
+    formulas = [recipe.formula for recipe in found]
+    assert {"ZrSe2", "SnBr2"} <= set(formulas) and not {"SnS2", "PtSe2"} & set(formulas), "what is known is no recipe"
+    assert not [f for f in formulas if "Mg" in f], "Mg and two Se do not balance"
+    for recipe in found:
+        assert recipe.family == parent.family and recipe.template is parent.template
+        pairs = set(zip(recipe.atomic_numbers, parent.atomic_numbers, strict=True))
+        assert sum(new != old for new, old in pairs) == 1, "one element"
+    assert built._distance(50, 40) > SUBSTITUTION_DISTANCE, "further than the first substitution may go"
+    twice = built.further_substitutions(found, elements)
+    assert set(found) & set(twice) and all(r.template is parent.template for r in twice)
 
 
 def test_a_library_goes_through_a_checkpoint():
