@@ -153,11 +153,11 @@ def _version(package: str) -> str:
 
 
 def uses_gap(settings: config.EvaluationConfig) -> bool:
-    """Whether the DFT correction of the potential has the band gap: where it is asked for and its package is there."""
+    """Whether the DFT corrections have the band gap: where it is asked for and its package is there."""
     if not settings.band_gap:
         return False
     if not band_gap.is_installed():
-        log.warning("evaluation.band_gap: the package tblite is not installed; the DFT correction does without band gaps")
+        log.warning("evaluation.band_gap: the package tblite is not installed; the DFT corrections do without band gaps")
         return False
     return True
 
@@ -191,11 +191,12 @@ def load_stability_judge(cfg: config.Config) -> StabilityJudge:
     device = str(config.resolve_device(cfg.run))
     potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=device)
     correction = second = None
+    with_gap = uses_gap(settings)
     if Path(settings.dft_truth_path).is_file():
         second = load_second_potential(settings, device)
         both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, uses_gap(settings))
-    return StabilityJudge(potential, settings, correction, second)
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap)
+    return StabilityJudge(potential, settings, correction, second, with_gap)
 
 
 def known_formulas(settings: config.EvaluationConfig) -> frozenset[str]:
@@ -407,8 +408,9 @@ def decide(rows: Sequence[CandidateResult], settings: config.EvaluationConfig) -
         metastable = at_most(row.e_above_hull_ev, settings.hit_e_hull_ev)
         new = all_of(row.unique, row.novel)
         row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
-        row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
-        row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
+        if settings.potential_h_sites:  # otherwise the potential judges no hydrogen, and has no opinion on any hit
+            row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
+            row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
         row.sun = all_of(sheet, at_most(row.e_above_hull_ev, 0.0), new)
         row.metastable_sun = all_of(sheet, metastable, new)
 

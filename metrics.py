@@ -90,13 +90,15 @@ def mean_metric(
 def rate_metric(
     name: str, verdicts: Sequence[bool | None], *, better: int, doc: str, resamples: int, rng: np.random.Generator
 ) -> Metric:
-    """Share of True over ALL candidates; None (no verdict) counts as not True.
+    """Share of True over ALL candidates; None (no verdict) counts as not True. NaN where no candidate has a verdict.
 
     Where all candidates agree a bootstrap interval has no width, which would claim certainty; the Wilson interval stands there.
     """
     hits = np.array([verdict is True for verdict in verdicts], dtype=float)
     n_ok = sum(verdict is not None for verdict in verdicts)
-    value = float(hits.mean()) if len(hits) else math.nan
+    if not n_ok:
+        return Metric(name, math.nan, math.nan, math.nan, 0, len(hits), "share", better, doc)
+    value = float(hits.mean())
     if 0 < hits.sum() < len(hits):
         low, high = bootstrap_interval(hits, np.mean, resamples, rng)
     else:

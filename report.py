@@ -237,14 +237,20 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
     settings = report["provenance"]["settings"]
     window, hull = f"{settings['hit_delta_g_ev']:g} eV", f"{settings['hit_e_hull_ev']:g} eV/atom"
-    corrected = found.get("hit_rate_corrected")
-    corrected_hits = f", {count('hit_rate_corrected')} by the same corrected from DFT" if corrected and corrected["n_ok"] else ""
+    hits = [
+        f"{count(name)} by {judge}"
+        for name, judge in (
+            ("hit_rate", "DimeNet++"),
+            ("hit_rate_potential", "the potential's own ΔG_H"),
+            ("hit_rate_corrected", "the same corrected from DFT"),
+        )
+        if name in found and found[name]["n_ok"]
+    ]
     lines = [
         f"{next(iter(funnel.values()))} CIFs were judged: {count('rate_valid')} of {n} two-dimensional candidates are valid "
         f"monolayers, {count('rate_converged')} relax to convergence, {count('rate_metastable')} lie at most {hull} above the "
         "hull.",
-        f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): "
-        f"{count('hit_rate')} by DimeNet++, {count('hit_rate_potential')} by the potential's own ΔG_H{corrected_hits}.",
+        f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): {', '.join(hits) or 'no verdict'}.",
         f"Mean |ΔG_H| {_text(found['mae_delta_g_ev'])} eV; Score_stab {_text(found['score_stab'])}; "
         f"Rate_synth {_text(found['rate_synth'])}; metastable S.U.N. {_text(found['rate_metastable_sun'])}.",
     ]

@@ -169,6 +169,15 @@ def test_row_against_hand_computed_numbers(tmp_path):
     assert len(table) == 2
 
 
+def test_a_potential_that_is_not_asked_for_hydrogen_calls_nothing_a_hit_or_a_miss(tmp_path):
+    sheets = {"good": simple.sheet(), "no_sheet": simple.bulk_copper()}
+    evaluation = run(tmp_path, sheets, settings=dataclasses.replace(SETTINGS, potential_h_sites=0))
+    assert [row.hit_potential for row in evaluation.rows] == [row.hit_corrected for row in evaluation.rows] == [None, None]
+    assert evaluation.aggregates["hit_rate_potential"].n_ok == 0 and math.isnan(evaluation.aggregates["hit_rate_corrected"].value)
+    assert evaluation.aggregates["hit_rate"].n_ok == 1
+    assert evaluation.rows[0].band_gap_ev == 1.5, "the gap is DimeNet++'s too"
+
+
 class Routes(simple.Synthesis):
     """CSLLM with its method and precursor models: ZnO-like answers for all but carbon, which it does not call synthesizable."""
 
