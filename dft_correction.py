@@ -3,9 +3,13 @@
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
 sheets well. Gaussian-process regression on some tens of DFT points takes most of that away. Its descriptors are few and physical:
 the predicted ΔE_H (of one potential, or of two, whose difference says how far to trust them); electronegativity and group of the
-element that H binds to; the mean covalent radius of the other elements, which grows as their bonds to it soften; and, for
-potentials, the band gap of the sheet (``band_gap.py``), over which the electron of H has to go. Every figure quoted for it is from
-hosts, or whole families, left out of the fit.
+element that H binds to; the mean covalent radius of the other elements, which grows as their bonds to it soften; and the band gap
+of the sheet (``band_gap.py``), over which the electron of H has to go. Every figure quoted for it is from hosts, or whole families,
+left out of the fit.
+
+A network that learnt from a potential's relaxations takes the correction of that potential, its teacher: fitted on the teacher's
+own ΔE_H at the DFT geometries and applied to the network's. Fitted on the network's values, the network's noise would flatten the
+slope (regression dilution), and every sheet would be drawn towards the mean.
 """
 
 from __future__ import annotations
@@ -131,7 +135,8 @@ class DftCorrection:
     """Gaussian process ΔE_H(DFT) = f(descriptors). features: (n, d), truth: (n,) eV.
 
     rmse_ev: error on hosts left out of the fit. scale: factor that makes 68 % of these errors fall within the process's own σ.
-    with_gap: whether the last descriptor is the band gap, without which a sheet is corrected by the others alone.
+    with_gap: whether the last descriptor is the band gap, without which a sheet is corrected by the others alone. teacher: the
+    potential whose ΔE_H it was fitted on, where that is not the one corrected.
     """
 
     features: tuple[tuple[float, ...], ...]
@@ -139,6 +144,7 @@ class DftCorrection:
     rmse_ev: float
     scale: float
     with_gap: bool = False
+    teacher: str = ""
 
     @property
     def n(self) -> int:
@@ -146,7 +152,9 @@ class DftCorrection:
         return len(self.truth)
 
     @classmethod
-    def fit(cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False) -> DftCorrection:
+    def fit(
+        cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False, teacher: str = ""
+    ) -> DftCorrection:
         """features: (n, d), truth: (n,) eV, hosts: the group of each point. Raises ValueError for fewer than MIN_POINTS points."""
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
@@ -154,7 +162,7 @@ class DftCorrection:
         error = left_out - truth
         scale = float(np.quantile(np.abs(error) / sigma, 0.6827))
         as_tuples = tuple(tuple(float(v) for v in row) for row in features)
-        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap)
+        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap, teacher)
 
     @cached_property
     def _regression(self) -> _Regression:
@@ -166,14 +174,14 @@ class DftCorrection:
         """Corrected ΔE_H (n,) eV and its standard error: ``std`` through the slope, and the process's own, in quadrature.
 
         energies: (n,) or (n, k) eV, as in the fit; std: (n,) eV, of the first of them. gaps: (n,) eV, for a correction with gaps;
-        NaN where one is not known. NaN for elements without an electronegativity.
+        NaN where one is not known, None where none is. NaN for elements without an electronegativity.
         """
         energies = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
         if not len(energies):
             return np.zeros(0), np.zeros(0)
         features = np.array([descriptors(a, row) for a, row in zip(atoms, energies, strict=True)])
         if self.with_gap:
-            features = np.column_stack([features, gaps])
+            features = np.column_stack([features, np.full(len(atoms), np.nan) if gaps is None else gaps])
         value, sigma = self._regression.predict(features)
         step = np.zeros_like(features)
         step[:, 0] = 0.05
@@ -227,38 +235,54 @@ class _Process:
 
 
 def leave_out(
-    features: np.ndarray, truth: np.ndarray, groups: Sequence[str], with_gap: bool = False
+    features: np.ndarray,
+    truth: np.ndarray,
+    groups: Sequence[str],
+    with_gap: bool = False,
+    applied_to: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, σ), (n,) eV: every point by a fit without any point of its group."""
+    """(prediction, σ), (n,) eV: every point by a fit without any point of its group. applied_to: (n, d) features of the points to
+    predict, where they are not those that are fitted."""
+    asked = features if applied_to is None else applied_to
     labels = np.array(groups)
     predicted, sigma = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
     for group in sorted(set(groups)):
         held = labels == group
         if not held.all():
-            predicted[held], sigma[held] = _Regression(features[~held], truth[~held], with_gap).predict(features[held])
+            predicted[held], sigma[held] = _Regression(features[~held], truth[~held], with_gap).predict(asked[held])
     return predicted, sigma
 
 
-def fit_correction(predict_raw: Any, truth_path: str | Path) -> tuple[DftCorrection, dict[str, Any]]:
-    """Correction of a network on the DFT points, and what it does to them when their host is left out.
+def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") -> tuple[DftCorrection, dict[str, Any]]:
+    """Correction of a network on the DFT points, their band gaps included, and what it does to them when their host is left out.
 
-    predict_raw: tagged Atoms -> (ΔE_H, std) without correction.
+    predict_raw: tagged Atoms -> (ΔE_H, std) without correction. teacher: the potential that the network learnt from, whose stored
+    ΔE_H the correction is fitted on; points without one are left out. Raises StageError for too few points.
     """
     points = read_truth(truth_path)
+    if teacher:
+        found = [point for point in points if teacher in point.energies]
+        if len(found) < len(points):
+            missing = len(points) - len(found)
+            log.warning(
+                "%s: %d points without a stored ΔE_H of %s are left out", config.relative_name(truth_path), missing, teacher
+            )
+        points = found
     raw, _ = predict_raw([point.atoms for point in points])
-    features, truth, hosts = _fit_arguments(points, raw)
+    truth = np.array([point.delta_e for point in points])
+    fitted_on = np.array([point.energies[teacher] for point in points]) if teacher else raw
     try:
-        correction = DftCorrection.fit(features, truth, hosts)
+        correction = DftCorrection.fit(*_fit_arguments(points, fitted_on, with_gap=True), with_gap=True, teacher=teacher)
     except ValueError as error:
         raise config.StageError(
             f"{config.relative_name(truth_path)}: {error}; add points, or set dimenet.dft_path= to do without"
         ) from error
-    left_out, _ = leave_out(features, truth, hosts)
+    left_out, _ = left_out_predictions(points, raw, with_gap=True, teacher=teacher)
     summary = {
         "n": len(points),
         "raw_mae_ev": float(np.abs(raw - truth).mean()),
         "left_out_mae_ev": float(np.abs(left_out - truth).mean()),
-        "left_out_rmse_ev": correction.rmse_ev,
+        "left_out_rmse_ev": float(np.sqrt(np.square(left_out - truth).mean())),
     }
     return correction, summary
 
@@ -347,19 +371,21 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
 
 
 def left_out_predictions(
-    points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False
+    points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False, teacher: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """(prediction, σ), (n,) eV: ``raw``, (n,) or (n, k) eV, of every point corrected by a fit without its host, or its family.
 
-    by: "host" or "family". with_gap: the band gap is a descriptor too. NaN where ``raw`` is, or where too few points are
-    left to fit.
+    by: "host" or "family". with_gap: the band gap is a descriptor too. teacher: potential on whose ΔE_H the fits are made; points
+    without one get no prediction. NaN where ``raw`` is, or where too few points are left to fit.
     """
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
-    known = np.flatnonzero(np.isfinite(raw).all(1))
+    known = np.flatnonzero(np.isfinite(raw).all(1) & [not teacher or teacher in point.energies for point in points])
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
-        features, truth, _ = _fit_arguments([points[k] for k in known], raw[known], with_gap)
-        predicted[known], sigma[known] = leave_out(features, truth, [getattr(points[k], by) for k in known], with_gap)
+        chosen = [points[k] for k in known]
+        asked, truth, _ = _fit_arguments(chosen, raw[known], with_gap)
+        fitted = _fit_arguments(chosen, np.array([p.energies[teacher] for p in chosen]), with_gap)[0] if teacher else asked
+        predicted[known], sigma[known] = leave_out(fitted, truth, [getattr(p, by) for p in chosen], with_gap, asked)
     return predicted, sigma
 
 

@@ -37,7 +37,7 @@ def truth_report(
     table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
     whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
     sheets that everybody agrees on, and every inert one must come out above every active one. potentials: those of the evaluation,
-    the judge first; without any, those whose values the database holds. with_gap: whether their correction has
+    the judge first; without any, those whose values the database holds. with_gap: whether the corrections may use
     the band gap. Returns None when the database is not there: the report then says "unverified".
     """
     path = Path(truth_db_path)
@@ -52,8 +52,12 @@ def truth_report(
     raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
     predicted = raw
     if her.correction is not None:
-        predicted, sigma = dft_correction.left_out_predictions(points, raw)
-        std = np.where(np.isfinite(sigma), her.correction.scale * sigma, std)
+        correction = her.correction
+        predicted, sigma = dft_correction.left_out_predictions(
+            points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
+        )
+        own_error = std if correction.teacher else 0.0  # a fit on the network's own values has its error in it
+        std = np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
     stored = [name for name in dft_correction.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = np.full((len(points), max(1, len(potentials))), np.nan)
@@ -119,13 +123,13 @@ def blind_report(
             f"{config.relative_name(blind_path)} is not blind: {', '.join(seen)} is in {Path(truth_path).name} too"
         )
     structures = [point.atoms for point in points]
+    gaps = dft_correction.sheet_gaps(points) if with_gap else None
     truth = np.array([point.delta_e for point in points])
-    predicted, std = her.predict_delta_e(structures)
+    predicted, std = her.predict_delta_e(structures, gaps=gaps)
     energies = np.stack([dft_correction.potential_delta_e(points, potential) for potential in potentials], 1)
     correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap)
     corrected = corrected_std = np.full(len(points), NAN)
     if correction is not None:
-        gaps = dft_correction.sheet_gaps(points) if with_gap else None
         corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps)
 
     def agreement(values: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,8 +89,9 @@ class Domain:
 class SheetHER:
     """Hydrogen on a sheet: every symmetry-distinct site, and the material's value at the site with the lowest ΔE_H.
 
-    sheet: the primitive cell that the positions of the sites refer to. coverage: 1 / (na nb), H per such cell. delta_e, delta_g,
-    std: (S,) eV, std the calibrated standard error. complaints: per site, why it is outside the training domain, empty inside.
+    sheet: the primitive cell that the positions of the sites refer to. coverage: 1 / (na nb), H per such cell. band_gap: of the
+    sheet, eV, NaN where it was not asked for or found. delta_e, delta_g, std: (S,) eV, std the calibrated standard error.
+    complaints: per site, why it is outside the training domain, empty inside.
     status: "ok", or why there is no value.
     """
 
@@ -98,6 +99,7 @@ class SheetHER:
     sites: list[AdsorptionSite] = field(default_factory=list)
     supercell: tuple[int, int] = (1, 1)
     coverage: float = math.nan
+    band_gap: float = math.nan
     delta_e: np.ndarray = field(default_factory=lambda: np.zeros(0))
     delta_g: np.ndarray = field(default_factory=lambda: np.zeros(0))
     std: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -242,13 +244,20 @@ class HydrogenPredictor:
             outputs.append(float(summed(z, pos, cell, batch)))
         return float(np.mean(outputs)) * self.std + self.mean
 
-    def predict_delta_e(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT."""
-        return self.corrected(structures, *self.predict_raw(structures, batch_size))
+    def predict_delta_e(
+        self, structures: Sequence[Atoms], batch_size: int = 32, gaps: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT.
 
-    def corrected(self, structures: Sequence[Atoms], mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gaps: (n,) eV, band gaps of the sheets, which sharpen the correction; NaN, or None for all, where they are not known.
+        """
+        return self.corrected(structures, *self.predict_raw(structures, batch_size), gaps)
+
+    def corrected(
+        self, structures: Sequence[Atoms], mean: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The raw values of ``predict_raw`` after the DFT correction, or as they are where the checkpoint has none."""
-        return (mean, std) if self.correction is None else self.correction.apply(structures, mean, std)
+        return (mean, std) if self.correction is None else self.correction.apply(structures, mean, std, gaps)
 
     def predict_raw(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """ΔE_H (n,) and its calibrated standard error (n,), eV, as learnt from the training records, without the DFT correction."""
@@ -258,11 +267,16 @@ class HydrogenPredictor:
         values = np.concatenate(chunks, 1)
         return values.mean(0), self.calibration.std(ensemble_spread(values))
 
-    def predict_sheet(self, atoms: Atoms, settings: HydrogenSettings) -> SheetHER:
-        """ΔG_H at every symmetry-distinct site of a bare sheet; raises ValueError where it cannot be placed or predicted."""
+    def predict_sheet(self, atoms: Atoms, settings: HydrogenSettings, band_gap: Callable[[Atoms], float] | None = None) -> SheetHER:
+        """ΔG_H at every symmetry-distinct site of a bare sheet; raises ValueError where it cannot be placed or predicted.
+
+        band_gap: the gap (eV) of the primitive sheet, for the correction towards DFT, which does without where None is given.
+        """
         job = _SheetJob.build(atoms, settings, self.max_atomic_number)
         if job.result.status != "ok":
             raise ValueError(job.result.status)
+        if band_gap is not None:
+            job.result.band_gap = band_gap(job.result.sheet)
         return job.finish(*self.predict_raw(job.structures, settings.label_batch_size), self, settings)
 
     def predict_many(
@@ -406,6 +420,6 @@ class _SheetJob:
         numbers = [] if self.result.sheet is None else [*self.result.sheet.numbers.tolist(), 1]
         pairs = zip(raw.tolist(), raw_std.tolist(), strict=True)
         self.result.complaints = [judge.domain.complaint(numbers, *pair) for pair in pairs]
-        delta_e, std = judge.corrected(self.structures, raw, raw_std)
+        delta_e, std = judge.corrected(self.structures, raw, raw_std, np.full(len(raw), self.result.band_gap))
         self.result.delta_e, self.result.delta_g, self.result.std = delta_e, delta_e + settings.her_correction_ev, std
         return self.result

@@ -191,15 +191,12 @@ class HydrogenAtSite:
         return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
 
 
-def hydrogen_at_best_sites(potential: Any, placed: Any, num_sites: int, gap: float) -> dict[int, HydrogenAtSite]:
-    """H relaxed by the potential at the best ``num_sites`` sites of ``placed`` (``SheetHER``), by number of the site, best first.
-
-    gap: of the sheet, eV.
-    """
+def hydrogen_at_best_sites(potential: Any, placed: Any, num_sites: int) -> dict[int, HydrogenAtSite]:
+    """H relaxed by the potential at the best ``num_sites`` sites of ``placed`` (``SheetHER``), by number, best first."""
     found: dict[int, HydrogenAtSite] = {}
     for index in np.argsort(np.asarray(placed.delta_g, dtype=float), kind="stable")[:num_sites].tolist():
         best = min((h.delta_e for h in found.values() if h.is_bound), default=math.inf)
-        found[index] = potential.delta_e_hydrogen(placed.sheet, placed.sites[index], placed.supercell, best, gap)
+        found[index] = potential.delta_e_hydrogen(placed.sheet, placed.sites[index], placed.supercell, best, placed.band_gap)
     return found
 
 
@@ -207,6 +204,7 @@ class StabilityJudge:
     """Relaxation and hydrogen adsorption by one interatomic potential.
 
     correction: of its ΔE_H, learnt from DFT. second: a potential whose ΔE_H at the relaxed geometry the correction needs beside it.
+    with_gap: whether band gaps are computed, for this correction and for that of DimeNet++.
     """
 
     def __init__(
@@ -215,8 +213,10 @@ class StabilityJudge:
         settings: config.EvaluationConfig,
         correction: DftCorrection | None = None,
         second: Any = None,
+        with_gap: bool = False,
     ) -> None:
         self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
+        self.with_gap = with_gap
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """``potentials.Relaxation`` of a sheet (in-plane cell free) or a bulk crystal (whole cell free)."""
@@ -227,8 +227,8 @@ class StabilityJudge:
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
 
     def band_gap(self, sheet: Atoms) -> float:
-        """In eV, where the correction asks for it and the method finds one; otherwise NaN."""
-        return band_gap.band_gap(sheet) if self.correction is not None and self.correction.with_gap else NAN
+        """In eV, where it is asked for and the method finds one; otherwise NaN."""
+        return band_gap.band_gap(sheet) if self.with_gap else NAN
 
     def legacy_energy(self, atoms: Atoms) -> float:
         """Total energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
@@ -490,7 +490,8 @@ def _judge_hydrogen(
     found: dict[str, Any] = {}
 
     def dimenet() -> None:
-        result = judges.her.predict_sheet(judged, judges.dataset)
+        result = judges.her.predict_sheet(judged, judges.dataset, judges.potential.band_gap)
+        row.band_gap_ev = result.band_gap
         if result.best is None:
             problems.append(f"ΔG_H: {result.status}")
             return
@@ -510,8 +511,7 @@ def _judge_hydrogen(
 
     def potential() -> None:
         result = found["result"]
-        row.band_gap_ev = judges.potential.band_gap(result.sheet)
-        found_at = hydrogen_at_best_sites(judges.potential, result, settings.potential_h_sites, row.band_gap_ev)
+        found_at = hydrogen_at_best_sites(judges.potential, result, settings.potential_h_sites)
         bound = [h for h in found_at.values() if h.is_bound]
         row.h_desorbed = any(h.desorbed for h in found_at.values()) and not bound
         if not bound:

@@ -64,8 +64,8 @@ class SheetLabeller:
         relaxed = self.potential.relax(atoms, bulk=False)
         if relaxed.status in ("exploded", "collapsed"):
             return SheetHER(sheet=None, status=f"relaxation {relaxed.status}")
-        placed = self.her.predict_sheet(relaxed.atoms, self.dataset)
-        asked = hydrogen_at_best_sites(self.potential, placed, self.num_sites, self.potential.band_gap(placed.sheet))
+        placed = self.her.predict_sheet(relaxed.atoms, self.dataset, self.potential.band_gap)
+        asked = hydrogen_at_best_sites(self.potential, placed, self.num_sites)
         found = {index: h for index, h in asked.items() if h.is_bound and math.isfinite(h.corrected)}
         about = {"sheet": placed.sheet, "supercell": placed.supercell, "coverage": placed.coverage}
         if not found:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import config
 from config import StageError, log, relative_name
-from dft_correction import DftCorrection, fit_correction, read_truth
+from dft_correction import STORED_ENERGIES, DftCorrection, fit_correction, read_truth
 from geo_utils import H_TAG, radius_graph_pbc
 from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
@@ -56,7 +56,7 @@ EWT_THRESHOLD_EV = 0.02  # OC20's "energy within threshold"
 CACHED_ATOMS = 200_000  # inputs with this many atoms in all stay in memory with their edges (about 0.5 kB an atom)
 RESUME_EVERY_S = 120.0  # within long epochs; the end of an epoch is always a resume point
 DOMAIN_MARGIN_EV = 0.5  # ΔE_H may leave the training range by this much
-NOT_INPUTS = ("checkpoint", "dft_path", "only_correction")  # settings that do not change the weights
+NOT_INPUTS = ("checkpoint", "dft_path", "dft_teacher", "only_correction")  # settings that do not change the weights
 
 
 # ------------------------------------------------------------------------------------------------------------------- records
@@ -548,11 +548,23 @@ def is_complete(checkpoint: Path, expected: str) -> bool:
     return True
 
 
-def refit_correction(checkpoint: Path, dft_path: str, device: torch.device) -> None:
+def records_teacher(path: Path) -> str:
+    """The potential that relaxed the records of an LMDB, or of a folder of them, as the JSON files beside them say; empty where
+    they say nothing, or not the same."""
+    names = set()
+    for lmdb in sorted(path.glob("*.lmdb")) if path.is_dir() else [path]:
+        try:
+            names.add(str(config.read_sidecar(lmdb, stage="prepare_demo_data.py")["settings"].get("potential", "")))
+        except StageError:
+            names.add("")
+    return names.pop() if len(names) == 1 and names <= set(STORED_ENERGIES) else ""
+
+
+def refit_correction(checkpoint: Path, dft_path: str, teacher: str, device: torch.device) -> None:
     """Fits the DFT correction of a checkpoint anew, or takes it away where ``dft_path`` is empty; the weights stay as they are."""
     judge = HydrogenPredictor.load(checkpoint, device)
     sidecar = config.read_sidecar(checkpoint, stage=STAGE)
-    correction, fitted = fit_correction(judge.predict_raw, dft_path) if dft_path else (None, None)
+    correction, fitted = fit_correction(judge.predict_raw, dft_path, teacher) if dft_path else (None, None)
     content = load_checkpoint(checkpoint, DIMENET_KIND, "")
     state = HydrogenPredictor.state(judge.calibration, judge.domain, judge.mean, judge.std, content["members"], correction)
     save_checkpoint(checkpoint, DIMENET_KIND, DimeNetPlusPlusConfig(**content["model_config"]), state)
@@ -573,15 +585,21 @@ def refit_correction(checkpoint: Path, dft_path: str, device: torch.device) -> N
 
 def described_correction(correction: DftCorrection | None, dft_path: str | Path) -> dict[str, Any]:
     """What the sidecar says about the correction."""
-    about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale} if correction else None
+    about = None
+    if correction:
+        about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale, "teacher": correction.teacher}
     return {"dft_correction": about, "dft_sha256": config.file_sha256(dft_path) if correction else None}
 
 
 def main(cfg: config.Config) -> None:
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
     device = config.resolve_device(cfg.run)
+    teacher = settings.dft_teacher if settings.dft_teacher != "auto" else records_teacher(Path(settings.lmdb_path))
     if settings.only_correction:
-        refit_correction(checkpoint, settings.dft_path, device)
+        if settings.dft_teacher == "auto":
+            before = config.read_sidecar(checkpoint, stage=STAGE)["dft_correction"] or {}
+            teacher = before.get("teacher", teacher)
+        refit_correction(checkpoint, settings.dft_path, teacher, device)
         return
     inputs = {
         key: Path(getattr(settings, key))
@@ -595,9 +613,10 @@ def main(cfg: config.Config) -> None:
         read_truth(inputs["dft_path"])
     mark = fingerprint(cfg, {key: config.file_sha256(path) for key, path in inputs.items()})
     if is_complete(checkpoint, mark):
-        fitted_on = config.read_sidecar(checkpoint, stage=STAGE).get("dft_sha256")
-        if fitted_on != (config.file_sha256(inputs["dft_path"]) if "dft_path" in inputs else None):
-            refit_correction(checkpoint, settings.dft_path, device)
+        card = config.read_sidecar(checkpoint, stage=STAGE)
+        fitted_on = card.get("dft_sha256"), (card.get("dft_correction") or {}).get("teacher")
+        if fitted_on != ((config.file_sha256(inputs["dft_path"]), teacher) if "dft_path" in inputs else (None, None)):
+            refit_correction(checkpoint, settings.dft_path, teacher, device)
             return
         log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
         return
@@ -657,7 +676,7 @@ def main(cfg: config.Config) -> None:
     correction = None
     if "dft_path" in inputs:
         judge = HydrogenPredictor(members, mean, std, calibration, domain)
-        correction, metrics["dft"] = fit_correction(judge.predict_raw, inputs["dft_path"])
+        correction, metrics["dft"] = fit_correction(judge.predict_raw, inputs["dft_path"], teacher)
     states = [{key: value.cpu() for key, value in result["state"].items()} for result in results]
     state = HydrogenPredictor.state(calibration, domain, mean, std, states, correction)
     save_checkpoint(checkpoint, DIMENET_KIND, model_config, state)

@@ -116,6 +116,7 @@ class SiteTable:
     delta_g: np.ndarray
     std: np.ndarray
     coverage: float
+    band_gap: float
     status: str = "ok"
     in_domain: bool = True
     domain_reason: str = ""
@@ -130,14 +131,15 @@ class Hydrogen:
 
     correction = None
 
-    def predict_sheet(self, atoms: Atoms, settings: DatasetConfig) -> SiteTable:
+    def predict_sheet(self, atoms: Atoms, settings: DatasetConfig, band_gap=None) -> SiteTable:
         if "Nb" in atoms.get_chemical_symbols():
             raise ValueError("Nb is not in the training records")
         primitive = geo_utils.primitive_sheet(atoms)
         sites = geo_utils.adsorption_sites(primitive)
         na, nb = geo_utils.h_supercell(primitive, settings.h_image_distance_angstrom)
         values = -0.05 + 0.1 * np.arange(len(sites))
-        return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb))
+        gap = band_gap(primitive) if band_gap is not None else math.nan
+        return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb), gap)
 
     def legacy_bare_output(self, atoms: Atoms) -> float:
         return -0.02 * len(atoms)

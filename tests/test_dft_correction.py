@@ -173,6 +173,39 @@ def test_the_potential_is_corrected_host_by_host_and_gaps_stay_gaps():
     assert np.isnan(dft_correction.left_out_predictions(points[:5], raw[:5])[0]).all(), "too few points to learn from"
 
 
+def test_a_network_takes_the_correction_of_its_teacher(tmp_path):
+    """The network is the teacher with noise; fitted on its own values the slope of the law, 0.7, would come out flatter."""
+    points = truth_points()
+    own = np.array([point.energies["sevennet-0"] for point in points])
+    with connect(tmp_path / "x.db") as db:
+        for p in points:
+            db.write(p.atoms, kind="slab_H", name=p.name, site=p.site, dE_dft=p.delta_e, dE_7net0=p.energies["sevennet-0"])
+        db.write(sheet_with_hydrogen("ReS2"), kind="slab_H", name="Re", dE_dft=1.0)  # the teacher said nothing
+    noisy = own + 0.7 * np.random.default_rng(3).normal(size=len(own))
+    by_formula = {p.atoms.get_chemical_formula(): value for p, value in zip(points, noisy, strict=True)}
+
+    def predict_raw(structures):
+        return np.array([by_formula.get(a.get_chemical_formula(), 0.0) for a in structures]), np.full(len(structures), 0.7)
+
+    taught, summary = dft_correction.fit_correction(predict_raw, tmp_path / "x.db", "sevennet-0")
+    alone, _ = dft_correction.fit_correction(predict_raw, tmp_path / "x.db")
+    assert (taught.teacher, taught.n, alone.teacher, alone.n) == ("sevennet-0", 16, "", 17)
+    atoms = [points[0].atoms] * 2
+
+    def slope(correction):
+        low, high = correction.apply(atoms, np.array([0.0, 1.0]), np.zeros(2))[0]
+        return high - low
+
+    assert slope(taught) == pytest.approx(0.7, abs=0.08) and slope(alone) < 0.8 * slope(taught)
+    read = dft_correction.read_truth(tmp_path / "x.db")
+    left_out, _ = dft_correction.left_out_predictions(read, predict_raw([p.atoms for p in read])[0], teacher="sevennet-0")
+    assert np.isnan(left_out[-1]) and np.isfinite(left_out[:-1]).all()
+    error = np.abs(left_out[:-1] - [p.delta_e for p in read[:-1]]).mean()
+    assert summary["n"] == 16 and summary["left_out_mae_ev"] == pytest.approx(error)
+    exact, _ = dft_correction.left_out_predictions(read[:-1], own, teacher="sevennet-0")
+    np.testing.assert_allclose(exact, dft_correction.left_out_predictions(read[:-1], own)[0], rtol=1e-12)
+
+
 def test_delta_e_of_another_potential_is_its_own_at_the_geometries():
     from ase.calculators.emt import EMT
 
@@ -218,7 +251,7 @@ def test_blind_points_are_those_of_no_fit(tmp_path):
     class Half:
         """Predicts half of what the potential does."""
 
-        def predict_delta_e(self, structures):
+        def predict_delta_e(self, structures, gaps):
             return np.array([0.5 * own[a.symbols[0]] for a in structures]), np.full(len(structures), 0.1)
 
     points = truth_points()

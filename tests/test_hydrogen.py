@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,13 @@ from ase import Atoms
 from ase.build import bulk, graphene, mx2
 
 import config
+import dft_correction
 import hydrogen
 from geo_utils import add_hydrogen, adsorption_sites, h_supercell, standard_sheet
 from hydrogen import Calibration, Domain, HydrogenPredictor, batch_atoms, ensemble_spread
 from models import DIMENET_KIND, CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, save_checkpoint
 
+TRUTH = Path(__file__).resolve().parent.parent / "data" / "h_on_2d_dft.db"
 SETTINGS = config.DatasetConfig(h_image_distance_angstrom=6.0, label_batch_size=8)
 SIZE = DimeNetPlusPlusConfig(hidden_channels=16, out_emb_channels=16, int_emb_size=8)
 WIDE = Domain(elements=tuple(range(1, 95)), delta_e_min=-99.0, delta_e_max=99.0, std_max=99.0)
@@ -86,6 +90,34 @@ def test_sheet_gives_every_site_and_the_lowest(predictor):
     assert result.best == int(np.argmin(expected)) and result.best_delta_g == result.delta_g[result.best]
     assert np.ptp(result.delta_g) > 1e-4
     assert result.in_domain and result.status == "ok"
+
+
+def test_the_band_gap_of_the_primitive_sheet_reaches_the_correction():
+    points = dft_correction.read_truth(TRUTH)
+    raw = np.array([point.energies["sevennet-0"] for point in points])
+    judge = make_predictor()
+    features, truth, hosts = dft_correction._fit_arguments(points, raw, with_gap=True)
+    judge.correction = dft_correction.DftCorrection.fit(features, truth, hosts, with_gap=True)
+    without_gap = dft_correction.DftCorrection.fit(features[:, :-1], truth, hosts)
+    asked: list[int] = []
+
+    def gap(primitive: Atoms) -> float:
+        asked.append(len(primitive))
+        return 2.0
+
+    wide = judge.predict_sheet(sheet().repeat((2, 2, 1)), SETTINGS, gap)
+    assert asked == [3] and wide.band_gap == 2.0
+    structures = [add_hydrogen(wide.sheet, site, wide.supercell) for site in wide.sites]
+    given = judge.predict_raw(structures)
+    expected, std = judge.correction.apply(structures, *given, np.full(len(structures), 2.0))
+    np.testing.assert_allclose(wide.delta_e, expected, atol=1e-9)
+    np.testing.assert_allclose(wide.std, std, atol=1e-9)
+    np.testing.assert_allclose(judge.predict_delta_e(structures, gaps=np.full(len(structures), 2.0))[0], expected, atol=1e-9)
+    plain = judge.predict_sheet(sheet(), SETTINGS)
+    assert np.isnan(plain.band_gap)
+    np.testing.assert_allclose(plain.delta_e, without_gap.apply(structures, *given)[0], atol=1e-6)
+    metal = judge.predict_sheet(sheet(), SETTINGS, lambda primitive: 0.0)
+    assert metal.best_delta_g < wide.best_delta_g - 0.1, "an electron has to go over the gap"
 
 
 def supercell(atoms: Atoms) -> Atoms:

@@ -316,6 +316,28 @@ def test_new_dft_points_change_the_correction_and_nothing_else(lmdb_path, tmp_pa
     assert load_checkpoint(cfg.dimenet.checkpoint, "dimenet", "")["correction"] is None
 
 
+def test_the_teacher_is_named_by_the_file_beside_the_records_and_remembered_by_the_checkpoint(lmdb_path, tmp_path):
+    cfg = make_config(lmdb_path, tmp_path, epochs=1)
+    assert stage.records_teacher(lmdb_path) == "", "no file beside these records"
+    stage.main(cfg)
+
+    def teacher() -> str:
+        return load_checkpoint(cfg.dimenet.checkpoint, "dimenet", "")["correction"]["teacher"]
+
+    assert teacher() == ""
+    embedded = Path(stage.__file__).parent / "data" / "demo_is2re"
+    assert stage.records_teacher(embedded / "data.lmdb") == stage.records_teacher(embedded) == "sevennet-0"
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_teacher="sevennet-0"))
+    assert teacher() == "sevennet-0"
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, only_correction=True))
+    assert teacher() == "sevennet-0", "as its card says"
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for source in (lmdb_path, embedded / "data.lmdb", embedded / "data.json"):
+        shutil.copy(source, mixed / (source.name if source.parent == embedded else "other.lmdb"))
+    assert stage.records_teacher(mixed) == "", "of some records it is not known"
+
+
 def test_fine_tuning_from_an_own_checkpoint_member_by_member(lmdb_path, tmp_path):
     first = make_config(lmdb_path, tmp_path / "a", epochs=1, ensemble_size=2)
     stage.main(first)
