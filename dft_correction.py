@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,21 +257,18 @@ def leave_out(
 def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") -> tuple[DftCorrection, dict[str, Any]]:
     """Correction of a network on the DFT points, their band gaps included, and what it does to them when their host is left out.
 
-    predict_raw: tagged Atoms -> (ΔE_H, std) without correction. teacher: the potential that the network learnt from, whose stored
-    ΔE_H the correction is fitted on; points without one are left out. Raises StageError for too few points.
+    predict_raw: tagged Atoms -> (ΔE_H, std) without correction. teacher: the potential that the network learnt from, whose own
+    ΔE_H the correction is fitted on; points where it cannot be had are left out. Raises StageError for too few points.
     """
     points = read_truth(truth_path)
-    if teacher:
-        found = [point for point in points if teacher in point.energies]
-        if len(found) < len(points):
-            missing = len(points) - len(found)
-            log.warning(
-                "%s: %d points without a stored ΔE_H of %s are left out", config.relative_name(truth_path), missing, teacher
-            )
-        points = found
     raw, _ = predict_raw([point.atoms for point in points])
+    fitted_on = teacher_delta_e(points, teacher) if teacher else np.asarray(raw, dtype=float)
+    known = np.isfinite(fitted_on)
+    if not known.all():
+        names = ", ".join(point.name for point, is_known in zip(points, known, strict=True) if not is_known)
+        log.warning("%s: left out, no clean sheet to get %s's ΔE_H with: %s", config.relative_name(truth_path), teacher, names)
+        points, raw, fitted_on = [p for p, k in zip(points, known, strict=True) if k], raw[known], fitted_on[known]
     truth = np.array([point.delta_e for point in points])
-    fitted_on = np.array([point.energies[teacher] for point in points]) if teacher else raw
     try:
         correction = DftCorrection.fit(*_fit_arguments(points, fitted_on, with_gap=True), with_gap=True, teacher=teacher)
     except ValueError as error:
@@ -310,6 +308,14 @@ def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarra
             sheets[name] = energy(points[k].clean)
         values[k] = energy(points[k].atoms) - sheets[name] - half_h2
     return values
+
+
+def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
+    """``potential_delta_e`` of an embedded potential by its name, which is loaded only where a value has to be computed."""
+    from potentials import load_potential
+
+    complete = all(teacher in point.energies or point.clean is None for point in points)
+    return potential_delta_e(points, SimpleNamespace(name=teacher) if complete else load_potential(teacher))
 
 
 def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
@@ -379,12 +385,13 @@ def left_out_predictions(
     without one get no prediction. NaN where ``raw`` is, or where too few points are left to fit.
     """
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
-    known = np.flatnonzero(np.isfinite(raw).all(1) & [not teacher or teacher in point.energies for point in points])
+    fitted_on = teacher_delta_e(points, teacher) if teacher else raw
+    known = np.flatnonzero(np.isfinite(raw).all(1) & np.isfinite(fitted_on.reshape(len(points), -1)).all(1))
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         chosen = [points[k] for k in known]
         asked, truth, _ = _fit_arguments(chosen, raw[known], with_gap)
-        fitted = _fit_arguments(chosen, np.array([p.energies[teacher] for p in chosen]), with_gap)[0] if teacher else asked
+        fitted = _fit_arguments(chosen, fitted_on[known], with_gap)[0]
         predicted[known], sigma[known] = leave_out(fitted, truth, [getattr(p, by) for p in chosen], with_gap, asked)
     return predicted, sigma
 

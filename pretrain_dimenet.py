@@ -597,7 +597,7 @@ def main(cfg: config.Config) -> None:
     teacher = settings.dft_teacher if settings.dft_teacher != "auto" else records_teacher(Path(settings.lmdb_path))
     if settings.only_correction:
         if settings.dft_teacher == "auto":
-            before = config.read_sidecar(checkpoint, stage=STAGE)["dft_correction"] or {}
+            before = config.read_sidecar(checkpoint, stage=STAGE).get("dft_correction") or {}
             teacher = before.get("teacher", teacher)
         refit_correction(checkpoint, settings.dft_path, teacher, device)
         return

@@ -206,6 +206,22 @@ def test_a_network_takes_the_correction_of_its_teacher(tmp_path):
     np.testing.assert_allclose(exact, dft_correction.left_out_predictions(read[:-1], own)[0], rtol=1e-12)
 
 
+def test_new_points_get_the_value_of_the_teacher_computed(monkeypatch):
+    import potentials
+
+    points = truth_points()
+    stored = dft_correction.teacher_delta_e(points, "sevennet-0")
+    np.testing.assert_array_equal(stored, [p.energies["sevennet-0"] for p in points])
+    new = [dataclasses.replace(points[0], energies={}), dataclasses.replace(points[1], energies={}, clean=None), points[2]]
+    half_filled = potentials.Potential("sevennet-0", {"name": "sevennet-0"}, None)
+    monkeypatch.setattr(potentials, "load_potential", lambda name: half_filled)
+    asked = []
+    monkeypatch.setattr(dft_correction, "potential_delta_e", lambda p, potential: asked.append(potential) or np.zeros(len(p)))
+    dft_correction.teacher_delta_e(new, "sevennet-0")
+    dft_correction.teacher_delta_e(new[1:], "sevennet-0")
+    assert asked[0] is half_filled and asked[1] is not half_filled, "loaded only where a value can and must be computed"
+
+
 def test_delta_e_of_another_potential_is_its_own_at_the_geometries():
     from ase.calculators.emt import EMT
 
