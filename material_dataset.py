@@ -442,7 +442,7 @@ def main(cfg: config.Config) -> None:
             stage=STAGE,
             seed=seed,
             settings=settings,
-            inputs=[settings.db_path, cfg.dimenet.checkpoint],
+            inputs=[settings.db_path, cfg.dimenet.checkpoint, *([settings.label_model] if settings.label_more else [])],
             counts=counts | {"split": summarise(packed[name])},
         )
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in summarise(packed[name]).items()))

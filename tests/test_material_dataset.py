@@ -1,6 +1,7 @@
 """Cleaning, labelling and splitting of a database, through the real script where it matters."""
 
 import csv
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -159,6 +160,19 @@ def test_rows_are_chosen_for_labels(tmp_path, predictor_path, monkeypatch):
     rest = sorted((r for r in rows if r.row_id in allowed and r not in asked), key=lambda r: stage2.label_rank(r.formula, 0))
     nearest = sorted(range(len(rest)), key=lambda k: abs(float(predicted[k]) - 0.1))[:2]
     assert chosen == [*asked, *(rest[k] for k in nearest)]
+
+
+def test_the_model_that_chose_rows_is_an_input(tmp_path, predictor_path, monkeypatch):
+    """Splits are stale when it changes, as they are when the database does."""
+    write_database(tmp_path / "x.db")
+    heads = tmp_path / "heads.pth"
+    heads.write_bytes(b"weights")
+    monkeypatch.setattr("models.load_denoiser", lambda *a: (torch.nn.Identity(), {"elements": list(range(1, 95))}))
+    monkeypatch.setattr("sampling.predict_properties", lambda m, sheets, *a: SimpleNamespace(delta_g=torch.zeros(len(sheets))))
+    cfg = configure(tmp_path, predictor_path, dataset__label_fraction=0.2, dataset__label_more=1, dataset__label_model=str(heads))
+    stage2.main(cfg)
+    inputs = json.loads((stage2.Path(cfg.dataset.processed_dir) / "train.json").read_text())["inputs"]
+    assert hashlib.sha256(b"weights").hexdigest() in inputs.values() and len(inputs) == 3
 
 
 def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):
