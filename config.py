@@ -228,7 +228,7 @@ class GenerationConfig:
         0, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
     )
     search_rounds: int = setting(
-        0, "times that guidance replaces a further element in the best recipes so far and adds the outcome to the choice", low=0
+        2, "times that guidance replaces a further element in the best recipes so far and adds the outcome to the choice", low=0
     )
     num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
