@@ -163,6 +163,9 @@ class DatasetConfig:
         0, "further rows to label, whatever label_fraction: those that label_model puts nearest to generation.target_delta_g", low=0
     )
     label_model: str = setting("", "denoiser of stage 3 whose heads say so: a round of active learning", path=True)
+    judged_dirs: list[str] = setting(
+        [], "folders of stage 5 (metrics.csv, relaxed.extxyz) whose judged candidates join the training split", path=True
+    )
     max_rows: int = setting(0, "rows to read; 0: all", low=0)
 
 
@@ -423,7 +426,7 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
         for f in section_fields(section.name):
             _check_value(f"{section.name}.{f.name}", values[f.name], f.metadata)
             if f.metadata["path"] and values[f.name]:
-                values[f.name] = str((base_dir / _expanded(values[f.name])).absolute())
+                values[f.name] = _each(values[f.name], lambda path: str((base_dir / _expanded(path)).absolute()))
         sections[section.name] = section.default_factory(**values)
     config = Config(**sections)
     _check_relations(config)
@@ -441,9 +444,16 @@ def _absolute_override_paths(parsed: Any) -> Any:
         path_keys = {f.name for f in section_fields(section) if f.metadata["path"]}
         for key in path_keys & set(values):
             value = "" if OmegaConf.is_interpolation(values, key) else values[key]
-            if isinstance(value, str) and value:
-                values[key] = str(_expanded(value).absolute())
+            if OmegaConf.is_list(value):
+                value = list(value)
+            if value and all(isinstance(path, str) for path in (value if isinstance(value, list) else [value])):
+                values[key] = _each(value, lambda path: str(_expanded(path).absolute()))
     return parsed
+
+
+def _each(value: str | list[str], change: Callable[[str], str]) -> str | list[str]:
+    """A path changed, or every path of a list."""
+    return [change(path) for path in value] if isinstance(value, list) else change(value)
 
 
 def _expanded(path: str) -> Path:

@@ -2,7 +2,8 @@
 
     python material_dataset.py [--config config.yaml] [section.key=value ...]
 
-Reads   dataset.db_path (ASE db, C2DB keys of any release), dimenet.checkpoint (stage 1).
+Reads   dataset.db_path (ASE db, C2DB keys of any release), dimenet.checkpoint (stage 1), and where dataset.judged_dirs names folders
+        of stage 5, the candidates judged there, which join the training split: a loop from the judges back to the generator.
 Writes  dataset.processed_dir/{train,val,test}.pt   flat tensors, loadable with weights_only=True, each with a JSON sidecar
         dataset.processed_dir/dropped.csv           every row left out, with the reason
         dataset.processed_dir/labels.jsonl          ΔG_H per sheet as it was computed; a killed run goes on from there
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -48,6 +50,7 @@ log = logging.getLogger("her2d")
 STAGE = "material_dataset.py"
 SPLITS = ("train", "val", "test")
 LABEL_CHUNK = 16  # sheets judged together
+JUDGED_FILES = ("metrics.csv", "relaxed.extxyz")
 READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
 
 
@@ -129,6 +132,47 @@ def read_rows(settings: config.DatasetConfig) -> Iterator[tuple[int, str, Row | 
         raise
     except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
         raise StageError(f"{config.relative_name(path)} is not a readable ASE database: {type(error).__name__}: {error}") from error
+
+
+def read_judged(settings: config.DatasetConfig) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """Relaxed candidates that stage 5 judged, as rows with the potential's E_hull, and labels by ``Row.key``: the potential's ΔG_H
+    corrected from DFT, at the site where it relaxed H. One candidate per composition, that of the first folder.
+
+    Candidates without a relaxed sheet or an E_hull, and those past the limits of database rows, are left out. Raises StageError for
+    a folder that stage 5 has not written.
+    """
+    rows: dict[str, Row] = {}
+    labels: dict[str, dict[str, Any]] = {}
+    for folder in map(Path, settings.judged_dirs):
+        try:
+            with (folder / JUDGED_FILES[0]).open(newline="", encoding="utf-8") as handle:
+                verdicts = {verdict["id"]: verdict for verdict in csv.DictReader(handle)}
+            frames = ase.io.read(folder / JUDGED_FILES[1], ":", format="extxyz")
+            found = [(atoms, verdicts[atoms.info["id"]]) for atoms in frames]
+            for atoms, verdict in found:
+                e_hull, delta_g = float(verdict["e_above_hull_ev"]), float(verdict["delta_g_h_corrected_ev"])
+                formula, usable = verdict["formula"], verdict["sheet_relaxed"] == "true" and len(atoms) <= settings.max_atoms
+                if formula in rows or not usable or not abs(e_hull) <= settings.max_e_hull_ev:
+                    continue
+                sheet = Sheet.from_atoms(atoms)
+                reduced = str(Formula(sheet.formula).reduce()[0].format("hill"))
+                uid = f"{folder.parent.name}/{verdict['id']}"
+                row = rows[formula] = Row(0, uid, sheet, reduced, "", e_hull, float(verdict["e_form_ev"]), math.nan)
+                if math.isfinite(delta_g):
+                    labels[row.key] = {
+                        "delta_g": [delta_g],
+                        "std": [float(verdict["delta_g_h_corrected_std_ev"])],
+                        "kind": [verdict["h_site_kind"]],
+                        "face": [verdict["h_site_face"]],
+                        "coverage": float(verdict["h_coverage"]),
+                        "in_domain": True,
+                    }
+        except (OSError, KeyError, ValueError) as error:
+            raise StageError(
+                f"dataset.judged_dirs: {config.relative_name(folder)} has no {' and '.join(JUDGED_FILES)} of stage 5 (test.py): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return list(rows.values()), labels
 
 
 def split_of(formula: str, settings: config.DatasetConfig, seed: int) -> str:
@@ -428,7 +472,20 @@ def main(cfg: config.Config) -> None:
     for name in SPLITS:
         if not splits[name]:
             raise StageError(f"the {name} split is empty: {len(rows)} rows are too few for dataset.val_fraction and test_fraction")
+    # Judged candidates teach and measure nothing: validation and test stay the database's, and so do their formulas.
+    held_out = {row.formula for name in SPLITS if name != "train" for row in splits[name]}
+    judged, judged_labels = read_judged(settings)
+    splits["train"] += [row for row in judged if row.formula not in held_out]
+    labels = judged_labels | labels
+    if settings.judged_dirs:
+        counts["judged"] = {
+            "candidates": len(judged),
+            "with_delta_g_h": len(judged_labels),
+            "of_held_out_formulas": sum(row.formula in held_out for row in judged),
+        }
     packed = {name: pack(splits[name], labels) for name in SPLITS}
+    inputs = [settings.db_path, cfg.dimenet.checkpoint, *([settings.label_model] if settings.label_more else [])]
+    inputs += [Path(folder) / name for folder in settings.judged_dirs for name in JUDGED_FILES]
     with contextlib.ExitStack() as stack:
         for name in SPLITS:
             with stack.enter_context(config.atomic_path(out / f"{name}.pt")).open("wb") as stream:
@@ -442,7 +499,7 @@ def main(cfg: config.Config) -> None:
             stage=STAGE,
             seed=seed,
             settings=settings,
-            inputs=[settings.db_path, cfg.dimenet.checkpoint, *([settings.label_model] if settings.label_more else [])],
+            inputs=inputs,
             counts=counts | {"split": summarise(packed[name])},
         )
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in summarise(packed[name]).items()))

@@ -166,3 +166,10 @@ def test_an_empty_value_is_an_empty_text():
     assert config.load_config(None, ["dimenet.dft_path="]).dimenet.dft_path == ""
     with pytest.raises(config.ConfigError, match="dimenet.epochs"):
         config.load_config(None, ["dimenet.epochs="])
+
+
+def test_every_path_of_a_list_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("dataset: {judged_dirs: [a, /b]}")
+    assert config.load_config(tmp_path / "own.yaml").dataset.judged_dirs == [str(tmp_path / "a"), "/b"]
+    assert config.load_config(None, ["dataset.judged_dirs=[c]"]).dataset.judged_dirs == [str(tmp_path / "c")]

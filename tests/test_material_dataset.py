@@ -175,6 +175,69 @@ def test_the_model_that_chose_rows_is_an_input(tmp_path, predictor_path, monkeyp
     assert hashlib.sha256(b"weights").hexdigest() in inputs.values() and len(inputs) == 3
 
 
+def judged_folder(folder, sheets, **columns):
+    """What stage 5 leaves of some relaxed sheets: the columns and the structures that stage 2 reads."""
+    folder.mkdir(parents=True)
+    verdicts = []
+    for k, atoms in enumerate(sheets):
+        atoms.info["id"] = f"gen_{k}"
+        verdict = {
+            "id": f"gen_{k}", "formula": str(atoms.symbols), "sheet_relaxed": "true", "e_form_ev": -0.5, "e_above_hull_ev": 0.03 + 0.1 * k,
+            "delta_g_h_corrected_ev": 0.2 - 0.1 * k, "delta_g_h_corrected_std_ev": 0.4, "h_site_kind": "top", "h_site_face": "upper",
+            "h_coverage": 0.25,
+        }  # fmt: skip
+        verdicts.append(verdict | {name: values[k] for name, values in columns.items()})
+    with (folder / "metrics.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(verdicts[0]))
+        writer.writeheader()
+        writer.writerows(verdicts)
+    ase.io.write(folder / "relaxed.extxyz", sheets, format="extxyz")
+    return folder
+
+
+def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
+    """They join the training split with the potential's values, one per composition; a held-out formula stays held out."""
+    write_database(tmp_path / "x.db")
+    plain = configure(tmp_path, predictor_path)
+    stage2.main(plain)
+    folder = stage2.Path(plain.dataset.processed_dir)
+    before = {name: stage2.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    held_out = Formula(before["test"]["formula"][0]).count()
+    assert len(held_out) == 2 and max(held_out.values()) == 2  # an MX2
+    metal, anion = sorted(held_out, key=held_out.get)
+    build = PROTOTYPES["2H-MX2"].build
+    sheets = [build("Re", "Te"), build("Os", "Te"), build("Ir", "Te"), build(metal, anion)]
+    first = judged_folder(
+        tmp_path / "a" / "judged",
+        sheets,
+        delta_g_h_corrected_ev=[0.2, "nan", 0.1, 0.0],
+        sheet_relaxed=["true", "true", "false", "true"],
+    )
+    second = judged_folder(tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], e_above_hull_ev=[0.5, "nan"])
+    cfg = configure(tmp_path, predictor_path, dataset__judged_dirs=[str(first), str(second)])
+    stage2.main(cfg)
+    after = {name: stage2.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    for name in ("val", "test"):
+        assert after[name]["uid"] == before[name]["uid"] and torch.equal(after[name]["e_hull"], before[name]["e_hull"])
+    n = len(before["train"]["uid"])
+    assert after["train"]["uid"] == [*before["train"]["uid"], "a/gen_0", "a/gen_1"]
+    assert after["train"]["e_hull"][n:].tolist() == pytest.approx([0.03, 0.13])
+    labels = after["train"]["delta_g_h"][n:]
+    assert labels[0] == pytest.approx(0.2) and torch.isnan(labels[1])
+    counts = json.loads((folder / "train.json").read_text())["counts"]
+    assert counts["judged"] == {"candidates": 3, "with_delta_g_h": 2, "of_held_out_formulas": 1}
+
+
+def test_a_folder_that_was_not_judged(tmp_path, predictor_path):
+    write_database(tmp_path / "x.db")
+    with pytest.raises(stage2.StageError, match=r"dataset.judged_dirs: .*nowhere has no metrics.csv and relaxed.extxyz"):
+        stage2.main(configure(tmp_path, predictor_path, dataset__judged_dirs=[str(tmp_path / "nowhere")]))
+    folder = judged_folder(tmp_path / "x" / "judged", [PROTOTYPES["2H-MX2"].build("Re", "Te")])
+    (folder / "metrics.csv").write_text("id,formula\ngen_0,ReTe2\n")
+    with pytest.raises(stage2.StageError, match="KeyError"):
+        stage2.main(configure(tmp_path, predictor_path, dataset__judged_dirs=[str(folder)]))
+
+
 def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):
     write_database(tmp_path / "x.db")
     cfg = configure(tmp_path, predictor_path)
