@@ -5,12 +5,14 @@ import hashlib
 import json
 from types import SimpleNamespace
 
+import ase.io
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, graphene, mx2
 from ase.db import connect
+from ase.formula import Formula
 
 import config
 import material_dataset as stage2
@@ -182,9 +184,9 @@ def judged_folder(folder, sheets, **columns):
     for k, atoms in enumerate(sheets):
         atoms.info["id"] = f"gen_{k}"
         verdict = {
-            "id": f"gen_{k}", "formula": str(atoms.symbols), "sheet_relaxed": "true", "e_form_ev": -0.5, "e_above_hull_ev": 0.03 + 0.1 * k,
-            "delta_g_h_corrected_ev": 0.2 - 0.1 * k, "delta_g_h_corrected_std_ev": 0.4, "h_site_kind": "top", "h_site_face": "upper",
-            "h_coverage": 0.25,
+            "id": f"gen_{k}", "formula": str(atoms.symbols), "sheet_relaxed": "true", "e_form_ev": -0.5,
+            "e_above_hull_ev": 0.03 + 0.1 * k, "delta_g_h_corrected_ev": 0.2 - 0.1 * k, "delta_g_h_corrected_std_ev": 0.4,
+            "h_site_kind": "top", "h_site_face": "upper", "h_coverage": 0.25,
         }  # fmt: skip
         verdicts.append(verdict | {name: values[k] for name, values in columns.items()})
     with (folder / "metrics.csv").open("w", newline="") as handle:
