@@ -2,8 +2,8 @@
 
     python material_dataset.py [--config config.yaml] [section.key=value ...]
 
-Reads   dataset.db_path (ASE db, C2DB keys of any release), dimenet.checkpoint (stage 1), and dataset.judged_dirs, if any: folders of
-        stage 5 whose candidates join the training split, a loop from the judges back to the generator.
+Reads   dataset.db_path (ASE db, C2DB keys of any release), dimenet.checkpoint (stage 1), and dataset.judged_dirs if any: folders
+        of stage 5 whose candidates join the training split, a loop from the judges back to the generator.
 Writes  dataset.processed_dir/{train,val,test}.pt   flat tensors, loadable with weights_only=True, each with a JSON sidecar
         dataset.processed_dir/dropped.csv           every row left out, with the reason
         dataset.processed_dir/labels.jsonl          ΔG_H per sheet as it was computed; a killed run goes on from there
