@@ -152,7 +152,7 @@ def order_recipes(
 
     With guidance the first ``composition_pool`` of them per structure are drawn again without replacement with weights
     exp(−η L_target / 0.1 eV), L_target from the heads' answer to a draft of each: the tilt that guidance applies to the geometry.
-    Of the new ones those come later whose family has had its share; recipes whose draft is no valid sheet come last.
+    Of the new ones those come later whose family or composition has had its share; recipes whose draft is no valid sheet come last.
     ``search_rounds`` times the first ``num_structures`` of that order breed further recipes, which join the draw: a population that
     moves towards the target through compositions that lie several substitutions from any known crystal.
 
@@ -172,8 +172,7 @@ def order_recipes(
         keys = tilted_keys(loss, places, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))
-        quota = math.ceil(settings.max_family_share * settings.oversample * settings.num_structures)
-        late = beyond_quota([pool[i].family for i in ranked], quota)
+        late = beyond_quota([pool[i] for i in ranked], settings, settings.oversample)
         ranked = ranked[np.lexsort((late, known[ranked], ~valid[ranked]))]
         if substituted is None or round_number == settings.search_rounds:
             break
@@ -195,13 +194,20 @@ def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
     return np.array([reduced_formula(recipe.atomic_numbers) in formulas for recipe in recipes])
 
 
-def beyond_quota(families: Sequence[str], quota: int) -> np.ndarray:
-    """(M,) whether an entry comes after ``quota`` others of its family."""
-    seen: Counter[str] = Counter()
+def beyond_quota(recipes: Sequence[Recipe], settings: config.GenerationConfig, oversample: float = 1.0) -> np.ndarray:
+    """(M,) whether a recipe comes after as many others of its family, or of its composition, as may be among ``oversample`` times
+    the structures asked for; one that does takes no place itself."""
+    of_family = math.ceil(settings.max_family_share * oversample * settings.num_structures)
+    of_composition = math.ceil(settings.max_per_composition * oversample) or len(recipes)
+    families: Counter[str] = Counter()
+    compositions: Counter[str] = Counter()
     late = []
-    for family in families:
-        late.append(seen[family] >= quota)
-        seen[family] += 1
+    for recipe in recipes:
+        composition = reduced_formula(recipe.atomic_numbers)
+        late.append(families[recipe.family] >= of_family or compositions[composition] >= of_composition)
+        if not late[-1]:
+            families[recipe.family] += 1
+            compositions[composition] += 1
     return np.array(late, dtype=bool)
 
 
@@ -482,8 +488,8 @@ def main(cfg: config.Config, drafts: DraftVerdicts | None = None) -> None:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-tilted_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
         if not settings.recipes:
-            quota = math.ceil(settings.max_family_share * settings.num_structures)
-            chosen = chosen[np.argsort(beyond_quota([valid[k].recipe.family for k in chosen], quota), kind="stable")]
+            late = beyond_quota([valid[k].recipe for k in chosen], settings)
+            chosen = chosen[np.argsort(late, kind="stable")]
     chosen = np.sort(chosen[: settings.num_structures])
     kept = [valid[k] for k in chosen]
     picked = torch.as_tensor(chosen)
