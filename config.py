@@ -227,7 +227,7 @@ class GenerationConfig:
         0.2, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
     )
     max_per_composition: int = setting(
-        1, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
+        0, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
     )
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
     composition_pool: int = setting(

@@ -134,10 +134,10 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     others = [dataclasses.replace(r, family="y") if r.formula in ("C6", "C8") else r for r in recipes]
     order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, "cpu")]
     assert order == ["C2", "C4", "C6", "C8", "C5", "C7", "C1", "C3"]  # two of a family, then two of the other
-    order = [r.formula for r in order_recipes(model, recipes + recipes[4:5], {"C1"}, strong, 0, "cpu")]
+    one = dataclasses.replace(strong, max_family_share=1.0, max_per_composition=1)
+    order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, "cpu")]
     assert order[2:5] == ["C5", "C5", "C6"]  # two of a composition are sampled for one that is kept
     polymorphs = [dataclasses.replace(recipes[k], family=f) for k, f in ((4, "x"), (4, "y"), (4, "z"), (5, "x"))]
-    one = dataclasses.replace(strong, max_family_share=1.0)
     assert structure_generator.beyond_quota(polymorphs, one).tolist() == [False, True, True, False]
     assert structure_generator.beyond_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
     assert not structure_generator.beyond_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
