@@ -18,7 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,8 @@ def _family_entry(entry: str) -> list[Recipe]:
     return found
 
 
-def reduced_formula(numbers: Sequence[int]) -> str:
+@cache  # every round of the search asks for all recipes again
+def reduced_formula(numbers: tuple[int, ...]) -> str:
     """pymatgen's reduced formula."""
     return Composition(Counter(ase.data.chemical_symbols[z] for z in numbers)).reduced_formula
 
