@@ -183,11 +183,18 @@ def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
     """S = ½ log(L Lᵀ) of in-plane lattices, as (S11, S22, S12).
 
-    lattice: (..., 2, 2) Å, row vectors. Rotations of the sheet leave S unchanged: it holds the shape and nothing else.
+    lattice: (..., 2, 2) Å, row vectors. Rotations of the sheet leave S unchanged: it holds the shape and nothing else. Differentiable:
+    the closed form of the 2x2 logarithm has finite gradients where the eigenvalues meet.
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh(lattice @ lattice.transpose(-1, -2))
-    matrix = eigenvectors @ torch.diag_embed(0.5 * torch.log(eigenvalues)) @ eigenvectors.transpose(-1, -2)
-    return torch.stack([matrix[..., 0, 0], matrix[..., 1, 1], matrix[..., 0, 1]], -1)
+    metric = lattice @ lattice.transpose(-1, -2)
+    area = torch.linalg.det(lattice).abs()
+    half, off = 0.5 * (metric[..., 0, 0] - metric[..., 1, 1]) / area, metric[..., 0, 1] / area
+    squared = half**2 + off**2  # sinh² of the difference of the eigenvalues of S
+    small = squared < 1e-10
+    root = torch.sqrt(torch.where(small, torch.ones_like(squared), squared))
+    factor = 0.5 * torch.where(small, 1 - squared / 6, torch.asinh(root) / root)
+    mean = 0.5 * torch.log(area)
+    return torch.stack([mean + factor * half, mean - factor * half, factor * off], -1)
 
 
 def vector_to_lattice(vector: torch.Tensor) -> torch.Tensor:

@@ -166,7 +166,9 @@ def sample(
         if guided and s > 0:
             with torch.enable_grad():
                 state = [x.detach().requires_grad_() for x in (frac, height, lattice)]
-                encoded = encode(*state, t)
+                # The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits: through the projections
+                # the gradient is the same for each of them.
+                encoded = encode(state[0], kept.height(state[1]), symmetric_lattice(schedule, kept, state[2], sheets), t)
                 loss = target_loss(model.properties(encoded), settings).sum()
                 gradients = torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
         with torch.no_grad():

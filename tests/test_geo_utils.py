@@ -126,6 +126,18 @@ def test_lattice_vector_round_trip_and_matrix_exponential():
     torch.testing.assert_close(back, torch.linalg.matrix_exp(matrix), rtol=1e-9, atol=1e-9)
 
 
+def test_lattice_vector_is_the_matrix_logarithm_and_has_its_gradient_where_eigenvalues_meet():
+    generator = torch.Generator().manual_seed(1)
+    random = 2 * torch.randn(50, 2, 2, generator=generator, dtype=torch.float64)
+    hexagonal = torch.tensor([[[3.0, 0.0], [-1.5, 1.5 * 3**0.5]]], dtype=torch.float64)
+    lattice = torch.cat([random[torch.linalg.det(random).abs() > 0.1], hexagonal, 3 * torch.eye(2, dtype=torch.float64)[None]])
+    values, vectors = np.linalg.eigh((lattice @ lattice.mT).numpy())
+    expected = np.einsum("nij,nj,nkj->nik", vectors, 0.5 * np.log(values), vectors)
+    found = geo.lattice_to_vector(lattice).numpy()
+    np.testing.assert_allclose(found, expected[:, [0, 1, 0], [0, 1, 1]], atol=1e-10)
+    assert torch.autograd.gradcheck(geo.lattice_to_vector, (lattice.requires_grad_(),))
+
+
 def test_lattice_vector_gradient_is_finite_for_a_square_lattice():
     vector = torch.tensor([[1.2, 1.2, 0.0]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(geo.vector_to_lattice, (vector,))

@@ -12,7 +12,7 @@ import torch
 import config
 from diffusion import NoiseSchedule, SheetBatch, add_noise, physical_state
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
-from models import DenoiserModelConfig, DenoisingEGNN
+from models import DenoiserModelConfig, DenoisingEGNN, PropertyEstimate
 from prototypes import PROTOTYPES, Recipe, recipe_template, recipes
 from sampling import sample
 from symmetry import SymmetryConstraint, Template, find_operations, symmetrise
@@ -164,6 +164,31 @@ def test_samples_keep_the_symmetry_of_their_template(model):
         assert len(find_operations(found, 1e-3, -1.0)) >= len(find_operations(sheet, 1e-3, -1.0)), k
         alone = sample(model, numbers[k : k + 1], [k], settings, 0, templates=templates[k : k + 1])[0]
         assert np.array_equal(alone.frac_coords, found.frac_coords) and np.array_equal(alone.heights, found.heights)
+        assert np.array_equal(alone.lattice, found.lattice)
+
+
+def test_guidance_does_not_depend_on_which_of_equal_atoms_the_heads_look_at(model, monkeypatch):
+    """The maximum over atoms goes to any of those that symmetry makes equal, by the last digit of each. Six of CrI3's are, under
+    threefold axes, which are no orthogonal maps of fractional coordinates."""
+    sheet = sheet_of("MX3", "Cr", "I")
+    settings = dataclasses.replace(config.GenerationConfig(), num_steps=8, guidance_scale=1.0, cfg_scale=0.0)
+
+    def looking_at(atom):
+        def head(self, encoded):
+            seen = 10 * encoded.scalars[atom].sum()[None] + encoded.scaled_heights[atom]
+            return PropertyEstimate(seen, torch.zeros_like(seen), torch.full_like(seen, 50.0))
+
+        monkeypatch.setattr(DenoisingEGNN, "properties", head)
+        return sample(model, [sheet.atomic_numbers.tolist()], [0], settings, 0, templates=[Template.of(sheet)])[0]
+
+    upper = [k for k in range(len(sheet)) if sheet.atomic_numbers[k] == 53 and sheet.heights[k] > 0]
+    first, *others = [looking_at(k) for k in upper]
+    free = dataclasses.replace(settings, guidance_scale=0.0)
+    unguided = sample(model, [sheet.atomic_numbers.tolist()], [0], free, 0, templates=[Template.of(sheet)])[0]
+    assert np.abs(first.lattice - unguided.lattice).max() > 1e-4 and len(others) == 2
+    for other in others:
+        assert np.array_equal(first.lattice, other.lattice) and np.array_equal(first.heights, other.heights)
+        assert np.array_equal(first.frac_coords, other.frac_coords)
 
 
 def test_every_family_has_a_template_for_its_recipes():
