@@ -183,8 +183,8 @@ def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
     """S = ½ log(L Lᵀ) of in-plane lattices, as (S11, S22, S12).
 
-    lattice: (..., 2, 2) Å, row vectors. Rotations of the sheet leave S unchanged: it holds the shape and nothing else. Differentiable:
-    the closed form of the 2x2 logarithm has finite gradients where the eigenvalues meet.
+    lattice: (..., 2, 2) Å, row vectors. Rotations of the sheet leave S unchanged: it holds the shape and nothing else.
+    The closed form of the 2x2 logarithm has finite gradients where the eigenvalues meet.
     """
     metric = lattice @ lattice.transpose(-1, -2)
     area = torch.linalg.det(lattice).abs()
