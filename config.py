@@ -224,7 +224,7 @@ class GenerationConfig:
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
     guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' answer to a draft of each")
     max_family_share: float = setting(
-        0.2, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
+        0.15, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
     )
     max_per_composition: int = setting(
         0, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0

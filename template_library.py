@@ -24,9 +24,9 @@ from symmetry import Template
 
 MIN_DECORATIONS = 5  # different ones of a template, below which it is no family
 NEUTRAL_SAMPLE = 50  # decorations by which a template is called ionic or not
-# Of element descriptors. Mo by W, Cr, Nb, Ru; S by Se, Te, P; Ba by Ca, Sr, Y. Guided by the heads, the second and later
-# substitutions may go further: Mo also by Ti, V, Fe, Ge; S also by O, Cl; Ba also by Mg, Hf.
-SUBSTITUTION_DISTANCE, FURTHER_DISTANCE = 1.0, 1.5
+# Of element descriptors. Mo by W, Cr, Nb, Ru; S by Se, Te, P; Ba by Ca, Sr, Y. One limit for every substitution of a recipe: beyond
+# it the sheets sampled are further from their relaxed ones and less often near the hull.
+SUBSTITUTION_DISTANCE = 1.0
 MAX_KINDS = 5  # elements; more have too many ways to be assigned
 # Distance of element descriptors at which a vote has fallen to exp(−1/2). Of 0.15, 0.3, 0.6, 1 and 2, the one that most often names
 # the right template of C2DB's validation split first.
@@ -115,20 +115,18 @@ class TemplateLibrary:
         are the decorations of the training set, templates with fewer than ``MIN_DECORATIONS`` of them and, where most of a
         template's decorations are charge-neutral in common oxidation states, new ones that are not.
         """
-        return [
-            recipe for family in self._families(elements) for recipe in self._offspring(family, family.known, SUBSTITUTION_DISTANCE)
-        ]
+        return [recipe for family in self._families(elements) for recipe in self._offspring(family, family.known)]
 
     def further_substitutions(self, recipes: Iterable[Recipe], elements: set[int]) -> list[Recipe]:
-        """Recipes of ``substitutions``, or of this method, with one more element replaced, by the same rules but for less similar
-        elements. Recipes of other origin have none."""
+        """Recipes of ``substitutions``, or of this method, with one more element replaced by the same rules. Recipes of other origin
+        have none."""
         parents: dict[int, list[tuple[int, ...]]] = {}
         for recipe in recipes:
             if recipe.template is not None:
                 numbers = dict(zip(recipe.template.kinds.tolist(), recipe.atomic_numbers, strict=True))
                 parents.setdefault(id(recipe.template), []).append(tuple(numbers[kind] for kind in range(len(numbers))))
         families = [family for family in self._families(elements) if id(family.template) in parents]
-        return [recipe for family in families for recipe in self._offspring(family, parents[id(family.template)], FURTHER_DISTANCE)]
+        return [recipe for family in families for recipe in self._offspring(family, parents[id(family.template)])]
 
     def _families(self, elements: set[int]) -> list[_Family]:
         """The templates that are families."""
@@ -142,15 +140,15 @@ class TemplateLibrary:
             result.append(_Family(name, template, known, 2 * sum(neutral) > len(neutral)))
         return result
 
-    def _offspring(self, family: _Family, rows: Iterable[tuple[int, ...]], distance: float) -> list[Recipe]:
-        """Recipes of a family one substitution within ``distance`` away from the decorations ``rows``, without the known ones."""
+    def _offspring(self, family: _Family, rows: Iterable[tuple[int, ...]]) -> list[Recipe]:
+        """Recipes of a family one substitution away from the decorations ``rows``, without the known ones."""
         sites = [sorted({row[kind] for row in family.known}) for kind in range(len(family.known[0]))]
         found = {
             (*row[:kind], other, *row[kind + 1 :])
             for row in rows
             for kind, site in enumerate(sites)
             for other in site
-            if other not in row and self._distance(row[kind], other) <= distance
+            if other not in row and self._distance(row[kind], other) <= SUBSTITUTION_DISTANCE
         }
         kinds, result = family.template.kinds, []
         for decoration in sorted(found - set(family.known)):
