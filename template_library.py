@@ -118,8 +118,8 @@ class TemplateLibrary:
         return [recipe for family in self._families(elements) for recipe in self._offspring(family, family.known)]
 
     def further_substitutions(self, recipes: Iterable[Recipe], elements: set[int]) -> list[Recipe]:
-        """Recipes of ``substitutions``, or of this method, with one more element replaced by the same rules. Recipes of other origin
-        have none."""
+        """Recipes of ``substitutions``, or of this method, with one more element replaced by the same rules. Recipes of other
+        origin have none."""
         parents: dict[int, list[tuple[int, ...]]] = {}
         for recipe in recipes:
             if recipe.template is not None:
