@@ -366,7 +366,8 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
             for label, (dose, marker, line) in series.items():
                 points = none + [row for row in rows if row["series"] == label and row not in none]
                 symbol = "η" if label == "gradient" else "w"
-                _errorbars(axis, [row[dose] for row in points], points, name, marker, line, f"{label}, {symbol}")
+                if points:
+                    _errorbars(axis, [row[dose] for row in points], points, name, marker, line, f"{label}, {symbol}")
             if both:
                 text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
                 _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)

@@ -158,6 +158,12 @@ def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
     assert "hits" in capsys.readouterr().out
 
 
+def test_dose_response_without_an_unguided_dose_is_drawn(cfg):
+    only = dataclasses.replace(cfg.benchmark, guidance_scales=[1.0], cfg_scales=[])
+    benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=only), "guidance"))
+    assert (Path(cfg.benchmark.output_dir).parent / "guidance.png").is_file()
+
+
 def test_what_is_missing_is_one_line(cfg):
     with pytest.raises(config.StageError, match="judge_checkpoint: no file"):
         missing = dataclasses.replace(cfg.benchmark, judge_checkpoint="/nonexistent.pth")
