@@ -25,7 +25,7 @@ run: $(VENV)/.installed
 pipeline: $(VENV)/.installed
 	$(PY) pretrain_dimenet.py $(ARGS)
 	$(PY) material_dataset.py $(ARGS)
-	$(PY) pretrain_csllm.py $(ARGS)
+	$(PY) -m scripts.pretrain_csllm $(ARGS)
 	$(PY) optimization.py $(ARGS)
 	$(PY) structure_generator.py $(ARGS)
 	$(PY) structure_generator.py $(UNGUIDED) generation.output_dir=results/controls/unguided_cifs $(ARGS)
@@ -33,7 +33,7 @@ pipeline: $(VENV)/.installed
 	$(PY) evaluate_external.py $(TRAINED) $(ARGS)
 
 data: $(VENV)/.installed
-	$(PY) prepare_demo_data.py $(ARGS)
+	$(PY) -m scripts.prepare_demo_data $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest $(ARGS)

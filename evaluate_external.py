@@ -12,25 +12,27 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import config
+from pipeline.cli import run_stage
+from pipeline.errors import ConfigError
+from pipeline.settings import Config
 
 
-def main(cfg: config.Config) -> None:
+def main(cfg: Config) -> None:
     """Evaluates the external set and updates the comparison."""
-    import evaluators
-    import hydrogen
-    import report
+    from energetics import hydrogen
+    from evaluation import comparison, evaluate, judges, report, report_files, summary
+    from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
-    reserved = (report.OURS, *report.CONTROLS)
+    reserved = (report_files.OURS, *report_files.CONTROLS)
     if cfg.external.name in reserved:
-        raise config.ConfigError(f"external.name={cfg.external.name}: {', '.join(reserved)} are rows of the table already")
-    evaluators.find_cifs(cfg.external.cif_dir)
-    identity = evaluators.judge_identity(cfg)
+        raise ConfigError(f"external.name={cfg.external.name}: {', '.join(reserved)} are rows of the table already")
+    evaluate.find_cifs(cfg.external.cif_dir)
+    identity = judges.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = evaluators.load_truth(cfg, her)
-    with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:
-        theirs = evaluators.evaluate(
+    truth = judges.load_truth(cfg, her)
+    with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
+        theirs = evaluate.evaluate(
             cfg.external.cif_dir,
             pool,
             settings,
@@ -40,9 +42,9 @@ def main(cfg: config.Config) -> None:
             also_cached=[Path(settings.output_dir) / "cache"],
         )
     report.write_report(theirs, cfg, output_dir, truth=truth, her_provenance=her.provenance, script="evaluate_external.py")
-    report.update_comparison(cfg)
-    report.log_summary(report.read_report(output_dir), output_dir)
+    comparison.update_comparison(cfg)
+    summary.log_summary(report_files.read_report(output_dir), output_dir)
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset")))

@@ -6,286 +6,46 @@ schema and exact keys, so that no other model's weights ever load under this nam
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import re
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import spherical_jn
 from torch import nn
 from torch.nn import functional as F
-from torch_geometric.nn.inits import glorot_orthogonal
-from torch_geometric.nn.models.dimenet import BesselBasisLayer, EmbeddingBlock, Envelope, InteractionPPBlock
+from torch_geometric.nn.models.dimenet import BesselBasisLayer, EmbeddingBlock
 from torch_geometric.utils import scatter
 
-from config import SCHEMA_VERSION, StageError, atomic_path, relative_name
-from diffusion import NoiseSchedule, center, graph_mean
+from crystals.elements import element_descriptors
+from generation.batch import NoiseEstimate, PropertyEstimate
+from generation.schedule import NoiseSchedule
 from geo_utils import H_TAG as ADSORBATE_TAG
-from geo_utils import edge_vectors, group_slots, lattice_to_vector, radius_graph_pbc, reverse_edges
-
-
-class CheckpointError(StageError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
-
-
-def save_checkpoint(path: str | os.PathLike, kind: str, model_config: Any, state: dict[str, Any]) -> None:
-    """Writes ``{schema_version, kind, model_config, **state}`` atomically. ``state`` holds tensors and plain Python values only."""
-    content = {"schema_version": SCHEMA_VERSION, "kind": kind, "model_config": dataclasses.asdict(model_config), **state}
-    # Through a handle, because torch.save writes the name of a path into the archive: equal contents give equal files.
-    with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        torch.save(content, handle)
-
-
-def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of one kind.
-
-    Raises CheckpointError when the file is missing, truncated, not a plain checkpoint, of another kind or of another schema;
-    ``hint`` says what the user can do about a missing one.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no {kind} checkpoint at {relative_name(path)}: {hint}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged or hostile files
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{relative_name(path)} is not a readable {kind} checkpoint ({reason}): {hint}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("kind"), str) or content["kind"] != kind:
-        found = str(content.get("kind", "no kind"))[:40] if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{relative_name(path)} is not a {kind} checkpoint (found: {found}): {hint}")
-    version = content.get("schema_version")
-    if not isinstance(version, int) or version != SCHEMA_VERSION:
-        raise CheckpointError(f"{relative_name(path)} has schema {str(version)[:40]}, expected {SCHEMA_VERSION}: {hint}")
-    if not _is_finite(content):
-        raise CheckpointError(f"{relative_name(path)} holds weights that are not finite: {hint}")
-    return content
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether all floating-point tensors of nested containers are free of NaN and infinity."""
-    if isinstance(value, torch.Tensor):
-        return not value.is_floating_point() or bool(torch.isfinite(value).all())
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return all(_is_finite(item) for item in items)
-
+from geo_utils import lattice_to_vector
+from networks.checkpoints import CheckpointError, load_checkpoint, load_ocp_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig, OutputPPBlock, PeriodicGraph, SphericalBasis, TripletInteraction
+from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc
+from networks.sheet_layers import (
+    GAIN_SIGMA,
+    HERMITE_2D,
+    NUM_HEIGHT_RBF,
+    NUM_RATIO_RBF,
+    SOFTENING,
+    TIME_FREQUENCIES,
+    EdgeMessage,
+    EncodedSheets,
+    SheetEdges,
+    SheetInteraction,
+    gaussian_basis,
+    strain_to_lattice_vector,
+    sum_at_targets,
+)
+from pipeline.files import relative_name
 
 # DimeNet++
 
 
 DIMENET_KIND = "dimenet"
-
-
-@dataclass(frozen=True)
-class DimeNetPlusPlusConfig:
-    """Size and readout of a DimeNet++ (Gasteiger et al., arXiv:2011.14115). Names follow PyG and OCP.
-
-    max_neighbors: edges kept per atom, nearest first, whole shells; None: all within the cutoff (the energy is then smooth).
-    readout: "all" sums the atomic outputs of the whole cell, as published. "adsorbate" is local and intensive, as ΔE is: see
-    ``DimeNetPlusPlus._readout_weights``.
-    """
-
-    hidden_channels: int = 64
-    out_emb_channels: int = 64
-    int_emb_size: int = 32
-    basis_emb_size: int = 8
-    num_blocks: int = 2
-    num_spherical: int = 5
-    num_radial: int = 6
-    cutoff_angstrom: float = 4.5
-    max_neighbors: int | None = None
-    envelope_exponent: int = 5
-    num_before_skip: int = 1
-    num_after_skip: int = 1
-    num_output_layers: int = 2
-    readout: str = "adsorbate"
-    readout_radius_angstrom: float = 3.5
-
-    @classmethod
-    def preset(cls, name: str) -> DimeNetPlusPlusConfig:
-        """``small``: fast on a CPU. ``oc20``: the set-up of OCP's published IS2RE checkpoints."""
-        if name == "small":
-            return cls()
-        if name == "oc20":
-            return cls(
-                hidden_channels=256,
-                out_emb_channels=192,
-                int_emb_size=64,
-                num_blocks=3,
-                num_spherical=7,
-                cutoff_angstrom=6.0,
-                max_neighbors=50,
-                num_after_skip=2,
-                num_output_layers=3,
-                readout="all",
-            )
-        raise ValueError(f"no DimeNet++ preset '{name}': choose small or oc20")
-
-
-@dataclass
-class PeriodicGraph:
-    """Edges of a batch, and where they stand in tables of the edges into and out of each atom (see ``group_slots``).
-
-    edge_index (2, E), offsets (E, 3) of the source's image, reverse (E,) the edge back or E, slots_in and slots_out (E,).
-    """
-
-    edge_index: torch.Tensor
-    offsets: torch.Tensor
-    reverse: torch.Tensor
-    slots_in: torch.Tensor
-    depth_in: int
-    slots_out: torch.Tensor
-    depth_out: int
-
-    @classmethod
-    def build(cls, edge_index: torch.Tensor, offsets: torch.Tensor, num_nodes: int) -> PeriodicGraph:
-        """The tables of a list of edges of ``num_nodes`` atoms."""
-        source, target = edge_index
-        reverse = reverse_edges(edge_index, offsets)
-        return cls(edge_index, offsets, reverse, *group_slots(target, num_nodes), *group_slots(source, num_nodes))
-
-
-@lru_cache
-def _spherical_bessel_roots(num_spherical: int, num_radial: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """First roots z_ln of the spherical Bessel functions j_l and the norms of j_l(z_ln x) on the unit ball, both (L, K) float64."""
-    roots = np.zeros((num_spherical, num_radial))
-    brackets = np.arange(1, num_radial + num_spherical + 1) * np.pi
-    roots[0] = brackets[:num_radial]
-    for order in range(1, num_spherical):
-        # The roots of j_l interlace with those of j_{l-1}.
-        brackets = np.array([brentq(lambda x, n=order: spherical_jn(n, x), a, b) for a, b in pairwise(brackets)])
-        roots[order] = brackets[:num_radial]
-    norms = np.stack([np.sqrt(2) / np.abs(spherical_jn(order + 1, roots[order])) for order in range(num_spherical)])
-    return torch.from_numpy(roots), torch.from_numpy(norms)
-
-
-class SphericalBasis(nn.Module):
-    """a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123, as functions of one edge each.
-
-    By the addition theorem, Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) and P_l(a·b) = Σ_m Y_lm(a) Y_lm(b). The same as PyG's
-    SphericalBasisLayer, without parameters. The Bessel recurrence runs in float64, because it loses digits at short distances.
-    """
-
-    def __init__(self, num_spherical: int, num_radial: int, cutoff: float, envelope_exponent: int) -> None:
-        super().__init__()
-        self.num_spherical, self.num_radial, self.cutoff = num_spherical, num_radial, cutoff
-        self.envelope = Envelope(envelope_exponent)
-        roots, norms = _spherical_bessel_roots(num_spherical, num_radial)
-        degree = torch.arange(num_spherical, dtype=torch.float64)
-        # Kept out of the state and of .float(): constants of the basis.
-        self._roots, self._norms = roots, norms * torch.sqrt((2 * degree + 1) / (4 * math.pi))[:, None]
-
-    def radial(self, distance: torch.Tensor) -> torch.Tensor:
-        """u(d) N_ln j_l(z_ln d / c) √((2l+1)/4π): distance (E,) Å -> (E, L, K)."""
-        scaled = (distance.double() / self.cutoff)[:, None, None]
-        x = scaled * self._roots.to(distance.device)
-        sin, cos = torch.sin(x), torch.cos(x)
-        lower, current = sin / x, sin / x**2 - cos / x
-        values = [lower[:, 0]]
-        if self.num_spherical > 1:
-            values.append(current[:, 1])
-        for order in range(1, self.num_spherical - 1):
-            lower, current = current, (2 * order + 1) / x * current - lower
-            values.append(current[:, order + 1])
-        values = torch.stack(values, 1) * self._norms.to(distance.device) * self.envelope(scaled)
-        return values.to(distance.dtype)
-
-    def angular(self, unit: torch.Tensor) -> torch.Tensor:
-        """Real spherical harmonics with Σ_m Y_lm(a) Y_lm(b) = P_l(a·b): unit vectors (E, 3) -> (E, L²), l = 0 first."""
-        from e3nn.o3 import spherical_harmonics
-
-        return spherical_harmonics(list(range(self.num_spherical)), unit, normalize=False, normalization="norm")
-
-
-class TripletInteraction(InteractionPPBlock):
-    """PyG's interaction block with the sum over triplets k -> j -> i done per atom instead of per triplet.
-
-    Σ_k x_kj W a(d_kj, θ) = Σ_lm Y_lm(ji) Σ_k Y_lm(kj) (x_kj W R_l(d_kj)), less the term of the edge that runs straight back (k is
-    the very atom i), for which P_l(−1) = (−1)^l. The inner sum belongs to atom j alone: what grew with the square of the number of
-    neighbours grows with the number.
-    """
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rbf: torch.Tensor,
-        radial: torch.Tensor,
-        harmonics: tuple[torch.Tensor, torch.Tensor],
-        graph: PeriodicGraph,
-        read: torch.Tensor | slice,
-    ) -> torch.Tensor:
-        """x (E, hidden), rbf (E, K), radial (E, L, K), harmonics: (N, L², depth) of the edges into each atom and (N, depth, L²) of
-        those out of it -> new messages (R, hidden) of the edges ``read``, indices (R,) or all."""
-        x_kj = self.act(self.lin_kj(x)) * self.lin_rbf2(self.lin_rbf1(rbf))
-        x_kj = self.act(self.lin_down(x_kj))
-        triplet_sum = self._triplet_sum(x_kj, radial, harmonics, graph, read)
-        x = x[read]
-        h = self.act(self.lin_ji(x)) + self.act(self.lin_up(triplet_sum))
-        for layer in self.layers_before_skip:
-            h = layer(h)
-        h = self.act(self.lin(h)) + x
-        for layer in self.layers_after_skip:
-            h = layer(h)
-        return h
-
-    def _triplet_sum(
-        self,
-        x_kj: torch.Tensor,
-        radial: torch.Tensor,
-        harmonics: tuple[torch.Tensor, torch.Tensor],
-        graph: PeriodicGraph,
-        read: torch.Tensor | slice,
-    ) -> torch.Tensor:
-        """(R, channels). Never in half precision: the term that is taken away again can be the largest."""
-        with torch.autocast(x_kj.device.type, enabled=False):
-            x_kj = x_kj.to(radial.dtype)
-            degrees, channels = radial.shape[1], x_kj.shape[1]
-            weight = (self.lin_sbf2.weight @ self.lin_sbf1.weight).view(channels, degrees, -1)
-            terms = torch.einsum("elk,clk->elc", radial, weight) * x_kj[:, None]
-            into, out_of = harmonics
-            table = terms.new_zeros(into.shape[0] * into.shape[2], degrees * channels)
-            table = table.index_put((graph.slots_in,), terms.flatten(1)).view(into.shape[0], into.shape[2], -1)
-            # One product for all degrees, of which each order m then takes its own: cheaper than a product per degree.
-            order = torch.arange(into.shape[1], device=terms.device)
-            moments = (into @ table).view(*into.shape[:2], degrees, channels)[:, order, order.to(terms.dtype).sqrt().long()]
-            sums = (out_of @ moments).flatten(0, 1)[graph.slots_out[read]]
-            sign = (-1.0) ** torch.arange(degrees, dtype=terms.dtype, device=terms.device)
-            straight_back = torch.einsum("elc,l->ec", terms, sign)
-            straight_back = torch.cat([straight_back, straight_back.new_zeros(1, channels)])
-            return sums - straight_back[graph.reverse[read]]
-
-
-class OutputPPBlock(nn.Module):
-    """Messages to atomic outputs; unlike PyG's block, ``lin_up`` has a bias (as in OCP) and the output starts nonzero."""
-
-    def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
-        super().__init__()
-        self.lin_rbf = nn.Linear(settings.num_radial, settings.hidden_channels, bias=False)
-        self.lin_up = nn.Linear(settings.hidden_channels, settings.out_emb_channels, bias=True)
-        self.lins = nn.ModuleList(
-            nn.Linear(settings.out_emb_channels, settings.out_emb_channels) for _ in range(settings.num_output_layers)
-        )
-        self.lin = nn.Linear(settings.out_emb_channels, 1, bias=False)
-        for layer in (self.lin_rbf, self.lin_up, *self.lins, self.lin):
-            glorot_orthogonal(layer.weight, scale=2.0)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-    def forward(self, x: torch.Tensor, rbf: torch.Tensor, target: torch.Tensor, num_nodes: int) -> torch.Tensor:
-        """x (E, hidden) -> (N, 1)."""
-        x = self.lin_rbf(rbf) * x
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast, sums over many neighbours need the digits
-        x = self.lin_up(scatter(x, target, 0, num_nodes, "sum"))
-        for layer in self.lins:
-            x = F.silu(layer(x))
-        return self.lin(x)
 
 
 class DimeNetPlusPlus(nn.Module):
@@ -424,68 +184,6 @@ def load_initial_weights(
         raise CheckpointError(f"dimenet.init_from: {name} does not fit this version's DimeNet++ ({reason})") from error
 
 
-def load_ocp_checkpoint(path: str | os.PathLike, model: DimeNetPlusPlus) -> tuple[float, float]:
-    """Loads an official OCP/fairchem DimeNet++ IS2RE checkpoint into ``model``, strictly; returns its target mean and std (eV).
-
-    Reads ``state_dict`` with any number of leading ``module.`` and ``normalizers.target`` or ``.energy`` (mean, std or rmsd).
-    Raises CheckpointError naming the keys that are missing, unexpected or of another shape.
-    """
-    path, name = Path(path), relative_name(path)
-    if not path.is_file():
-        raise CheckpointError(f"dimenet.init_from: no file at {name}")
-    numpy_types = [np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct]
-    numpy_types += [(t, t.__module__.replace("_core", "core") + "." + t.__name__) for t in numpy_types[2:]]
-    numpy_types += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
-    try:
-        with torch.serialization.safe_globals(numpy_types):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged and hostile files raise many unrelated errors
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"dimenet.init_from: {name} is not a readable checkpoint ({reason})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise CheckpointError(f"dimenet.init_from: {name} has no 'state_dict', so it is no OCP checkpoint")
-    state = {re.sub(r"^(module\.)+", "", str(key)): value for key, value in content["state_dict"].items()}
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"dimenet.init_from: {name} holds something else than tensors in its 'state_dict'")
-    if not _is_finite(state):
-        raise CheckpointError(f"dimenet.init_from: {name} holds weights that are not finite")
-    expected = model.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"dimenet.init_from: {name} does not fit dimenet.preset: {'; '.join(problems[:3])}{more}")
-    try:
-        normalizers = content["normalizers"]
-        normalizer = normalizers["target"] if "target" in normalizers else normalizers["energy"]
-        spread = normalizer["std"] if "std" in normalizer else normalizer["rmsd"]
-        mean, std = (float(torch.as_tensor(value).reshape(-1)[0]) for value in (normalizer["mean"], spread))
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise CheckpointError(
-            f"dimenet.init_from: {name} has no mean and std in normalizers.target or normalizers.energy"
-        ) from error
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise CheckpointError(f"dimenet.init_from: {name} has an unusable normaliser (mean {mean}, std {std})")
-    model.load_state_dict(state, strict=True)
-    return mean, std
-
-
-# ------------------------------------------------------------------------------------------------- generator: joint diffusion
-
-HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
-NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
-NUM_HEIGHT_RBF = 8  # radial functions of the height difference
-TIME_FREQUENCIES = 16
-SOFTENING = 0.5  # Å, length below which the direction of an edge fades to zero
-LONGEST_VECTOR = 10.0  # of the vector channels; three times what is typical
-GAIN_SIGMA = 0.1  # fractional noise below which the position output is amplified
-
-
 @dataclass(frozen=True)
 class DenoiserModelConfig:
     """Everything that rebuilds a ``DenoisingEGNN``, its noise schedule included. Lengths in Å."""
@@ -502,187 +200,6 @@ class DenoiserModelConfig:
     beta_end: float = 0.02
     sigma_min: float = 0.01
     sigma_max: float = 0.5
-
-
-@dataclass
-class NoiseEstimate:
-    """frac (A, 2): score of the fractional coordinates over its root mean square, zero mean per sheet. height (A,): ε of the scaled
-    heights, zero mean per sheet. lattice (B, 3): ε of the scaled S."""
-
-    frac: torch.Tensor
-    height: torch.Tensor
-    lattice: torch.Tensor
-
-
-@dataclass
-class PropertyEstimate:
-    """(B,) each: delta_g (eV), e_hull (eV/atom), synth_logit (P_synth = sigmoid)."""
-
-    delta_g: torch.Tensor
-    e_hull: torch.Tensor
-    synth_logit: torch.Tensor
-
-
-@dataclass
-class SheetEdges:
-    """Directed edges j -> i. direction (E, 2), rise (E,): softened in-plane and out-of-plane unit vectors;
-    features (E, K), envelope (E,): invariant."""
-
-    source: torch.Tensor
-    target: torch.Tensor
-    direction: torch.Tensor
-    rise: torch.Tensor
-    features: torch.Tensor
-    envelope: torch.Tensor
-
-
-@dataclass
-class EncodedSheets:
-    """What the condition-free trunk hands to the heads and to the noise branch."""
-
-    scalars: torch.Tensor  # (A, C) invariant
-    vectors: torch.Tensor  # (A, 2, V) in-plane vectors
-    odd: torch.Tensor  # (A, V) scalars that change sign with z
-    edges: SheetEdges
-    cell: torch.Tensor  # (B, 2, 2) Å
-    scaled_heights: torch.Tensor  # (A,)
-    scaled_lattice: torch.Tensor  # (B, 3)
-    lattice_spread: torch.Tensor  # (B, 3)
-    time: torch.Tensor  # (B, C)
-    alpha_bar: torch.Tensor  # (B,)
-    sigma: torch.Tensor  # (B,)
-    batch: torch.Tensor
-    num_graphs: int
-
-
-def element_descriptors() -> torch.Tensor:
-    """(119, D) descriptors of the elements, row Z: group and period (one-hot), electronegativity, ionisation energy, covalent
-    radius, valence electrons by shell. Standardised over the first 96 elements, so that an element absent from training is still
-    placed near its relatives. Row 0 is unused."""
-    import warnings
-
-    from ase.data import covalent_radii
-    from pymatgen.core import Element
-
-    rows = torch.zeros(119, 31, dtype=torch.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns for every noble gas that it has no electronegativity
-        for number in range(1, 119):
-            element = Element.from_Z(number)
-            group, period = int(element.group), int(element.row)
-            electronegativity = float(element.X)
-            ionisation = float(element.ionization_energy or 0.0)
-            is_f = element.is_lanthanoid or element.is_actinoid
-            rows[number, group - 1] = 1
-            rows[number, 18 + period - 1] = 1
-            rows[number, 25:] = torch.tensor(
-                [
-                    electronegativity if electronegativity == electronegativity else 0.0,
-                    ionisation,
-                    float(covalent_radii[number]),
-                    float(min(group, 2)),
-                    float(group - 2 if 3 <= group <= 12 else group - 12 if group > 12 else 0),
-                    float(number - (57 if number < 80 else 89)) if is_f else 0.0,
-                ],
-                dtype=torch.float64,
-            )
-    known = rows[1:97]
-    return ((rows - known.mean(0)) / known.std(0).clamp(min=0.05)).clamp(-4, 4)
-
-
-def gaussian_basis(x: torch.Tensor, low: float, high: float, count: int) -> torch.Tensor:
-    """(..., count) Gaussians with centres evenly spaced on [low, high] and a width of one spacing."""
-    centers = torch.linspace(low, high, count, dtype=x.dtype, device=x.device)
-    return torch.exp(-(((x[..., None] - centers) * ((count - 1) / (high - low))) ** 2))
-
-
-class EdgeMessage(nn.Module):
-    """(E, C) invariant hidden state of each edge, from both ends, distances, and the angles of the vectors with the edge."""
-
-    def __init__(self, channels: int, vector_channels: int, edge_features: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.from_source = nn.Linear(channels, channels)
-        self.from_target = nn.Linear(channels, channels, bias=False)
-        self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
-
-    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
-        x = self.norm(scalars)
-        along = (vectors[edges.source] * edges.direction[..., None]).sum(1)
-        above = odd[edges.source] * edges.rise[:, None]
-        edge = self.from_edge(torch.cat([edges.features, along, above], -1))
-        return nn.functional.silu(self.from_source(x)[edges.source] + self.from_target(x)[edges.target] + edge)
-
-
-class SheetInteraction(nn.Module):
-    """One round of messages on invariant scalars, in-plane vectors and z-odd scalars.
-
-    Follows PaiNN (Schütt, Unke, Gastegger 2021) with the symmetry of a sheet: O(2) in the plane times z -> −z, so that vectors
-    split into an in-plane part and a number that is odd in z, with weights of their own.
-    """
-
-    def __init__(self, channels: int, vector_channels: int, edge_features: int):
-        super().__init__()
-        self.sizes = [channels] + [vector_channels] * 4
-        self.edge = EdgeMessage(channels, vector_channels, edge_features)
-        self.gates = nn.Linear(channels, sum(self.sizes))
-        self.norm = nn.LayerNorm(channels)
-        self.time = nn.Linear(channels, channels)
-        self.mix_vectors = nn.Linear(vector_channels, 2 * vector_channels, bias=False)
-        self.mix_odd = nn.Linear(vector_channels, 2 * vector_channels, bias=False)
-        self.update = nn.Sequential(
-            nn.Linear(2 * channels + 4 * vector_channels, channels), nn.SiLU(), nn.Linear(channels, channels + 2 * vector_channels)
-        )
-
-    def forward(
-        self,
-        scalars: torch.Tensor,
-        vectors: torch.Tensor,
-        odd: torch.Tensor,
-        edges: SheetEdges,
-        time: torch.Tensor,
-        batch: torch.Tensor,
-        num_graphs: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """scalars (A, C), vectors (A, 2, V), odd (A, V), time (B, C) -> the same three, updated."""
-        gates = self.gates(self.edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
-        message, keep, point, keep_odd, rise = torch.split(gates, self.sizes, -1)
-        push = vectors[edges.source] * keep[:, None] + edges.direction[..., None] * point[:, None]
-        lift = odd[edges.source] * keep_odd + edges.rise[:, None] * rise
-        count = scalars.shape[0]
-        scalars = scalars + _gather(message, edges.target, count)
-        vectors = vectors + _gather(push, edges.target, count)
-        odd = odd + _gather(lift, edges.target, count)
-
-        x = self.norm(scalars + self.time(time)[batch])
-        first, second = self.mix_vectors(vectors).chunk(2, -1)
-        odd_first, odd_second = self.mix_odd(odd).chunk(2, -1)
-        invariants = [
-            x,
-            graph_mean(x, batch, num_graphs)[batch],
-            torch.sqrt((second**2).sum(1) + 1e-6),
-            (first * second).sum(1),
-            torch.sqrt(odd_second**2 + 1e-6),
-            odd_first * odd_second,
-        ]
-        change = self.update(torch.cat(invariants, -1))
-        scalar, vector_gate, odd_gate = torch.split(change, self.sizes[:3], -1)
-        vectors = vectors + vector_gate[:, None] * first
-        odd = odd + odd_gate * odd_first
-        return scalars + scalar, _bounded(vectors, (vectors**2).sum(1, keepdim=True)), _bounded(odd, odd**2)
-
-
-def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
-    """Values of the given squared lengths, shortened smoothly to ``LONGEST_VECTOR``; those of a third of it change by 0.3 %.
-
-    The products of vectors in an update grow with the cube of their length from layer to layer, and where many neighbours stand in
-    line, as on a mirror of a noised symmetric sheet, without end."""
-    return values * (1 + (squared / LONGEST_VECTOR**2) ** 2) ** -0.25
-
-
-def _gather(messages: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Sum of the messages at their targets, over the root of a typical number of neighbours."""
-    return scatter(messages, target, dim=0, dim_size=count, reduce="sum") * 0.25
 
 
 class DenoisingEGNN(nn.Module):
@@ -858,7 +375,7 @@ class DenoisingEGNN(nn.Module):
         node = self.node_norm(scalars)
         gates = self.node_gates(node)
         edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
-        push = _gather(edge_gates[:, :1] * edges.direction, edges.target, scalars.shape[0])
+        push = sum_at_targets(edge_gates[:, :1] * edges.direction, edges.target, scalars.shape[0])
         push = center(push + (vectors * gates[:, None, :v]).sum(-1), batch, count)
         # The finer the noise, the larger the answer to the same displacement.
         push = push * torch.sqrt(GAIN_SIGMA / encoded.sigma).clamp(min=1.0)[batch, None]
@@ -866,14 +383,14 @@ class DenoisingEGNN(nn.Module):
         to_frac = torch.linalg.inv(encoded.cell) * area.sqrt()[:, None, None]
         frac = torch.einsum("nc,nck->nk", push, to_frac[batch])
 
-        lift = _gather(edge_gates[:, 1] * edges.rise, edges.target, scalars.shape[0])
+        lift = sum_at_targets(edge_gates[:, 1] * edges.rise, edges.target, scalars.shape[0])
         lift = lift + (odd * gates[:, v : 2 * v]).sum(-1) + gates[:, -1] * encoded.scaled_heights
         a, s = encoded.alpha_bar.sqrt(), (1 - encoded.alpha_bar).sqrt()
         height = center(s[batch] * encoded.scaled_heights + a[batch] * lift, batch, count)
 
         pair = edges.direction[:, :, None] * edges.direction[:, None, :] * edge_gates[:, 2, None, None]
         outer = torch.einsum("nav,nbv,nv->nab", vectors, vectors, gates[:, 2 * v : 3 * v]) / v
-        strain = graph_mean(_gather(pair, edges.target, scalars.shape[0]) + outer, batch, count)
+        strain = graph_mean(sum_at_targets(pair, edges.target, scalars.shape[0]) + outer, batch, count)
         spread = encoded.lattice_spread
         lattice = strain_to_lattice_vector(strain, encoded.cell) * (spread.mean(1, keepdim=True) / spread)
         lattice = lattice + self.graph_gates(graph_mean(node, batch, count)) * encoded.scaled_lattice
@@ -893,33 +410,6 @@ class DenoisingEGNN(nn.Module):
         """Noise under the conditions, and properties; arguments as in ``encode`` and ``noise``."""
         encoded = self.encode(atomic_numbers, frac_coords, heights, cell, batch, t)
         return self.noise(encoded, delta_g, e_hull), self.properties(encoded)
-
-
-def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """The change of S = ½ log(L Lᵀ) under a small symmetric strain, L -> L (1 + ε).
-
-    strain: (B, 2, 2) in the Cartesian frame of the cell. cell: (B, 2, 2) row vectors. Returns (B, 3).
-    With L = P Q, P = exp(S) and Q orthogonal, the strain in the frame of P is Q ε Qᵀ. From L Lᵀ = P (1 + 2ε) P the derivative of
-    the matrix logarithm scales what is off-diagonal in the eigenbasis of S by x / sinh x, x the difference of log stretches, and
-    leaves the rest.
-    """
-    gram = cell @ cell.transpose(1, 2)
-    root_det = torch.linalg.det(gram).clamp(min=1e-12).sqrt()[:, None, None]
-    identity = torch.eye(2, dtype=cell.dtype, device=cell.device)
-    trace = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    stretch = (gram + root_det * identity) / torch.sqrt(trace + 2 * root_det)  # square root of a 2x2 positive matrix
-    rotation = torch.linalg.solve(stretch, cell)
-    local = rotation @ strain @ rotation.transpose(1, 2)
-    vector = lattice_to_vector(cell)
-    deviator = torch.stack([0.5 * (vector[:, 0] - vector[:, 1]), vector[:, 2]], -1)
-    squared = (deviator**2).sum(-1)
-    x = 2 * torch.sqrt(squared + 1e-30)
-    factor = torch.where(squared > 1e-6, (1 - x / torch.sinh(x)) / squared.clamp(min=1e-12), 2 / 3 - 14 * squared / 45)
-    shear = torch.stack([0.5 * (local[:, 0, 0] - local[:, 1, 1]), 0.5 * (local[:, 0, 1] + local[:, 1, 0])], -1)
-    parallel = (shear * deviator).sum(-1, keepdim=True) * deviator
-    shear = shear - factor[:, None] * (squared[:, None] * shear - parallel)
-    mean = 0.5 * (local[:, 0, 0] + local[:, 1, 1])
-    return torch.stack([mean + shear[:, 0], mean - shear[:, 0], shear[:, 1]], -1)
 
 
 def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device = "cpu") -> tuple[DenoisingEGNN, dict[str, Any]]:

@@ -17,14 +17,11 @@ import csv
 import dataclasses
 import hashlib
 import json
-import math
-import re
+import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,202 +32,29 @@ from ase.data import chemical_symbols
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-import config
-from config import StageError, log, relative_name
-from dft_correction import STORED_ENERGIES, DftCorrection, fit_correction, read_truth
-from geo_utils import H_TAG, radius_graph_pbc
-from hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
-from is2re_lmdb import Is2reReader, Is2reRecord, open_is2re
-from models import (
-    DIMENET_KIND,
-    DimeNetPlusPlus,
-    DimeNetPlusPlusConfig,
-    PeriodicGraph,
-    load_checkpoint,
-    load_initial_weights,
-    save_checkpoint,
-)
+from energetics.adsorption_data import AdsorptionData, Entry, read_entries, split_by_formula
+from energetics.dft_correction import DftCorrection, fit_correction
+from energetics.dft_points import STORED_ENERGIES, read_truth
+from energetics.hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
+from energetics.is2re_lmdb import open_is2re
+from geo_utils import H_TAG
+from models import DIMENET_KIND, DimeNetPlusPlus, load_initial_weights
+from networks.checkpoints import load_checkpoint, save_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig
+from pipeline.cli import resolve_device, run_stage, seed_everything
+from pipeline.errors import StageError
+from pipeline.files import atomic_path, file_sha256, relative_name, write_json
+from pipeline.provenance import SCHEMA_VERSION, read_sidecar, sidecar_path, write_sidecar
+from pipeline.settings import Config, DimenetConfig
+from pipeline.tasks import end_with_parent
+
+log = logging.getLogger("her2d")
 
 STAGE = "pretrain_dimenet.py"
 EWT_THRESHOLD_EV = 0.02  # OC20's "energy within threshold"
-CACHED_ATOMS = 200_000  # inputs with this many atoms in all stay in memory with their edges (about 0.5 kB an atom)
 RESUME_EVERY_S = 120.0  # within long epochs; the end of an epoch is always a resume point
 DOMAIN_MARGIN_EV = 0.5  # ΔE_H may leave the training range by this much
 NOT_INPUTS = ("checkpoint", "dft_path", "dft_teacher", "only_correction")  # settings that do not change the weights
-
-
-# ------------------------------------------------------------------------------------------------------------------- records
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is kept in memory of a usable record; the rest is read from the file when needed."""
-
-    source: int
-    index: int
-    delta_e: float
-    formula: str
-    family: str
-    num_atoms: int
-    elements: tuple[int, ...]
-    converged: bool = True
-
-
-@dataclass
-class Sample:
-    """One training input: z (N,), pos (N, 3), cell (1, 3, 3), tags (N,), edge_index (2, E) int32, offsets (E, 3) int8."""
-
-    z: torch.Tensor
-    pos: torch.Tensor
-    cell: torch.Tensor
-    tags: torch.Tensor
-    edge_index: torch.Tensor
-    offsets: torch.Tensor
-
-
-@dataclass
-class AdsorptionData:
-    """Usable records of the LMDBs: entries in memory, structures on disk, edges in memory for small sets."""
-
-    readers: list[Is2reReader]
-    entries: list[Entry]
-    cutoff: float
-    max_neighbors: int | None
-    _cache: dict[tuple[int, bool], Sample] = field(default_factory=dict)
-    _cached_atoms: int = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}, "_cached_atoms": 0}
-
-    def sample(self, number: int, relaxed: bool) -> Sample:
-        """Entry ``number``, in its relaxed geometry if asked for and known."""
-        key = (number, relaxed)
-        if key in self._cache:
-            return self._cache[key]
-        entry = self.entries[number]
-        record = self.readers[entry.source][entry.index]
-        pos = record.pos_relaxed if relaxed and record.pos_relaxed is not None else record.pos
-        batch = torch.zeros(len(pos), dtype=torch.long)
-        edge_index, offsets = radius_graph_pbc(pos, record.cell, batch, self.cutoff, self.max_neighbors)
-        sample = Sample(record.atomic_numbers, pos, record.cell, record.tags, edge_index.int(), offsets.to(torch.int8))
-        if self._cached_atoms + len(pos) <= CACHED_ATOMS:
-            self._cache[key] = sample
-            self._cached_atoms += len(pos)
-        return sample
-
-    def batch(self, numbers: Sequence[int], relaxed: Sequence[bool], device: torch.device) -> tuple[torch.Tensor, ...]:
-        """(z, pos, cell, batch, tags, graph, delta_e) of the given entries."""
-        samples = [self.sample(int(n), bool(r)) for n, r in zip(numbers, relaxed, strict=True)]
-        sizes = torch.tensor([len(s.z) for s in samples])
-        first = torch.cumsum(sizes, 0) - sizes
-        edge_index = torch.cat([s.edge_index.long() + start for s, start in zip(samples, first, strict=True)], 1).to(device)
-        offsets = torch.cat([s.offsets for s in samples]).to(device, samples[0].pos.dtype)
-        graph = PeriodicGraph.build(edge_index, offsets, int(sizes.sum()))
-        return (
-            torch.cat([s.z for s in samples]).to(device),
-            torch.cat([s.pos for s in samples]).to(device),
-            torch.cat([s.cell for s in samples]).to(device),
-            torch.repeat_interleave(torch.arange(len(samples)), sizes).to(device),
-            torch.cat([s.tags for s in samples]).to(device),
-            graph,
-            torch.tensor([self.entries[int(n)].delta_e for n in numbers], device=device),
-        )
-
-
-def reduced_formula(record: Is2reRecord) -> str:
-    """Reduced formula of the clean surface: of ``bulk_formula`` where the record has it, otherwise of the atoms without tag 2."""
-    stated = str(record.extra.get("bulk_formula", ""))
-    parts = re.findall(r"([A-Z][a-z]?)(\d*)", stated)
-    if stated and "".join(symbol + count for symbol, count in parts) == stated:
-        counts: Counter[str] = Counter()
-        for symbol, count in parts:
-            counts[symbol] += int(count or 1)
-    else:
-        numbers = record.atomic_numbers[record.tags != H_TAG].tolist() or record.atomic_numbers.tolist()
-        counts = Counter(chemical_symbols[n] for n in numbers)
-    divisor = reduce(math.gcd, counts.values())
-    return "".join(f"{symbol}{count // divisor if count > divisor else ''}" for symbol, count in sorted(counts.items()))
-
-
-def unusable(record: Is2reRecord, adsorbate: str, target_abs_max: float, max_atomic_number: int) -> str:
-    """Why a record is not learnt from; empty when it is."""
-    if adsorbate == "H":
-        numbers = record.atomic_numbers[record.tags == H_TAG].tolist()
-        if not numbers:
-            return "no adsorbate atom (tag 2)"
-        if numbers != [1]:
-            return "adsorbate is not one H"
-    if not math.isfinite(record.y_relaxed):
-        return "y_relaxed missing or not finite"
-    if abs(record.y_relaxed) > target_abs_max:
-        return f"|y_relaxed| above {target_abs_max:g} eV"
-    if int(record.atomic_numbers.max()) > max_atomic_number:
-        return "element outside the network"
-    return ""
-
-
-def read_entries(readers: Sequence[Is2reReader], cfg: config.DimenetConfig, max_atomic_number: int) -> tuple[list[Entry], dict]:
-    """The usable records of all readers, and the counts: records, kept, dropped by reason."""
-    entries: list[Entry] = []
-    dropped: Counter[str] = Counter()
-    total = sum(len(reader) for reader in readers)
-    with tqdm(total=total, desc="reading records", disable=None) as bar:
-        for source, reader in enumerate(readers):
-            for index, record in enumerate(reader):
-                bar.update()
-                reason = unusable(record, cfg.adsorbate, cfg.target_abs_max_ev, max_atomic_number)
-                converged = bool(record.extra.get("converged", True))
-                if not reason and not converged and not cfg.train_on_unconverged:
-                    reason = "relaxation not converged"
-                if reason:
-                    dropped[reason] += 1
-                    continue
-                elements = tuple(sorted(set(record.atomic_numbers.tolist())))
-                family = str(record.extra.get("family", "unspecified"))
-                formula = reduced_formula(record)
-                entries.append(Entry(source, index, record.y_relaxed, formula, family, record.natoms, elements, converged))
-    counts = {"records": total, "kept": len(entries), "dropped": dict(sorted(dropped.items()))}
-    if not entries:
-        what = "hold one H adsorbate" if cfg.adsorbate == "H" else "can be used"
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        paths = ", ".join(relative_name(reader.path) for reader in readers)
-        raise StageError(f"{paths}: 0 of {total} records {what}; dropped: {reasons}")
-    return entries, counts
-
-
-def split_by_formula(entries: Sequence[Entry], cfg: config.DimenetConfig, seed: int) -> dict[str, list[int]]:
-    """Indices of train, val and test. All records of a bulk formula fall on one side; a validation LMDB is validation as a whole.
-    A relaxation that did not converge is learnt from, but nothing is measured on it.
-
-    A formula's place is decided by a hash of it, so that it falls on the same side in every set of records: a network that starts
-    from weights learnt on other records (``dimenet.init_from``) has not seen its test formulas there either.
-    """
-
-    def share(formula: str) -> float:
-        return int.from_bytes(hashlib.sha256(f"{seed}:{formula}".encode()).digest()[:8], "little") / 2**64
-
-    formulas = sorted({e.formula for e in entries if e.source == 0}, key=share)
-    own_validation = any(e.source == 1 for e in entries)
-    # A small set may have no formula in one of the ranges: then the first in line serves.
-    num_test = max(1, sum(share(f) < cfg.test_fraction for f in formulas))
-    in_both = sum(share(f) < cfg.test_fraction + cfg.val_fraction for f in formulas)
-    num_val = 0 if own_validation else max(1, in_both - num_test)
-    if len(formulas) - num_test - num_val < 1:
-        raise StageError(
-            f"dimenet.lmdb_path: {len(formulas)} bulk formulas are too few to split into train, val and test; add records"
-        )
-    part = {formula: "test" if k < num_test else "val" if k < num_test + num_val else "train" for k, formula in enumerate(formulas)}
-    split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for number, entry in enumerate(entries):
-        side = "val" if entry.source == 1 else part[entry.formula]
-        if entry.converged or side == "train":
-            split[side].append(number)
-    if not split["val"]:
-        raise StageError("dimenet.val_lmdb_path: no usable record is left for validation")
-    return split
-
-
-# ------------------------------------------------------------------------------------------------------------------ training
 
 
 @dataclass
@@ -239,7 +63,7 @@ class MemberJob:
 
     number: int
     seed: int
-    settings: config.DimenetConfig
+    settings: DimenetConfig
     model: DimeNetPlusPlusConfig
     data: AdsorptionData
     split: dict[str, list[int]]
@@ -250,7 +74,7 @@ class MemberJob:
     threads: int | None = None  # set in worker processes
 
 
-def learning_rate_factor(step: int, steps_per_epoch: int, settings: config.DimenetConfig) -> float:
+def learning_rate_factor(step: int, steps_per_epoch: int, settings: DimenetConfig) -> float:
     """Linear warm-up, then one factor ``lr_gamma`` at each milestone (a fraction of all steps). step counts from 0."""
     warmup = settings.warmup_epochs * steps_per_epoch
     if step < warmup:
@@ -293,7 +117,7 @@ def train_member(
         torch.set_rng_state(state["torch_rng"].cpu())
 
     def save() -> None:
-        with config.atomic_path(job.resume_path) as temporary:
+        with atomic_path(job.resume_path) as temporary:
             torch.save(
                 {
                     "fingerprint": job.fingerprint,
@@ -423,7 +247,7 @@ def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int
         return [train_member(job, device) for job in jobs]
     workers = [dataclasses.replace(job, threads=1) for job in jobs]
     number = min(len(jobs), 2 * threads)
-    with ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=config.end_with_parent) as pool:
+    with ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for future in [pool.submit(_train_in_worker, job) for job in workers]:
             future.result()
     return [train_member(job, device) for job in jobs]
@@ -432,9 +256,6 @@ def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int
 def _train_in_worker(job: MemberJob) -> None:
     """Leaves its result in the resume file: tensors do not cross between processes, whose end would take them along."""
     train_member(job)
-
-
-# -------------------------------------------------------------------------------------------------------------------- report
 
 
 def error_metrics(entries: Sequence[Entry], predicted: np.ndarray, std: np.ndarray, train_mean: float) -> dict[str, Any]:
@@ -466,7 +287,7 @@ def error_metrics(entries: Sequence[Entry], predicted: np.ndarray, std: np.ndarr
 
 def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], metrics: dict[str, dict]) -> None:
     """Predicted against true ΔE_H with error bars, one panel per held-out part. parts: name -> (truth, predicted, std) in eV."""
-    from figures import figure
+    from pipeline.plotting import figure
 
     with figure(path, ncols=len(parts), figsize=(4.2 * len(parts), 4.8), squeeze=False) as (_, axes):
         for axis, (name, (truth, predicted, std)) in zip(axes[0], parts.items(), strict=True):
@@ -480,7 +301,7 @@ def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Training and validation MAE against the epoch, one pair of lines per member."""
-    from figures import figure, logarithmic
+    from pipeline.plotting import figure, logarithmic
 
     with figure(path, figsize=(5.0, 3.4)) as (_, axis):
         for number in sorted({row["member"] for row in history}):
@@ -499,7 +320,7 @@ def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """The loss curve as CSV: member, epoch, learning rate, MAE of train and validation in eV."""
-    with config.atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -522,25 +343,22 @@ def summary(metrics: dict[str, dict], counts: dict[str, Any], checkpoint: Path) 
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------------------------- stage
-
-
-def fingerprint(cfg: config.Config, hashes: dict[str, str]) -> str:
+def fingerprint(cfg: Config, hashes: dict[str, str]) -> str:
     """Identifies settings and inputs: same fingerprint, same weights."""
     settings = {key: value for key, value in dataclasses.asdict(cfg.dimenet).items() if key not in NOT_INPUTS}
     for key in ("lmdb_path", "val_lmdb_path", "init_from"):
         settings[key] = hashes.get(key, "")
-    content = json.dumps({"seed": cfg.run.seed, "settings": settings, "schema": config.SCHEMA_VERSION}, sort_keys=True)
+    content = json.dumps({"seed": cfg.run.seed, "settings": settings, "schema": SCHEMA_VERSION}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def is_complete(checkpoint: Path, expected: str) -> bool:
     """Whether the checkpoint was written with these settings and inputs and is untouched since."""
     try:
-        sidecar = config.read_sidecar(checkpoint, stage=STAGE)
+        sidecar = read_sidecar(checkpoint, stage=STAGE)
     except StageError:
         return False
-    if not checkpoint.is_file() or sidecar.get("checkpoint_sha256") != config.file_sha256(checkpoint):
+    if not checkpoint.is_file() or sidecar.get("checkpoint_sha256") != file_sha256(checkpoint):
         return False
     if sidecar.get("fingerprint") != expected:
         log.info("%s was made with other settings or inputs: starting anew", relative_name(checkpoint))
@@ -554,7 +372,7 @@ def records_teacher(path: Path) -> str:
     names = set()
     for lmdb in sorted(path.glob("*.lmdb")) if path.is_dir() else [path]:
         try:
-            names.add(str(config.read_sidecar(lmdb, stage="prepare_demo_data.py")["settings"].get("potential", "")))
+            names.add(str(read_sidecar(lmdb, stage="prepare_demo_data.py")["settings"].get("potential", "")))
         except StageError:
             names.add("")
     return names.pop() if len(names) == 1 and names <= set(STORED_ENERGIES) else ""
@@ -563,22 +381,22 @@ def records_teacher(path: Path) -> str:
 def refit_correction(checkpoint: Path, dft_path: str, teacher: str, device: torch.device) -> None:
     """Fits the DFT correction of a checkpoint anew, or takes it away where ``dft_path`` is empty; the weights stay as they are."""
     judge = HydrogenPredictor.load(checkpoint, device)
-    sidecar = config.read_sidecar(checkpoint, stage=STAGE)
+    sidecar = read_sidecar(checkpoint, stage=STAGE)
     correction, fitted = fit_correction(judge.predict_raw, dft_path, teacher) if dft_path else (None, None)
     content = load_checkpoint(checkpoint, DIMENET_KIND, "")
     state = HydrogenPredictor.state(judge.calibration, judge.domain, judge.mean, judge.std, content["members"], correction)
     save_checkpoint(checkpoint, DIMENET_KIND, DimeNetPlusPlusConfig(**content["model_config"]), state)
     inputs = {path: digest for path, digest in sidecar["inputs"].items() if digest != sidecar.get("dft_sha256")}
     if dft_path:
-        inputs[relative_name(dft_path)] = config.file_sha256(dft_path)
+        inputs[relative_name(dft_path)] = file_sha256(dft_path)
     metrics = {key: value for key, value in sidecar["metrics"].items() if key != "dft"}
     sidecar |= {
         "inputs": inputs,
         "metrics": metrics | ({"dft": fitted} if fitted else {}),
         **described_correction(correction, dft_path),
     }
-    sidecar["checkpoint_sha256"] = config.file_sha256(checkpoint)
-    config.write_json(config.sidecar_path(checkpoint), sidecar)
+    sidecar["checkpoint_sha256"] = file_sha256(checkpoint)
+    write_json(sidecar_path(checkpoint), sidecar)
     outcome = f"{fitted['n']} points, left-out MAE {fitted['left_out_mae_ev']:.3f} eV" if fitted else "none"
     log.info("%s: DFT correction fitted anew, %s", relative_name(checkpoint), outcome)
 
@@ -588,16 +406,16 @@ def described_correction(correction: DftCorrection | None, dft_path: str | Path)
     about = None
     if correction:
         about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale, "teacher": correction.teacher}
-    return {"dft_correction": about, "dft_sha256": config.file_sha256(dft_path) if correction else None}
+    return {"dft_correction": about, "dft_sha256": file_sha256(dft_path) if correction else None}
 
 
-def main(cfg: config.Config) -> None:
+def main(cfg: Config) -> None:
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
-    device = config.resolve_device(cfg.run)
+    device = resolve_device(cfg.run)
     teacher = settings.dft_teacher if settings.dft_teacher != "auto" else records_teacher(Path(settings.lmdb_path))
     if settings.only_correction:
         if settings.dft_teacher == "auto":
-            before = config.read_sidecar(checkpoint, stage=STAGE).get("dft_correction") or {}
+            before = read_sidecar(checkpoint, stage=STAGE).get("dft_correction") or {}
             teacher = before.get("teacher", teacher)
         refit_correction(checkpoint, settings.dft_path, teacher, device)
         return
@@ -611,11 +429,11 @@ def main(cfg: config.Config) -> None:
         raise StageError(f"dimenet.init_from: no file at {relative_name(inputs['init_from'])}")
     if "dft_path" in inputs:
         read_truth(inputs["dft_path"])
-    mark = fingerprint(cfg, {key: config.file_sha256(path) for key, path in inputs.items()})
+    mark = fingerprint(cfg, {key: file_sha256(path) for key, path in inputs.items()})
     if is_complete(checkpoint, mark):
-        card = config.read_sidecar(checkpoint, stage=STAGE)
+        card = read_sidecar(checkpoint, stage=STAGE)
         fitted_on = card.get("dft_sha256"), (card.get("dft_correction") or {}).get("teacher")
-        if fitted_on != ((config.file_sha256(inputs["dft_path"]), teacher) if "dft_path" in inputs else (None, None)):
+        if fitted_on != ((file_sha256(inputs["dft_path"]), teacher) if "dft_path" in inputs else (None, None)):
             refit_correction(checkpoint, settings.dft_path, teacher, device)
             return
         log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
@@ -625,7 +443,7 @@ def main(cfg: config.Config) -> None:
     if settings.adsorbate == "all" and model_config.readout == "adsorbate":
         if any(not (reader[0].tags == H_TAG).any() for reader in readers):
             raise StageError(f"dimenet.preset={settings.preset} needs records with adsorbate tags; use dimenet.preset=oc20")
-    config.seed_everything(cfg.run.seed)
+    seed_everything(cfg.run.seed)
     probe = DimeNetPlusPlus(model_config)
     entries, counts = read_entries(readers, settings, probe.max_atomic_number)
     split = split_by_formula(entries, settings, cfg.run.seed)
@@ -682,7 +500,7 @@ def main(cfg: config.Config) -> None:
     save_checkpoint(checkpoint, DIMENET_KIND, model_config, state)
     counts |= {part: len(numbers) for part, numbers in split.items()}
     counts["formulas"] = len({entry.formula for entry in entries})
-    config.write_sidecar(
+    write_sidecar(
         checkpoint,
         stage=STAGE,
         seed=cfg.run.seed,
@@ -691,7 +509,7 @@ def main(cfg: config.Config) -> None:
         counts=counts,
         metrics=metrics | {"members": [{"val_mae_ev": r["val_mae_ev"], "best_epoch": r["epoch"]} for r in results]},
         fingerprint=mark,
-        checkpoint_sha256=config.file_sha256(checkpoint),
+        checkpoint_sha256=file_sha256(checkpoint),
         model=dataclasses.asdict(model_config),
         calibration=dataclasses.asdict(calibration),
         **described_correction(correction, settings.dft_path),
@@ -703,4 +521,4 @@ def main(cfg: config.Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "dimenet")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "dimenet")))

@@ -14,56 +14,55 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import config
+from pipeline.cli import run_stage
+from pipeline.errors import StageError
+from pipeline.files import relative_name
+from pipeline.settings import Config
 
 log = logging.getLogger("her2d")
 
 CONTROL_HINTS = {
     "unguided": "make it: python structure_generator.py generation.guidance_scale=0 generation.cfg_scale=0 "
     "generation.output_dir={}",
-    "random decoration": "make it: python prepare_demo_data.py demo.random_cif_dir={}",
+    "random decoration": "make it: python -m scripts.prepare_demo_data demo.random_cif_dir={}",
 }
 
 
-def main(cfg: config.Config) -> None:
+def main(cfg: Config) -> None:
     """Evaluates ours and the controls with one pool of judges."""
-    import evaluators
-    import figures
-    import finalists
-    import hull_parity
-    import hydrogen
-    import potentials
-    import report
+    from energetics import hydrogen, potentials
+    from evaluation import comparison, evaluate, figures, finalists, hull_parity, judges, report, report_files, summary
+    from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
-    evaluators.find_cifs(settings.cif_dir)
-    identity = evaluators.judge_identity(cfg)
+    evaluate.find_cifs(settings.cif_dir)
+    identity = judges.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = evaluators.load_truth(cfg, her)
+    truth = judges.load_truth(cfg, her)
     hull = hull_parity.update(cfg, output_dir)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
-    controls: dict[str, evaluators.Evaluation | str] = {}
-    with evaluators.JudgePool(partial(evaluators.load_judges, cfg), identity, settings.workers) as pool:
-        judge = partial(evaluators.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
-        ours = judge(settings.cif_dir, output_dir=output_dir, label=report.OURS)
+    controls: dict[str, evaluate.Evaluation | str] = {}
+    with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
+        judge = partial(evaluate.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
+        ours = judge(settings.cif_dir, output_dir=output_dir, label=report_files.OURS)
         for label, folder in folders.items():
             try:
-                evaluators.find_cifs(folder)
-            except config.StageError as error:
-                controls[label] = f"not run: {error}; {CONTROL_HINTS[label].format(config.relative_name(folder))}"
+                evaluate.find_cifs(folder)
+            except StageError as error:
+                controls[label] = f"not run: {error}; {CONTROL_HINTS[label].format(relative_name(folder))}"
                 log.warning("control '%s' %s", label, controls[label])
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
     report.write_report(
         ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, hull=hull, script="test.py"
     )
-    report.update_comparison(cfg)
+    comparison.update_comparison(cfg)
     if settings.finalists:
         best = figures.rank(ours.rows, settings.finalists)
         potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
         finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", 2 * settings.max_h_steps)
-    report.log_summary(report.read_report(output_dir), output_dir)
+    summary.log_summary(report_files.read_report(output_dir), output_dir)
 
 
 if __name__ == "__main__":
-    raise SystemExit(config.run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset")))

@@ -15,9 +15,11 @@ from ase.calculators.calculator import Calculator
 from ase.io import write
 
 import geo_utils
-from config import DatasetConfig
-from judging import HydrogenAtSite, Judges
-from potentials import Potential
+from energetics.potential_adsorption import HydrogenAtSite
+from energetics.potentials import Potential
+from energetics.sites import adsorption_sites, h_supercell
+from evaluation.judging import Judges
+from pipeline.settings import DatasetConfig
 
 # A good CIF, in parts that a test can spoil.
 CELL = """data_x
@@ -135,8 +137,8 @@ class Hydrogen:
         if "Nb" in atoms.get_chemical_symbols():
             raise ValueError("Nb is not in the training records")
         primitive = geo_utils.primitive_sheet(atoms)
-        sites = geo_utils.adsorption_sites(primitive)
-        na, nb = geo_utils.h_supercell(primitive, settings.h_image_distance_angstrom)
+        sites = adsorption_sites(primitive)
+        na, nb = h_supercell(primitive, settings.h_image_distance_angstrom)
         values = -0.05 + 0.1 * np.arange(len(sites))
         gap = band_gap(primitive) if band_gap is not None else math.nan
         return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb), gap)

@@ -7,17 +7,12 @@ import math
 import pytest
 import torch
 
-from diffusion import graph_mean
+from crystals.elements import element_descriptors
 from geo_utils import lattice_to_vector
-from models import (
-    CheckpointError,
-    DenoiserModelConfig,
-    DenoisingEGNN,
-    element_descriptors,
-    load_denoiser,
-    save_checkpoint,
-    strain_to_lattice_vector,
-)
+from models import DenoiserModelConfig, DenoisingEGNN, load_denoiser
+from networks.checkpoints import CheckpointError, save_checkpoint
+from networks.graph import graph_mean
+from networks.sheet_layers import strain_to_lattice_vector
 
 TOLERANCE = 1e-10
 

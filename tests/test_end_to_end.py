@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ase.db import connect
 
-import config
+from pipeline.provenance import SCHEMA_VERSION, sidecar_path
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -45,9 +45,16 @@ TINY = {
 
 def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
     settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
-    command = [sys.executable, str(ROOT / script), *(f"{key}={value}" for key, value in settings.items()), *more]
+    program = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
+    command = [sys.executable, *program, *(f"{key}={value}" for key, value in settings.items()), *more]
     # No stage may need a home folder that can be written to.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": "/proc/no-home"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HOME": "/proc/no-home",
+        "PYTHONPATH": str(ROOT),
+    }
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
 
 
@@ -60,7 +67,7 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_lmdb(tmp_path_factory):
     """Every twelfth record of the embedded adsorption data."""
-    from is2re_lmdb import open_is2re, write_is2re
+    from energetics.is2re_lmdb import open_is2re, write_is2re
 
     path = tmp_path_factory.mktemp("lmdb") / "small.lmdb"
     records = open_is2re(ROOT / "data" / "demo_is2re" / "data.lmdb")
@@ -77,12 +84,12 @@ def succeed(done: subprocess.CompletedProcess) -> None:
 def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
     succeed(stage("material_dataset.py", out, tmp_path))
-    succeed(stage("pretrain_csllm.py", out, tmp_path))
+    succeed(stage("scripts.pretrain_csllm", out, tmp_path))
     succeed(stage("optimization.py", out, tmp_path))
     for product in ("dimenet/dimenet.pth", "processed/train.pt", "synth_lm/synth_lm.pth", "denoiser/best_diffusion_model.pth"):
         assert (out / product).is_file(), product
-        sidecar = json.loads(config.sidecar_path(out / product).read_text(encoding="utf-8"))
-        assert sidecar["schema_version"] == config.SCHEMA_VERSION and sidecar["inputs"] and sidecar["counts"], product
+        sidecar = json.loads(sidecar_path(out / product).read_text(encoding="utf-8"))
+        assert sidecar["schema_version"] == SCHEMA_VERSION and sidecar["inputs"] and sidecar["counts"], product
     assert not list(tmp_path.iterdir()), "a stage wrote into the working folder"
 
     repeated = stage("optimization.py", out, tmp_path)
@@ -134,7 +141,7 @@ def test_generation_and_both_evaluations(out, tmp_path):
 @pytest.mark.slow
 def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb):
     """C2DB's own keys, uid style and orientation, with a row that cannot be used."""
-    from prototypes import PROTOTYPES
+    from crystals.prototypes import PROTOTYPES
 
     with connect(tmp_path / "c2db.db") as db:
         for index, metal in enumerate(["Mo", "W", "Ti", "Zr", "Hf", "V", "Nb", "Ta", "Sn", "Pt"]):

@@ -8,13 +8,13 @@ import sys
 import pytest
 import simple_judges as simple
 
-import config
+from pipeline.files import PROJECT_DIR
 
 SCRIPTS = {"test.py": "evaluation.cif_dir", "evaluate_external.py": "external.cif_dir"}
 
 
 def start(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(config.PROJECT_DIR / script), *arguments]
+    command = [sys.executable, str(PROJECT_DIR / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

@@ -8,6 +8,8 @@ from ase.build import bulk, graphene, make_supercell, mx2
 from ase.neighborlist import neighbor_list
 
 import geo_utils as geo
+from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
+from networks.graph import edge_vectors, group_slots, radius_graph_pbc, reverse_edges
 
 
 def molybdenum_disulfide() -> Atoms:
@@ -35,7 +37,7 @@ def test_batched_graph_equals_ase_on_skewed_cells(pbc):
     pos = torch.tensor(np.concatenate([a.positions for a in structures]))
     cell = torch.tensor(np.array([a.cell.array for a in structures]))
     batch = torch.repeat_interleave(torch.arange(12), torch.tensor([len(a) for a in structures]))
-    edge_index, offsets = geo.radius_graph_pbc(pos, cell, batch, 5.0, pbc=pbc)
+    edge_index, offsets = radius_graph_pbc(pos, cell, batch, 5.0, pbc=pbc)
     first = np.cumsum([0, *(len(a) for a in structures)])
     for graph, atoms in enumerate(structures):
         mask = batch[edge_index[1]] == graph
@@ -45,7 +47,7 @@ def test_batched_graph_equals_ase_on_skewed_cells(pbc):
         ]
         assert len(got) == len(set(got)), "an edge appears twice"
         assert set(got) == edge_set(atoms, 5.0)
-    distances = geo.edge_vectors(pos, cell, batch, edge_index, offsets).norm(dim=1)
+    distances = edge_vectors(pos, cell, batch, edge_index, offsets).norm(dim=1)
     assert (distances <= 5.0).all() and (distances > 0).all()
 
 
@@ -54,7 +56,7 @@ def test_graph_takes_a_cutoff_per_structure():
     pos = torch.tensor(np.tile(atoms.positions, (2, 1)))
     cell = torch.tensor(np.array([atoms.cell.array] * 2))
     batch = torch.tensor([0] * 3 + [1] * 3)
-    edge_index, _ = geo.radius_graph_pbc(pos, cell, batch, torch.tensor([3.0, 5.0], dtype=pos.dtype))
+    edge_index, _ = radius_graph_pbc(pos, cell, batch, torch.tensor([3.0, 5.0], dtype=pos.dtype))
     assert int((edge_index[1] < 3).sum()) == len(edge_set(atoms, 3.0))
     assert int((edge_index[1] >= 3).sum()) == len(edge_set(atoms, 5.0))
 
@@ -64,7 +66,7 @@ def test_max_neighbors_keeps_whole_shells():
     pos, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)[None]
     batch = torch.zeros(2, dtype=torch.long)
     for wanted, kept in ((1, 3), (3, 3), (4, 9), (9, 9), (10, 12)):  # shells of graphene: 3, 6, 3, 6
-        edge_index, _ = geo.radius_graph_pbc(pos, cell, batch, 6.0, wanted)
+        edge_index, _ = radius_graph_pbc(pos, cell, batch, 6.0, wanted)
         assert torch.bincount(edge_index[1]).tolist() == [kept, kept]
 
 
@@ -73,8 +75,8 @@ def test_edge_vectors_are_differentiable():
     pos = torch.tensor(atoms.positions, requires_grad=True)
     cell = torch.tensor(atoms.cell.array[None], requires_grad=True)
     batch = torch.zeros(3, dtype=torch.long)
-    edge_index, offsets = geo.radius_graph_pbc(pos, cell, batch, 4.0)
-    function = lambda p, c: geo.edge_vectors(p, c, batch, edge_index, offsets)  # noqa: E731
+    edge_index, offsets = radius_graph_pbc(pos, cell, batch, 4.0)
+    function = lambda p, c: edge_vectors(p, c, batch, edge_index, offsets)  # noqa: E731
     assert torch.autograd.gradcheck(function, (pos, cell))
 
 
@@ -84,16 +86,16 @@ def test_reverse_edges_equal_brute_force(max_neighbors):
     atoms = molybdenum_disulfide()
     atoms.rattle(0.2, seed=3)
     pos, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)[None]
-    edge_index, offsets = geo.radius_graph_pbc(pos, cell, torch.zeros(len(atoms), dtype=torch.long), 4.5, max_neighbors)
+    edge_index, offsets = radius_graph_pbc(pos, cell, torch.zeros(len(atoms), dtype=torch.long), 4.5, max_neighbors)
     edges = [(int(j), int(i), *map(int, o)) for (j, i), o in zip(edge_index.T, offsets, strict=True)]
     expected = [edges.index(back) if (back := (i, j, -a, -b, -c)) in edges else len(edges) for j, i, a, b, c in edges]
-    assert geo.reverse_edges(edge_index, offsets).tolist() == expected
+    assert reverse_edges(edge_index, offsets).tolist() == expected
     assert (len(edges) in expected) == (max_neighbors is not None)
 
 
 def test_group_slots_are_rows_of_a_table():
     index = torch.tensor([2, 0, 2, 2, 4, 0])
-    slots, depth = geo.group_slots(index, 6)
+    slots, depth = group_slots(index, 6)
     assert depth == 3 and len(set(slots.tolist())) == len(index)
     assert (slots // depth).tolist() == index.tolist() and bool((slots % depth < torch.bincount(index)[index]).all())
 
@@ -239,18 +241,18 @@ def test_connectivity_and_clash():
 
 
 def test_sites_of_known_sheets():
-    sites = geo.adsorption_sites(molybdenum_disulfide())
+    sites = adsorption_sites(molybdenum_disulfide())
     labels = sorted(site.label(molybdenum_disulfide()) for site in sites)
     assert labels == ["bridge S-S upper", "hollow S-S-S upper", "hollow S-S-S upper", "top Mo upper", "top S upper"]
     carbon = geo.standard_sheet(graphene(vacuum=10))
-    found = {site.kind: site.multiplicity for site in geo.adsorption_sites(carbon)}
+    found = {site.kind: site.multiplicity for site in adsorption_sites(carbon)}
     assert found == {"top": 4, "hollow": 2, "bridge": 6}, "both faces of graphene are one by its mirror plane"
 
 
 def test_janus_faces_differ():
     janus = molybdenum_disulfide()
     janus.symbols[int(np.argmax(janus.positions[:, 2]))] = "Se"
-    tops = {site.label(janus) for site in geo.adsorption_sites(janus) if site.kind == "top"}
+    tops = {site.label(janus) for site in adsorption_sites(janus) if site.kind == "top"}
     assert {"top Se upper", "top S lower"} <= tops
 
 
@@ -259,15 +261,15 @@ def test_sites_do_not_depend_on_cell_or_orientation():
     turned = sheet.repeat((2, 2, 1))
     turned.rotate(25, "z", rotate_cell=True)
     turned.positions += [0.3, -1.7, 0.0]
-    reference, other = (geo.adsorption_sites(geo.primitive_sheet(atoms)) for atoms in (sheet, turned))
+    reference, other = (adsorption_sites(geo.primitive_sheet(atoms)) for atoms in (sheet, turned))
     assert sorted((s.kind, s.multiplicity) for s in reference) == sorted((s.kind, s.multiplicity) for s in other)
 
 
 def test_hydrogen_is_placed_on_its_face_with_tags():
     janus = molybdenum_disulfide()
     janus.symbols[int(np.argmax(janus.positions[:, 2]))] = "Se"
-    for site in geo.adsorption_sites(janus):
-        atoms = geo.add_hydrogen(janus, site, (2, 2))
+    for site in adsorption_sites(janus):
+        atoms = add_hydrogen(janus, site, (2, 2))
         assert atoms.symbols[-1] == "H" and len(atoms) == 13
         assert atoms.get_tags()[-1] == geo.H_TAG and (atoms.get_tags()[:-1] != geo.H_TAG).all()
         middle = atoms.positions[:-1, 2].mean()
@@ -278,7 +280,7 @@ def test_hydrogen_is_placed_on_its_face_with_tags():
 @pytest.mark.parametrize("distance", [3.0, 5.0, 7.0, 9.0])
 def test_supercell_keeps_images_apart_and_is_smallest(distance):
     sheet = molybdenum_disulfide()
-    na, nb = geo.h_supercell(sheet, distance)
+    na, nb = h_supercell(sheet, distance)
     lone = Atoms("H", [[0, 0, 5]], cell=sheet.cell, pbc=(True, True, False))
 
     def image_distance(a: int, b: int) -> float:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
@@ -14,14 +15,21 @@ from ase.build import bulk, graphene, mx2
 from ase.db import connect
 from ase.formula import Formula
 
-import config
 import material_dataset as stage2
-from config import StageError
-from hydrogen import Calibration, Domain, HydrogenPredictor
-from models import DIMENET_KIND, DimeNetPlusPlus, DimeNetPlusPlusConfig, save_checkpoint
-from prototypes import PROTOTYPES
+from crystals import database
+from crystals.prototypes import PROTOTYPES
+from energetics import site_labels
+from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
+from generation import sheet_table
+from geo_utils import Sheet
+from models import DIMENET_KIND, DimeNetPlusPlus
+from networks.checkpoints import save_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig
+from pipeline.errors import StageError
+from pipeline.loading import load_config
+from pipeline.settings import DatasetConfig
 
-SETTINGS = config.DatasetConfig()
+SETTINGS = DatasetConfig()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,7 @@ def configure(tmp_path, predictor_path, **values):
         f"dimenet.checkpoint={predictor_path}",
     ]
     overrides += ["run.device=cpu", "run.threads=1", "dataset.val_fraction=0.2", "dataset.test_fraction=0.2"]
-    return config.load_config(None, overrides + [f"{key.replace('__', '.')}={value}" for key, value in values.items()])
+    return load_config(None, overrides + [f"{key.replace('__', '.')}={value}" for key, value in values.items()])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def processed(tmp_path_factory, predictor_path):
 
 
 def test_every_dropped_row_is_named_with_its_reason(processed):
-    folder = stage2.Path(processed.dataset.processed_dir)
+    folder = Path(processed.dataset.processed_dir)
     with (folder / "dropped.csv").open() as handle:
         dropped = {row["uid"]: row["reason"] for row in csv.DictReader(handle)}
     assert dropped == {
@@ -94,7 +102,7 @@ def test_every_dropped_row_is_named_with_its_reason(processed):
 
 
 def test_polymorphs_share_a_split_and_nothing_is_lost(processed):
-    folder = stage2.Path(processed.dataset.processed_dir)
+    folder = Path(processed.dataset.processed_dir)
     tables = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in stage2.SPLITS}
     formulas = [set(table["formula"]) for table in tables.values()]
     assert not (formulas[0] & formulas[1] or formulas[0] & formulas[2] or formulas[1] & formulas[2])
@@ -102,10 +110,10 @@ def test_polymorphs_share_a_split_and_nothing_is_lost(processed):
 
 
 def test_labels_are_the_judges_own(processed):
-    folder = stage2.Path(processed.dataset.processed_dir)
+    folder = Path(processed.dataset.processed_dir)
     predictor = HydrogenPredictor.load(processed.dimenet.checkpoint)
     table = torch.load(folder / "train.pt", weights_only=True)
-    dataset = stage2.SheetDataset(folder / "train.pt")
+    dataset = sheet_table.SheetDataset(folder / "train.pt")
     for index in (0, len(dataset) - 1):
         row = next(connect(processed.dataset.db_path).select(uid=table["uid"][index]))
         her = predictor.predict_sheet(row.toatoms(), processed.dataset)
@@ -128,11 +136,11 @@ def test_a_share_of_the_formulas_is_labelled(tmp_path, predictor_path, processed
     stage2.main(cfg)
     labelled = []
     for run in (cfg, processed):
-        tables = [torch.load(stage2.Path(run.dataset.processed_dir) / f"{name}.pt", weights_only=True) for name in stage2.SPLITS]
+        tables = [torch.load(Path(run.dataset.processed_dir) / f"{name}.pt", weights_only=True) for name in stage2.SPLITS]
         labelled.append({t["formula"][k] for t in tables for k in range(len(t["uid"])) if torch.isfinite(t["delta_g_h"][k])})
     assert sum(len(table["uid"]) for table in tables) == 24
     assert 0 < len(labelled[0]) < len(labelled[1]) and labelled[0] <= labelled[1]
-    counts = json.loads((stage2.Path(cfg.dataset.processed_dir) / "train.json").read_text())["counts"]
+    counts = json.loads((Path(cfg.dataset.processed_dir) / "train.json").read_text())["counts"]
     assert counts["not_asked_for_delta_g_h"] == 24 - sum(counts["label_status"].values()) > 0
 
 
@@ -141,25 +149,25 @@ def test_rows_are_chosen_for_labels(tmp_path, predictor_path, monkeypatch):
     rows = []
     for k in range(20):
         atoms = PROTOTYPES["2H-MX2"].build("Mo", "S") if k % 2 else PROTOTYPES["2H-MX2"].build("Mo", "S") * (2, 1, 1)
-        rows.append(stage2.Row(k, str(k), stage2.Sheet.from_atoms(atoms), f"F{k}", "", 0.1 * k, 0.0, float("nan")))
+        rows.append(database.Row(k, str(k), Sheet.from_atoms(atoms), f"F{k}", "", 0.1 * k, 0.0, float("nan")))
     cfg = configure(
         tmp_path, predictor_path, dataset__label_fraction=0.5, dataset__label_max_atoms=3, dataset__label_max_e_hull_ev=1.55
     )
-    asked = stage2.rows_to_label(rows, cfg)
+    asked = site_labels.rows_to_label(rows, cfg)
     allowed = [1, 3, 5, 7, 9, 11, 13, 15]
     assert 0 < len(asked) < 8 and {row.row_id for row in asked} <= set(allowed)
-    ranks = [stage2.label_rank(row.formula, 0) for row in asked]
+    ranks = [site_labels.label_rank(row.formula, 0) for row in asked]
     assert ranks == sorted(ranks) and ranks[-1] < 0.5
 
     predicted = torch.linspace(-0.7, 1.0, 8 - len(asked))
     monkeypatch.setattr("models.load_denoiser", lambda *a: (torch.nn.Identity(), {"elements": [16, 42]}))
-    monkeypatch.setattr("sampling.predict_properties", lambda *a: SimpleNamespace(delta_g=predicted))
+    monkeypatch.setattr("generation.sampling.predict_properties", lambda *a: SimpleNamespace(delta_g=predicted))
     more = configure(
         tmp_path, predictor_path, dataset__label_fraction=0.5, dataset__label_max_atoms=3, dataset__label_max_e_hull_ev=1.55,
         dataset__label_more=2, dataset__label_model="x.pth", generation__target_delta_g=0.1,
     )  # fmt: skip
-    chosen = stage2.rows_to_label(rows, more)
-    rest = sorted((r for r in rows if r.row_id in allowed and r not in asked), key=lambda r: stage2.label_rank(r.formula, 0))
+    chosen = site_labels.rows_to_label(rows, more)
+    rest = sorted((r for r in rows if r.row_id in allowed and r not in asked), key=lambda r: site_labels.label_rank(r.formula, 0))
     nearest = sorted(range(len(rest)), key=lambda k: abs(float(predicted[k]) - 0.1))[:2]
     assert chosen == [*asked, *(rest[k] for k in nearest)]
 
@@ -170,10 +178,12 @@ def test_the_model_that_chose_rows_is_an_input(tmp_path, predictor_path, monkeyp
     heads = tmp_path / "heads.pth"
     heads.write_bytes(b"weights")
     monkeypatch.setattr("models.load_denoiser", lambda *a: (torch.nn.Identity(), {"elements": list(range(1, 95))}))
-    monkeypatch.setattr("sampling.predict_properties", lambda m, sheets, *a: SimpleNamespace(delta_g=torch.zeros(len(sheets))))
+    monkeypatch.setattr(
+        "generation.sampling.predict_properties", lambda m, sheets, *a: SimpleNamespace(delta_g=torch.zeros(len(sheets)))
+    )
     cfg = configure(tmp_path, predictor_path, dataset__label_fraction=0.2, dataset__label_more=1, dataset__label_model=str(heads))
     stage2.main(cfg)
-    inputs = json.loads((stage2.Path(cfg.dataset.processed_dir) / "train.json").read_text())["inputs"]
+    inputs = json.loads((Path(cfg.dataset.processed_dir) / "train.json").read_text())["inputs"]
     assert hashlib.sha256(b"weights").hexdigest() in inputs.values() and len(inputs) == 3
 
 
@@ -202,8 +212,8 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
     write_database(tmp_path / "x.db")
     plain = configure(tmp_path, predictor_path)
     stage2.main(plain)
-    folder = stage2.Path(plain.dataset.processed_dir)
-    before = {name: stage2.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    folder = Path(plain.dataset.processed_dir)
+    before = {name: sheet_table.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
     held_out = Formula(before["test"]["formula"][0]).count()
     assert len(held_out) == 2 and max(held_out.values()) == 2  # an MX2
     metal, anion = sorted(held_out, key=held_out.get)
@@ -218,7 +228,7 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
     second = judged_folder(tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], e_above_hull_ev=[0.5, "nan"])
     cfg = configure(tmp_path, predictor_path, dataset__judged_dirs=[str(first), str(second)])
     stage2.main(cfg)
-    after = {name: stage2.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    after = {name: sheet_table.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
     for name in ("val", "test"):
         assert after[name]["uid"] == before[name]["uid"] and torch.equal(after[name]["e_hull"], before[name]["e_hull"])
     n = len(before["train"]["uid"])
@@ -232,44 +242,44 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
 
 def test_a_folder_that_was_not_judged(tmp_path, predictor_path):
     write_database(tmp_path / "x.db")
-    with pytest.raises(stage2.StageError, match=r"dataset.judged_dirs: .*nowhere has no metrics.csv and relaxed.extxyz"):
+    with pytest.raises(StageError, match=r"dataset.judged_dirs: .*nowhere has no metrics.csv and relaxed.extxyz"):
         stage2.main(configure(tmp_path, predictor_path, dataset__judged_dirs=[str(tmp_path / "nowhere")]))
     folder = judged_folder(tmp_path / "x" / "judged", [PROTOTYPES["2H-MX2"].build("Re", "Te")])
     (folder / "metrics.csv").write_text("id,formula\ngen_0,ReTe2\n")
-    with pytest.raises(stage2.StageError, match="KeyError"):
+    with pytest.raises(StageError, match="KeyError"):
         stage2.main(configure(tmp_path, predictor_path, dataset__judged_dirs=[str(folder)]))
 
 
 def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, processed):
     write_database(tmp_path / "x.db")
     cfg = configure(tmp_path, predictor_path)
-    folder = stage2.Path(cfg.dataset.processed_dir)
+    folder = Path(cfg.dataset.processed_dir)
     folder.mkdir(parents=True)
-    lines = (stage2.Path(processed.dataset.processed_dir) / "labels.jsonl").read_text().splitlines(keepends=True)
+    lines = (Path(processed.dataset.processed_dir) / "labels.jsonl").read_text().splitlines(keepends=True)
     (folder / "labels.jsonl").write_text("".join(lines[:6]) + lines[6][:40])
     stage2.main(cfg)
     for name in stage2.SPLITS:
-        assert (folder / f"{name}.pt").read_bytes() == (stage2.Path(processed.dataset.processed_dir) / f"{name}.pt").read_bytes()
+        assert (folder / f"{name}.pt").read_bytes() == (Path(processed.dataset.processed_dir) / f"{name}.pt").read_bytes()
 
 
 def test_labels_of_another_judge_are_not_reused(tmp_path, predictor_path):
-    store = stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
+    store = site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
     store.handle.write(json.dumps({"key": "k"}) + "\n")
     store.handle.close()
-    assert "k" in stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"}).labels
-    assert not stage2.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"}).labels
+    assert "k" in site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"}).labels
+    assert not site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"}).labels
 
 
 def test_a_sheet_outside_the_judges_domain_has_no_label():
     label = {"delta_g": [0.2, -0.1], "std": [0.1, 0.3], "in_domain": True}
-    assert stage2._best_site(label) == (-0.1, 0.3)
-    assert np.isnan(stage2._best_site(label | {"in_domain": False})).all()
-    assert np.isnan(stage2._best_site(None)).all()
+    assert sheet_table._best_site(label) == (-0.1, 0.3)
+    assert np.isnan(sheet_table._best_site(label | {"in_domain": False})).all()
+    assert np.isnan(sheet_table._best_site(None)).all()
 
 
 def test_split_is_a_function_of_the_formula():
-    names = [stage2.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
-    assert names == [stage2.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
+    names = [database.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
+    assert names == [database.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
     assert names.count("test") / 4000 == pytest.approx(0.1, abs=0.02)
     assert names.count("val") / 4000 == pytest.approx(0.1, abs=0.02)
 
@@ -279,7 +289,7 @@ def test_strings_where_numbers_belong(tmp_path):
         id = 1
         key_value_pairs = {"uid": "x", "ehull": "unknown"}
 
-    assert stage2.clean_row(Row(), SETTINGS) == "ehull or hform is not a number"
+    assert database.clean_row(Row(), SETTINGS) == "ehull or hform is not a number"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a database at all" * 100])
@@ -303,5 +313,5 @@ def test_graphene_is_kept_with_old_keys():
         def toatoms(self):
             return graphene(vacuum=8)
 
-    row = stage2.clean_row(Row(), SETTINGS)
+    row = database.clean_row(Row(), SETTINGS)
     assert row.uid == "abc" and row.formula == "C" and row.y_synth == 1.0

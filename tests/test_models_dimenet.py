@@ -12,8 +12,10 @@ from ase.build import mx2
 from torch_geometric.nn.models.dimenet import DimeNetPlusPlus as PyGDimeNetPlusPlus
 from torch_geometric.nn.models.dimenet import InteractionPPBlock, SphericalBasisLayer
 
-from hydrogen import batch_atoms
-from models import CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, SphericalBasis, load_ocp_checkpoint
+from energetics.hydrogen import batch_atoms
+from models import DimeNetPlusPlus
+from networks.checkpoints import CheckpointError, load_ocp_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig, SphericalBasis
 
 TOLERANCE = 1e-10
 

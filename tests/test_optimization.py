@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-import config
-import material_dataset
 import optimization
-from diffusion import SheetBatch
+from generation import loss, sheet_table
+from generation.batch import SheetBatch
+from generation.loss import TERMS, draw_noise, loss_terms, total_loss
+from generation.sheet_table import SheetTable, training_rows
 from models import load_denoiser
-from optimization import (
-    TERMS,
-    SheetTable,
-    build_model,
-    draw_noise,
-    learning_rate,
-    loss_terms,
-    roc_auc,
-    total_loss,
-    training_rows,
-)
+from optimization import build_model, learning_rate, roc_auc
+from pipeline.errors import StageError
+from pipeline.provenance import read_sidecar, write_sidecar
+from pipeline.settings import Config, DenoiserConfig
 
 TINY = {
     "hidden_channels": 16,
@@ -55,7 +49,7 @@ def write_split(path: Path, count: int, seed: int) -> None:
     for values in labels.values():
         values[::3] = np.nan
     content = (
-        material_dataset.pack([], {})
+        sheet_table.pack([], {})
         | {
             "atomic_numbers": torch.tensor(rng.choice([6, 16, 42], ptr[-1])),
             "frac_coords": torch.tensor(rng.random((ptr[-1], 2)), dtype=torch.float32),
@@ -71,13 +65,13 @@ def write_split(path: Path, count: int, seed: int) -> None:
 
 
 @pytest.fixture
-def cfg(tmp_path) -> config.Config:
+def cfg(tmp_path) -> Config:
     processed = tmp_path / "processed"
     processed.mkdir()
     for seed, (name, count) in enumerate({"train": 40, "val": 12, "test": 12}.items()):
         write_split(processed / f"{name}.pt", count, seed)
-        config.write_sidecar(processed / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
-    base = config.Config()
+        write_sidecar(processed / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
+    base = Config()
     return dataclasses.replace(
         base,
         run=dataclasses.replace(base.run, device="cpu", threads=1),
@@ -91,7 +85,7 @@ def few_validation_draws(monkeypatch):
     monkeypatch.setattr(optimization, "VALIDATION_DRAWS", 12)
 
 
-def table_of(cfg: config.Config, name: str = "train") -> SheetTable:
+def table_of(cfg: Config, name: str = "train") -> SheetTable:
     return SheetTable.load(Path(cfg.dataset.processed_dir) / f"{name}.pt")
 
 
@@ -117,7 +111,7 @@ def test_unknown_labels_neither_count_nor_poison_the_gradient(cfg):
     draw = draw_noise(sheets, 40, 0.0, torch.Generator().manual_seed(0))
     terms, properties = loss_terms(model, sheets, draw)
     known = torch.isfinite(sheets.delta_g)
-    weight = model.schedule.alphas_cumprod[draw.t].float().clamp(min=optimization.PROPERTY_WEIGHT_FLOOR)
+    weight = model.schedule.alphas_cumprod[draw.t].float().clamp(min=loss.PROPERTY_WEIGHT_FLOOR)
     error = (properties.delta_g - sheets.delta_g).abs() / model.label_std[0]
     torch.testing.assert_close(terms["delta_g"], (error[known] * weight[known]).sum() / weight[known].sum())
     total_loss(terms, cfg.denoiser).backward()
@@ -195,7 +189,7 @@ def test_selection_of_sheets_is_exact(cfg):
 
 
 def test_learning_rate_warms_up_and_decays():
-    settings = dataclasses.replace(config.DenoiserConfig(), learning_rate=1.0, warmup_steps=10, max_steps=110)
+    settings = dataclasses.replace(DenoiserConfig(), learning_rate=1.0, warmup_steps=10, max_steps=110)
     assert learning_rate(5, settings) == pytest.approx(0.5)
     assert learning_rate(10, settings) == pytest.approx(1.0)
     assert learning_rate(60, settings) == pytest.approx(0.505)
@@ -244,7 +238,7 @@ def test_products_of_a_training(cfg, capsys):
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     assert {f"{split}_{name}" for split in ("train", "val") for name in ("total", *TERMS)} <= set(rows[0])
     assert (checkpoint.parent / "loss_curve.png").stat().st_size > 10_000
-    sidecar = config.read_sidecar(checkpoint, stage=optimization.STAGE)
+    sidecar = read_sidecar(checkpoint, stage=optimization.STAGE)
     best = min(rows, key=lambda row: float(row["val_total"]))
     assert sidecar["metrics"]["best_step"] == int(best["step"])
     assert sidecar["counts"]["train"] == 40
@@ -270,7 +264,7 @@ def test_training_may_start_from_other_weights(cfg, tmp_path):
         table["lattice"] *= 1.5
         table["formula"] = [f"G{k}" for k in range(len(table["formula"]))]
         torch.save(table, Path(cfg.dataset.processed_dir) / f"{name}.pt")
-        config.write_sidecar(Path(cfg.dataset.processed_dir) / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
+        write_sidecar(Path(cfg.dataset.processed_dir) / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
     start = dataclasses.replace(cfg.denoiser, init_from=cfg.denoiser.checkpoint, checkpoint=str(tmp_path / "next" / "denoiser.pth"))
     fresh = build_model(start, table_of(cfg), 0)
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), first.parameters(), strict=True))
@@ -278,22 +272,22 @@ def test_training_may_start_from_other_weights(cfg, tmp_path):
     optimization.main(dataclasses.replace(cfg, denoiser=start))
     after = load_denoiser(start.checkpoint, "")[1]
     assert after["formulas_of_init"] == content["formulas"] and not set(after["formulas"]) & set(content["formulas"])
-    assert start.init_from.rsplit("/", 1)[-1] in str(config.read_sidecar(start.checkpoint, stage=optimization.STAGE)["inputs"])
-    with pytest.raises(config.StageError, match="another size"):
+    assert start.init_from.rsplit("/", 1)[-1] in str(read_sidecar(start.checkpoint, stage=optimization.STAGE)["inputs"])
+    with pytest.raises(StageError, match="another size"):
         build_model(dataclasses.replace(start, hidden_channels=24), table_of(cfg), 0)
-    with pytest.raises(config.StageError, match="init_from: no file"):
+    with pytest.raises(StageError, match="init_from: no file"):
         optimization.main(dataclasses.replace(cfg, denoiser=dataclasses.replace(start, init_from="/nonexistent.pth")))
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_saved_state(cfg, monkeypatch):
-    original = optimization.loss_terms
+    original = loss.loss_terms
 
     def breaks(model, sheets, draw, kept):
         terms, properties = original(model, sheets, draw, kept)
         return terms | {"frac": terms["frac"] * float("nan")}, properties
 
     monkeypatch.setattr(optimization, "loss_terms", breaks)
-    with pytest.raises(config.StageError, match="step 1: frac is not finite.*resume.pt"):
+    with pytest.raises(StageError, match="step 1: frac is not finite.*resume.pt"):
         optimization.main(cfg)
     assert (Path(cfg.denoiser.checkpoint).parent / "resume.pt").is_file()
 
@@ -303,11 +297,11 @@ def test_missing_and_stale_data_are_named(cfg):
     manifest = json.loads((processed / "train.json").read_text())
     manifest["inputs"] = {str(processed / "train.pt"): "0" * 64}
     (processed / "train.json").write_text(json.dumps(manifest))
-    with pytest.raises(config.StageError, match="stale"):
+    with pytest.raises(StageError, match="stale"):
         optimization.main(cfg)
     (processed / "val.pt").unlink()
-    with pytest.raises(config.StageError, match="val.pt is missing: run material_dataset.py"):
+    with pytest.raises(StageError, match="val.pt is missing: run material_dataset.py"):
         optimization.main(cfg)
     (processed / "val.pt").write_bytes(b"not a tensor file")
-    with pytest.raises(config.StageError, match="val.pt is not a readable dataset"):
+    with pytest.raises(StageError, match="val.pt is not a readable dataset"):
         optimization.main(cfg)

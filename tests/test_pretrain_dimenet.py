@@ -15,11 +15,16 @@ import torch
 from ase.db import connect
 from emt_records import records
 
-import config
 import pretrain_dimenet as stage
-from config import StageError
-from is2re_lmdb import open_is2re, write_is2re
-from models import CheckpointError, DimeNetPlusPlus, DimeNetPlusPlusConfig, load_checkpoint, load_initial_weights
+from energetics import adsorption_data
+from energetics.is2re_lmdb import open_is2re, write_is2re
+from models import DimeNetPlusPlus, load_initial_weights
+from networks.checkpoints import CheckpointError, load_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig
+from pipeline.errors import StageError
+from pipeline.files import relative_name
+from pipeline.loading import load_config
+from pipeline.settings import Config, DimenetConfig
 
 SCHEMA_SAMPLE = Path(os.environ.get("HER2D_IS2RE_SAMPLE", "nowhere"))  # LMDBs of 68 and 38 records of one K atom
 TINY = DimeNetPlusPlusConfig(
@@ -41,19 +46,19 @@ def lmdb_path(tmp_path_factory) -> Path:
     return path
 
 
-def make_config(lmdb_path: Path, output: Path, **changes) -> config.Config:
+def make_config(lmdb_path: Path, output: Path, **changes) -> Config:
     settings = {"epochs": 3, "ensemble_size": 2, "batch_size": 8, "target_abs_max_ev": 50.0} | changes
     overrides = [f"dimenet.{key}={value}" for key, value in settings.items()]
-    return config.load_config(
+    return load_config(
         None, [f"dimenet.lmdb_path={lmdb_path}", f"run.output_dir={output}", "run.threads=1", "run.device=cpu", *overrides]
     )
 
 
-def make_job(cfg: config.Config, resume: Path) -> stage.MemberJob:
+def make_job(cfg: Config, resume: Path) -> stage.MemberJob:
     readers = [open_is2re(cfg.dimenet.lmdb_path)]
-    entries, _ = stage.read_entries(readers, cfg.dimenet, 94)
-    split = stage.split_by_formula(entries, cfg.dimenet, 0)
-    data = stage.AdsorptionData(readers, entries, TINY.cutoff_angstrom, None)
+    entries, _ = adsorption_data.read_entries(readers, cfg.dimenet, 94)
+    split = adsorption_data.split_by_formula(entries, cfg.dimenet, 0)
+    data = adsorption_data.AdsorptionData(readers, entries, TINY.cutoff_angstrom, None)
     values = np.array([entries[n].delta_e for n in split["train"]])
     return stage.MemberJob(0, 0, cfg.dimenet, TINY, data, split, float(values.mean()), float(values.std()), "mark", resume)
 
@@ -82,7 +87,7 @@ def test_records_are_kept_and_dropped_with_reasons(tmp_path):
     write_is2re(tmp_path / "data.lmdb", variants())
     readers = [open_is2re(tmp_path / "data.lmdb")]
     cfg = make_config(tmp_path / "data.lmdb", tmp_path).dimenet
-    entries, counts = stage.read_entries(readers, cfg, 94)
+    entries, counts = adsorption_data.read_entries(readers, cfg, 94)
     assert len(entries) == counts["kept"] == 5 and counts["records"] == 11
     assert counts["dropped"] == {
         "no adsorbate atom (tag 2)": 1,
@@ -92,9 +97,9 @@ def test_records_are_kept_and_dropped_with_reasons(tmp_path):
         "element outside the network": 1,
         "relaxation not converged": 1,
     }
-    with_unconverged, counts = stage.read_entries(readers, dataclasses.replace(cfg, train_on_unconverged=True), 94)
+    with_unconverged, counts = adsorption_data.read_entries(readers, dataclasses.replace(cfg, train_on_unconverged=True), 94)
     assert counts["kept"] == 6 and [entry.converged for entry in with_unconverged].count(False) == 1
-    everything, counts = stage.read_entries(readers, dataclasses.replace(cfg, adsorbate="all"), 94)
+    everything, counts = adsorption_data.read_entries(readers, dataclasses.replace(cfg, adsorbate="all"), 94)
     assert len(everything) == 7 and "adsorbate is not one H" not in counts["dropped"]
 
 
@@ -114,8 +119,8 @@ def test_sample_of_another_adsorbate_reads_and_is_refused_for_h(tmp_path):
 
 def test_split_keeps_formulas_together(lmdb_path, tmp_path):
     cfg = make_config(lmdb_path, tmp_path, val_fraction=0.2, test_fraction=0.2).dimenet
-    entries, _ = stage.read_entries([open_is2re(lmdb_path)], cfg, 94)
-    split = stage.split_by_formula(entries, cfg, 0)
+    entries, _ = adsorption_data.read_entries([open_is2re(lmdb_path)], cfg, 94)
+    split = adsorption_data.split_by_formula(entries, cfg, 0)
     formulas = {part: {entries[n].formula for n in numbers} for part, numbers in split.items()}
     assert sorted(n for numbers in split.values() for n in numbers) == list(range(len(entries)))
     assert (
@@ -124,14 +129,14 @@ def test_split_keeps_formulas_together(lmdb_path, tmp_path):
         and not formulas["val"] & formulas["test"]
     )
     assert {"Ag", "CuNi", "AgAu"} <= set.union(*formulas.values())
-    assert stage.split_by_formula(entries, cfg, 1) != split
+    assert adsorption_data.split_by_formula(entries, cfg, 1) != split
 
 
 def test_nothing_is_measured_on_relaxations_that_did_not_converge(lmdb_path, tmp_path):
     cfg = make_config(lmdb_path, tmp_path, val_fraction=0.2, test_fraction=0.2).dimenet
-    entries, _ = stage.read_entries([open_is2re(lmdb_path)], cfg, 94)
+    entries, _ = adsorption_data.read_entries([open_is2re(lmdb_path)], cfg, 94)
     entries = [dataclasses.replace(entry, converged=k % 3 > 0) for k, entry in enumerate(entries)]
-    split = stage.split_by_formula(entries, cfg, 0)
+    split = adsorption_data.split_by_formula(entries, cfg, 0)
     assert all(entries[n].converged for part in ("val", "test") for n in split[part])
     formulas = {entries[n].formula for n in split["train"]}
     assert split["train"] == [n for n, entry in enumerate(entries) if entry.formula in formulas], "learnt from all the same"
@@ -140,15 +145,13 @@ def test_nothing_is_measured_on_relaxations_that_did_not_converge(lmdb_path, tmp
 def test_reduced_formula_of_stated_and_counted_formulas(lmdb_path):
     record = open_is2re(lmdb_path)[0]
     record.extra["bulk_formula"] = "Mo2S4"
-    assert stage.reduced_formula(record) == "MoS2"
+    assert adsorption_data.reduced_formula(record) == "MoS2"
     record.extra["bulk_formula"] = "<b>x</b>"
-    assert stage.reduced_formula(record) == "Cu"
+    assert adsorption_data.reduced_formula(record) == "Cu"
 
 
 def test_rate_warms_up_and_falls_at_the_milestones():
-    settings = dataclasses.replace(
-        config.load_config().dimenet, epochs=10, warmup_epochs=1.0, lr_milestones=[0.5, 0.8], lr_gamma=0.1
-    )
+    settings = dataclasses.replace(load_config().dimenet, epochs=10, warmup_epochs=1.0, lr_milestones=[0.5, 0.8], lr_gamma=0.1)
     factors = [stage.learning_rate_factor(step, 4, settings) for step in range(40)]
     assert factors[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert factors[19:21] == pytest.approx([1.0, 0.1]) and factors[-1] == pytest.approx(0.01)
@@ -308,7 +311,7 @@ def test_new_dft_points_change_the_correction_and_nothing_else(lmdb_path, tmp_pa
     assert all(same_weights(a, b) for a, b in zip(before["members"], after["members"], strict=True))
     assert len(after["correction"]["truth"]) < len(before["correction"]["truth"])
     assert new_card["metrics"]["test"] == card["metrics"]["test"] and new_card["metrics"]["dft"]["n"] < card["metrics"]["dft"]["n"]
-    assert list(new_card["inputs"]) == [config.relative_name(lmdb_path), config.relative_name(points)]
+    assert list(new_card["inputs"]) == [relative_name(lmdb_path), relative_name(points)]
     caplog.clear()
     stage.main(changed)
     assert "nothing to do" in caplog.text
@@ -357,13 +360,13 @@ def test_fine_tuning_from_an_own_checkpoint_member_by_member(lmdb_path, tmp_path
 
 def test_a_formula_falls_on_the_same_side_in_every_set(tmp_path):
     def entry(formula):
-        return stage.Entry(0, 0, 0.0, formula, "x", 3, (1,))
+        return adsorption_data.Entry(0, 0, 0.0, formula, "x", 3, (1,))
 
     formulas = [f"X{k}" for k in range(300)]
-    cfg = config.DimenetConfig()
+    cfg = DimenetConfig()
     part = {}
     for chosen in (formulas, formulas[::2], formulas[100:]):
-        split = stage.split_by_formula([entry(f) for f in chosen], cfg, 0)
+        split = adsorption_data.split_by_formula([entry(f) for f in chosen], cfg, 0)
         sides = {chosen[n]: name for name, numbers in split.items() for n in numbers}
         assert all(part.setdefault(f, side) == side for f, side in sides.items())
     shares = [sum(side == name for side in part.values()) / 300 for name in ("val", "test")]

@@ -13,13 +13,21 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
-import config
 import structure_generator
+from crystals.cif import cif_text
+from crystals.recipes import Recipe, parse_recipes
+from crystals.symmetry import symmetrise
+from generation import candidates, search
+from generation.batch import NoiseEstimate, PropertyEstimate
+from generation.candidates import export_atoms
+from generation.sampling import draft, guidance_strength, guided_noise, predict_properties, sample, target_loss
+from generation.search import order_recipes, tilted_keys
 from geo_utils import Sheet
-from models import DenoiserModelConfig, DenoisingEGNN, NoiseEstimate, PropertyEstimate, save_checkpoint
-from prototypes import Recipe
-from sampling import draft, guidance_strength, guided_noise, predict_properties, sample, target_loss
-from structure_generator import cif_text, export_atoms, order_recipes, parse_recipes, symmetrise, tilted_keys
+from models import DenoiserModelConfig, DenoisingEGNN
+from networks.checkpoints import save_checkpoint
+from pipeline.errors import StageError
+from pipeline.provenance import read_sidecar
+from pipeline.settings import Config, GenerationConfig
 
 COMPOSITIONS = [(42, 16, 16), (6, 6), (22, 22, 6, 8, 8), (16,), (42, 52, 16)]
 
@@ -35,8 +43,8 @@ def model() -> DenoisingEGNN:
 
 
 @pytest.fixture(scope="module")
-def settings() -> config.GenerationConfig:
-    return dataclasses.replace(config.GenerationConfig(), num_steps=8, guidance_scale=0.5, cfg_scale=1.5)
+def settings() -> GenerationConfig:
+    return dataclasses.replace(GenerationConfig(), num_steps=8, guidance_scale=0.5, cfg_scale=1.5)
 
 
 def mos2() -> Sheet:
@@ -124,9 +132,9 @@ def test_drafts_ignore_the_position_in_the_list(model, settings):
 
 def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
-    monkeypatch.setattr(structure_generator, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(structure_generator, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
-    monkeypatch.setattr(structure_generator, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
+    monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(search, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
+    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
     strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
     assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
@@ -138,9 +146,9 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, "cpu")]
     assert order[2:5] == ["C5", "C5", "C6"]  # two of a composition are sampled for one that is kept
     polymorphs = [dataclasses.replace(recipes[k], family=f) for k, f in ((4, "x"), (4, "y"), (4, "z"), (5, "x"))]
-    assert structure_generator.beyond_quota(polymorphs, one).tolist() == [False, True, True, False]
-    assert structure_generator.beyond_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
-    assert not structure_generator.beyond_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
+    assert search.beyond_quota(polymorphs, one).tolist() == [False, True, True, False]
+    assert search.beyond_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
+    assert not search.beyond_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
     free = dataclasses.replace(settings, guidance_scale=0.0)
     orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
@@ -148,15 +156,15 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
 
 def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings, monkeypatch):
     """On a line of compositions C1, C2, ... with the target at C9, one substitution leads from n to n + 1."""
-    monkeypatch.setattr(structure_generator, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(structure_generator, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
+    monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
     drafted: list[int] = []
 
     def drafts_of(model, compositions, *rest):
         drafted.extend(map(len, compositions))
         return list(map(len, compositions)), np.array([abs(len(c) - 9.0) for c in compositions])
 
-    monkeypatch.setattr(structure_generator, "draft", drafts_of)
+    monkeypatch.setattr(search, "draft", drafts_of)
     bred: list[list[str]] = []
 
     def next_ones(parents):
@@ -193,7 +201,7 @@ def test_recipes_from_formulas():
         ("C0.5", "fractional"),
         ("C99", "99 atoms"),
     ):
-        with pytest.raises(config.StageError, match=message):
+        with pytest.raises(StageError, match=message):
             parse_recipes([formula], {16, 6})
 
 
@@ -212,7 +220,7 @@ def test_recipes_from_families(caplog):
         ("2H-MX2: Mo | W", "charge-neutral"),
         ("2H-MX2: Ti | O", "not trained on O, Ti"),
     ):
-        with pytest.raises(config.StageError, match=message):
+        with pytest.raises(StageError, match=message):
             parse_recipes([entry], elements)
 
 
@@ -261,14 +269,14 @@ def test_cif_and_extxyz_agree(tmp_path):
 
 
 @pytest.fixture
-def cfg(tmp_path, model, settings, monkeypatch) -> config.Config:
+def cfg(tmp_path, model, settings, monkeypatch) -> Config:
     """A checkpoint of random weights, and validity checks that pass most of what it makes."""
     path = tmp_path / "denoiser.pth"
     save_checkpoint(
         path, "denoiser", model.config, {"model": model.state_dict(), "elements": [6, 8, 16, 22, 42], "formulas": ["MoS2"]}
     )
-    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: "clash" if len(s) == 1 else "ok")
-    base = config.Config()
+    monkeypatch.setattr(candidates, "check_validity", lambda s, c: "clash" if len(s) == 1 else "ok")
+    base = Config()
     return dataclasses.replace(
         base,
         run=dataclasses.replace(base.run, device="cpu", threads=1),
@@ -280,7 +288,7 @@ def cfg(tmp_path, model, settings, monkeypatch) -> config.Config:
     )  # fmt: skip
 
 
-def with_generation(cfg: config.Config, **changes) -> config.Config:
+def with_generation(cfg: Config, **changes) -> Config:
     return dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, **changes))
 
 
@@ -291,7 +299,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 def test_products(cfg, model):
     structure_generator.main(cfg)
     folder = Path(cfg.generation.output_dir)
-    manifest = config.read_sidecar(folder, stage=structure_generator.STAGE)
+    manifest = read_sidecar(folder, stage=structure_generator.STAGE)
     assert manifest["counts"]["kept"] == 4 and manifest["counts"]["sampled"] == 8
     assert manifest["counts"]["clash"] == 1
     frames = ase.io.read(folder / "candidates.extxyz", ":")
@@ -304,7 +312,7 @@ def test_products(cfg, model):
         assert np.abs((difference - np.round(difference)) @ frame.cell.array).max() < 1e-4
         predicted = predict_properties(model, [Sheet.from_atoms(frame)])
         assert frame.info["delta_g_pred"] == pytest.approx(float(predicted.delta_g), abs=2e-3)
-    assert not (folder / structure_generator.PARTIAL_DIR).exists()
+    assert not (folder / candidates.PARTIAL_DIR).exists()
 
 
 def test_same_files_whatever_the_batch_size_and_after_a_kill(cfg, tmp_path, monkeypatch):
@@ -315,7 +323,7 @@ def test_same_files_whatever_the_batch_size_and_after_a_kill(cfg, tmp_path, monk
     assert contents(other.generation.output_dir) == reference
 
     killed = with_generation(cfg, output_dir=str(tmp_path / "killed"))
-    calls, original = {"n": 0}, structure_generator.sample
+    calls, original = {"n": 0}, candidates.sample
 
     def dies_in_the_second_batch(*args):
         calls["n"] += 1
@@ -323,7 +331,7 @@ def test_same_files_whatever_the_batch_size_and_after_a_kill(cfg, tmp_path, monk
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(structure_generator, "sample", dies_in_the_second_batch)
+    monkeypatch.setattr(candidates, "sample", dies_in_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         structure_generator.main(killed)
     assert not list(Path(killed.generation.output_dir).glob("*.cif"))
@@ -335,10 +343,10 @@ def test_same_files_whatever_the_batch_size_and_after_a_kill(cfg, tmp_path, monk
 def test_a_finished_stage_does_nothing_and_new_settings_replace_the_files(cfg, monkeypatch):
     structure_generator.main(cfg)
     folder = Path(cfg.generation.output_dir)
-    monkeypatch.setattr(structure_generator, "sample", lambda *a: pytest.fail("sampled again"))
+    monkeypatch.setattr(candidates, "sample", lambda *a: pytest.fail("sampled again"))
     structure_generator.main(cfg)
     monkeypatch.undo()
-    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: "ok")
+    monkeypatch.setattr(candidates, "check_validity", lambda s, c: "ok")
     structure_generator.main(with_generation(cfg, num_structures=2))
     assert len(list(folder.glob("gen_*.cif"))) == 2
 
@@ -362,15 +370,15 @@ def test_selection_draws_with_the_tilt_of_the_guidance():
 
 def test_too_few_valid_sheets(cfg, monkeypatch, caplog):
     verdicts = chain(["ok"] * 3, repeat("disconnected"))
-    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: next(verdicts))
+    monkeypatch.setattr(candidates, "check_validity", lambda s, c: next(verdicts))
     structure_generator.main(with_generation(cfg, num_structures=8, oversample=1.0))
     assert "fewer than generation.num_structures=8" in caplog.text
-    monkeypatch.setattr(structure_generator, "check_validity", lambda s, c: "too thick")
-    with pytest.raises(config.StageError, match="none of 20 sampled sheets is valid .*20 too thick"):
+    monkeypatch.setattr(candidates, "check_validity", lambda s, c: "too thick")
+    with pytest.raises(StageError, match="none of 20 sampled sheets is valid .*20 too thick"):
         structure_generator.main(with_generation(cfg, oversample=1.0))
 
 
 def test_missing_checkpoint_is_one_line(cfg):
     missing = dataclasses.replace(cfg, denoiser=dataclasses.replace(cfg.denoiser, checkpoint="/nonexistent/denoiser.pth"))
-    with pytest.raises(config.StageError, match="no denoiser checkpoint.*run optimization.py"):
+    with pytest.raises(StageError, match="no denoiser checkpoint.*run optimization.py"):
         structure_generator.main(missing)

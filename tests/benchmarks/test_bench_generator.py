@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-import config
-from diffusion import SheetBatch
+from generation.batch import SheetBatch
+from generation.loss import draw_noise, loss_terms, total_loss
+from generation.sampling import sample
 from models import DenoiserModelConfig, DenoisingEGNN
-from optimization import draw_noise, loss_terms, total_loss
-from sampling import sample
+from pipeline.settings import DenoiserConfig, GenerationConfig
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def one_thread():
 @pytest.mark.parametrize("num_atoms", [3, 6, 12])
 def test_training_step(benchmark, num_atoms):
     torch.manual_seed(0)
-    model, count, settings = DenoisingEGNN(DenoiserModelConfig()), 64, config.DenoiserConfig()
+    model, count, settings = DenoisingEGNN(DenoiserModelConfig()), 64, DenoiserConfig()
     atoms = count * num_atoms
     sheets = SheetBatch(
         torch.randint(1, 84, (atoms,)), torch.rand(atoms, 2), torch.randn(atoms), torch.tensor([[1.3, 1.4, -0.2]]).repeat(count, 1),
@@ -46,8 +46,8 @@ def test_training_step(benchmark, num_atoms):
 def test_sampling(benchmark, num_atoms, guidance):
     torch.manual_seed(0)
     model, count = DenoisingEGNN(DenoiserModelConfig()).double().eval(), 16
-    settings = dataclasses.replace(config.GenerationConfig(), num_steps=10, guidance_scale=guidance)
+    settings = dataclasses.replace(GenerationConfig(), num_steps=10, guidance_scale=guidance)
     compositions = [tuple([42, 16, 16] * 4)[:num_atoms]] * count
     benchmark.pedantic(lambda: sample(model, compositions, range(count), settings, 0), rounds=2, warmup_rounds=0)
-    default = config.GenerationConfig().num_steps
+    default = GenerationConfig().num_steps
     benchmark.extra_info["seconds_per_structure_at_default_steps"] = benchmark.stats.stats.mean / count * default / 10

@@ -5,8 +5,8 @@ import pytest
 import torch
 from ase.neighborlist import neighbor_list
 
-import geo_utils as geo
-from prototypes import PROTOTYPES
+from crystals.prototypes import PROTOTYPES
+from networks import graph
 
 SHEETS = [PROTOTYPES["2H-MX2"].build(*decoration).repeat((3, 3, 1)) for decoration in list(PROTOTYPES["2H-MX2"].decorations())[:32]]
 CUTOFF = 6.0
@@ -18,7 +18,7 @@ def test_batched(benchmark):
     pos = torch.tensor(np.concatenate([a.positions for a in SHEETS]))
     cell = torch.tensor(np.array([a.cell.array for a in SHEETS]))
     batch = torch.repeat_interleave(torch.arange(len(SHEETS)), torch.tensor([len(a) for a in SHEETS]))
-    edge_index, _ = benchmark(geo.radius_graph_pbc, pos, cell, batch, CUTOFF)
+    edge_index, _ = benchmark(graph.radius_graph_pbc, pos, cell, batch, CUTOFF)
     assert edge_index.shape[1] == sum(len(neighbor_list("i", a, CUTOFF)) for a in SHEETS)
 
 

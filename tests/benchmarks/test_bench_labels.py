@@ -6,8 +6,9 @@ import pytest
 import torch
 from ase.db import connect
 
-import config
-from hydrogen import HydrogenPredictor, SiteStore
+from energetics.hydrogen import HydrogenPredictor
+from energetics.site_cache import SiteStore
+from pipeline.settings import DatasetConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUP = "ΔG_H of 48 sheets, all sites"
@@ -34,16 +35,16 @@ def run(benchmark, function):
 
 @pytest.mark.benchmark(group=GROUP)
 def test_sharing_batches(benchmark, judge, sheets):
-    run(benchmark, lambda: list(judge.predict_many(sheets, config.DatasetConfig())))
+    run(benchmark, lambda: list(judge.predict_many(sheets, DatasetConfig())))
 
 
 @pytest.mark.benchmark(group=GROUP)
 def test_sharing_batches_with_the_sites_kept(benchmark, judge, sheets, tmp_path):
-    settings = config.DatasetConfig()
+    settings = DatasetConfig()
     places = SiteStore(tmp_path / "sites.jsonl", settings.h_image_distance_angstrom)
     run(benchmark, lambda: list(judge.predict_many(sheets, settings, places)))
 
 
 @pytest.mark.benchmark(group=GROUP)
 def test_one_at_a_time(benchmark, judge, sheets):
-    run(benchmark, lambda: [judge.predict_sheet(sheet, config.DatasetConfig()) for sheet in sheets])
+    run(benchmark, lambda: [judge.predict_sheet(sheet, DatasetConfig()) for sheet in sheets])

@@ -5,9 +5,10 @@ import torch
 from ase.build import add_adsorbate, mx2
 from torch_geometric.nn.models.dimenet import InteractionPPBlock
 
-from geo_utils import edge_vectors
-from hydrogen import batch_atoms
-from models import DimeNetPlusPlus, DimeNetPlusPlusConfig
+from energetics.hydrogen import batch_atoms
+from models import DimeNetPlusPlus
+from networks.dimenet_layers import DimeNetPlusPlusConfig
+from networks.graph import edge_vectors
 
 GROUP = "one interaction of DimeNet++ on 16 sheets with H"
 

@@ -17,18 +17,21 @@ import torch
 from ase import Atoms
 from simple_judges import CELL, GOOD, LOOP, SITES  # noqa: F401  (the tests take them from here)
 
-import config
-import judging
+from evaluation import candidate, judging
+from pipeline import loading
+from pipeline.cli import run_stage
+from pipeline.loading import load_config
+from pipeline.settings import Config, EvaluationConfig
 
-SETTINGS = config.EvaluationConfig(bootstrap=10)
+SETTINGS = EvaluationConfig(bootstrap=10)
 
 
-def judge(path: Path, settings: config.EvaluationConfig = SETTINGS) -> judging.CandidateResult:
+def judge(path: Path, settings: EvaluationConfig = SETTINGS) -> candidate.CandidateResult:
     """The row of one CIF by the simple judges; whatever is in the file, no exception leaves this."""
-    return judging.CandidateResult(**judging.judge_candidate(path, simple.judges(), settings)["row"])
+    return candidate.CandidateResult(**judging.judge_candidate(path, simple.judges(), settings)["row"])
 
 
-def judged(tmp_path: Path, content: str | bytes, name: str = "x.cif") -> judging.CandidateResult:
+def judged(tmp_path: Path, content: str | bytes, name: str = "x.cif") -> candidate.CandidateResult:
     """The row of a CIF with this content."""
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -51,20 +54,20 @@ def cif_of_atoms(atoms: Atoms) -> str:
     return cif_of(atoms.cell.array, atoms.numbers, np.linalg.solve(atoms.cell.array.T, atoms.positions.T).T)
 
 
-def one_line(capsys: pytest.CaptureFixture, action: Callable[[config.Config], Any], arguments: list[str]) -> tuple[int, str]:
+def one_line(capsys: pytest.CaptureFixture, action: Callable[[Config], Any], arguments: list[str]) -> tuple[int, str]:
     """Exit code and message of a stage; fails where the message is not exactly one short line without a traceback."""
     capsys.readouterr()
-    load = config.load_config if arguments else _defaults  # reading settings takes a tenth of a second
-    with mock.patch.object(config, "load_config", load):
-        code = config.run_stage(action, "doc", ("run",), arguments)
+    load = load_config if arguments else _defaults  # reading settings takes a tenth of a second
+    with mock.patch.object(loading, "load_config", load):
+        code = run_stage(action, "doc", ("run",), arguments)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and not re.search(r"\[\d\d:\d\d.*\]$", line)]
     assert code in (1, 2) and len(lines) == 1, (code, lines)
     assert "Traceback" not in lines[0] and len(lines[0]) < 1000
     return code, lines[0]
 
 
-def _defaults(*_: Any) -> config.Config:
-    return config.Config()
+def _defaults(*_: Any) -> Config:
+    return Config()
 
 
 def is_short(status: str) -> bool:

@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("safety_db", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    import config
+    from pipeline.files import write_json
 
     content = json.loads((arguments.safety_db / "insecure_full.json").read_text(encoding="utf-8"))
     moment = content.pop("$meta")["timestamp"]
@@ -71,7 +71,7 @@ def main() -> int:
     data |= {"data_of": time.strftime("%Y-%m-%d", time.gmtime(moment)), "packages_with_advisories": len(content)}
     data["limit"] = "knows nothing younger than its date; pip-audit, with a network, does"
     about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "python": sys.version.split()[0], "advisory_data": data}
-    config.write_json(arguments.output, about | {"packages": rows})
+    write_json(arguments.output, about | {"packages": rows})
     hit = [row for row in rows if row["advisories_that_cover_it"]]
     print(
         f"{len(rows)} packages, {sum(row['pinned'] for row in rows)} of them pinned, {len(hit)} with an advisory that covers them"

@@ -71,14 +71,14 @@ def _resume_often() -> None:
 
 
 def _label_few_at_a_time() -> None:
-    import material_dataset
+    from energetics import site_labels
 
-    material_dataset.LABEL_CHUNK = 4
+    site_labels.LABEL_CHUNK = 4
 
 
 def _few_metals() -> None:
-    import adsorption_records
-    import prepare_demo_data
+    from energetics import adsorption_records
+    from scripts import prepare_demo_data
 
     for module in (prepare_demo_data, adsorption_records):
         module.SURFACE_METALS = ["Cu"]
@@ -87,7 +87,7 @@ def _few_metals() -> None:
 def _still_atoms() -> None:
     import simple_judges
 
-    import prepare_demo_data
+    from scripts import prepare_demo_data
 
     _few_metals()
     prepare_demo_data.load_potential = simple_judges.still_potential
@@ -96,19 +96,19 @@ def _still_atoms() -> None:
 def _simple_judges() -> None:
     import simple_judges
 
-    import evaluators
-    import potentials
+    from energetics import potentials
+    from evaluation import judges
 
-    evaluators.load_judges = simple_judges.slow_judges
+    judges.load_judges = simple_judges.slow_judges
     potentials.load_potential = simple_judges.still_potential
 
 
 def _plain_figures() -> None:
     """Figures without axes: the time that labels take is not what is looked at."""
-    import figures
+    from pipeline import plotting
 
-    figures.STYLE["savefig.dpi"] = 40
-    whole = figures.save
+    plotting.STYLE["savefig.dpi"] = 40
+    whole = plotting.save
 
     def save(fig: Any, path: Any) -> None:
         fig.set_layout_engine("none")
@@ -116,11 +116,11 @@ def _plain_figures() -> None:
             axis.set_axis_off()
         whole(fig, path)
 
-    figures.save = save
+    plotting.save = save
 
 
 def _small_lmdb(folder: Path) -> None:
-    from is2re_lmdb import open_is2re, write_is2re
+    from energetics.is2re_lmdb import open_is2re, write_is2re
 
     records = open_is2re(ROOT / "data" / "demo_is2re" / "data.lmdb")
     write_is2re(folder / "small.lmdb", [records[k] for k in range(0, len(records), 20)])
@@ -151,7 +151,7 @@ def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
     judging = (_simple_judges,) if simple else ()
     table = {
         "prepare_demo_data": Stage(
-            "prepare_demo_data.py",
+            "scripts.prepare_demo_data",
             ("run", "demo", "evaluation"),
             {
                 "demo.db_path": "{run}/demo.db",
@@ -187,7 +187,7 @@ def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
             "material_dataset.py", ("run", "dimenet", "dataset"), {**SPLIT, **TRAINED}, patches=(_label_few_at_a_time,)
         ),
         "pretrain_csllm": Stage(
-            "pretrain_csllm.py",
+            "scripts.pretrain_csllm",
             ("run", "dataset", "synth_lm"),
             {
                 "synth_lm.epochs": 2,
@@ -238,9 +238,9 @@ def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
 
 def _fork_workers() -> None:
     """Worker processes of the stage are forked from it: nothing is imported again."""
-    import judge_pool
-    import prepare_demo_data
     import pretrain_dimenet
+    from evaluation import judge_pool
+    from scripts import prepare_demo_data
 
     fork = multiprocessing.get_context("fork")
     pretrain_dimenet.get_context = lambda _: fork
@@ -279,13 +279,13 @@ def start(stage: Stage, arguments: list[str], output: int, spawn: bool = False, 
         if largest_file:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         sys.argv = [stage.script]
-        import config
+        from pipeline.cli import run_stage
 
         if not spawn:
             _fork_workers()
         for change in stage.patches:
             change()
-        code = config.run_stage(_main(stage.script), "", stage.sections, arguments)
+        code = run_stage(_main(stage.script), "", stage.sections, arguments)
     except BaseException:  # nothing may return into the process that forked
         traceback.print_exc()
     finally:
@@ -358,9 +358,9 @@ def check_readable(path: Path) -> None:
 
         torch.load(path, weights_only=True)
     elif kind == ".cif":
-        import validity
+        from crystals import cif
 
-        assert len(validity.read_cif(path, 1000))
+        assert len(cif.read_cif(path, 1000))
     elif kind == ".extxyz":
         from ase.io import read
 
@@ -373,7 +373,7 @@ def check_readable(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as database:
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     elif kind in (".lmdb", ".mdb"):
-        from is2re_lmdb import open_is2re
+        from energetics.is2re_lmdb import open_is2re
 
         assert all(len(record.pos) for record in open_is2re(path))
     elif kind == ".gz":
@@ -409,7 +409,7 @@ def content(path: Path) -> Any:
         rows = [(row.toatoms().todict(), row.key_value_pairs) for row in connect(path).select()]
         return json.dumps(rows, default=lambda value: value.tolist(), sort_keys=True)
     if kind in (".lmdb", ".mdb"):
-        from is2re_lmdb import open_is2re
+        from energetics.is2re_lmdb import open_is2re
 
         return [str({k: getattr(v, "tolist", lambda v=v: v)() for k, v in vars(r).items()}) for r in open_is2re(path)]
     if kind == ".html":
@@ -578,7 +578,7 @@ def warm_up(judges: str) -> None:
     for stage in stages(judges).values():
         _main(stage.script)
     if judges == "real":
-        import potentials
+        from energetics import potentials
 
         for name in ("sevennet-0", "sevennet-l3i5"):
             potentials.load_potential(name)
@@ -596,7 +596,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--disk", action="store_true", help="full, limited and read-only disks follow (see disk_faults.py)")
     parser.add_argument("--json", type=Path, help="file into which the table is written; rows of other stages in it stay")
     arguments = parser.parse_args(argv)
-    import config
+    from pipeline.files import write_json
 
     warm_up(arguments.judges)
     failed = 0
@@ -632,7 +632,7 @@ def main(argv: list[str] | None = None) -> int:
             old = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.is_file() else {}
             if not arguments.kills and row["verdict"] == "identical":
                 row = old.get(name, {}) | {"disk": row["disk"]}
-            config.write_json(arguments.json, old | {name: row})
+            write_json(arguments.json, old | {name: row})
     return 1 if failed else 0
 
 

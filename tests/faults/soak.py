@@ -24,9 +24,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import config
-import evaluators
-from judge_pool import JudgePool
+from evaluation import evaluate, judges
+from evaluation.judge_pool import JudgePool
+from pipeline.errors import StageError
+from pipeline.files import PROJECT_DIR, write_json
+from pipeline.loading import load_config
+from pipeline.provenance import git_commit
+from pipeline.settings import Config, EvaluationConfig
 
 SETTLED = 100  # candidates after which memory should no longer grow
 MIB = 2**20
@@ -66,7 +70,7 @@ class WatchedPool(JudgePool):
             }
         )
 
-    def judge(self, paths: Sequence[Path], settings: config.EvaluationConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def judge(self, paths: Sequence[Path], settings: EvaluationConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
         for finished in super().judge(paths, settings):
             yield finished
             self.finished += 1
@@ -76,7 +80,7 @@ class WatchedPool(JudgePool):
 
 def candidates(source: Path, number: int, folder: Path) -> None:
     """``number`` CIFs in ``folder``: links to those of ``source``, then strained copies of them."""
-    found = evaluators.find_cifs(source)
+    found = evaluate.find_cifs(source)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.cif"):
         old.unlink()
@@ -100,7 +104,7 @@ def slope(rows: Sequence[dict[str, Any]], key: str, settled: int = SETTLED) -> f
 
 
 def soak(
-    cfg: config.Config,
+    cfg: Config,
     source: Path,
     number: int,
     output: Path,
@@ -120,18 +124,18 @@ def soak(
     def write() -> None:
         for key in ("main_mib", "workers_mib"):
             run[f"slope_{key}_per_1000"] = slope(run["rows"], key, settled)
-        config.write_json(output, {"settled_after": settled, "git_commit": config.git_commit(), "runs": [*earlier, run]})
+        write_json(output, {"settled_after": settled, "git_commit": git_commit(), "runs": [*earlier, run]})
 
     def seen(row: dict[str, Any]) -> None:
         run["rows"].append(row)
         print(f"{row['finished']:>8} {row['seconds']:>10.0f} {row['main_mib']:>10.1f} {row['workers_mib']:>12.1f}", flush=True)
         write()
 
-    factory = factory or partial(evaluators.load_judges, cfg)
+    factory = factory or partial(judges.load_judges, cfg)
     print(f"{'finished':>8} {'seconds':>10} {'main MiB':>10} {'workers MiB':>12}", flush=True)
-    identity = evaluators.judge_identity(cfg) if identity is None else identity
+    identity = judges.judge_identity(cfg) if identity is None else identity
     with WatchedPool(factory, identity, cfg.evaluation.workers, every, seen) as pool:
-        evaluation = evaluators.evaluate(work / "cifs", pool, cfg.evaluation, work, "soak", seed=cfg.run.seed)
+        evaluation = evaluate.evaluate(work / "cifs", pool, cfg.evaluation, work, "soak", seed=cfg.run.seed)
         run["statuses_ok"] = sum(row.status == "ok" for row in evaluation.rows)
         pool.look()  # with the table, the metrics and the comparison of structures in memory
     write()
@@ -150,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="settings: section.key=value")
     arguments = parser.parse_args(argv)
     try:
-        cfg = config.load_config(config.PROJECT_DIR / "config.yaml", arguments.overrides)
+        cfg = load_config(PROJECT_DIR / "config.yaml", arguments.overrides)
         soak(cfg, arguments.cifs, arguments.number, arguments.output, arguments.every)
-    except config.StageError as error:
+    except StageError as error:
         print(f"soak.py: {error}", file=sys.stderr)
         return 1
     return 0

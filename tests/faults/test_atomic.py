@@ -14,7 +14,11 @@ import time
 import pytest
 import torch
 
-import config
+from pipeline import files
+from pipeline.cli import run_stage
+from pipeline.errors import StageError
+from pipeline.files import atomic_folder, atomic_path, write_json
+from pipeline.tasks import end_with_parent
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def dead():
 @pytest.fixture(autouse=True)
 def unswept(monkeypatch):
     """As in a process that has written nothing yet."""
-    monkeypatch.setattr(config, "_swept", set())
+    monkeypatch.setattr(files, "_swept", set())
 
 
 def test_what_a_killed_process_has_left_goes_with_the_next_write_beside_it(tmp_path, dead):
@@ -38,20 +42,20 @@ def test_what_a_killed_process_has_left_goes_with_the_next_write_beside_it(tmp_p
     kept = [f".a.pth.{os.getppid()}@{host}.tmp", f".a.pth.{dead}@another-machine.tmp", ".hidden", "a.tmp"]
     for name in kept:
         (tmp_path / name).write_text("somebody's")
-    config.write_json(tmp_path / "b.json", {})
+    write_json(tmp_path / "b.json", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "b.json"])
 
 
 def test_a_folder_appears_whole(tmp_path):
     target = tmp_path / "gen_00001"
-    with config.atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "x").write_text("old")
-    with pytest.raises(ZeroDivisionError), config.atomic_folder(target) as folder:
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as folder:
         (folder / "x").write_text("half")
         assert (target / "x").read_text() == "old"
         raise ZeroDivisionError
     assert (target / "x").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["gen_00001"]
-    with config.atomic_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "y").write_text("new")
     assert [p.name for p in target.iterdir()] == ["y"]
 
@@ -61,11 +65,11 @@ def test_a_disk_that_is_too_small_is_named_with_the_file_also_by_torch(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as caught, config.atomic_path(product) as temporary:
+        with pytest.raises(OSError, match="File too large") as caught, atomic_path(product) as temporary:
             torch.save({"x": torch.zeros(4096)}, temporary)
         assert caught.value.filename == str(product)
         with pytest.raises(OSError, match="File too large") as caught:
-            config.write_json(tmp_path / "x.json", "x" * 5000)
+            write_json(tmp_path / "x.json", "x" * 5000)
         assert caught.value.filename == str(tmp_path / "x.json")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -73,10 +77,10 @@ def test_a_disk_that_is_too_small_is_named_with_the_file_also_by_torch(tmp_path)
 
 
 def test_errors_that_are_no_disks_stay_what_they_are(tmp_path):
-    with pytest.raises(KeyError), config.atomic_path(tmp_path / "x") as temporary:
+    with pytest.raises(KeyError), atomic_path(tmp_path / "x") as temporary:
         raise KeyError(temporary)
-    with pytest.raises(config.StageError, match="mine"), config.atomic_path(tmp_path / "x"):
-        raise config.StageError("mine")
+    with pytest.raises(StageError, match="mine"), atomic_path(tmp_path / "x"):
+        raise StageError("mine")
     assert not list(tmp_path.iterdir())
 
 
@@ -84,12 +88,12 @@ def test_a_full_disk_found_by_sqlite_is_one_line(capsys):
     def stage(_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    assert config.run_stage(stage, "doc", ("run",), []) == 1
+    assert run_stage(stage, "doc", ("run",), []) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].endswith(": database or disk is full")
 
 
 def _worker(path: str) -> None:
-    config.end_with_parent()
+    end_with_parent()
     while True:
         with open(path, "a") as handle:
             handle.write(".")

@@ -12,25 +12,16 @@ import pytest
 import torch
 from corpus import Hostile, one_line
 
-import config
-import optimization
-import potentials
-from config import StageError
-from hydrogen import Calibration, Domain, HydrogenPredictor
-from material_dataset import SheetDataset, pack
-from models import (
-    DIMENET_KIND,
-    CheckpointError,
-    DenoiserModelConfig,
-    DenoisingEGNN,
-    DimeNetPlusPlus,
-    DimeNetPlusPlusConfig,
-    load_checkpoint,
-    load_denoiser,
-    load_ocp_checkpoint,
-    save_checkpoint,
-)
-from synthesizability import EmbeddedLMJudge
+from energetics import hull
+from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
+from evaluation.embedded_lm import EmbeddedLMJudge
+from generation import sheet_table
+from generation.sheet_table import SheetDataset, pack
+from models import DIMENET_KIND, DenoiserModelConfig, DenoisingEGNN, DimeNetPlusPlus, load_denoiser
+from networks.checkpoints import CheckpointError, load_checkpoint, load_ocp_checkpoint, save_checkpoint
+from networks.dimenet_layers import DimeNetPlusPlusConfig
+from pipeline.errors import StageError
+from pipeline.provenance import SCHEMA_VERSION, read_sidecar
 
 NAN = float("nan")
 SMALL = DenoiserModelConfig(num_timesteps=10, hidden_channels=8, vector_channels=2, num_layers=1, num_noise_layers=0)
@@ -96,10 +87,10 @@ NO_CHECKPOINT = {
     "whole module": lambda p: torch.save(torch.nn.Linear(2, 2), p),
     "kind is no text": lambda p: torch.save({"kind": torch.zeros(2)}, p),
     "no schema": lambda p: torch.save({"kind": "KIND"}, p),
-    "later schema": lambda p: torch.save({"kind": "KIND", "schema_version": config.SCHEMA_VERSION + 1}, p),
+    "later schema": lambda p: torch.save({"kind": "KIND", "schema_version": SCHEMA_VERSION + 1}, p),
     "schema in words": lambda p: torch.save({"kind": "KIND", "schema_version": "1"}, p),
     "schema is a tensor": lambda p: torch.save({"kind": "KIND", "schema_version": torch.ones(2)}, p),
-    "nothing but a kind": lambda p: torch.save({"kind": "KIND", "schema_version": config.SCHEMA_VERSION}, p),
+    "nothing but a kind": lambda p: torch.save({"kind": "KIND", "schema_version": SCHEMA_VERSION}, p),
 }
 
 
@@ -260,14 +251,14 @@ def test_published_checkpoints_that_cannot_be_used(tmp_path, capsys, damage):
 
 # ---------------------------------------------------------------------------------------------------- other files of tensors
 
-TABLE = {"schema_version": config.SCHEMA_VERSION}
+TABLE = {"schema_version": SCHEMA_VERSION}
 TABLES = {
     "empty": lambda p: p.write_bytes(b""),
     "text": lambda p: p.write_text("x"),
     "folder": lambda p: p.mkdir(),
     "list": lambda p: torch.save([1], p),
     "no schema": lambda p: torch.save({"uid": []}, p),
-    "later schema": lambda p: torch.save({"schema_version": config.SCHEMA_VERSION + 1}, p),
+    "later schema": lambda p: torch.save({"schema_version": SCHEMA_VERSION + 1}, p),
     "schema alone": lambda p: torch.save(TABLE, p),
     "no heights": lambda p: torch.save({k: v for k, v in pack([], {}).items() if k != "heights"}, p),
     "a row too many": lambda p: torch.save(pack([], {}) | {"uid": ["x"]}, p),
@@ -290,7 +281,7 @@ def test_processed_tables_that_cannot_be_used(tmp_path, capsys, kind):
 def test_training_names_tables_that_cannot_be_used(tmp_path, kind):
     TABLES[kind](tmp_path / "train.pt")
     try:
-        optimization.SheetTable.load(tmp_path / "train.pt")
+        sheet_table.SheetTable.load(tmp_path / "train.pt")
     except Exception as error:
         assert isinstance(error, StageError) and "train.pt" in str(error), type(error)
     else:
@@ -309,8 +300,8 @@ REFERENCES = {
 def test_reference_energies_that_cannot_be_used(tmp_path, capsys, kind):
     path = tmp_path / "r.json.gz"
     path.mkdir() if REFERENCES[kind] is None else path.write_bytes(REFERENCES[kind])
-    code, line = one_line(capsys, lambda cfg: potentials.References.load(path), [])
-    assert code == 1 and "r.json.gz" in line and "prepare_demo_data.py" in line
+    code, line = one_line(capsys, lambda cfg: hull.References.load(path), [])
+    assert code == 1 and "r.json.gz" in line and "scripts.prepare_demo_data" in line
 
 
 SIDECARS = {
@@ -329,5 +320,5 @@ def test_sidecars_that_cannot_be_used(tmp_path, capsys, kind):
     content, reason = SIDECARS[kind]
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
-    code, line = one_line(capsys, lambda cfg: config.read_sidecar(tmp_path / "x.pth", stage="a.py"), [])
+    code, line = one_line(capsys, lambda cfg: read_sidecar(tmp_path / "x.pth", stage="a.py"), [])
     assert code == 1 and "x.json" in line and reason in line

@@ -18,11 +18,9 @@ from corpus import CELL, GOOD, LOOP, SETTINGS, SITES, cif_of, cif_of_atoms, is_s
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
-import evaluators
-import judging
-import report
-import validity
+from crystals import cif, matching, validity
+from evaluation import comparison, evaluate, report
+from pipeline.loading import load_config
 
 NO_NAME = LOOP.replace("_atom_site_type_symbol\n", "")
 
@@ -142,7 +140,7 @@ def test_a_folder_of_them_is_counted_file_by_file(tmp_path):
     small = {kind: content for kind, (content, _) in REFUSED.items() if len(content) < 100_000}
     for kind, content in small.items():
         (folder / f"{kind}.cif").write_bytes(content.encode() if isinstance(content, str) else content)
-    evaluation = evaluators.evaluate(folder, simple.judges(), SETTINGS, tmp_path / "out", "theirs")
+    evaluation = evaluate.evaluate(folder, simple.judges(), SETTINGS, tmp_path / "out", "theirs")
     assert sorted(row.id for row in evaluation.rows) == sorted(["good", *small])
     assert evaluation.aggregates["rate_valid"].n == len(small) + 1
     assert evaluation.aggregates["rate_valid"].value == pytest.approx(1 / (len(small) + 1))
@@ -336,10 +334,10 @@ def test_number_of_atoms(tmp_path, atoms, limit, verdict):
     path = tmp_path / "x.cif"
     path.write_text(cif_of(np.eye(3) * 2.5 * side, [29] * atoms, grid / side))
     if verdict == "read":
-        assert len(validity.read_cif(path, limit)) == atoms
+        assert len(cif.read_cif(path, limit)) == atoms
     else:
-        with pytest.raises(validity.UnreadableCif, match=verdict):
-            validity.read_cif(path, limit)
+        with pytest.raises(cif.UnreadableCif, match=verdict):
+            cif.read_cif(path, limit)
     assert ("200" in judge(path).status) == (atoms > 200)
 
 
@@ -392,10 +390,10 @@ def named(tmp_path_factory):
     for k, name in enumerate(NAMES):
         (root / "cifs" / name).write_text(GOOD.replace("3.18", f"{3.18 + 0.001 * k:.3f}"), encoding="utf-8")
     overrides = [f"evaluation.output_dir={root / 'out'}", f"external.output_dir={root / 'theirs'}", "evaluation.bootstrap=10"]
-    cfg = config.load_config(None, overrides)
-    evaluation = evaluators.evaluate(root / "cifs", simple.judges(), cfg.evaluation, root / "out", "ours")
+    cfg = load_config(None, overrides)
+    evaluation = evaluate.evaluate(root / "cifs", simple.judges(), cfg.evaluation, root / "out", "ours")
     report.write_report(evaluation, cfg, root / "out", truth=None, script="test.py")
-    report.update_comparison(cfg)
+    comparison.update_comparison(cfg)
     return root, evaluation
 
 
@@ -428,7 +426,7 @@ def test_page_shows_every_name(named):
 
 
 def run_folder(tmp_path, judges=None):
-    return evaluators.evaluate(tmp_path / "cifs", judges or simple.judges(), SETTINGS, tmp_path / "out", "theirs")
+    return evaluate.evaluate(tmp_path / "cifs", judges or simple.judges(), SETTINGS, tmp_path / "out", "theirs")
 
 
 @pytest.fixture
@@ -502,7 +500,7 @@ def test_same_stem_in_both_cases_stays_apart(tmp_path, folder):
 
 def test_ids_are_never_shared(tmp_path):
     paths = [tmp_path / name for name in ("x.cif", "x.CIF", "x.cif.cif")]
-    assert len(set(evaluators.candidate_ids(paths).values())) == 3
+    assert len(set(evaluate.candidate_ids(paths).values())) == 3
 
 
 def test_a_name_that_is_no_utf8(tmp_path, folder):
@@ -526,7 +524,7 @@ def test_a_line_break_in_a_name(tmp_path, folder):
 
 
 def test_no_cell_of_the_table_is_a_formula():
-    assert not evaluators._cell("-2+3+cmd|' /C calc'!A0").startswith("-")
+    assert not evaluate._cell("-2+3+cmd|' /C calc'!A0").startswith("-")
 
 
 class StillWaiting(Exception):
@@ -568,7 +566,7 @@ def test_pipes_and_devices_are_refused_when_they_are_read(tmp_path):
 def test_a_training_set_that_is_no_database_leaves_novelty_open(tmp_path, folder, make):
     """Whatever is wrong with it, each row says so and nothing counts as new."""
     make(tmp_path / "train.db")
-    judges = simple.judges(training_structures=judging.TrainingStructures(tmp_path / "train.db"))
+    judges = simple.judges(training_structures=matching.TrainingStructures(tmp_path / "train.db"))
     (row,) = run_folder(tmp_path, judges).rows
     assert row.e_above_hull_ev == pytest.approx(0.05)
     assert row.novel is None and row.metastable_sun is None and row.status.startswith("novelty: ")

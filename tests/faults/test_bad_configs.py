@@ -7,10 +7,12 @@ from corpus import one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
+from pipeline.errors import ConfigError, StageError
+from pipeline.loading import load_config
+from pipeline.settings import Config, DenoiserConfig, section_fields
 
 
-def never(cfg: config.Config) -> None:
+def never(cfg: Config) -> None:
     raise AssertionError("the stage was started")
 
 
@@ -139,20 +141,20 @@ def test_things_that_are_no_file(tmp_path, capsys, make):
 @pytest.mark.parametrize("content", ["", "# nothing\n", "null\n", "{}\n", "---\n"])
 def test_an_empty_file_means_the_defaults(tmp_path, content):
     (tmp_path / "mine.yaml").write_text(content)
-    assert config.load_config(tmp_path / "mine.yaml").denoiser == config.DenoiserConfig(
+    assert load_config(tmp_path / "mine.yaml").denoiser == DenoiserConfig(
         checkpoint=str(tmp_path / "results" / "denoiser" / "best_diffusion_model.pth")
     )
 
 
 def test_overrides_may_refer_to_other_settings(tmp_path):
-    loaded = config.load_config(None, [f"run.output_dir={tmp_path}", "dataset.processed_dir=${run.output_dir}/x", "run.seed=7"])
+    loaded = load_config(None, [f"run.output_dir={tmp_path}", "dataset.processed_dir=${run.output_dir}/x", "run.seed=7"])
     assert loaded.dataset.processed_dir == str(tmp_path / "x")
-    assert config.load_config(None, ["run.seed=7", "run.threads=${run.seed}"]).run.threads == 7
+    assert load_config(None, ["run.seed=7", "run.threads=${run.seed}"]).run.threads == 7
 
 
 def test_messages_of_several_lines_become_one(capsys):
     def fail(cfg):
-        raise config.StageError("a\nb\n\n  c")
+        raise StageError("a\nb\n\n  c")
 
     assert one_line(capsys, fail, [])[1].endswith(": a b c")
 
@@ -168,19 +170,17 @@ def test_files_that_fail_under_way_are_one_line(capsys, error):
 
 @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    key=st.sampled_from(
-        [f"{s}.{f.name}" for s in ("run", "dimenet", "generation", "evaluation") for f in config.section_fields(s)]
-    ),
+    key=st.sampled_from([f"{s}.{f.name}" for s in ("run", "dimenet", "generation", "evaluation") for f in section_fields(s)]),
     value=st.one_of(st.text(max_size=12), st.floats().map(str), st.integers().map(str), st.text("[]{}:,'\"!&*$ 1a", max_size=10)),
 )
 def test_any_value_is_taken_or_refused_by_name(key, value):
     try:
-        loaded = config.load_config(None, [f"{key}={value}"])
-    except config.ConfigError as error:
+        loaded = load_config(None, [f"{key}={value}"])
+    except ConfigError as error:
         assert key.split(".")[1] in str(error) or "cannot read the override" in str(error)
     else:
         section, name = key.split(".")
-        kind = type(getattr(getattr(config.Config(), section), name))
+        kind = type(getattr(getattr(Config(), section), name))
         taken = getattr(getattr(loaded, section), name)
         assert isinstance(taken, kind) and taken == taken
 
@@ -190,8 +190,8 @@ def test_any_value_is_taken_or_refused_by_name(key, value):
 def test_any_file_is_taken_or_refused(tmp_path, content):
     (tmp_path / "mine.yaml").write_bytes(content)
     try:
-        loaded = config.load_config(tmp_path / "mine.yaml")
-    except config.ConfigError as error:
+        loaded = load_config(tmp_path / "mine.yaml")
+    except ConfigError as error:
         assert "mine.yaml" in str(error) or "run" in str(error)
     else:
         assert isinstance(loaded.run.seed, int)

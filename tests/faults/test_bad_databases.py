@@ -15,13 +15,15 @@ from corpus import one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import config
-import dft_correction
 import material_dataset as stage2
-import pretrain_csllm
-from config import StageError
+from crystals.database import Row, clean_row, read_rows
+from energetics import dft_points, site_labels
+from evaluation import synth_examples
+from pipeline.errors import StageError
+from pipeline.loading import load_config
+from pipeline.settings import DatasetConfig
 
-SETTINGS = config.DatasetConfig()
+SETTINGS = DatasetConfig()
 
 
 def good() -> Atoms:
@@ -60,8 +62,8 @@ def spoil(path, statement, *values):
 
 
 def verdicts(path, **changes):
-    settings_ = config.load_config(None, [f"dataset.{key}={value}" for key, value in {"db_path": path, **changes}.items()]).dataset
-    return [result for *_, result in stage2.read_rows(settings_)]
+    settings_ = load_config(None, [f"dataset.{key}={value}" for key, value in {"db_path": path, **changes}.items()]).dataset
+    return [result for *_, result in read_rows(settings_)]
 
 
 DROPPED = {
@@ -98,7 +100,7 @@ DROPPED = {
 def test_bad_rows_are_dropped_with_their_reason(tmp_path, kind):
     keys, reason = DROPPED[kind]
     first, second = verdicts(database(tmp_path / "x.db", **keys))
-    assert isinstance(first, stage2.Row) and first.uid == "good"
+    assert isinstance(first, Row) and first.uid == "good"
     assert second == reason
 
 
@@ -118,7 +120,7 @@ KEPT = {
 @pytest.mark.parametrize("kind", KEPT)
 def test_odd_rows_give_the_same_sheet(tmp_path, kind):
     first, second = verdicts(database(tmp_path / "x.db", **KEPT[kind]))
-    assert isinstance(second, stage2.Row) and second.e_hull == 0.1
+    assert isinstance(second, Row) and second.e_hull == 0.1
     np.testing.assert_allclose(second.sheet.heights, first.sheet.heights, atol=1e-9)
     np.testing.assert_allclose(second.sheet.lattice, first.sheet.lattice, atol=1e-9)
     assert math.isnan(second.h_form) == (kind == "no hform")
@@ -129,7 +131,7 @@ def test_odd_rows_give_the_same_sheet(tmp_path, kind):
 def test_rows_that_ase_cannot_rebuild_are_dropped(tmp_path, column, value):
     spoil(database(tmp_path / "x.db"), f"UPDATE systems SET {column} = ? WHERE id = 2", value)
     first, second = verdicts(tmp_path / "x.db")
-    assert isinstance(first, stage2.Row) and second == "structure cannot be read: ValueError"
+    assert isinstance(first, Row) and second == "structure cannot be read: ValueError"
 
 
 def no_database(content):
@@ -167,7 +169,7 @@ def test_files_that_are_no_database_end_in_one_line_and_stay_as_they_are(tmp_pat
     path = tmp_path / "x.db"
     make(path)
     before = path.read_bytes() if path.is_file() else None
-    code, line = one_line(capsys, lambda cfg: list(stage2.read_rows(cfg.dataset)), [f"dataset.db_path={path}"])
+    code, line = one_line(capsys, lambda cfg: list(read_rows(cfg.dataset)), [f"dataset.db_path={path}"])
     assert code == 1 and reason in line and "x.db" in line
     assert (path.read_bytes() if path.is_file() else None) == before
 
@@ -175,7 +177,7 @@ def test_files_that_are_no_database_end_in_one_line_and_stay_as_they_are(tmp_pat
 @pytest.mark.parametrize("name", ["x.sqlite", "x", "x.xyz", "x.json"])
 def test_other_endings_are_refused(tmp_path, capsys, name):
     (tmp_path / name).write_text("[]")
-    code, line = one_line(capsys, lambda cfg: list(stage2.read_rows(cfg.dataset)), [f"dataset.db_path={tmp_path / name}"])
+    code, line = one_line(capsys, lambda cfg: list(read_rows(cfg.dataset)), [f"dataset.db_path={tmp_path / name}"])
     assert code == 1 and "not a readable ASE database" in line
 
 
@@ -213,8 +215,8 @@ def test_any_keys_give_a_finite_row_or_a_reason(keys):
         def toatoms(self):
             return good()
 
-    result = stage2.clean_row(AnyRow(), SETTINGS)
-    if isinstance(result, stage2.Row):
+    result = clean_row(AnyRow(), SETTINGS)
+    if isinstance(result, Row):
         assert abs(result.e_hull) <= SETTINGS.max_e_hull_ev and not math.isinf(result.h_form)
         assert result.uid and (math.isnan(result.y_synth) or result.y_synth in (0.0, 1.0))
     else:
@@ -227,12 +229,12 @@ BROKEN_LINES = [b"{\n", b"[1, 2]\n", b'{"delta_g": []}\n', b"\xff\xfe\n", b"null
 @pytest.mark.parametrize("line", BROKEN_LINES)
 def test_damaged_labels_are_made_anew(tmp_path, line):
     identity = {"checkpoint_sha256": "a"}
-    store = stage2.LabelStore(tmp_path / "labels.jsonl", identity)
+    store = site_labels.LabelStore(tmp_path / "labels.jsonl", identity)
     store.handle.write('{"key": "first"}\n')
     store.handle.close()
     kept = (tmp_path / "labels.jsonl").read_bytes()
     (tmp_path / "labels.jsonl").write_bytes(kept + line + b'{"key": "after"}\n')
-    store = stage2.LabelStore(tmp_path / "labels.jsonl", identity)
+    store = site_labels.LabelStore(tmp_path / "labels.jsonl", identity)
     store.handle.close()
     assert list(store.labels) == ["first"] and (tmp_path / "labels.jsonl").read_bytes() == kept
 
@@ -240,7 +242,7 @@ def test_damaged_labels_are_made_anew(tmp_path, line):
 @pytest.mark.parametrize("kind", ["text", "cut short", "a column gone"])
 def test_the_language_model_names_the_database(tmp_path, capsys, kind):
     NO_DATABASE[kind][0](tmp_path / "x.db")
-    code, line = one_line(capsys, pretrain_csllm.select_rows, [f"synth_lm.db_path={tmp_path / 'x.db'}"])
+    code, line = one_line(capsys, synth_examples.select_rows, [f"synth_lm.db_path={tmp_path / 'x.db'}"])
     assert code == 1 and "x.db is not a readable ASE database" in line
 
 
@@ -248,7 +250,7 @@ def test_the_language_model_names_the_database(tmp_path, capsys, kind):
 def test_the_dft_points_name_the_database(tmp_path, kind):
     NO_DATABASE[kind][0](tmp_path / "x.db")
     try:
-        dft_correction.read_truth(tmp_path / "x.db")
+        dft_points.read_truth(tmp_path / "x.db")
     except StageError as error:
         assert "x.db" in str(error)
     except Exception as error:

@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
 
-import config
-from config import StageError
-from is2re_lmdb import open_is2re, safe_loads, write_is2re
-from pretrain_dimenet import read_entries
+from energetics.adsorption_data import read_entries
+from energetics.is2re_lmdb import open_is2re, write_is2re
+from pipeline.errors import StageError
+from pipeline.loading import load_config
+from pipeline.safe_pickle import safe_loads
 
 NAN = float("nan")
 
@@ -217,7 +218,7 @@ def test_any_bytes_are_a_plain_value_or_an_exception(data):
 
 
 def entries_of(path, **changes):
-    settings_ = config.load_config(None, [f"dimenet.{key}={value}" for key, value in changes.items()]).dimenet
+    settings_ = load_config(None, [f"dimenet.{key}={value}" for key, value in changes.items()]).dimenet
     return read_entries([open_is2re(path)], settings_, 94)
 
 

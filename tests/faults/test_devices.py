@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from geo_utils import Sheet, add_hydrogen, adsorption_sites, h_supercell, primitive_sheet
-from hydrogen import HydrogenPredictor
+from crystals.cif import read_cif
+from crystals.validity import standardise
+from energetics.hydrogen import HydrogenPredictor
+from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
+from generation.sampling import sheets_to_batch
+from geo_utils import Sheet, primitive_sheet
 from models import load_denoiser
-from sampling import sheets_to_batch
-from validity import read_cif, standardise
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}

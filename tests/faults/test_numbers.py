@@ -11,14 +11,16 @@ import simple_judges as simple
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
-import config
 import geo_utils as geo
-import judging
-import potentials
-import sampling
-from models import DenoiserModelConfig, DenoisingEGNN, NoiseEstimate
+from energetics import potential_adsorption, potentials, relaxation, sites
+from evaluation import judging
+from generation import sampling
+from generation.batch import NoiseEstimate
+from models import DenoiserModelConfig, DenoisingEGNN
+from pipeline.errors import StageError
+from pipeline.settings import EvaluationConfig, GenerationConfig
 
-SETTINGS = config.GenerationConfig(num_steps=4, corrector_steps=0)
+SETTINGS = GenerationConfig(num_steps=4, corrector_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_sampling_names_the_candidate_whose_numbers_are_not_finite(model, monkey
         return NoiseEstimate(**estimate)
 
     monkeypatch.setattr(DenoisingEGNN, "noise", spoiled)
-    with pytest.raises(config.StageError, match="not finite for gen_00007; lower generation.guidance_scale"):
+    with pytest.raises(StageError, match="not finite for gen_00007; lower generation.guidance_scale"):
         sampling.sample(model, [[42, 16, 16], [6, 6]], [3, 7], SETTINGS, 0)
 
 
@@ -53,7 +55,7 @@ class Outcome(simple.Springs):
 
     def __init__(self, status: str, energy: float = -12.0, delta_e: float = 0.1, desorbed: bool = False) -> None:
         super().__init__()
-        self.status, self.energy, self.h = status, energy, judging.HydrogenAtSite(delta_e, desorbed, status == "ok")
+        self.status, self.energy, self.h = status, energy, potential_adsorption.HydrogenAtSite(delta_e, desorbed, status == "ok")
 
     def relax(self, atoms, bulk):
         return SimpleNamespace(atoms=atoms.copy(), energy=self.energy, converged=self.status == "ok", steps=3, status=self.status)
@@ -76,7 +78,7 @@ class Outcome(simple.Springs):
 )
 def test_a_relaxation_that_goes_wrong_is_labelled_in_the_row(tmp_path, outcome, label):
     simple.write_cifs(tmp_path, {"a": simple.sheet()})
-    record = judging.judge_candidate(tmp_path / "a.cif", simple.judges(potential=outcome), config.EvaluationConfig())
+    record = judging.judge_candidate(tmp_path / "a.cif", simple.judges(potential=outcome), EvaluationConfig())
     row = record["row"]
     assert label in row["status"]
     if "exploded" in row["status"] or "desorbs" in row["status"]:
@@ -105,8 +107,8 @@ class Broken(Calculator):
 )
 def test_hydrogen_on_a_broken_potential_is_exploded(energy, force):
     sheet = geo.standard_sheet(simple.sheet())
-    with_h = geo.add_hydrogen(sheet, geo.adsorption_sites(sheet)[0], (2, 2))
+    with_h = sites.add_hydrogen(sheet, sites.adsorption_sites(sheet)[0], (2, 2))
     broken = potentials.Potential("sevennet-0", {"name": f"broken {energy} {force}"}, Broken(energy, force))
-    potentials._H2_ENERGIES[tuple(sorted(broken.identity.items()))] = -6.7
-    result = potentials.relax_hydrogen(with_h, -50.0, broken, max_steps=5)
+    relaxation._H2_ENERGIES[tuple(sorted(broken.identity.items()))] = -6.7
+    result = relaxation.relax_hydrogen(with_h, -50.0, broken, max_steps=5)
     assert result.status == "exploded" and math.isnan(result.delta_e) and not result.converged

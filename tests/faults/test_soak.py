@@ -8,8 +8,8 @@ import pytest
 import simple_judges as simple
 import soak
 
-import config
-import potentials
+from energetics import hull
+from pipeline.loading import load_config
 
 IDENTITY = {"potential": {"name": "springs"}}
 
@@ -17,7 +17,7 @@ IDENTITY = {"potential": {"name": "springs"}}
 def test_memory_is_recorded_and_a_second_start_judges_only_what_is_new(tmp_path):
     simple.write_cifs(tmp_path / "given", {"a": simple.sheet(), "b": simple.sheet("WS2"), "c": simple.graphene_sheet()})
     output = tmp_path / "soak.json"
-    cfg = config.load_config(None, ["evaluation.workers=1", "evaluation.bootstrap=10"])
+    cfg = load_config(None, ["evaluation.workers=1", "evaluation.bootstrap=10"])
     first = soak.soak(cfg, tmp_path / "given", 8, output, 2, simple.judges, IDENTITY, settled=2)
     assert [row["finished"] for row in first["rows"]] == [2, 4, 6, 8, 8]
     assert all(row["main_mib"] > 30 and row["workers_mib"] > 30 and len(row["worker_pids"]) == 1 for row in first["rows"])
@@ -36,9 +36,9 @@ def test_slope_by_hand():
 def test_phase_diagrams_in_memory_are_bounded():
     """A worker meets a new set of elements with every other candidate."""
     elements = ["Mo", "W", "Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "S", "Se", "Te", "O"]
-    phases = [potentials.ReferencePhase(element, -1.0 - k, "element") for k, element in enumerate(elements)]
-    references = potentials.References({"name": "x", "sha256": "x"}, phases)
+    phases = [hull.ReferencePhase(element, -1.0 - k, "element") for k, element in enumerate(elements)]
+    references = hull.References({"name": "x", "sha256": "x"}, phases)
     for first in elements:
         for second in elements:
             assert references.hull_energy(f"{first}{second}" if first != second else first) == pytest.approx(0.0)
-    assert len(references._diagrams) <= potentials.MAX_DIAGRAMS < 78
+    assert len(references._diagrams) <= hull.MAX_DIAGRAMS < 78

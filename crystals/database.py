@@ -1,0 +1,212 @@
+"""Rows of a database of monolayers: reading, cleaning, labels of synthesizability and the split by formula."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase.io
+from ase import Atoms
+from ase.db import connect
+from ase.formula import Formula
+from tqdm import tqdm
+
+from geo_utils import Sheet, has_clash, sheet_connectivity
+from pipeline.errors import StageError
+from pipeline.files import relative_name
+from pipeline.settings import DatasetConfig
+
+
+def check_ase_database(path: str | os.PathLike) -> None:
+    """Raises StageError for an empty file and for an SQLite file of another kind: ase.db would write its own tables into them."""
+    path = Path(path)
+    with path.open("rb") as handle:
+        head = handle.read(16)
+    if not head:
+        raise StageError(f"{relative_name(path)} is empty")
+    if path.suffix == ".db" and head != b"SQLite format 3\0":
+        raise StageError(f"{relative_name(path)} is not a readable ASE database: it is no SQLite file")
+    if head == b"SQLite format 3\0":
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'systems'").fetchone():
+                raise StageError(f"{relative_name(path)} is not an ASE database: it has no table of systems")
+
+
+JUDGED_FILES = ("metrics.csv", "relaxed.extxyz")
+READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
+
+
+@dataclass
+class Row:
+    """A clean row: the sheet and its labels, NaN where the database has none."""
+
+    row_id: int
+    uid: str
+    sheet: Sheet
+    formula: str
+    prototype: str
+    e_hull: float
+    h_form: float
+    y_synth: float
+
+    @property
+    def key(self) -> str:
+        """What the ΔG_H label depends on: the structure itself."""
+        content = [self.sheet.atomic_numbers.tolist(), self.sheet.frac_coords.round(5).tolist()]
+        content += [self.sheet.heights.round(4).tolist(), self.sheet.lattice.round(4).tolist()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
+    """A usable row, or the reason why it is dropped."""
+    keys = row.key_value_pairs
+    uid = str(keys.get("uid") or keys.get("asr_id") or f"row-{row.id}")
+    try:
+        e_hull, h_form = (float(keys[name]) if name in keys else math.nan for name in ("ehull", "hform"))
+    except (TypeError, ValueError):
+        return "ehull or hform is not a number"
+    if math.isnan(e_hull):
+        return "no ehull"
+    if math.isinf(e_hull) or math.isinf(h_form):
+        return "ehull or hform is not a number"
+    if e_hull > settings.max_e_hull_ev:
+        return "ehull above dataset.max_e_hull_ev"
+    if e_hull < -settings.max_e_hull_ev:
+        return "ehull below -dataset.max_e_hull_ev"
+    try:
+        atoms: Atoms = row.toatoms()
+    except Exception as error:  # ase rebuilds cells, constraints and calculators here, each with errors of its own
+        return f"structure cannot be read: {type(error).__name__}"
+    if len(atoms) > settings.max_atoms:
+        return "more than dataset.max_atoms atoms"
+    if (atoms.numbers < 1).any() or (atoms.numbers > 94).any():
+        return "element outside 1..94"
+    try:
+        sheet = Sheet.from_atoms(atoms, READ_VACUUM)
+    except ValueError as error:  # NotTwoDimensional included
+        return f"not 2D: {str(error).split(' of at least')[0]}"
+    if sheet.thickness > settings.max_thickness_angstrom:
+        return "thicker than dataset.max_thickness_angstrom"
+    standard = sheet.to_atoms()
+    if has_clash(standard, settings.clash_factor):
+        return "clash"
+    if sheet_connectivity(standard).dimensionality != 2:
+        return "not 2D: bonds do not form a sheet"
+    prototype = str(keys.get("prototype") or keys.get("crystal_type") or "")
+    formula = str(Formula(sheet.formula).reduce()[0].format("hill"))
+    y_synth = synth_label(keys, settings.synth_e_hull_max_ev, settings.unsynth_e_hull_min_ev)
+    return Row(row.id, uid, sheet, formula, prototype, e_hull, h_form, y_synth)
+
+
+def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
+    """(row id, uid, clean row or reason) of every row of the database, lazily."""
+    path = Path(settings.db_path)
+    if not path.is_file():
+        raise StageError(f"no database at {relative_name(path)}: set dataset.db_path, or run python -m scripts.prepare_demo_data")
+    try:
+        check_ase_database(path)
+        database = connect(path)
+        total = database.count()
+        rows = database.select(limit=settings.max_rows or None)
+        for row in tqdm(rows, total=min(total, settings.max_rows or total), desc="read", unit="row"):
+            yield row.id, str(row.get("uid", "")), clean_row(row, settings)
+    except StageError:
+        raise
+    except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
+        raise StageError(f"{relative_name(path)} is not a readable ASE database: {type(error).__name__}: {error}") from error
+
+
+def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+    """Relaxed candidates that stage 5 judged, as rows with the potential's E_hull, and labels by ``Row.key``: the potential's ΔG_H
+    corrected from DFT, at the site where it relaxed H. One candidate per composition, that of the first folder.
+
+    Candidates without a relaxed sheet or an E_hull, and those past the limits of database rows, are left out. Raises StageError for
+    a folder that stage 5 has not written.
+    """
+    rows: dict[str, Row] = {}
+    labels: dict[str, dict[str, Any]] = {}
+    for folder in map(Path, settings.judged_dirs):
+        try:
+            with (folder / JUDGED_FILES[0]).open(newline="", encoding="utf-8") as handle:
+                verdicts = {verdict["id"]: verdict for verdict in csv.DictReader(handle)}
+            frames = ase.io.read(folder / JUDGED_FILES[1], ":", format="extxyz")
+            found = [(atoms, verdicts[atoms.info["id"]]) for atoms in frames]
+            for atoms, verdict in found:
+                e_hull, delta_g = float(verdict["e_above_hull_ev"]), float(verdict["delta_g_h_corrected_ev"])
+                formula, usable = verdict["formula"], verdict["sheet_relaxed"] == "true" and len(atoms) <= settings.max_atoms
+                if formula in rows or not usable or not abs(e_hull) <= settings.max_e_hull_ev:
+                    continue
+                sheet = Sheet.from_atoms(atoms)
+                reduced = str(Formula(sheet.formula).reduce()[0].format("hill"))
+                uid = f"{folder.parent.name}/{verdict['id']}"
+                row = rows[formula] = Row(0, uid, sheet, reduced, "", e_hull, float(verdict["e_form_ev"]), math.nan)
+                if math.isfinite(delta_g):
+                    labels[row.key] = {
+                        "delta_g": [delta_g],
+                        "std": [float(verdict["delta_g_h_corrected_std_ev"])],
+                        "kind": [verdict["h_site_kind"]],
+                        "face": [verdict["h_site_face"]],
+                        "coverage": float(verdict["h_coverage"]),
+                        "in_domain": True,
+                    }
+        except (OSError, KeyError, ValueError) as error:
+            raise StageError(
+                f"dataset.judged_dirs: {relative_name(folder)} has no {' and '.join(JUDGED_FILES)} of stage 5 (test.py): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return list(rows.values()), labels
+
+
+def split_of(formula: str, settings: DatasetConfig, seed: int) -> str:
+    """Split of a reduced formula: a hash, so that the same formula falls on the same side whatever else the database holds."""
+    share = hash_share(f"{seed}:{formula}")
+    if share < settings.test_fraction:
+        return "test"
+    return "val" if share < settings.test_fraction + settings.val_fraction else "train"
+
+
+def hash_share(text: str) -> float:
+    """A number in [0, 1) that is a hash of the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
+
+
+_REPORTED_KEYS = ("doi", "icsd_id", "cod_id")
+_STABILITY_KEYS = ("thermodynamic_stability_level", "dynamic_stability_phonons", "dynamic_stability_stiffness", "dyn_stab")
+
+
+def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_e_hull_min_ev: float) -> float:
+    """1.0 synthesizable, 0.0 not, NaN unlabelled, from the keys of one C2DB row (energies in eV/atom).
+
+    1: a monolayer or layered parent is reported (doi, icsd_id, cod_id), or thermodynamic stability level 3 and dynamically stable.
+    0: ehull above ``unsynth_e_hull_min_ev``, or dynamically unstable. A row that has none of those keys: 1 if ehull is at most
+    ``synth_e_hull_max_ev``, 0 above ``unsynth_e_hull_min_ev``. Old (low/high, 1..3) and new (Yes/No/Unknown) values are read.
+    """
+    words = {key: str(row_kvp[key]).strip().lower() for key in (*_REPORTED_KEYS, *_STABILITY_KEYS) if row_kvp.get(key) is not None}
+    if any(_is_reported(words.get(key, "")) for key in _REPORTED_KEYS):
+        return 1.0
+    try:
+        e_hull = float(row_kvp.get("ehull", math.nan))
+    except (TypeError, ValueError):
+        e_hull = math.nan
+    if not words:
+        return 1.0 if e_hull <= synth_e_hull_max_ev else 0.0 if e_hull > unsynth_e_hull_min_ev else math.nan
+    phonons, stiffness = words.get("dynamic_stability_phonons", ""), words.get("dynamic_stability_stiffness", "")
+    unstable = "low" in (phonons, stiffness) or words.get("dyn_stab", "") in ("no", "false")
+    stable = not unstable and (phonons == "high" or words.get("dyn_stab", "") in ("yes", "true"))
+    if words.get("thermodynamic_stability_level", "") in ("3", "3.0", "high") and stable:
+        return 1.0
+    return 0.0 if unstable or e_hull > unsynth_e_hull_min_ev else math.nan
+
+
+def _is_reported(word: str) -> bool:
+    """Whether a doi/icsd_id/cod_id value names something; some exports prefix ids with 'id:'."""
+    return word.removeprefix("id:").strip() not in ("", "-", "none", "nan", "no", "false", "unknown", "0")

@@ -1,0 +1,71 @@
+"""Tells whether two crystals are the same."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from pymatgen.core import Composition, Structure
+
+import geo_utils
+from crystals.database import check_ase_database
+
+log = logging.getLogger("her2d")
+# Structures are compared in boxes of thickness + 4 Å: with 20 Å of vacuum the site tolerance, which grows with the cube root of the
+# volume per atom, is so wide that 1T and 2H are the same. Volumes are not rescaled: a sheet has no volume to scale by.
+MATCH_VACUUM = 4.0
+MATCHER_SETTINGS = {"ltol": 0.15, "stol": 0.2, "angle_tol": 5, "primitive_cell": True, "scale": False, "attempt_supercell": False}
+
+
+class TrainingStructures:
+    """Structures of an ASE database by reduced formula, read when they are asked for."""
+
+    def __init__(self, db_path: str | Path) -> None:
+        self.db_path = Path(db_path)
+        self._ids: dict[str, list[int]] | None = None
+
+    def __call__(self, reduced_formula: str) -> list[tuple[str, Structure]]:
+        database = self._connect()
+        found = []
+        for row_id in self._rows_of(database).get(reduced_formula, []):
+            row = database.get(id=row_id)
+            try:
+                found.append((str(row.get("uid", f"row {row_id}")), match_structure(row.toatoms(), is_sheet=True)))
+            except ValueError as error:
+                log.debug("%s row %d is no sheet: %s", self.db_path.name, row_id, error)
+        return found
+
+    def formulas(self) -> set[str]:
+        """Reduced formulas of all rows."""
+        return set(self._rows_of(self._connect()))
+
+    def _connect(self) -> Any:
+        import ase.db
+
+        check_ase_database(self.db_path)
+        return ase.db.connect(self.db_path)
+
+    def _rows_of(self, database: Any) -> dict[str, list[int]]:
+        if self._ids is None:
+            self._ids = {}
+            for row in database.select(columns=["id", "numbers"], include_data=False):
+                self._ids.setdefault(Composition(row.formula).reduced_formula, []).append(row.id)
+        return self._ids
+
+
+def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:
+    """The form in which structures are compared: a sheet in a box of its thickness + 4 Å, a bulk crystal as it is."""
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    if is_sheet:
+        return geo_utils.Sheet.from_atoms(atoms).to_structure(vacuum=MATCH_VACUUM)
+    return AseAtomsAdaptor.get_structure(Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True))
+
+
+def same_structure(first: Structure, second: Structure) -> bool:
+    """pymatgen's StructureMatcher with ``MATCHER_SETTINGS``."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return bool(StructureMatcher(**MATCHER_SETTINGS).fit(first, second))

@@ -1,0 +1,317 @@
+"""Families of real two-dimensional crystals: how each is built from elements, and the recipes they give.
+
+A prototype is a stoichiometry with named sites, the elements that occur there in known monolayers, and a builder that places
+them with bond lengths from covalent radii. The structures are starting points for a relaxation, not results. They serve three
+purposes: the embedded database, the random-decoration baseline, and the recipe templates of the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+
+from geo_utils import Sheet
+
+A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
+Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
+
+NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
+CHALCOGENS = ("O", "S", "Se", "Te")
+HEAVY_CHALCOGENS = ("S", "Se", "Te")
+HALOGENS = ("F", "Cl", "Br", "I")
+HEAVY_HALOGENS = ("Cl", "Br", "I")
+GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
+
+
+@dataclass(frozen=True)
+class Prototype:
+    """A family of monolayers.
+
+    sites: for each named site the elements allowed there. build: elements -> ASE sheet. ionic: True where only charge-neutral
+    decorations exist in nature; MXenes, elemental sheets and the like are metallic or covalent. distinct: sites that must differ.
+    """
+
+    name: str
+    sites: tuple[tuple[str, ...], ...]
+    build: Callable[..., Atoms]
+    ionic: bool = True
+    distinct: tuple[int, ...] = ()
+
+    def decorations(self) -> Iterator[tuple[str, ...]]:
+        """All allowed element tuples, one per site, in a fixed order."""
+        for elements in product(*self.sites):
+            chosen = [elements[index] for index in self.distinct]
+            if len(set(chosen)) == len(chosen) and chosen == sorted(chosen, key=lambda el: atomic_numbers[el]):
+                yield elements
+
+
+def _r(*elements: str) -> float:
+    return float(sum(covalent_radii[atomic_numbers[element]] for element in elements))
+
+
+def _sheet(layers: list[Layer], lattice: np.ndarray) -> Atoms:
+    numbers = np.array([atomic_numbers[element] for element, _, _ in layers])
+    frac = np.array([xy for _, xy, _ in layers])
+    heights = np.array([height for _, _, height in layers])
+    return Sheet(numbers, frac % 1.0, heights - heights.mean(), np.asarray(lattice, dtype=float)).to_atoms()
+
+
+def _hexagonal(a: float) -> np.ndarray:
+    return np.array([[a, 0.0], [-a / 2, a * np.sqrt(3) / 2]])
+
+
+def _rise(bond: float, lateral: float, least: float = 0.3) -> float:
+    """Height difference of a bond of given length and lateral extent, Å."""
+    return float(np.sqrt(max(bond**2 - lateral**2, least**2)))
+
+
+def trigonal_prismatic(m: str, x: str, y: str | None = None) -> Atoms:
+    """2H MX2 and its Janus form MXY (P-6m2, P3m1)."""
+    y = y or x
+    a = 0.5 * (_r(m, x) + _r(m, y)) * 1.27
+    return _sheet(
+        [(m, B, 0), (x, C, _rise(0.97 * _r(m, x), a / 3**0.5)), (y, C, -_rise(0.97 * _r(m, y), a / 3**0.5))], _hexagonal(a)
+    )
+
+
+def octahedral(m: str, x: str, y: str | None = None) -> Atoms:
+    """1T MX2 and its Janus form MXY, BiTeI included (P-3m1, P3m1)."""
+    y = y or x
+    a = 0.5 * (_r(m, x) + _r(m, y)) * 1.38
+    return _sheet(
+        [(m, A, 0), (x, B, _rise(0.97 * _r(m, x), a / 3**0.5)), (y, C, -_rise(0.97 * _r(m, y), a / 3**0.5))], _hexagonal(a)
+    )
+
+
+def distorted_octahedral(m: str, x: str) -> Atoms:
+    """1T' MX2: 1T in a 1 x √3 cell with the metals paired along b (P2_1/m)."""
+    a = _r(m, x) * 1.38
+    b, h = a * 3**0.5, _rise(0.97 * _r(m, x), a / 3**0.5)
+    up, down = 1 / 3, 2 / 3
+    layers = [(m, (0, 0.05), 0.1), (m, (0.5, 0.45), -0.1)]
+    layers += [(x, (0.5, up / 2 + 0.02), h + 0.2), (x, (0.0, up / 2 + 0.5), h - 0.2)]
+    layers += [(x, (0.0, down / 2 - 0.02), -h - 0.2), (x, (0.5, down / 2 + 0.5), -h + 0.2)]
+    return _sheet(layers, np.array([[a, 0], [0, b]]))
+
+
+def mxene(m: str, x: str) -> Atoms:
+    """Bare M2X (P-3m1)."""
+    bond = _r(m, x) * 0.93
+    a = bond * 1.42
+    h = _rise(bond, a / 3**0.5)
+    return _sheet([(x, A, 0), (m, B, h), (m, C, -h)], _hexagonal(a))
+
+
+def terminated_mxene(m: str, x: str, t: str) -> Atoms:
+    """M2XT2, termination over the opposite metal (P-3m1)."""
+    bond = _r(m, x) * 0.93
+    a = bond * 1.42
+    h, h2 = _rise(bond, a / 3**0.5), _rise(_r(m, t) * 0.98, a / 3**0.5, 0.6)
+    return _sheet([(x, A, 0), (m, B, h), (m, C, -h), (t, C, h + h2), (t, B, -h - h2)], _hexagonal(a))
+
+
+def terminated_mxene_32(m: str, x: str, t: str) -> Atoms:
+    """M3X2T2 (P-3m1)."""
+    bond = _r(m, x) * 0.93
+    a = bond * 1.42
+    h, h2 = _rise(bond, a / 3**0.5), _rise(_r(m, t) * 0.98, a / 3**0.5, 0.6)
+    layers = [(m, A, 0), (x, B, h), (x, C, -h), (m, C, 2 * h), (m, B, -2 * h), (t, A, 2 * h + h2), (t, A, -2 * h - h2)]
+    return _sheet(layers, _hexagonal(a))
+
+
+def honeycomb(a_: str, b_: str, buckling: float = 0.0) -> Atoms:
+    """AB honeycomb, planar (h-BN, graphene; P-6m2) or buckled by ``buckling`` times the bond (silicene; P3m1)."""
+    bond = _r(a_, b_) * 0.97
+    h = buckling * bond
+    return _sheet([(a_, B, h / 2), (b_, C, -h / 2)], _hexagonal(3**0.5 * _rise(bond, h)))
+
+
+def buckled_honeycomb(a_: str, b_: str) -> Atoms:
+    """Low-buckled honeycomb AB."""
+    return honeycomb(a_, b_, 0.3)
+
+
+def elemental_planar(a_: str) -> Atoms:
+    """Graphene-like sheet of one element."""
+    return honeycomb(a_, a_)
+
+
+def elemental_buckled(a_: str) -> Atoms:
+    """Silicene-like and A7-like (blue phosphorus) sheets of one element."""
+    return honeycomb(a_, a_, 0.5 if a_ in ("P", "As", "Sb", "Bi", "N") else 0.22)
+
+
+def gallium_selenide(m: str, x: str, y: str | None = None) -> Atoms:
+    """M2X2 with an M-M pair (GaSe; P-6m2) and its Janus form M2XY."""
+    y = y or x
+    bond = 0.5 * (_r(m, x) + _r(m, y)) * 0.97
+    a = bond * 1.52
+    k = _r(m) * 1.0
+    return _sheet([(m, B, k), (m, B, -k), (x, C, k + _rise(bond, a / 3**0.5)), (y, C, -k - _rise(bond, a / 3**0.5))], _hexagonal(a))
+
+
+def puckered(a_: str, b_: str | None = None) -> Atoms:
+    """Black phosphorus and GeS (Pmna, Pmn2_1)."""
+    b_ = b_ or a_
+    bond = _r(a_, b_)
+    layers = [(a_, (0, 0.08), bond / 2), (b_, (0, -0.08), -bond / 2), (a_, (0.5, 0.58), -bond / 2), (b_, (0.5, 0.42), bond / 2)]
+    return _sheet(layers, np.array([[1.5 * bond, 0], [0, 2.05 * bond]]))
+
+
+def _octahedral_honeycomb(m: str, x: str, scale: float) -> tuple[list[Layer], float]:
+    bond = _r(m, x) * scale
+    a, h = bond * 6**0.5, bond / 3**0.5
+    layers = [(m, B, 0.0), (m, C, 0.0)]
+    layers += [(x, xy, h) for xy in ((1 / 3, 0), (0, 1 / 3), (2 / 3, 2 / 3))]
+    layers += [(x, xy, -h) for xy in ((2 / 3, 0), (0, 2 / 3), (1 / 3, 1 / 3))]
+    return layers, a
+
+
+def trihalide(m: str, x: str) -> Atoms:
+    """MX3 of the BiI3/CrI3 type: a honeycomb of edge-sharing octahedra (P-31m)."""
+    layers, a = _octahedral_honeycomb(m, x, 0.96)
+    return _sheet(layers, _hexagonal(a))
+
+
+def thiophosphate(m: str, p: str, x: str) -> Atoms:
+    """M2P2X6 and M2Ge2X6 (FePS3, CrGeTe3): the trihalide net with an element pair in its holes (P-31m)."""
+    layers, a = _octahedral_honeycomb(m, x, 1.0)
+    a = max(a, 3.05 * _r(p, x) * 0.95)
+    half = _r(p)
+    return _sheet([*layers, (p, A, half), (p, A, -half)], _hexagonal(a))
+
+
+def pentagonal(m: str, x: str) -> Atoms:
+    """Penta-PdSe2 (P2_1/c)."""
+    d = _r(m, x)
+    z = 0.27 * d
+    sites = ((0.113, 0.382, z), (-0.113, -0.382, -z), (0.613, 0.118, -z), (0.387, 0.882, z))
+    layers: list[Layer] = [(m, (0, 0), 0), (m, (0.5, 0.5), 0)]
+    return _sheet(layers + [(x, (u, v), w) for u, v, w in sites], np.array([[2.27 * d, 0], [0, 2.35 * d]]))
+
+
+def iron_selenide(m: str, x: str) -> Atoms:
+    """Tetragonal MX: FeSe and litharge PbO (P4/nmm)."""
+    d = _r(m, x) * 0.95
+    a = 1.57 * d
+    h = _rise(d, a / 2)
+    return _sheet([(m, (0, 0), 0), (m, (0.5, 0.5), 0), (x, (0, 0.5), h), (x, (0.5, 0), -h)], np.diag([a, a]))
+
+
+def tetrahedral_dihalide(m: str, x: str) -> Atoms:
+    """MX2 of corner-sharing tetrahedra: one layer of HgI2 (P-4m2)."""
+    d = _r(m, x) * 0.95
+    a = 1.63 * d
+    h = _rise(d, a / 2)
+    return _sheet([(m, (0, 0), 0), (x, (0.5, 0), h), (x, (0, 0.5), -h)], np.diag([a, a]))
+
+
+def iron_oxychloride(m: str, o: str, x: str) -> Atoms:
+    """MOX of the FeOCl type (Pmmn)."""
+    d, dx = _r(m, o), _r(m, x) * 0.97
+    b = 1.85 * d
+    rise = _rise(d, b / 2)
+    a = max(1.38 * dx, 1.55 * d)
+    z1 = 0.45 * d
+    z2 = z1 + _rise(dx, a / 2)
+    layers = [(m, (0, 0), z1), (m, (0.5, 0.5), -z1), (o, (0, 0.5), z1 - rise), (o, (0.5, 0), rise - z1), (x, (0.5, 0), z2)]
+    return _sheet([*layers, (x, (0, 0.5), -z2)], np.array([[a, 0], [0, b]]))
+
+
+def bismuth_oxychloride(m: str, o: str, x: str) -> Atoms:
+    """MOX of the BiOCl (PbFCl) type (P4/nmm)."""
+    d, dx = _r(m, o) * 0.97, _r(m, x)
+    a = 1.68 * d
+    z1 = _rise(d, a / 2)
+    z2 = z1 + _rise(dx, a / 2**0.5, 0.5)
+    layers = [(o, (0, 0), 0), (o, (0.5, 0.5), 0), (m, (0.5, 0), z1), (m, (0, 0.5), -z1), (x, (0, 0.5), z2), (x, (0.5, 0), -z2)]
+    return _sheet(layers, np.diag([a, a]))
+
+
+def quintuple(m: str, x: str) -> Atoms:
+    """M2X3 quintuple layer (Bi2Te3; P-3m1)."""
+    bond = _r(m, x) * 0.99
+    a = bond * 1.42
+    h1, h2 = _rise(bond * 1.03, a / 3**0.5), _rise(bond * 0.97, a / 3**0.5)
+    return _sheet([(x, A, 0), (m, B, h1), (m, C, -h1), (x, C, h1 + h2), (x, B, -h1 - h2)], _hexagonal(a))
+
+
+def mosi2n4(m: str, a_: str, z: str) -> Atoms:
+    """MA2Z4 septuple layer (MoSi2N4; P-6m2): a 2H MZ2 core between two A-Z bilayers."""
+    core, vertical = _r(m, z) * 0.95, _r(a_, z) * 0.96
+    a = 0.5 * (core * 1.4 + vertical * 1.66)
+    h1 = _rise(core, a / 3**0.5, 0.8)
+    h2, h3 = h1 + vertical, h1 + vertical + _rise(vertical, a / 3**0.5, 0.4)
+    layers = [(m, B, 0.0)]
+    for sign in (1, -1):
+        layers += [(z, C, sign * h1), (a_, C, sign * h2), (z, A, sign * h3)]
+    return _sheet(layers, _hexagonal(a))
+
+
+PROTOTYPE_LIST = (
+    Prototype("2H-MX2", ((*GROUP4_TO_6, "Re", "Sc", "Mn", "Fe"), CHALCOGENS), trigonal_prismatic),
+    Prototype(
+        "1T-MX2",
+        (
+            ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W", "Mn", "Re", "Fe", "Co", "Ni", "Pd", "Pt", "Rh", "Ir", "Sn", "Ge"),
+            CHALCOGENS,
+        ),
+        octahedral,
+    ),
+    Prototype(
+        "1T-dihalide",
+        (("Mg", "Ca", "Sr", "Ba", "Zn", "Cd", "Mn", "Fe", "Co", "Ni", "V", "Ti", "Pb", "Ge", "Sn", "Cu"), HEAVY_HALOGENS),
+        octahedral,
+    ),
+    Prototype(
+        "Janus-2H",
+        (("Mo", "W", "Nb", "Ta", "Cr", "V", "Zr", "Hf"), HEAVY_CHALCOGENS, HEAVY_CHALCOGENS),
+        trigonal_prismatic,
+        distinct=(1, 2),
+    ),
+    Prototype(
+        "Janus-1T",
+        (("Pt", "Pd", "Ti", "Zr", "Hf", "Sn", "V", "Ni"), HEAVY_CHALCOGENS, HEAVY_CHALCOGENS),
+        octahedral,
+        distinct=(1, 2),
+    ),
+    Prototype("BiTeI", (("Bi", "Sb", "Sc", "Y", "In"), HEAVY_CHALCOGENS, HEAVY_HALOGENS), octahedral),
+    Prototype("1Tprime-MX2", (("Mo", "W", "Re", "Ru", "Os"), HEAVY_CHALCOGENS), distorted_octahedral),
+    Prototype("MXene-M2X", (("Sc", "Y", *GROUP4_TO_6), ("C", "N")), mxene, ionic=False),
+    Prototype("MXene-M2XT2", (("Sc", "Y", *GROUP4_TO_6), ("C", "N"), ("O", "F", "S", "Cl")), terminated_mxene, ionic=False),
+    Prototype(
+        "MXene-M3X2T2", (("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Mo"), ("C", "N"), ("O", "F")), terminated_mxene_32, ionic=False
+    ),
+    Prototype("hBN", (("B", "Al", "Ga", "In", "Be", "Mg", "Zn", "Cd"), ("N", "O", "P")), honeycomb),
+    Prototype("IV-IV", (("C", "Si", "Ge", "Sn"), ("C", "Si", "Ge", "Sn")), buckled_honeycomb, ionic=False, distinct=(0, 1)),
+    Prototype("buckled-AB", (("B", "Al", "Ga", "In", "Zn", "Cd"), ("P", "As", "Sb", "S", "Se", "Te")), buckled_honeycomb),
+    Prototype("graphene", (("C", "B", "N", "Si"),), elemental_planar, ionic=False),
+    Prototype("Xene", (("Si", "Ge", "Sn", "Pb", "P", "As", "Sb", "Bi"),), elemental_buckled, ionic=False),
+    Prototype("GaSe", (("Ga", "In", "Al", "Tl"), CHALCOGENS), gallium_selenide, ionic=False),
+    Prototype(
+        "Janus-GaSe", (("Ga", "In", "Al"), HEAVY_CHALCOGENS, HEAVY_CHALCOGENS), gallium_selenide, ionic=False, distinct=(1, 2)
+    ),
+    Prototype("phosphorene", (("P", "As", "Sb", "Bi"),), puckered, ionic=False),
+    Prototype("GeS", (("Si", "Ge", "Sn", "Pb"), CHALCOGENS), puckered),
+    Prototype(
+        "MX3",
+        (("Sc", "Y", "Ti", "V", "Cr", "Mo", "Fe", "Ru", "Rh", "Ir", "Al", "Ga", "In", "Bi", "Sb", "As", "La"), HALOGENS),
+        trihalide,
+    ),
+    Prototype("penta-MX2", (("Pd", "Pt", "Ni"), HEAVY_CHALCOGENS), pentagonal),
+    Prototype("FeSe", (("Fe", "Co", "Ni", "Mn", "Cr", "V", "Zn", "Cd", "Sn", "Pb", "Ge", "Mg", "Cu"), CHALCOGENS), iron_selenide),
+    Prototype("HgI2", (("Zn", "Cd", "Be", "Mg", "Hg"), HEAVY_HALOGENS), tetrahedral_dihalide),
+    Prototype("FeOCl", (("Ti", "V", "Cr", "Fe", "Sc", "Al", "In", "Ga"), ("O", "N"), HEAVY_HALOGENS), iron_oxychloride),
+    Prototype("BiOCl", (("Bi", "Sb", "La", "Y", "Sc", "In"), ("O", "S"), HALOGENS), bismuth_oxychloride),
+    Prototype("Bi2Te3", (("Bi", "Sb", "As", "In", "Ga", "Al", "Sc", "Y"), HEAVY_CHALCOGENS), quintuple),
+    Prototype("MoSi2N4", (GROUP4_TO_6, ("Si", "Ge"), ("N", "P", "As")), mosi2n4),
+    Prototype(
+        "MPX3", (("Mn", "Fe", "Ni", "Co", "Zn", "Cd", "Mg", "Cr", "V", "Ca"), ("P", "Ge", "Si"), HEAVY_CHALCOGENS), thiophosphate
+    ),
+)
+PROTOTYPES: dict[str, Prototype] = {prototype.name: prototype for prototype in PROTOTYPE_LIST}

@@ -1,0 +1,311 @@
+"""Symmetry of sheets: what it is, how a sheet is averaged over it, and templates that keep it while a sheet is generated.
+
+A template says which in-plane coordinates, heights and lattices a layer group leaves free for the atoms of one crystal. Sampled
+within a template, atoms stay on their Wyckoff positions and the cell in its lattice system, so that only the free numbers are
+generated, as in DiffCSP++ (Jiao et al., ICLR 2024). The network needs no change for this: it is equivariant, so the score at a
+symmetric sheet is symmetric, and the reverse process stays on the subspace when its noise does. With noise that is isotropic on the
+subspace it samples the learnt density restricted to symmetric sheets.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import spglib
+import torch
+from ase import Atoms
+
+from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
+
+log = logging.getLogger("her2d")
+
+EXACT = 1e-3  # Å, tolerance within which a symmetrised sheet shows its symmetry
+ANGLE_TOLERANCE = 8.0  # degrees
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """What a sheet is symmetric under, and the tolerance at which that was found (0: nothing beyond P1 was imposed)."""
+
+    space_group: str
+    space_group_number: int
+    layer_group_number: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a sheet's group. rotation (2, 2), translation (2,): in-plane, f' = R f + t. flip: ±1 for z. partner (N,):
+    atom k lands on atom partner[k], or on a periodic copy of it."""
+
+    rotation: np.ndarray
+    translation: np.ndarray
+    flip: int
+    partner: np.ndarray
+
+
+def symmetrise(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> tuple[Sheet, Symmetry]:
+    """The sheet averaged over the symmetry operations found within ``symprec`` Å; unchanged where there are none beyond P1.
+
+    Only operations that map the plane onto itself count. Atoms, cell basis and their number stay; the metric and the coordinates
+    are averaged over the group.
+    """
+    result, tolerance = sheet, 0.0
+    if symprec > 0 and (averaged := _averaged(sheet, symprec, angle_tolerance)) is not None:
+        result, tolerance = Sheet.from_atoms(averaged.to_atoms()), symprec
+    cell = _spglib_cell(result)
+    dataset = spglib.get_symmetry_dataset(cell, symprec=EXACT, angle_tolerance=-1.0)
+    if dataset is None:
+        return sheet, Symmetry("P1", 1, 1, 0.0)
+    return result, Symmetry(
+        dataset.international, int(dataset.number), layer_group_number(result), tolerance if dataset.number > 1 else 0.0
+    )
+
+
+def layer_group_number(sheet: Sheet) -> int:
+    """Number of the layer group, 1 to 80, of a sheet whose symmetry is exact; 1 where spglib finds none."""
+    layer = spglib.get_layergroup(_spglib_cell(sheet), aperiodic_dir=2, symprec=EXACT)
+    return int(layer.number) if layer is not None else 1
+
+
+def _spglib_cell(sheet: Sheet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    atoms = sheet.to_atoms()
+    return atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers
+
+
+def find_operations(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> list[Operation]:
+    """The operations that map the sheet onto itself within ``symprec`` Å, the identity included; [] where spglib finds none, or
+    where they do not permute the atoms."""
+    lattice, scaled, numbers = _spglib_cell(sheet)
+    found = spglib.get_symmetry((lattice, scaled, numbers), symprec=symprec, angle_tolerance=angle_tolerance)
+    operations = []
+    for rotation, translation in zip(found["rotations"], found["translations"], strict=True) if found else ():
+        if rotation[:2, 2].any() or rotation[2, :2].any():
+            continue  # mixes the plane and its normal
+        # Atom k lands on partner[k]: the nearest periodic copy of its image among the atoms of its element.
+        delta = (scaled @ rotation.T + translation)[:, None] - scaled[None]
+        delta -= np.round(delta)
+        distance = np.linalg.norm(delta @ lattice, axis=-1)
+        distance[numbers[:, None] != numbers[None]] = np.inf
+        partner = distance.argmin(1)
+        if len(set(partner.tolist())) != len(numbers) or distance.min(1).max() > 3 * symprec:
+            return []
+        operations.append(Operation(rotation[:2, :2].astype(np.int64), translation[:2], int(rotation[2, 2]), partner))
+    return operations
+
+
+def _averaged(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> Sheet | None:
+    """The sheet averaged over its group, in the same basis; None where there is nothing beyond P1."""
+    result = None
+    for _ in range(2):  # the second pass works on the cleaned lattice
+        operations = find_operations(result or sheet, symprec, angle_tolerance)
+        if len(operations) < 2:
+            break
+        result = _average_over(result or sheet, operations)
+    return result
+
+
+def _average_over(sheet: Sheet, operations: Sequence[Operation]) -> Sheet:
+    # r = f @ L and f' = R f keep distances when Rᵀ G R = G, G = L Lᵀ.
+    gram = sheet.lattice @ sheet.lattice.T
+    gram = np.mean([g.rotation.T @ gram @ g.rotation for g in operations], axis=0)
+    length = math.sqrt(gram[0, 0])
+    cell = np.array([[length, 0.0], [gram[0, 1] / length, math.sqrt(np.linalg.det(gram)) / length]])
+    frac, heights = np.zeros_like(sheet.frac_coords), np.zeros_like(sheet.heights)
+    for g in operations:
+        # Each partner collects the nearest periodic copy of the image that lands on it.
+        delta = sheet.frac_coords @ g.rotation.T + g.translation - sheet.frac_coords[g.partner]
+        frac[g.partner] += sheet.frac_coords[g.partner] + delta - np.round(delta)
+        heights[g.partner] += g.flip * sheet.heights
+    frac, heights = frac / len(operations), heights / len(operations)
+    return Sheet(sheet.atomic_numbers, frac % 1.0, heights - heights.mean(), cell)
+
+
+@dataclass(frozen=True)
+class Template:
+    """What symmetry leaves free of N atoms and their cell.
+
+    kinds (N,): atoms of one element share a number, 0, 1, ... by first appearance. frac_origin (N, 2) and frac_basis (2N, k),
+    orthonormal columns: the symmetric in-plane coordinates are frac_origin + frac_basis u, modulo 1. height_basis (N, m),
+    orthonormal columns of zero mean: the symmetric heights. rotations (n, 2, 2): the in-plane operations, which keep a symmetric
+    metric G = L Lᵀ as Rᵀ G R = G. orbits (N,): atoms that the group maps onto each other share a number. layer_group: its number;
+    1 is no constraint.
+    """
+
+    kinds: np.ndarray
+    orbits: np.ndarray
+    frac_origin: np.ndarray
+    frac_basis: np.ndarray
+    height_basis: np.ndarray
+    rotations: np.ndarray
+    layer_group: int
+
+    @property
+    def num_free(self) -> tuple[int, int, int]:
+        """Free numbers of the in-plane coordinates (common translations included), of the heights and of the lattice."""
+        lattice = int(np.linalg.matrix_rank(self.metric_average[1], tol=1e-6))
+        return self.frac_basis.shape[1], self.height_basis.shape[1], lattice
+
+    @cached_property
+    def frac_projector(self) -> np.ndarray:
+        """(2N, 2N) orthogonal projection of displacements on the symmetric ones."""
+        return self.frac_basis @ self.frac_basis.T
+
+    @cached_property
+    def height_projector(self) -> np.ndarray:
+        """(N, N) orthogonal projection of heights on the symmetric ones of zero mean."""
+        return self.height_basis @ self.height_basis.T
+
+    @cached_property
+    def metric_average(self) -> tuple[np.ndarray, np.ndarray]:
+        """See the function of this name."""
+        return metric_average(self.rotations)
+
+    @classmethod
+    def of(cls, sheet: Sheet, symprec: float = 0.1) -> Template:
+        """The template of a sheet whose symmetry holds within ``symprec`` Å, in the sheet's own basis and order of atoms. Its free
+        coordinates and its size are not kept."""
+        averaged = _averaged(sheet, symprec)
+        operations = [] if averaged is None else find_operations(averaged, EXACT, -1.0)
+        count = len(sheet)
+        if len(operations) < 2:
+            layer_group, operations = 1, [_identity(count)]
+        else:
+            sheet, layer_group = averaged, layer_group_number(averaged)
+        frac_rows, height_rows = [np.zeros((1, 2 * count))], [np.ones((1, count))]
+        for g in operations:
+            rotated, flipped = np.zeros((2 * count, 2 * count)), np.zeros((count, count))
+            for k, partner in enumerate(g.partner):
+                rotated[2 * partner : 2 * partner + 2, 2 * k : 2 * k + 2] = g.rotation
+                flipped[partner, k] = g.flip
+            frac_rows.append(rotated - np.eye(2 * count))
+            height_rows.append(flipped - np.eye(count))
+        basis = _null_space(np.concatenate(frac_rows))
+        flat = sheet.frac_coords.reshape(-1)
+        return cls(
+            kinds=kinds_of(sheet.atomic_numbers),
+            orbits=kinds_of(np.min([g.partner for g in operations], axis=0)),
+            frac_origin=(flat - basis @ (basis.T @ flat)).reshape(-1, 2),
+            frac_basis=basis,
+            height_basis=_null_space(np.concatenate(height_rows)),
+            rotations=np.unique([g.rotation for g in operations], axis=0),
+            layer_group=layer_group,
+        )
+
+
+def _identity(count: int) -> Operation:
+    return Operation(np.eye(2, dtype=np.int64), np.zeros(2), 1, np.arange(count))
+
+
+def _null_space(matrix: np.ndarray) -> np.ndarray:
+    """(n, k) orthonormal columns that the matrix (m, n) of small integers maps to zero."""
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    return vectors[:, values < 1e-8]
+
+
+def kinds_of(numbers: Sequence[int]) -> np.ndarray:
+    """0, 1, ... for equal numbers, in the order of their first appearance."""
+    order: dict[int, int] = {}
+    return np.array([order.setdefault(int(z), len(order)) for z in numbers], dtype=np.int64)
+
+
+def metric_average(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(W, M): the square root of an invariant metric, (2, 2), and the group average of (X11, X22, X12), (3, 3), where
+    X = ½ log(W⁻¹ G W⁻¹) is how a metric G is stretched against it. The average keeps the area of the cell."""
+    base = np.mean([r.T @ r for r in rotations], axis=0)
+    base /= math.sqrt(np.linalg.det(base))
+    values, vectors = np.linalg.eigh(base)
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    average = np.zeros((3, 3))
+    for rotation in rotations:
+        q = np.linalg.solve(root, rotation.T @ root)  # orthogonal
+        for column, unit in enumerate(([[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 1], [1, 0]])):
+            image = q @ np.array(unit, dtype=float) @ q.T
+            average[:, column] += [image[0, 0], image[1, 1], image[0, 1]]
+    return root, average / len(rotations)
+
+
+class SymmetryConstraint:
+    """The templates of a batch as projections of its state; where a sheet has none, the projections are the identity.
+
+    Atoms of sheet b stand in a row, and belong to template b atom by atom. is_template (B,): which sheets have one.
+    """
+
+    def __init__(self, templates: Sequence[Template | None], num_atoms: torch.Tensor, like: torch.Tensor) -> None:
+        """num_atoms (B,): of each sheet. like: a tensor of the wanted precision and device."""
+        sizes = [int(n) for n in num_atoms]
+        widest, count = max(sizes), len(sizes)
+        frac = np.tile(np.eye(2 * widest), (count, 1, 1))
+        height = np.tile(np.eye(widest), (count, 1, 1))
+        root, average = np.tile(np.eye(2), (count, 1, 1)), np.tile(np.eye(3), (count, 1, 1))
+        origin, fixed = np.zeros((sum(sizes), 2)), np.zeros(sum(sizes), dtype=bool)
+        start = 0
+        for k, (template, size) in enumerate(zip(templates, sizes, strict=True)):
+            if template is not None:
+                if len(template.kinds) != size:
+                    raise ValueError(f"a template of {len(template.kinds)} atoms for a sheet of {size}")
+                frac[k, : 2 * size, : 2 * size] = template.frac_projector
+                height[k, :size, :size] = template.height_projector
+                root[k], average[k] = template.metric_average
+                origin[start : start + size], fixed[start : start + size] = template.frac_origin, True
+            start += size
+        self._frac, self._height, self._root, self._average, self._origin = (
+            torch.as_tensor(x).to(like) for x in (frac, height, root, average, origin)
+        )
+        self._fixed = torch.as_tensor(fixed).to(like.device)
+        self.is_template = torch.tensor([template is not None for template in templates], device=like.device)
+        self._batch = torch.repeat_interleave(torch.arange(count, device=like.device), num_atoms.to(like.device))
+        first = torch.cumsum(num_atoms, 0) - num_atoms
+        self._slot = torch.arange(len(self._batch), device=like.device) - first.to(like.device)[self._batch]
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """In-plane coordinates (A, 2) to begin with, from uniform ones: the free directions stay uniform on the torus."""
+        return torch.where(self._fixed[:, None], torch.remainder(self._origin + self.frac(noise), 1.0), noise)
+
+    def frac(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Displacements (A, 2) projected on the symmetric ones."""
+        return self._apply(self._frac, vectors)
+
+    def height(self, heights: torch.Tensor) -> torch.Tensor:
+        """Heights (A,) projected on the symmetric ones."""
+        return self._apply(self._height, heights[:, None])[:, 0]
+
+    def lattice(self, vector: torch.Tensor) -> torch.Tensor:
+        """S = ½ log(L Lᵀ) (B, 3) of the symmetric metric of the same area."""
+        stretch = lattice_to_vector(torch.linalg.solve(self._root, vector_to_lattice(vector)))
+        return lattice_to_vector(self._root @ vector_to_lattice(torch.einsum("bij,bj->bi", self._average, stretch)))
+
+    def _apply(self, matrices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """matrices (B, wN, wN), values (A, w) -> (A, w)."""
+        width = values.shape[1]
+        padded = values.new_zeros(matrices.shape[0], matrices.shape[1] // width, width)
+        padded[self._batch, self._slot] = values
+        return torch.einsum("bij,bj->bi", matrices, padded.flatten(1)).view_as(padded)[self._batch, self._slot]
+
+
+SYMPREC_ANGSTROM = 0.1
+
+
+def symmetry_symbols(atoms: Atoms, is_sheet: bool, symprec: float = SYMPREC_ANGSTROM) -> tuple[str, str]:
+    """International symbols (space group, layer group) by spglib; an empty string where there is none to be found."""
+    import spglib
+
+    cell = (np.asarray(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
+    space, layer = "", ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
+            space = dataset.international if dataset is not None else ""
+            if is_sheet:
+                dataset = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
+                layer = dataset.international if dataset is not None else ""
+        except (spglib.SpglibError, RuntimeError, TypeError) as error:
+            log.debug("no symmetry of %s: %s", atoms.get_chemical_formula(), error)
+    return space, layer

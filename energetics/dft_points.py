@@ -1,0 +1,166 @@
+"""ΔE_H by DFT: the points, with what a potential says at the same geometries."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.db import connect
+
+from crystals.database import check_ase_database
+from energetics import band_gap
+from energetics.sites import tag_last_hydrogen
+from pipeline.errors import StageError
+from pipeline.files import relative_name
+
+log = logging.getLogger("her2d")
+# Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
+STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
+STORED_GAP = "gap_gfn2"  # and the band gap of the sheet without H
+# ½D_e(H2) is 2.27 eV in PBE: an H that the sheet does not bind at all has this ΔE_H. Far above it the potential's geometry, on
+# which the DFT energy was computed, is one that DFT would not keep (a sheet that the potential let collapse around H), and the
+# value says nothing about adsorption.
+UNBOUND_EV = 2.27 + 0.5
+
+
+@dataclass(frozen=True)
+class TruthPoint:
+    """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
+
+    energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
+    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it.
+    """
+
+    name: str
+    host: str
+    site: str
+    atoms: Atoms
+    delta_e: float
+    energies: dict[str, float]
+    clean: Atoms | None = None
+    family: str = ""
+    gap: float = np.nan
+
+
+def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
+    """DFT points of an ASE database: rows ``kind=slab_H`` with H as the last atom and ``dE_dft`` in eV, at most UNBOUND_EV unless
+    ``with_unbound``.
+
+    Raises StageError when the file is missing, or a row holds no H at its end.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StageError(f"no DFT reference points at {relative_name(path)}")
+    try:
+        check_ase_database(path)
+        clean = {str(row.get("name", "")): row.toatoms() for row in connect(path).select(kind="clean")}
+        rows = list(connect(path).select(kind="slab_H"))
+    except StageError:
+        raise
+    except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
+        raise StageError(f"{relative_name(path)} is not a readable ASE database ({type(error).__name__})") from error
+    points, unbound = [], []
+    for row in rows:
+        if "dE_dft" not in row:
+            continue
+        atoms = row.toatoms()
+        try:
+            tag_last_hydrogen(atoms)
+        except ValueError as error:
+            raise StageError(f"{relative_name(path)}, row {row.id}: {error}") from error
+        atoms.pbc = (True, True, False)
+        host = atoms[:-1].symbols.formula.reduce()[0].format("hill")
+        energies = {potential: float(row[key]) for potential, key in STORED_ENERGIES.items() if key in row}
+        name, site = str(row.name), str(row.get("site", ""))
+        if row.dE_dft > UNBOUND_EV and not with_unbound:
+            unbound.append(f"{name} {site}")
+            continue
+        family = str(row.get("family", host))
+        gap = float(row.get(STORED_GAP, np.nan))
+        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap))
+    if unbound:
+        log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", relative_name(path), ", ".join(unbound))
+    return points
+
+
+@cache
+def element_properties(symbol: str) -> tuple[float, float]:
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen warns where it has no electronegativity; NaN says so
+        return float(Element(symbol).X), float(Element(symbol).group)
+
+
+def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:
+    """(n,) eV: a potential's ΔE_H at the DFT geometries, E(sheet+H) − E(sheet) − ½E(H2): as stored, otherwise computed; NaN where
+    neither is possible because the clean sheet is not known."""
+    from energetics.relaxation import h2_energy
+
+    values = np.array([point.energies.get(potential.name, np.nan) for point in points])
+    missing = [k for k in np.flatnonzero(np.isnan(values)) if points[k].clean is not None]
+    if not missing:
+        return values
+
+    def energy(atoms: Atoms) -> float:
+        work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
+        work.calc = potential.calculator
+        return float(work.get_potential_energy())
+
+    half_h2 = 0.5 * h2_energy(potential)
+    sheets: dict[str, float] = {}
+    for k in missing:
+        name = points[k].name
+        if name not in sheets:
+            sheets[name] = energy(points[k].clean)
+        values[k] = energy(points[k].atoms) - sheets[name] - half_h2
+    return values
+
+
+def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
+    """(n,) eV: band gaps of the sheets of the points: as stored, otherwise computed; NaN where neither is possible."""
+    values = np.array([point.gap for point in points])
+    sheets: dict[str, float] = {}
+    for k in np.flatnonzero(np.isnan(values)):
+        point = points[k]
+        if point.clean is not None and point.name not in sheets and band_gap.is_installed():
+            sheets[point.name] = band_gap.band_gap(point.clean)
+        values[k] = sheets.get(point.name, np.nan)
+    return values
+
+
+def store_gaps(path: str | Path) -> int:
+    """Adds the band gap of the sheet to the rows of the DFT database that lack it; returns how many."""
+    points = read_truth(path, with_unbound=True)
+    by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
+    added = 0
+    database = connect(path)
+    for row in list(database.select(kind="slab_H")):
+        gap = by_name.get(str(row.name), np.nan)
+        if STORED_GAP not in row and np.isfinite(gap):
+            database.update(row.id, **{STORED_GAP: gap})
+            added += 1
+    return added
+
+
+def store_energies(path: str | Path, potential: Any) -> int:
+    """Adds the ΔE_H of an embedded potential to the rows of the DFT database that lack it; returns how many."""
+    key = STORED_ENERGIES[potential.name]
+    points = read_truth(path, with_unbound=True)
+    values = potential_delta_e(points, potential)
+    by_point = {(p.name, p.site): float(v) for p, v in zip(points, values, strict=True) if potential.name not in p.energies}
+    added = 0
+    database = connect(path)
+    for row in list(database.select(kind="slab_H")):
+        value = by_point.get((str(row.name), str(row.get("site", ""))), np.nan)
+        if key not in row and np.isfinite(value):
+            database.update(row.id, **{key: value})
+            added += 1
+    return added

@@ -1,0 +1,149 @@
+"""Formation energy and energy above the convex hull, from phases computed with one potential."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from energetics.potentials import Potential
+from energetics.simple_phases import cation_and_anion
+from pipeline.errors import StageError
+from pipeline.files import atomic_path, relative_name
+from pipeline.provenance import SCHEMA_VERSION
+
+MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
+
+
+@dataclass(frozen=True)
+class ReferencePhase:
+    """One competing phase: formula of the cell, energy per atom in eV, where it came from."""
+
+    formula: str
+    energy_per_atom: float
+    prototype: str
+
+
+class References:
+    """Elemental references and competing phases of one potential; formation and hull energies against them."""
+
+    def __init__(self, identity: dict[str, str], phases: Iterable[ReferencePhase]) -> None:
+        from pymatgen.core import Composition
+
+        self.identity = dict(identity)
+        self.phases = list(phases)
+        self._entries: dict[frozenset[str], list[Any]] = {}
+        self._elemental: dict[str, float] = {}
+        self._diagrams: dict[frozenset[str], Any] = {}
+        from pymatgen.analysis.phase_diagram import PDEntry
+
+        for phase in self.phases:
+            composition = Composition(phase.formula)
+            symbols = frozenset(element.symbol for element in composition)
+            entry = PDEntry(composition, phase.energy_per_atom * composition.num_atoms, name=f"{phase.formula} {phase.prototype}")
+            self._entries.setdefault(symbols, []).append(entry)
+            if len(symbols) == 1:
+                (symbol,) = symbols
+                self._elemental[symbol] = min(phase.energy_per_atom, self._elemental.get(symbol, np.inf))
+
+    @property
+    def elements(self) -> set[str]:
+        """Symbols with an elemental reference."""
+        return set(self._elemental)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, potential: Potential | None = None) -> References:
+        """Reads ``references_<potential>.json.gz``.
+
+        Raises StageError when it is missing or damaged, or was made with another potential than ``potential``.
+        """
+        path = Path(path)
+        hint = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
+        if not path.is_file():
+            raise StageError(f"no reference energies at {relative_name(path)}; {hint}")
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as handle:
+                content = json.load(handle)
+            phases = [ReferencePhase(p["formula"], float(p["energy_per_atom"]), p["prototype"]) for p in content["phases"]]
+            identity, schema = content["potential"], content["schema_version"]
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+            raise StageError(f"{relative_name(path)} is not a readable reference file ({type(error).__name__}); {hint}") from error
+        if schema != SCHEMA_VERSION:
+            raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}; {hint}")
+        if potential is not None and identity["sha256"] != potential.identity["sha256"]:
+            raise StageError(f"{relative_name(path)} was made with {identity['name']}, not with this {potential.name}; {hint}")
+        return cls(identity, phases)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the phases, sorted, so that the same phases give the same file."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "potential": self.identity,
+            "phases": [vars(p) for p in sorted(self.phases, key=lambda p: (p.formula, p.prototype))],
+        }
+        # Through a handle, because gzip writes the name of a path into the file.
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("wb") as stream,
+            gzip.GzipFile("", "wb", mtime=0, fileobj=stream) as handle,
+        ):
+            handle.write(json.dumps(content, indent=0).encode())
+
+    def missing(self, atoms: Atoms) -> list[str]:
+        """Elements of a structure without a reference."""
+        return sorted(set(atoms.get_chemical_symbols()) - self.elements)
+
+    def e_form(self, atoms: Atoms, energy: float) -> float:
+        """Formation energy in eV/atom against the elements. Raises KeyError for an element without reference."""
+        if missing := self.missing(atoms):
+            raise KeyError(f"no elemental reference for {', '.join(missing)}")
+        return float((energy - sum(self._elemental[symbol] for symbol in atoms.get_chemical_symbols())) / len(atoms))
+
+    def _diagram(self, symbols: frozenset[str]) -> Any:
+        from pymatgen.analysis.phase_diagram import PhaseDiagram
+
+        if symbols not in self._diagrams:
+            if len(self._diagrams) >= MAX_DIAGRAMS:
+                del self._diagrams[next(iter(self._diagrams))]
+            subsets = (frozenset(s) for size in range(1, len(symbols) + 1) for s in combinations(sorted(symbols), size))
+            self._diagrams[symbols] = PhaseDiagram([entry for subset in subsets for entry in self._entries.get(subset, [])])
+        return self._diagrams[symbols]
+
+    def hull_energy(self, formula: str) -> float:
+        """Energy of the hull at a composition, as a formation energy in eV/atom. Raises KeyError as ``e_form`` does."""
+        from pymatgen.core import Composition
+
+        composition = Composition(formula)
+        symbols = frozenset(element.symbol for element in composition)
+        if missing := sorted(symbols - self.elements):
+            raise KeyError(f"no elemental reference for {', '.join(missing)}")
+        per_atom = self._diagram(symbols).get_hull_energy_per_atom(composition)
+        return float(
+            per_atom - sum(self._elemental[el.symbol] * fraction for el, fraction in composition.fractional_composition.items())
+        )
+
+    def missing_pairs(self, atoms: Atoms) -> list[str]:
+        """Cation-anion pairs of a structure without a single binary compound among the phases.
+
+        Against elements alone such a structure would look far more stable than it is.
+        """
+        pairs = (cation_and_anion(a, b) for a, b in combinations(sorted(set(atoms.get_chemical_symbols())), 2))
+        return ["-".join(pair) for pair in pairs if pair is not None and frozenset(pair) not in self._entries]
+
+    def e_above_hull(self, atoms: Atoms, energy: float) -> float:
+        """Energy above the hull of the competing phases in eV/atom; negative where the structure lies below all of them.
+
+        Raises KeyError for an element without reference or a cation-anion pair without any competing compound.
+        """
+        if pairs := self.missing_pairs(atoms):
+            raise KeyError(f"no competing compound of {', '.join(pairs)}")
+        return self.e_form(atoms, energy) - self.hull_energy(atoms.get_chemical_formula("hill"))

@@ -1,0 +1,81 @@
+"""Loads interatomic potentials by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ase.calculators.calculator import Calculator
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import StageError
+from pipeline.files import file_sha256, relative_name
+from pipeline.settings import POTENTIALS
+
+
+@dataclass(frozen=True)
+class Potential:
+    """An interatomic potential. name: one of config.POTENTIALS. identity: what exactly it is, for provenance and caches."""
+
+    name: str
+    identity: dict[str, str]
+    calculator: Calculator
+
+
+def load_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Potential:
+    """The potential of that name.
+
+    Raises StageError when it is not known, its checkpoint is missing, or its checkpoint does not fit the network.
+    """
+    # FrechetCellFilter takes logarithms of 3x3 matrices, for which OpenBLAS wakes all its threads and lets them spin; on a busy
+    # machine that costs a hundred times the work itself.
+    threadpool_limits(limits=1, user_api="blas")
+    if name not in POTENTIALS:
+        raise StageError(f"unknown potential {name}: choose one of {', '.join(POTENTIALS)}")
+    return _load_mattersim(checkpoint, device) if name == "mattersim" else _load_sevennet(name, device)
+
+
+@lru_cache(maxsize=4)
+def _load_sevennet(name: str, device: str) -> Potential:
+    from sevenn.calculator import SevenNetCalculator
+    from sevenn.util import pretrained_name_to_path
+
+    model = name.replace("sevennet", "7net")
+    path = pretrained_name_to_path(model)
+    identity = {"name": name, "package": f"sevenn {version('sevenn')}", "sha256": file_sha256(path)}
+    return Potential(name, identity, SevenNetCalculator(model, device=device))
+
+
+@lru_cache(maxsize=2)
+def _load_mattersim(checkpoint: str, device: str) -> Potential:
+    if not checkpoint:
+        raise StageError(
+            "potential mattersim needs a checkpoint file: set evaluation.potential_checkpoint to MatterSim-v1.0.0-1M.pth"
+        )
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise StageError(f"no MatterSim checkpoint at {relative_name(path)}: download it and set evaluation.potential_checkpoint")
+    from mattersim.forcefield import MatterSimCalculator
+
+    _check_mattersim_keys(path)
+    identity = {"name": "mattersim", "package": f"mattersim {version('mattersim')}", "sha256": file_sha256(path)}
+    return Potential("mattersim", identity, MatterSimCalculator(load_path=str(path.resolve()), device=device))
+
+
+def _check_mattersim_keys(path: Path) -> None:
+    """MatterSim loads with strict=False, so that foreign keys would pass and leave random weights: compare the keys here."""
+    import torch
+    from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling errors of many families
+        raise StageError(f"{relative_name(path)} is not a readable MatterSim checkpoint: {type(error).__name__}") from error
+    if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
+        raise StageError(f"{relative_name(path)} is not a MatterSim checkpoint: it holds no 'model' and 'model_args'")
+    expected = set(M3Gnet(device="cpu", **content["model_args"]).state_dict())
+    found = set(content["model"])
+    if missing := sorted(expected - found) + sorted(found - expected):
+        raise StageError(f"{relative_name(path)} does not fit MatterSim's network: {len(missing)} keys differ, first {missing[0]}")

@@ -1,0 +1,181 @@
+"""Interatomic potentials behind one interface, relaxations, and energies against reference phases.
+
+``load_potential`` gives SevenNet (inside its wheel) or MatterSim (a checkpoint of the user's) under the same interface; nothing
+ever stands in for another under its name. Energies are eV, forces eV/Å. Reference phases carry the identity of the potential that
+made them, because energies of two potentials must never be mixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import FixAtoms
+from ase.data import covalent_radii
+from ase.filters import FrechetCellFilter
+from ase.geometry import find_mic
+from ase.optimize import BFGS, LBFGS
+
+from energetics.potentials import Potential
+from energetics.sites import adsorbed_hydrogen
+
+FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
+DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
+GIVE_UP_AFTER = 8  # steps of a relaxation of H after which a site may be given up
+MAX_ENERGY_PER_ATOM = 50.0  # eV; beyond any bonded solid: a potential that has left its domain
+MAX_STRAIN = 0.5  # in-plane lengths may change by this share before a relaxation counts as collapsed
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Result of a relaxation.
+
+    atoms: final structure, no calculator, no constraints. energy: eV, whole cell. converged: fmax reached. steps: of the optimiser.
+    status: 'ok', 'not converged', 'exploded' (energy or positions beyond reason) or 'collapsed' (cell changed beyond MAX_STRAIN).
+    """
+
+    atoms: Atoms
+    energy: float
+    converged: bool
+    steps: int
+    status: str
+
+
+def relax_sheet(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
+    """Relaxes a sheet with the in-plane cell free and c fixed (strain components xx, yy, xy).
+
+    atoms: pbc (T, T, F), c along z. max_steps = 0 gives the energy as it is.
+    """
+    return _relax(atoms, potential, fmax, max_steps, mask=[1, 1, 0, 0, 0, 1])
+
+
+def relax_bulk(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
+    """Relaxes a three-dimensional crystal with its whole cell free."""
+    return _relax(atoms, potential, fmax, max_steps, mask=[1] * 6)
+
+
+def relax_positions(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
+    """Relaxes positions in a fixed cell (molecules in a box, slabs)."""
+    return _relax(atoms, potential, fmax, max_steps, mask=None)
+
+
+def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask: list[int] | None) -> Relaxation:
+    work = atoms.copy()
+    work.calc = potential.calculator
+    target = work if mask is None else FrechetCellFilter(work, mask=mask)
+    optimiser = BFGS(target, logfile=None, maxstep=0.1)
+    lengths = work.cell.lengths()
+    status, converged = "ok", False
+    try:
+        for state in optimiser.irun(fmax=fmax, steps=max_steps):
+            converged = bool(state)
+            strain = np.abs(work.cell.lengths() / lengths - 1).max()
+            if not np.isfinite(work.positions).all() or not is_sane(work.get_potential_energy(), len(work)):
+                status = "exploded"
+                break
+            if mask is not None and strain > MAX_STRAIN:
+                status = "collapsed"
+                break
+        energy = float(work.get_potential_energy())
+    except (np.linalg.LinAlgError, ValueError, FloatingPointError, RuntimeError):
+        # A potential far outside its domain returns NaN forces, on which optimisers and neighbour lists fail in their own ways.
+        return Relaxation(atoms.copy(), float("nan"), False, optimiser.nsteps, "exploded")
+    if status == "ok" and not converged:
+        status = "not converged" if max_steps else "ok"
+    final = work.copy()
+    final.set_constraint()
+    return Relaxation(final, energy, converged, int(optimiser.nsteps), status)
+
+
+def is_sane(energy: float, num_atoms: int) -> bool:
+    """Whether an energy in eV can be that of a solid; potentials fall into bottomless wells where atoms overlap."""
+    return bool(np.isfinite(energy) and abs(energy) <= MAX_ENERGY_PER_ATOM * num_atoms)
+
+
+@dataclass(frozen=True)
+class HydrogenRelaxation(Relaxation):
+    """A relaxation of H on a sheet. delta_e: eV, or nan; initial_delta_e: at the starting geometry; desorbed: H has left."""
+
+    delta_e: float
+    initial_delta_e: float
+    desorbed: bool
+
+
+def relax_hydrogen(
+    atoms: Atoms,
+    sheet_energy: float,
+    potential: Potential,
+    fmax: float = 0.05,
+    max_steps: int = 60,
+    free_radius: float = FREE_RADIUS,
+    give_up_above: float = math.inf,
+) -> HydrogenRelaxation:
+    """Relaxes H (the atom with tag 2) and the atoms within ``free_radius`` Å of it, in a fixed cell.
+
+    sheet_energy: eV, energy of the clean sheet of the same supercell with the same potential. give_up_above: eV, a delta_e that a
+    relaxation must have come below after ``GIVE_UP_AFTER`` steps to be carried on; its status is "given up" otherwise.
+    delta_e = E(sheet+H) − E(sheet) − ½E(H2). Raises ValueError when there is not exactly one H with tag 2.
+    """
+    hydrogen = adsorbed_hydrogen(atoms)
+    work = atoms.copy()
+    distances = work.get_distances(hydrogen, range(len(work)), mic=True)
+    work.set_constraint(FixAtoms([i for i in range(len(work)) if distances[i] > free_radius]))
+    work.calc = potential.calculator
+    reference = sheet_energy + 0.5 * h2_energy(potential)
+    optimiser = LBFGS(work, logfile=None, maxstep=0.1)
+    try:
+        initial = float(work.get_potential_energy()) - reference
+        converged = bool(optimiser.run(fmax=fmax, steps=min(max_steps, GIVE_UP_AFTER)))
+        energy = float(work.get_potential_energy())
+        given_up = not converged and energy - reference > give_up_above
+        if not (converged or given_up) and max_steps > GIVE_UP_AFTER:
+            converged = bool(optimiser.run(fmax=fmax, steps=max_steps - GIVE_UP_AFTER))
+            energy = float(work.get_potential_energy())
+    except (np.linalg.LinAlgError, ValueError, FloatingPointError, RuntimeError):
+        return HydrogenRelaxation(
+            atoms.copy(), float("nan"), False, optimiser.nsteps, "exploded", float("nan"), float("nan"), False
+        )
+    final = work.copy()
+    final.set_constraint()
+    if not is_sane(energy, len(final)) or not np.isfinite(final.positions).all():
+        return HydrogenRelaxation(final, energy, False, optimiser.nsteps, "exploded", float("nan"), initial, False)
+    desorbed = has_desorbed(final, hydrogen)
+    status = "desorbed" if desorbed else "ok" if converged else "given up" if given_up else "not converged"
+    return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, energy - reference, initial, desorbed)
+
+
+def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:
+    """True when no atom is within DESORBED_SCALE times the sum of covalent radii of the H."""
+    others = [i for i in range(len(atoms)) if i != hydrogen]
+    vectors = atoms.positions[others] - atoms.positions[hydrogen]
+    _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
+    return bool((distances > DESORBED_SCALE * (covalent_radii[atoms.numbers[others]] + covalent_radii[1])).all())
+
+
+_H2_ENERGIES: dict[tuple, float] = {}
+
+
+def h2_energy(potential: Potential) -> float:
+    """Energy in eV of H2 relaxed with the potential, in a 12 Å box."""
+    key = tuple(sorted(potential.identity.items()))
+    if key not in _H2_ENERGIES:
+        molecule = Atoms("H2", [[6, 6, 6], [6, 6, 6.75]], cell=[12] * 3, pbc=True)
+        _H2_ENERGIES[key] = relax_positions(molecule, potential, fmax=0.005, max_steps=200).energy
+    return _H2_ENERGIES[key]
+
+
+def relaxation_rmsd(before: Atoms, after: Atoms) -> float:
+    """Root-mean-square displacement in Å between two states of one sheet, strain and rigid shift removed.
+
+    Fractional in-plane coordinates are compared in the relaxed cell, heights directly; minimum image, mean displacement subtracted.
+    """
+    first, second = before.get_scaled_positions(wrap=False), after.get_scaled_positions(wrap=False)
+    delta = second - first
+    delta[:, :2] -= np.round(delta[:, :2])
+    cart = delta[:, :2] @ after.cell.array[:2, :2]
+    heights = after.positions[:, 2] - before.positions[:, 2]
+    displacement = np.column_stack([cart, heights])
+    displacement -= displacement.mean(0)
+    return float(np.sqrt((displacement**2).sum(1).mean()))

@@ -1,0 +1,245 @@
+"""Hydrogen on a sheet: sites, supercells, placing, and what is predicted at each site."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import spglib
+from ase import Atoms
+from ase.data import covalent_radii
+from scipy.spatial import Delaunay
+
+from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
+
+SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
+TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
+HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
+
+
+@dataclass(frozen=True)
+class AdsorptionSite:
+    """A starting position of H on a sheet.
+
+    position: (3,) Å in the frame of the sheet's cell. kind: top, bridge or hollow. face: upper or lower. neighbors: indices of the
+    atoms that define the site. multiplicity: equivalent sites per cell.
+    """
+
+    position: np.ndarray
+    kind: str
+    face: str
+    neighbors: tuple[int, ...]
+    multiplicity: int
+
+    def label(self, atoms: Atoms) -> str:
+        """Such as 'top S upper' or 'hollow S-S-S lower'."""
+        return f"{self.kind} {'-'.join(sorted(atoms.symbols[i] for i in self.neighbors))} {self.face}"
+
+
+def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite]:
+    """Symmetry-distinct top, bridge and hollow sites on both faces of a standardised sheet.
+
+    Surface atoms are those within 1 Å of the outermost one; bridges and hollows are the edges and the circumcentres of their
+    periodic Delaunay triangulation, tops all exposed atoms down to 2.5 Å. H touches the covalent sphere (r_H + r_X) of whatever
+    lies below it and starts at least 0.5 Å above the surface layer over a bridge or hollow. Sites that a symmetry of the sheet
+    maps onto each other, mirror images on the other face included, are listed once.
+    """
+    found: list[AdsorptionSite] = []
+    for face in ("upper", "lower"):
+        for site in _face_sites(atoms, +1 if face == "upper" else -1):
+            found.append(AdsorptionSite(site[0], site[1], face, site[2], 1))
+    return _symmetry_distinct(atoms, found, symprec)
+
+
+def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[int, ...]]]:
+    numbers, lattice = atoms.numbers, atoms.cell.array[:2, :2]
+    reach_a, reach_b = (int(np.ceil(6.0 / h)) for h in _line_spacings(lattice))
+    shifts = np.array(list(product(range(-reach_a, reach_a + 1), range(-reach_b, reach_b + 1))))
+    xy = (atoms.positions[None, :, :2] + (shifts @ lattice)[:, None]).reshape(-1, 2)
+    z = np.tile(sign * atoms.positions[:, 2], len(shifts))
+    index = np.tile(np.arange(len(atoms)), len(shifts))
+    contact = covalent_radii[numbers[index]] + covalent_radii[1]
+    surface_z = z.max()
+
+    def height_above(point: np.ndarray) -> float:
+        """Height at which H touches the covalent spheres of the atoms below it; -inf over an open hole."""
+        lateral = np.linalg.norm(xy - point, axis=1)
+        below = lateral < contact
+        return float(np.max(z[below] + np.sqrt(contact[below] ** 2 - lateral[below] ** 2))) if below.any() else -np.inf
+
+    sites: list[tuple[np.ndarray, str, tuple[int, ...]]] = []
+    for atom in range(len(atoms)):
+        depth = surface_z - sign * atoms.positions[atom, 2]
+        point = atoms.positions[atom, :2]
+        if depth <= TOP_DEPTH:
+            touching = sign * atoms.positions[atom, 2] + covalent_radii[numbers[atom]] + covalent_radii[1]
+            if height_above(point) <= touching + 1e-6:  # nothing else is met first: the atom is exposed
+                sites.append((np.array([*point, sign * touching]), "top", (atom,)))
+
+    members = np.flatnonzero(z >= surface_z - SURFACE_DEPTH)
+    if len(members) < 4:
+        return sites
+    # QJ joggles by far less than any tolerance here. Which way a square or hexagon is cut does not matter: all its triangles share
+    # one circumcentre, and only edges without another atom on their own circle count as bridges.
+    triangles = members[Delaunay(xy[members], qhull_options="Qbb Qc QJ Pp").simplices]
+    candidates = [("hollow", centre) for centre in _acute_circumcentres(xy[triangles])]
+    edges = np.unique(np.sort(np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]]), 1), axis=0)
+    candidates += [("bridge", xy[edge].mean(0)) for edge in edges]
+    seen: set[tuple[str, int, int]] = set()
+    for kind, point in candidates:
+        f = np.round(np.linalg.solve(lattice.T, point), 4)
+        if (f < 0).any() or (f >= 1).any():
+            continue
+        lateral = np.linalg.norm(xy[members] - point, axis=1)
+        ring = members[lateral < lateral.min() + 0.1]
+        key = (kind, *np.round(f * 200).astype(int) % 200)
+        if key in seen or len(ring) < (3 if kind == "hollow" else 2) or (kind == "bridge" and len(ring) > 2):
+            continue
+        seen.add(key)
+        height = max(height_above(point), float(z[ring].mean()) + HOLLOW_CLEARANCE)
+        sites.append((np.array([*point, sign * height]), kind, tuple(int(index[atom]) for atom in ring)))
+    return sites
+
+
+def _acute_circumcentres(corners: np.ndarray) -> np.ndarray:
+    """Circumcentres of the triangles (T, 3, 2) that are not obtuse: the points farthest from all atoms around them."""
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    squares = np.stack([((b - c) ** 2).sum(1), ((c - a) ** 2).sum(1), ((a - b) ** 2).sum(1)], 1)
+    # Collinear slivers on the rim of the patch drop out here too.
+    acute = 2 * squares.max(1) <= squares.sum(1) * (1 + 1e-3)
+    squares, corners = squares[acute], corners[acute]
+    weights = squares * (squares.sum(1, keepdims=True) - 2 * squares)
+    return np.einsum("tk,tkc->tc", weights / weights.sum(1, keepdims=True), corners)
+
+
+def _line_spacings(lattice: np.ndarray) -> np.ndarray:
+    """Distance between lattice lines along each in-plane vector, Å."""
+    return 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+
+
+def _symmetry_distinct(atoms: Atoms, sites: list[AdsorptionSite], symprec: float) -> list[AdsorptionSite]:
+    if not sites:
+        return []
+    symmetry = spglib.get_symmetry((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=symprec)
+    rotations = [np.eye(3, dtype=int)] if symmetry is None else list(symmetry["rotations"])
+    translations = [np.zeros(3)] if symmetry is None else list(symmetry["translations"])
+    cell = atoms.cell.array
+    scaled = np.linalg.solve(cell.T, np.array([site.position for site in sites]).T).T
+    remaining = set(range(len(sites)))
+    distinct = []
+    for index, site in enumerate(sites):
+        if index not in remaining:
+            continue
+        images = np.array([rotation @ scaled[index] + shift for rotation, shift in zip(rotations, translations, strict=True)])
+        orbit = {index}
+        for other in list(remaining):
+            delta = images - scaled[other]
+            delta[:, :2] -= np.round(delta[:, :2])
+            # The third coordinate is compared modulo the cell as well: a mirror may map the sheet into the next image.
+            delta[:, 2] -= np.round(delta[:, 2])
+            if (np.linalg.norm(delta @ cell, axis=1) < 4 * symprec).any() and sites[other].kind == site.kind:
+                orbit.add(other)
+        remaining -= orbit
+        distinct.append(AdsorptionSite(site.position, site.kind, site.face, site.neighbors, len(orbit)))
+    return distinct
+
+
+def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
+    """Smallest na x nb supercell in which periodic images of H are at least ``min_image_distance`` Å apart.
+
+    Among equal areas the one with the more distant images. Coverage is 1 / (na nb) H per cell.
+    """
+    a, b = atoms.cell.array[:2, :2]
+    reach = [max(1, int(np.ceil(min_image_distance / h))) for h in _line_spacings(atoms.cell.array[:2, :2])]
+    best = None
+    for na, nb in product(range(1, reach[0] + 1), range(1, reach[1] + 1)):
+        steps = [m * na * a + n * nb * b for m, n in product(range(-2, 3), repeat=2) if (m, n) != (0, 0)]
+        shortest = min(np.linalg.norm(step) for step in steps)
+        if shortest >= min_image_distance - 1e-6:
+            key = (na * nb, -round(shortest, 6), na)
+            if best is None or key < best[0]:
+                best = (key, (na, nb))
+    return best[1]
+
+
+def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] = (1, 1)) -> Atoms:
+    """The na x nb supercell of a sheet with one H at ``site`` as its last atom; OC20 tags, the vacuum kept around both.
+
+    Tags: 2 for H, 1 for the atoms of the surface layer on its side, 0 for the rest.
+    """
+    slab = atoms.repeat((*supercell, 1))
+    slab.append("H")
+    slab.positions[-1] = site.position
+    tag_last_hydrogen(slab)
+    return slab
+
+
+def tag_last_hydrogen(atoms: Atoms) -> None:
+    """Sets OC20's tags on a sheet whose last atom is the H adatom: 2 for H, 1 for the surface layer on its side, 0 for the rest.
+
+    Raises ValueError when the last atom is not H.
+    """
+    if len(atoms) < 2 or atoms.numbers[-1] != 1:
+        raise ValueError(f"the last atom of {atoms.get_chemical_formula()} is not an H on a sheet")
+    z = atoms.positions[:-1, 2]
+    if atoms.positions[-1, 2] < z.mean():
+        z = -z
+    atoms.set_tags([*np.where(z >= z.max() - SURFACE_DEPTH, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
+
+
+def adsorbed_hydrogen(atoms: Atoms) -> int:
+    """Index of the H adatom. Raises ValueError unless exactly one atom has tag 2 and it is H: a bare sheet has no ΔE_H."""
+    found = np.flatnonzero(atoms.get_tags() == H_TAG)
+    if len(found) != 1 or atoms.numbers[found[0]] != 1:
+        tagged = str(atoms.symbols[found]) if len(found) else "no atom"
+        raise ValueError(f"{atoms.get_chemical_formula()}: {tagged} tagged as adsorbate, expected one H (a bare sheet has no ΔE_H)")
+    return int(found[0])
+
+
+@dataclass
+class SheetHER:
+    """Hydrogen on a sheet: every symmetry-distinct site, and the material's value at the site with the lowest ΔE_H.
+
+    sheet: the primitive cell that the positions of the sites refer to. coverage: 1 / (na nb), H per such cell. band_gap: of the
+    sheet, eV, NaN where it was not asked for or found. delta_e, delta_g, std: (S,) eV, std the calibrated standard error.
+    complaints: per site, why it is outside the training domain, empty inside.
+    status: "ok", or why there is no value.
+    """
+
+    sheet: Atoms | None
+    sites: list[AdsorptionSite] = field(default_factory=list)
+    supercell: tuple[int, int] = (1, 1)
+    coverage: float = math.nan
+    band_gap: float = math.nan
+    delta_e: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    delta_g: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    std: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    complaints: list[str] = field(default_factory=list)
+    status: str = "ok"
+
+    @property
+    def best(self) -> int | None:
+        """Index of the most stable site; None where there is no value."""
+        return int(np.argmin(self.delta_e)) if len(self.delta_e) else None
+
+    @property
+    def best_delta_g(self) -> float:
+        """ΔG_H of the most stable site, eV."""
+        return math.nan if self.best is None else float(self.delta_g[self.best])
+
+    @property
+    def best_std(self) -> float:
+        """Standard error of ``best_delta_g``, eV."""
+        return math.nan if self.best is None else float(self.std[self.best])
+
+    @property
+    def in_domain(self) -> bool:
+        """Whether the most stable site is covered by the training records."""
+        return self.best is not None and not self.complaints[self.best]
+
+    @property
+    def domain_reason(self) -> str:
+        """Why it is not; empty when it is."""
+        return self.status if self.best is None else self.complaints[self.best]

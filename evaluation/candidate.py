@@ -1,0 +1,134 @@
+"""What is recorded about one candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ase import Atoms
+from pymatgen.core import Composition
+
+from crystals import validity
+from energetics.potential_adsorption import NAN
+
+# Raised whenever the meaning of a stored result changes, so that no older one is read.
+JUDGEMENT_VERSION = 4
+P_SYNTH_THRESHOLD = 0.5
+# Settings that change what is found for a candidate; the others only change what is counted.
+JUDGED_SETTINGS = (
+    "relax",
+    "fmax_ev_per_angstrom",
+    "max_steps",
+    "potential_h_sites",
+    "potential_h_max_e_hull_ev",
+    "second_potential",
+    "band_gap",
+    "max_h_steps",
+    "min_vacuum_angstrom",
+    "clash_factor",
+    "e_ref_ev",
+    "max_atoms",
+    "legacy_columns",
+    "legacy_max_steps",
+)
+
+
+@dataclass
+class CandidateResult:
+    """Everything known about one candidate; the order of the fields is the order of the columns of ``metrics.csv``.
+
+    Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
+    eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
+    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is GFN2-xTB's, a
+    descriptor of the correction. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
+    potential's after its correction from DFT. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that it calls
+    synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``metrics.legacy_stability_score``), for
+    comparison only; no verdict uses them.
+    """
+
+    id: str = ""
+    source_file: str = ""
+    formula: str = ""
+    reduced_formula: str = ""
+    natoms: int = 0
+    dimensionality: str = ""
+    space_group: str = ""
+    layer_group: str = ""
+    space_group_relaxed: str = ""
+    layer_group_relaxed: str = ""
+    no_clash: bool | None = None
+    single_sheet: bool | None = None
+    vacuum_ok: bool | None = None
+    charge_neutral: bool | None = None
+    valid: bool | None = None
+    min_distance_ratio: float = NAN
+    vacuum_angstrom: float = NAN
+    relax_converged: bool | None = None
+    relax_steps: int = 0
+    relax_rmsd_angstrom: float = NAN
+    relax_area_change: float = NAN
+    sheet_relaxed: bool | None = None
+    energy_ev_per_atom: float = NAN
+    e_form_ev: float = NAN
+    e_above_hull_ev: float = NAN
+    delta_g_h_ev: float = NAN
+    delta_g_h_std_ev: float = NAN
+    h_site_kind: str = ""
+    h_site_face: str = ""
+    h_n_sites: int = 0
+    h_coverage: float = NAN
+    h_in_domain: bool | None = None
+    h_domain_note: str = ""
+    delta_g_h_potential_ev: float = NAN
+    band_gap_ev: float = NAN
+    delta_g_h_corrected_ev: float = NAN
+    delta_g_h_corrected_std_ev: float = NAN
+    h_desorbed: bool | None = None
+    p_synth: float = NAN
+    p_synth_label_mass: float = NAN
+    synthesizable: bool | None = None
+    synthesis_method: str = ""
+    synthesis_precursors: str = ""
+    unique: bool | None = None
+    duplicate_of: str = ""
+    novel: bool | None = None
+    novel_match: str = ""
+    sun: bool | None = None
+    metastable_sun: bool | None = None
+    hit: bool | None = None
+    hit_potential: bool | None = None
+    hit_corrected: bool | None = None
+    score_stab: float = NAN
+    score_composite: float = NAN
+    legacy_delta_g_ev: float = NAN
+    legacy_energy_ev_per_atom: float = NAN
+    legacy_score_stab: float = NAN
+    legacy_score_composite: float = NAN
+    seconds: float = NAN
+    status: str = "ok"
+
+    @property
+    def is_bulk(self) -> bool:
+        """A crystal that is periodic in three directions: scored, but no two-dimensional candidate."""
+        return self.dimensionality in validity.BULK_KINDS
+
+    @property
+    def is_sheet(self) -> bool:
+        """Extends in two directions with vacuum around it."""
+        return self.dimensionality in validity.SHEET_KINDS
+
+    def elements(self) -> set[str]:
+        """Element symbols of the candidate; empty when it could not be read."""
+        return {element.symbol for element in Composition(self.formula)} if self.formula else set()
+
+
+def atoms_to_dict(atoms: Atoms | None) -> dict[str, Any] | None:
+    """Keyword arguments of ``ase.Atoms`` as plain Python values (Å)."""
+    if atoms is None:
+        return None
+    return {
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell.array.tolist(),
+        "pbc": [bool(p) for p in atoms.pbc],
+    }

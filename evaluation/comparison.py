@@ -1,0 +1,88 @@
+"""Our candidates beside the controls and beside somebody else's."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation import figures, metrics
+from evaluation.judge_pool import without_paths
+from evaluation.page import write_page
+from evaluation.report_files import CONTROLS, OURS, read_report
+from evaluation.summary import better_in, number_text, summary
+from pipeline.files import atomic_path, file_sha256, write_json
+from pipeline.settings import Config
+
+
+def update_comparison(cfg: Config) -> dict[str, Any]:
+    """Brings together ours, both controls and the external set from the two ``report.json``, and writes ``comparison.csv``,
+    ``comparison.png`` and ``report.html`` beside each of them. Sets judged by other judges or settings are not compared."""
+    ours_dir, external_dir = Path(cfg.evaluation.output_dir), Path(cfg.external.output_dir)
+    ours, external = read_report(ours_dir), read_report(external_dir)
+    newest = max((r for r in (ours, external) if r), key=lambda r: r["provenance"]["created_utc"], default=None)
+    name = cfg.external.name
+    sets: dict[str, dict[str, Any]] = {}
+
+    def put(label: str, source: Mapping[str, Any] | None, found: Mapping[str, Any] | None, hint: str) -> None:
+        if source is None or found is None or found.get("metrics") is None:
+            sets[label] = {"metrics": None, "note": (found or {}).get("note") or f"not run: {hint}"}
+        elif _judged_by(source) != _judged_by(newest):
+            sets[label] = {"metrics": None, "note": f"judged by other judges or settings: {hint}"}
+        else:
+            sets[label] = {"metrics": found["metrics"], "note": found.get("note", "")}
+
+    put(OURS, ours, ours, "python test.py")
+    for label in CONTROLS:
+        put(label, ours, (ours or {}).get("controls", {}).get(label), "python test.py")
+    put(name, external, external, "python evaluate_external.py")
+    random_dir = Path(cfg.evaluation.random_cif_dir)
+    if sets[name]["metrics"] and random_dir.is_dir() and external["provenance"]["cif_dir_sha256"] == file_sha256(random_dir):
+        sets[name]["note"] = "these are the files of the random-decoration control"
+    content = {
+        "sets": sets,
+        "verdicts": {
+            label: metrics.compare(found["metrics"], sets[OURS]["metrics"])
+            for label, found in sets.items()
+            if label != OURS and found["metrics"] and sets[OURS]["metrics"]
+        },
+    }
+    for folder, report in ((ours_dir, ours), (external_dir, external)):
+        if report is None:
+            continue
+        write_comparison_table(content, folder / "comparison.csv")
+        figures.comparison({label: found["metrics"] for label, found in sets.items()}, folder / "comparison.png")
+        report["comparison"] = content
+        report["summary"] = summary(report)
+        last = ("provenance", "candidates", "structures")
+        write_json(
+            folder / "report.json",
+            {k: report[k] for k in (*(k for k in report if k not in last), *(k for k in last if k in report))},
+        )
+        write_page(folder)
+    return content
+
+
+def _judged_by(report: Mapping[str, Any] | None) -> Any:
+    provenance = (report or {}).get("provenance", {})
+    ignored = ("workers", "top_k", "finalists", "hull_db", "hull_rows")
+    settings = {key: value for key, value in provenance.get("settings", {}).items() if key not in ignored}
+    return without_paths(provenance.get("judges", {})), settings
+
+
+def write_comparison_table(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """One row per set: value, 95 % interval, n_ok and n of every compared metric, and where a control beats ours."""
+    names = metrics.COMPARED
+    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high", "_n_ok", "_n")]
+    header = ["set", *columns, "better_than_ours_in", "note"]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        for label, found in content["sets"].items():
+            cells: list[Any] = [label]
+            for name in names:
+                metric = (found["metrics"] or {}).get(name)
+                cells += [number_text(metric[k]) for k in ("value", "low", "high", "n_ok", "n")] if metric else ["", "", "", "", ""]
+            writer.writerow([*cells, "; ".join(better_in(content["verdicts"].get(label, {}))), found["note"]])

@@ -1,0 +1,83 @@
+"""Decides over a set: uniqueness, stability, hits."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ase import Atoms
+from pymatgen.core import Structure
+
+from crystals.matching import match_structure, same_structure
+from evaluation.candidate import CandidateResult
+from pipeline.settings import EvaluationConfig
+
+log = logging.getLogger("her2d")
+
+
+def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -> None:
+    """Sets ``unique`` and ``duplicate_of``: the first by id of every group of equal structures is unique.
+
+    Compared are judged structures of the same reduced formula and of the same kind (sheet or bulk).
+    """
+    seen: dict[tuple[str, bool], list[tuple[str, Structure]]] = {}
+    for row in rows:
+        if row.id not in structures or not (row.is_sheet or row.is_bulk):
+            continue
+        try:
+            own = match_structure(structures[row.id], row.is_sheet)
+        except ValueError as error:
+            log.debug("%s cannot be compared: %s", row.id, error)
+            continue
+        group = seen.setdefault((row.reduced_formula, row.is_sheet), [])
+        row.duplicate_of = next((other for other, known in group if same_structure(own, known)), "")
+        row.unique = not row.duplicate_of
+        if row.unique:
+            group.append((row.id, own))
+
+
+def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
+    """Sets the three kinds of ``hit``, ``sun`` and ``metastable_sun``: False as soon as one condition fails, None while one that is
+    needed has no verdict. All ask for a valid sheet that is still one connected sheet after relaxation."""
+
+    def at_most(value: float, limit: float) -> bool | None:
+        return None if math.isnan(value) else value <= limit
+
+    for row in rows:
+        if row.is_bulk:
+            continue
+        sheet = all_of(row.valid, row.sheet_relaxed)
+        metastable = at_most(row.e_above_hull_ev, settings.hit_e_hull_ev)
+        new = all_of(row.unique, row.novel)
+        row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
+        if settings.potential_h_sites:  # otherwise the potential judges no hydrogen, and has no opinion on any hit
+            row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
+            row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
+        row.sun = all_of(sheet, at_most(row.e_above_hull_ev, 0.0), new)
+        row.metastable_sun = all_of(sheet, metastable, new)
+
+
+def all_of(*verdicts: bool | None) -> bool | None:
+    """Three-valued and: False wins over None, None over True."""
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def verdict(row: Any, settings: Any) -> str:
+    """What our judges say about a candidate (``evaluators.CandidateResult``) in a few words: its first failure, or "hit"."""
+    if not row.reduced_formula:
+        return "unreadable"
+    if row.is_bulk:
+        return "not 2D"
+    if not row.is_sheet:
+        return f"not 2D: {row.dimensionality}"
+    if row.valid is not True or row.sheet_relaxed is False:
+        return "invalid"
+    if math.isnan(row.e_above_hull_ev):
+        return "no E_above_hull"
+    if row.e_above_hull_ev > settings.hit_e_hull_ev:
+        return "unstable"
+    if math.isnan(row.delta_g_h_ev):
+        return "no ΔG_H"
+    return "hit" if row.hit else f"|ΔG_H| > {settings.hit_delta_g_ev:g} eV"

@@ -1,0 +1,201 @@
+"""How far ΔE_H can be trusted: the hydrogen judge against DFT, printed with every report."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from energetics import dft_correction, dft_points
+from evaluation import metrics
+from pipeline.errors import StageError
+from pipeline.files import file_sha256, relative_name
+
+log = logging.getLogger("her2d")
+
+NAN = float("nan")
+
+
+def truth_report(
+    her: Any,
+    truth_db_path: str | os.PathLike,
+    table_path: str | os.PathLike | None = None,
+    potentials: Sequence[Any] = (),
+    with_gap: bool = False,
+) -> dict[str, Any] | None:
+    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``.
+
+    truth_db_path: ASE database of DFT points (see ``dft_correction.read_truth``). Where the judge carries a correction fitted on
+    such points, each is predicted by a correction fitted without any point of its host, so that no row is judged by itself.
+    table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
+    whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
+    sheets that everybody agrees on, and every inert one must come out above every active one. potentials: those of the evaluation,
+    the judge first; without any, those whose values the database holds. with_gap: whether the corrections may use
+    the band gap. Returns None when the database is not there: the report then says "unverified".
+    """
+    path = Path(truth_db_path)
+    if not path.is_file():
+        log.warning("no DFT truth at %s: ΔG_H stays unverified", relative_name(path))
+        return None
+    points = dft_points.read_truth(path)
+    if not points:
+        log.warning("%s holds no DFT point: ΔG_H stays unverified", relative_name(path))
+        return None
+    truth = np.array([point.delta_e for point in points])
+    raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
+    predicted = raw
+    if her.correction is not None:
+        correction = her.correction
+        predicted, sigma = dft_correction.left_out_predictions(
+            points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
+        )
+        own_error = std if correction.teacher else 0.0  # a fit on the network's own values has its error in it
+        std = np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
+    stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
+    potentials = potentials or [SimpleNamespace(name=name) for name in stored]
+    energies = np.full((len(points), max(1, len(potentials))), np.nan)
+    for k, potential in enumerate(potentials):
+        energies[:, k] = dft_points.potential_delta_e(points, potential)
+    own, name = energies[:, 0], potentials[0].name if potentials else "none"
+    own_corrected, _ = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
+    own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family", with_gap=with_gap)
+    rows = [
+        {
+            "name": point.name,
+            "host": point.host,
+            "site": point.site,
+            "delta_e_dft_ev": point.delta_e,
+            "delta_e_dimenet_ev": float(predicted[k]),
+            "std_ev": float(std[k]),
+            "delta_e_uncorrected_ev": float(raw[k]),
+            "delta_e_potential_ev": float(own[k]),
+            "delta_e_potential_corrected_ev": float(own_corrected[k]),
+            "delta_e_potential_family_left_out_ev": float(own_by_family[k]),
+            "family": point.family,
+        }
+        for k, point in enumerate(points)
+    ]
+    table = read_table(table_path) if table_path is not None and Path(table_path).is_file() else []
+
+    def agreement(values: np.ndarray, key: str) -> dict[str, Any]:
+        return {**metrics.agreement(truth.tolist(), values.tolist()), "inert_above_active": inert_above_active(rows, table, key)}
+
+    report = {
+        "source": relative_name(path),
+        "sha256": file_sha256(path),
+        "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
+        "hosts": len({point.host for point in points}),
+        **agreement(predicted, "delta_e_dimenet_ev"),
+        "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
+        "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
+        "potential_corrected": {
+            "name": " + ".join([*(p.name for p in potentials), *(["band gap"] if with_gap else [])]),
+            **agreement(own_corrected, "delta_e_potential_corrected_ev"),
+            "family_left_out": agreement(own_by_family, "delta_e_potential_family_left_out_ev"),
+        },
+        "families": len({point.family for point in points}),
+        "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
+    }
+    if table:
+        report["table"] = truth_table(rows, table, table_path)
+    return report
+
+
+def blind_report(
+    her: Any, blind_path: str | os.PathLike, truth_path: str | os.PathLike, potentials: Sequence[Any], with_gap: bool = False
+) -> dict[str, Any]:
+    """The judges, as they are used, against DFT points that nothing was fitted on or chosen by: ``{n, mae_ev, ..., potential,
+    potential_corrected, rows, source}``.
+
+    Raises StageError where the file is missing, or has a host of ``truth_path``, from which the corrections are learnt.
+    """
+    points = dft_points.read_truth(blind_path)
+    known = {point.host for point in dft_points.read_truth(truth_path, with_unbound=True)}
+    if seen := sorted({point.host for point in points} & known):
+        raise StageError(f"{relative_name(blind_path)} is not blind: {', '.join(seen)} is in {Path(truth_path).name} too")
+    structures = [point.atoms for point in points]
+    gaps = dft_points.sheet_gaps(points) if with_gap else None
+    truth = np.array([point.delta_e for point in points])
+    predicted, std = her.predict_delta_e(structures, gaps=gaps)
+    energies = np.stack([dft_points.potential_delta_e(points, potential) for potential in potentials], 1)
+    correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap)
+    corrected = corrected_std = np.full(len(points), NAN)
+    if correction is not None:
+        corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps)
+
+    def agreement(values: np.ndarray) -> dict[str, Any]:
+        return metrics.agreement(truth.tolist(), np.asarray(values).tolist())
+
+    return {
+        "source": relative_name(blind_path),
+        "sha256": file_sha256(blind_path),
+        **agreement(predicted),
+        "potential": agreement(energies[:, 0]),
+        "potential_corrected": agreement(corrected),
+        "rows": [
+            {
+                "name": point.name,
+                "site": point.site,
+                "delta_e_dft_ev": point.delta_e,
+                "delta_e_dimenet_ev": float(predicted[k]),
+                "std_ev": float(std[k]),
+                "delta_e_potential_ev": float(energies[k, 0]),
+                "delta_e_potential_corrected_ev": float(corrected[k]),
+                "corrected_std_ev": float(corrected_std[k]),
+            }
+            for k, point in enumerate(points)
+        ],
+    }
+
+
+def read_table(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of the table of truth, energies as numbers (NaN where empty)."""
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        return [{**entry, "delta_e_ev": _float(entry.get("delta_e_ev"))} for entry in csv.DictReader(handle)]
+
+
+def named_row(entry: dict[str, Any]) -> str:
+    """Name of the database row that an entry of the table points to: what follows the # in its ``structure``."""
+    return re.split(r"[:#]", entry.get("structure") or "")[-1].strip()
+
+
+def inert_above_active(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Pairs (inert, active) by the table's ``activity``, and those that the predictions ``key`` put in the wrong order."""
+    lowest: dict[str, float] = {}
+    for row in rows:  # the value of a sheet is that of its most stable site
+        lowest[row["name"]] = min(row[key], lowest.get(row["name"], math.inf))
+    by_class = {
+        kind: sorted({named_row(e) for e in table if (e.get("activity") or "").strip() == kind} & set(lowest))
+        for kind in ("inert", "active")
+    }
+    pairs = [(i, a) for i in by_class["inert"] for a in by_class["active"]]
+    return {"pairs": len(pairs), "violations": [f"{i} < {a}" for i, a in pairs if not lowest[i] > lowest[a]]}
+
+
+def truth_table(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
+    """The rows of ``her_truth.csv`` beside the predictions on the structures they name; agreement over the rows that have both."""
+    by_name = {(str(row["name"]), str(row["site"])): row for row in rows}
+    listed = []
+    for entry in table:
+        known = by_name.get((named_row(entry), str(entry.get("site") or "")))
+        listed.append({**entry, "delta_e_dimenet_ev": known["delta_e_dimenet_ev"] if known else NAN})
+    return {
+        "source": relative_name(path),
+        **metrics.agreement([e["delta_e_ev"] for e in listed], [e["delta_e_dimenet_ev"] for e in listed]),
+        "rows": listed,
+    }
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text) if text not in (None, "") else NAN
+    except ValueError:
+        return NAN

@@ -1,0 +1,220 @@
+"""Stages 5 and 6: one evaluation, identical for our candidates and for anybody else's.
+
+``evaluate`` reads a folder of CIFs and returns one ``CandidateResult`` per file and the metrics of the set. Judges are passed in
+(``Judges``): the interatomic potential with its references, DimeNet++ for hydrogen, the synthesizability model and the training
+structures. A judge that fails leaves NaN and a status that says why; a file that cannot be read is a row like any other.
+
+Every candidate is judged by itself, in a worker process that loads the judges once, and stored as
+``cache/<hash of CIF, judges and settings>.json`` the moment it is done: results depend neither on the order of the files nor on the
+number of workers, and a run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from tqdm import tqdm
+
+from crystals import cif
+from evaluation import metrics, statistics
+from evaluation.candidate import CandidateResult
+from evaluation.decisions import decide, mark_unique
+from evaluation.judge_pool import JudgePool, cache_key, judge_inline, read_cached, result_from_dict
+from evaluation.judging import Judges
+from pipeline.errors import StageError
+from pipeline.files import atomic_path, relative_name, write_json
+from pipeline.settings import EvaluationConfig
+
+log = logging.getLogger("her2d")
+
+
+@dataclass
+class Evaluation:
+    """One judged set: rows sorted by id, metrics of its two-dimensional candidates, and of its bulk crystals where it has any."""
+
+    label: str
+    cif_dir: str
+    rows: list[CandidateResult]
+    aggregates: dict[str, statistics.Metric]
+    bulk_aggregates: dict[str, statistics.Metric]
+    structures: dict[str, Atoms]
+    identity: dict[str, Any]
+    elapsed_seconds: float = math.nan
+
+    @property
+    def rows_2d(self) -> list[CandidateResult]:
+        """The candidates asked for as sheets: everything but bulk crystals."""
+        return [row for row in self.rows if not row.is_bulk]
+
+
+def find_cifs(cif_dir: str | os.PathLike) -> list[Path]:
+    """The CIF files directly inside a folder, sorted by name. Raises StageError when there is no folder or no CIF."""
+    folder = Path(cif_dir)
+    if not folder.is_dir():
+        raise StageError(f"no folder of CIFs at {relative_name(folder)}")
+    found = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".cif"), key=lambda p: p.name)
+    if not found:
+        raise StageError(f"no CIF in {relative_name(folder)}")
+    return found
+
+
+def evaluate(
+    cif_dir: str | os.PathLike,
+    judges: Judges | JudgePool,
+    settings: EvaluationConfig,
+    output_dir: str | os.PathLike,
+    label: str,
+    workers: int = 1,
+    *,
+    seed: int = 0,
+    cache_dir: str | os.PathLike | None = None,
+    also_cached: Sequence[str | os.PathLike] = (),
+) -> Evaluation:
+    """Judges every CIF of a folder and writes ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
+
+    judges: ``Judges`` (used in this process, or pickled to ``workers`` processes) or a running ``JudgePool``, which serves several
+    sets. cache_dir: where finished candidates are stored (default ``output_dir/cache``); also_cached: folders of earlier runs in
+    which they may be found. Identical files are judged once. Raises StageError when there is nothing to judge.
+    """
+    started = time.perf_counter()
+    paths = find_cifs(cif_dir)
+    output_dir = Path(output_dir)
+    cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
+    folders = [cache, *(Path(p) for p in also_cached)]
+
+    keys: dict[Path, str] = {}
+    records: dict[str, dict[str, Any]] = {}
+    to_judge: dict[str, Path] = {}
+    for path in paths:
+        try:
+            if not path.is_file():  # a pipe or device would be waited for
+                raise OSError(f"{path.name} is not a file")
+            with path.open("rb") as handle:
+                content = handle.read(cif.MAX_CIF_BYTES + 1)
+        except OSError:
+            content = b"unreadable " + os.fsencode(path.name)
+        key = keys[path] = cache_key(content, judges.identity, settings)
+        if key not in records and key not in to_judge:
+            record = read_cached(folders, key)
+            if record is None:
+                to_judge[key] = path
+            else:
+                records[key] = record
+    if records:
+        log.info("%s: %d of %d candidates were judged before", label, len(records), len(set(keys.values())))
+
+    key_of = {path: key for key, path in to_judge.items()}
+    own_pool = None
+    if isinstance(judges, JudgePool):
+        finished = judges.judge(list(to_judge.values()), settings)
+    elif workers > 1 and to_judge:
+        own_pool = JudgePool(partial(_unchanged, judges), judges.identity, workers)
+        finished = own_pool.judge(list(to_judge.values()), settings)
+    else:
+        finished = judge_inline(judges, list(to_judge.values()), settings)
+    try:
+        for path, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
+            records[key_of[path]] = record
+            if record.get("lost"):  # the next run tries it again
+                continue
+            write_json(cache / f"{key_of[path]}.json", record)
+    finally:
+        if own_pool is not None:
+            own_pool.close()
+
+    rows, structures = [], {}
+    ids = candidate_ids(paths)
+    for path in paths:
+        record = records[keys[path]]
+        row = result_from_dict(record["row"])
+        row.id, row.source_file = ids[path], os.fsencode(path.name).decode("utf-8", "replace")
+        rows.append(row)
+        if record["structure"] is not None:
+            structures[row.id] = Atoms(**record["structure"])
+    rows.sort(key=lambda row: row.id)
+    mark_unique(rows, structures)
+    decide(rows, settings)
+    rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
+    evaluation = Evaluation(
+        label=label,
+        cif_dir=str(cif_dir),
+        rows=rows,
+        aggregates=metrics.aggregate(rows_2d, settings, seed),
+        bulk_aggregates=metrics.aggregate_bulk(bulk, settings, seed) if bulk else {},
+        structures=structures,
+        identity=judges.identity,
+        elapsed_seconds=time.perf_counter() - started,
+    )
+    write_table(rows, output_dir / "metrics.csv")
+    write_structures(evaluation, output_dir / "relaxed.extxyz")
+    return evaluation
+
+
+def _unchanged(judges: Judges) -> Judges:
+    return judges
+
+
+def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
+    """File names without suffix; the whole name where two files share a stem, or where the stem is the whole name of another file.
+
+    Bytes that are no UTF-8 become replacement characters, with a number where that makes two names one.
+    """
+
+    def text(name: str) -> str:
+        return os.fsencode(name).decode("utf-8", "replace")
+
+    stems, names = [text(path.stem) for path in paths], [text(path.name) for path in paths]
+    ids: dict[Path, str] = {}
+    for path, stem, name in zip(paths, stems, names, strict=True):
+        candidate = stem if stems.count(stem) == 1 and stem not in names else name
+        taken = set(ids.values())
+        numbered = (f"{candidate} ({k})" for k in itertools.count(2))
+        ids[path] = next(name for name in itertools.chain([candidate], numbered) if name not in taken)
+    return ids
+
+
+def write_table(rows: Sequence[CandidateResult], path: str | os.PathLike) -> None:
+    """``metrics.csv``: one row per candidate; a missing number is ``nan``, a missing verdict an empty field."""
+    names = [f.name for f in dataclasses.fields(CandidateResult)]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(names)
+        for row in rows:
+            writer.writerow([_cell(getattr(row, name)) for name in names])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    # A spreadsheet would run a text that begins like a formula.
+    return re.sub(r"^([=+\-@\t\r])", r"'\1", str(value))
+
+
+def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
+    """All judged structures with their ids as one extended XYZ file."""
+    from ase.io import write
+
+    frames = []
+    for row in evaluation.rows:
+        if row.id in evaluation.structures:
+            atoms = evaluation.structures[row.id].copy()
+            atoms.info = {"id": " ".join(row.id.split()), "dimensionality": row.dimensionality}
+            frames.append(atoms)
+    if frames:
+        with atomic_path(path) as temporary:
+            write(temporary, frames, format="extxyz")

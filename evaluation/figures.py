@@ -1,0 +1,333 @@
+"""Figures of an evaluation, each as PNG and as PDF: one style, units on every axis, n in every title, readable in grey.
+
+No value is cut off in silence: what lies beyond an axis is an arrow at its edge with the number beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from evaluation import metrics
+from evaluation.candidate import CandidateResult
+from evaluation.evaluate import Evaluation
+from pipeline.plotting import figure
+from pipeline.settings import EvaluationConfig
+
+matplotlib.use("Agg")
+DELTA_G = r"$\Delta G_\mathrm{H}$"
+DELTA_E = r"$\Delta E_\mathrm{H}$"
+E_HULL = r"$E_\mathrm{above\ hull}$"
+MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis; H that binds or repels more is off scale
+MAX_E_HULL = 3.0  # eV/atom
+# Differ in lightness as well as in hue, so that they stay apart in grey.
+SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "external": "#b2182b"}
+SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "external": "D"}
+SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "external": ":"}
+
+
+def subscripts(formula: str) -> str:
+    """A formula with its numbers lowered."""
+    return formula.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def set_color(label: str) -> str:
+    """The colour of a set in every figure."""
+    return SET_COLORS.get(label, SET_COLORS["external"])
+
+
+def rank(rows: Sequence[CandidateResult], top_k: int) -> list[CandidateResult]:
+    """The ``top_k`` best two-dimensional candidates: hits of the corrected potential first, the better judge of ΔG_H, then those of
+    DimeNet++, then valid ones, then by composite score, then by id."""
+    scored = [row for row in rows if row.is_sheet and not math.isnan(row.score_composite)]
+    scored.sort(
+        key=lambda row: (row.hit_corrected is not True, row.hit is not True, row.valid is not True, -row.score_composite, row.id)
+    )
+    return scored[:top_k]
+
+
+def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> None:
+    """ΔG_H of every candidate by each judge, sorted by DimeNet++'s; and the same values on the volcano."""
+    rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_h_ev)), key=lambda r: r.delta_g_h_ev)
+    window = settings.hit_delta_g_ev
+    x = np.arange(len(rows))
+    color = set_color(evaluation.label)
+    judges = (  # label, marker, colour, offset along x, ΔG_H, its standard error
+        ("DimeNet++, best site (±1σ)", "o", color, -0.12, "delta_g_h_ev", "delta_g_h_std_ev"),
+        ("potential, H relaxed", "x", "0.25", 0.12, "delta_g_h_potential_ev", None),
+        ("potential, corrected from DFT (±1σ)", "D", "#e6850e", 0.12, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
+    )
+    with figure(path, ncols=2, figsize=(11, 4.8), width_ratios=(3, 2)) as (_, (left, right)):
+        left.axhspan(-window, window, color="0.85", zorder=0)
+        right.axvspan(-window, window, color="0.85", zorder=0)
+        left.axhline(0, color="0.4", lw=0.8)
+        drawn = []
+        for label, marker, shade, offset, name, error_name in judges:
+            values = np.array([getattr(r, name) for r in rows], dtype=float)
+            errors = np.array([getattr(r, error_name) if error_name else 0.0 for r in rows], dtype=float)
+            if np.isfinite(values).any():
+                drawn.append((label, marker, shade, offset, values, np.nan_to_num(errors), error_name is not None))
+        reach = np.concatenate([np.zeros(1), *(v + sign * e for *_, v, e, _ in drawn for sign in (-1, 1))])
+        low, high = padded_limits(reach, -0.6, 0.6, MAX_DELTA_G)
+        limit = max(abs(low), abs(high))
+        grid = np.linspace(-limit, limit, 401)
+        right.plot(grid, metrics.log_exchange_current(grid), color="0.4", lw=1)
+        right.set_xlim(-limit, limit)
+        right.set_ylim(metrics.log_exchange_current(limit), 1)
+        for label, marker, shade, offset, values, errors, has_errors in drawn:
+            style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
+            left.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
+            mark_off_scale(left, x + offset, values, low, high, shade)
+            right.errorbar(values, metrics.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
+            list_off_scale(right, values, -limit, limit, shade)
+        left.set_xticks(
+            x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
+        )
+        left.set_xlim(-0.8, max(len(rows), 1) - 0.2)
+        left.set_ylim(low, high)
+        left.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
+        left.set_title(f"{evaluation.label}: n = {len(rows)} of {len(evaluation.rows_2d)}; grey: hits, within ±{window:g} eV")
+        if drawn:
+            # Below the formulas, where no value can hide behind it.
+            left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
+        else:
+            left.text(0.5, 0.5, "no candidate has a ΔG_H", transform=left.transAxes, ha="center")
+        right.set_xlabel(f"{DELTA_G} (eV)", parse_math=True)
+        right.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
+        right.set_title("HER volcano, 298 K (Nørskov 2005)")
+
+
+def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -> tuple[float, float]:
+    """Axis limits that hold every finite value and [low, high] with a margin of 5 %, but nothing beyond ±largest."""
+    finite = values[np.isfinite(values)]
+    low, high = float(min(low, *finite)) if len(finite) else low, float(max(high, *finite)) if len(finite) else high
+    margin = 0.05 * (high - low)
+    return max(low - margin, -largest), min(high + margin, largest)
+
+
+def mark_off_scale(axis: Any, places: np.ndarray, values: np.ndarray, low: float, high: float, color: str) -> int:
+    """An arrow at the lower or upper edge and the number for every value outside [low, high]; returns how many there are.
+
+    places, values: (N,) positions along x and values along y.
+    """
+    outside = [(place, value) for place, value in zip(places, values, strict=True) if value < low or value > high]
+    for place, value in outside:
+        up = value > high
+        _off_scale_arrow(axis, f"{value:.1f}", (place, high if up else low), (0, -16 if up else 16), color, rotation=90,
+                         ha="center", va="top" if up else "bottom")  # fmt: skip
+    return len(outside)
+
+
+def list_off_scale(axis: Any, values: np.ndarray, low: float, high: float, color: str) -> int:
+    """The same along x: arrows at the left or right edge, one above the other where there are several; returns how many."""
+    outside = [value for value in values if value < low or value > high]
+    for value in outside:
+        right = value > high
+        # On the volcano such a point lies below the axis as well, so that its height means nothing: it goes where there is room.
+        height = 0.4 + 0.05 * sum(text.xy[0] == (high if right else low) for text in axis.texts)
+        _off_scale_arrow(axis, f"{value:.1f}", (high if right else low, height), (-20 if right else 20, 0), color,
+                         xycoords=axis.get_xaxis_transform(), ha="right" if right else "left", va="center")  # fmt: skip
+    return len(outside)
+
+
+def _off_scale_arrow(axis: Any, text: str, tip: tuple[float, float], offset: tuple[float, float], color: str, **style: Any) -> None:
+    """An arrow to ``tip`` with a text at its other end, ``offset`` points away, on white so that nothing crosses it."""
+    arrow = {"arrowstyle": "-|>", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axis.annotate(
+        text, tip, offset, textcoords="offset points", fontsize=7, color=color, arrowprops=arrow, bbox=box, zorder=5, **style
+    )
+
+
+def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfig, path: str | os.PathLike) -> None:
+    """Share of the candidates asked for whose E_above_hull lies below a threshold, and E_above_hull sorted."""
+    limit = settings.hit_e_hull_ev
+    sets = []
+    for evaluation in evaluations:
+        hull = np.sort([r.e_above_hull_ev for r in evaluation.rows_2d if not math.isnan(r.e_above_hull_ev)])
+        if len(hull):
+            sets.append((evaluation.label, hull, len(evaluation.rows_2d)))
+    with figure(path, ncols=2, figsize=(10, 4.2)) as (_, (left, right)):
+        low, high = padded_limits(np.concatenate([np.zeros(1), *(hull for _, hull, _ in sets)]), -0.3, 0.3, MAX_E_HULL)
+        for value, style in ((0.0, "-"), (limit, ":")):
+            left.axvline(value, color="0.3", lw=0.9, ls=style)
+            right.axhline(value, color="0.3", lw=0.9, ls=style)
+        for label, hull, asked in sets:
+            color = set_color(label)
+            # The curve begins at no candidate and stays at its last share: those without a verdict never come in.
+            share = np.concatenate([[0.0], np.arange(1, len(hull) + 1), [len(hull)]]) / asked
+            thresholds = np.concatenate([[min(low, hull[0])], hull, [max(high, hull[-1])]])
+            name = f"{label} (n = {len(hull)}/{asked})"
+            left.step(thresholds, share, where="post", color=color, lw=1.6, ls=SET_LINES.get(label, ":"), label=name)
+            order = np.arange(1, len(hull) + 1)
+            right.plot(order, hull, SET_MARKERS.get(label, "D"), ms=4, color=color, label=name)
+            mark_off_scale(right, order, hull, low, high, color)
+        left.set_xlim(low, high)
+        left.set_ylim(0, 1.02)
+        left.set_xlabel(f"{E_HULL} threshold (eV/atom)", parse_math=True)
+        left.set_ylabel("share of the candidates")
+        left.set_title(f"Share below a threshold; lines: 0 and {limit:g} eV/atom")
+        right.set_ylim(low, high)
+        right.set_xlabel("candidate, sorted")
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.set_ylabel(f"{E_HULL} (eV/atom)", parse_math=True)
+        right.set_title("Every candidate")
+        if sets:
+            left.legend(loc="lower right")
+        else:
+            left.text(0.5, 0.5, "no candidate has an E_above_hull", transform=left.transAxes, ha="center")
+
+
+def funnel(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> dict[str, int]:
+    """Candidates left after each condition, every one counted among those that passed all before. Returns the counts."""
+    counts = funnel_counts(evaluation, settings)
+    with figure(path, figsize=(7.4, 3.8)) as (_, axis):
+        names, values = list(counts), list(counts.values())
+        total = max(values[0], 1)
+        axis.barh(names, total, color="0.93")
+        axis.barh(names, values, color=set_color(evaluation.label))
+        axis.invert_yaxis()
+        axis.grid(visible=False)
+        for index, value in enumerate(values):
+            lost = f"  −{values[index - 1] - value}" if index and values[index - 1] > value else ""
+            axis.text(total * 1.015, index, f"{value} ({value / total:.0%}){lost}", va="center")
+        axis.set_xlim(0, total * 1.22)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= total])
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_xlabel("candidates that pass this condition and all above")
+        axis.set_title(f"{evaluation.label}: from CIF to hit, n = {values[0]}")
+    return counts
+
+
+def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[str, int]:
+    """CIFs -> readable -> 2D -> valid -> relaxed sheet -> unique -> novel -> metastable -> hit.
+
+    Validity includes being one sheet: "two-dimensional" stands before it and tells how many fail by their dimensionality alone.
+    """
+    left = list(evaluation.rows)
+    counts = {"CIFs": len(left)}
+    for name, passes in (
+        ("readable", lambda r: bool(r.formula)),
+        ("two-dimensional", lambda r: r.is_sheet),
+        ("valid", lambda r: r.valid is True),
+        ("sheet when relaxed", lambda r: r.sheet_relaxed is True),
+        ("unique", lambda r: r.unique is True),
+        ("novel", lambda r: r.novel is True),
+        (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
+        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: abs(r.delta_g_h_ev) <= settings.hit_delta_g_ev),
+    ):
+        left = [row for row in left if passes(row)]
+        counts[name] = len(left)
+    return counts
+
+
+def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected; also on points of no fit."""
+    rows = truth["rows"]
+    own, corrected = truth["potential"], truth.get("potential_corrected") or {}
+    judges = (
+        ("delta_e_dimenet_ev", "o", SET_COLORS["ours"], "DimeNet++ (±1σ)", truth),
+        ("delta_e_potential_ev", "x", "0.35", own["name"], own),
+        ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{corrected.get('name')}, corrected", corrected),
+    )
+    with figure(path, figsize=(6.4, 7)) as (_, axis):
+        dft = np.array([_nan(r["delta_e_dft_ev"]) for r in rows])
+        everything = [dft]
+        for key, marker, color, name, score in judges:
+            values = np.array([_nan(r.get(key)) for r in rows])
+            if not np.isfinite(values).any():
+                continue
+            everything.append(values)
+            mae, rank_correlation = _nan(score["mae_ev"]), _nan(score["spearman"])
+            text = f"{name}: MAE {mae:.2f} eV, Spearman {rank_correlation:.2f}, n = {score['n']}"
+            axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=5, label=text)
+            if marker == "o":
+                errors = np.nan_to_num([_nan(r["std_ev"]) for r in rows])
+                axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
+                everything += [values - errors, values + errors]
+        if (blind := truth.get("blind")) and blind["potential_corrected"]["n"]:
+            points = [
+                np.array([_nan(r[key]) for r in blind["rows"]]) for key in ("delta_e_dft_ev", "delta_e_potential_corrected_ev")
+            ]
+            everything += points
+            score = blind["potential_corrected"]
+            text = f"the same on sheets of no fit: MAE {_nan(score['mae_ev']):.2f} eV, Spearman {_nan(score['spearman']):.2f}"
+            axis.plot(*points, "*", color="#b2182b", ms=9, label=f"{text}, n = {score['n']}")
+        low, high = padded_limits(np.concatenate(everything), 0.0, 0.0, math.inf)
+        axis.plot([low, high], [low, high], color="0.4", lw=0.8)
+        axis.set_xlim(low, high)
+        axis.set_ylim(low, high)
+        axis.set_aspect("equal")
+        axis.set_xlabel(f"{DELTA_E} by DFT (eV)", parse_math=True)
+        axis.set_ylabel(f"{DELTA_E} predicted (eV)", parse_math=True)
+        axis.set_title(f"H on sheets, same geometries, n = {truth['n']}")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)
+
+
+COMPARISON_PANELS = (
+    ("hit_rate", "hits by DimeNet++"),
+    ("hit_rate_potential", "hits by the potential"),
+    ("hit_rate_corrected", "hits, potential corrected"),
+    ("mae_delta_g_ev", "mean |ΔG_H| (eV)"),
+    ("mae_delta_g_corrected_ev", "the same, corrected (eV)"),
+    ("score_stab", "Score_stab"),
+    ("rate_synth", "Rate_synth"),
+    ("rate_metastable_sun", "metastable S.U.N."),
+    ("rate_valid", "valid"),
+    ("score_composite", "composite score"),
+)
+
+
+def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.PathLike) -> None:
+    """The sets side by side with 95 % intervals. sets: label -> metrics as dictionaries, None where a set was not run.
+
+    A metric for which no set has a single verdict gets no panel.
+    """
+
+    def has_verdict(found: Mapping[str, Any] | None, name: str) -> bool:
+        return bool(found and name in found and found[name]["n_ok"] and found[name]["value"] is not None)
+
+    shown = [panel for panel in COMPARISON_PANELS if any(has_verdict(found, panel[0]) for found in sets.values())]
+    shown = shown or list(COMPARISON_PANELS)
+    columns = math.ceil(len(shown) / 2)
+    with figure(path, nrows=2, ncols=columns, figsize=(2.75 * columns, 5.6), squeeze=False) as (fig, axes):
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, (name, title) in zip(axes.flat, shown, strict=False):
+            highest = 0.0
+            for position, (label, found) in enumerate(sets.items()):
+                across = {"ha": "center", "transform": axis.get_xaxis_transform(), "fontsize": 7}
+                if not has_verdict(found, name):
+                    axis.text(position, 0.02, "not run" if found is None else "no value", rotation=90, va="bottom", **across)
+                    continue
+                metric = found[name]
+                value = float(metric["value"])
+                low, high = _nan(metric["low"]), _nan(metric["high"])
+                error = [[max(0.0, value - low)], [max(0.0, high - value)]] if not math.isnan(low) else None
+                axis.bar(
+                    position, value, 0.7, yerr=error, capsize=3, color=set_color(label), edgecolor="0.2", lw=0.5, error_kw={"lw": 1}
+                )
+                highest = max(highest, value, value if math.isnan(high) else high)
+                axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
+            better = next((f[name]["better"] for f in sets.values() if f and name in f), 0)
+            axis.set_title(title + {1: "  ↑", -1: "  ↓"}.get(better, ""), fontsize=9)
+            axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=8)
+            axis.set_xlim(-0.6, len(sets) - 0.4)
+            axis.grid(axis="x", visible=False)
+            axis.set_ylim(0, 1.25 * highest or 1.0)  # the numbers stand above the highest interval
+        fig.suptitle(
+            "Same judges for every set; bars: 95 % intervals; numbers: value, candidates with a verdict / asked for; ↑ ↓: better",
+            fontsize=9,
+        )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)

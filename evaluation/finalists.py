@@ -1,0 +1,106 @@
+"""Export of the best candidates, ready for DFT: relaxed sheet, sheet with H at its best sites, inputs for GPAW and for VASP.
+
+results/finalists/ID/sheet.cif        the sheet, relaxed with the potential
+results/finalists/ID/H_SITE.cif       a supercell with H, relaxed with the potential
+results/finalists/ID/dft.extxyz       both, as verify_dft.py reads them
+results/finalists/ID/vasp/...         INCAR, KPOINTS, POSCAR, POTCAR.spec of pymatgen's MPRelaxSet, for the sheet and every site
+results/finalists/ID/finalist.json    what the judges say
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from tqdm import tqdm
+
+from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites, write_dft_input
+from energetics.potentials import Potential
+from evaluation.candidate import CandidateResult
+from pipeline.files import atomic_folder, relative_name, write_json
+
+log = logging.getLogger("her2d")
+
+KPOINT_LENGTH = 25.0  # Å; VASP k-points along a vector = ceil(25 Å / its length)
+MAX_SITES = 3
+# Positions only, in the potential's cell, so that ΔE_H is between cells of one shape; dipole correction across the sheet; plain
+# PBE, because Hubbard corrections of oxides and fluorides would not cancel against H2.
+INCAR = {"ISIF": 2, "LDIPOL": True, "IDIPOL": 3, "LDAU": False, "ISMEAR": 0, "SIGMA": 0.05, "EDIFFG": -0.03, "NSW": 99, "IBRION": 2}
+
+
+def export_finalists(
+    rows: Sequence[CandidateResult],
+    structures: dict[str, Atoms],
+    potential: Potential,
+    folder: Path,
+    max_h_steps: int,
+) -> list[str]:
+    """Writes one folder per candidate of ``rows`` and removes those of earlier finalists; returns the ids that have an adsorbed H.
+
+    structures: id -> relaxed sheet.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        if (old / "finalist.json").is_file() and old.name not in {row.id for row in rows}:
+            shutil.rmtree(old)
+    exported = []
+    for row in tqdm(rows, desc="finalists", unit="candidate"):
+        try:
+            clean, found = relaxed_sites(structures[row.id], potential, IMAGE_DISTANCE, max_steps=max_h_steps)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
+            log.warning("%s is not exported: %s", row.id, error)
+            continue
+        sites = competing_sites(found, MAX_SITES)
+        with atomic_folder(folder / row.id) as target:
+            _write(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
+        if sites:
+            exported.append(row.id)
+        else:
+            log.warning("%s: no site at which the potential keeps H; only the sheet is exported", row.id)
+    return exported
+
+
+def _write(
+    target: Path, final: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]], potential: str
+) -> None:
+    """Writes into ``target`` what is to lie in ``final``."""
+    from pymatgen.io.ase import AseAtomsAdaptor
+    from pymatgen.io.cif import CifWriter
+
+    def periodic(atoms: Atoms) -> Any:
+        return AseAtomsAdaptor.get_structure(Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True))
+
+    (target / "sheet.cif").write_text(str(CifWriter(periodic(sheet))), encoding="utf-8")
+    systems = {"clean": clean, **{f"H_{label}": relaxation.atoms for label, relaxation in sites}}
+    for name, atoms in systems.items():
+        if name != "clean":
+            (target / f"{name}.cif").write_text(str(CifWriter(periodic(atoms))), encoding="utf-8")
+        write_vasp(target / "vasp" / name, periodic(atoms))
+    write_dft_input(target / "dft.extxyz", row.id, clean, sites, potential)
+    content = {
+        "candidate": asdict(row),
+        "sites": [{"site": label, "delta_e_potential_ev": float(r.delta_e), "converged": bool(r.converged)} for label, r in sites],
+        "next": f"python3 scripts/verify_dft.py {relative_name(final / 'dft.extxyz')}",
+    }
+    write_json(target / "finalist.json", content)
+
+
+def write_vasp(folder: Path, structure: Any) -> None:
+    """INCAR, KPOINTS, POSCAR and POTCAR.spec (the names of the potentials; the files themselves are licensed) of one structure."""
+    from pymatgen.io.vasp import Kpoints
+    from pymatgen.io.vasp.sets import MPRelaxSet
+
+    a, b = (int(np.ceil(KPOINT_LENGTH / length)) for length in structure.lattice.abc[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on POTCAR versions that are not installed
+        inputs = MPRelaxSet(
+            structure, user_incar_settings=INCAR, user_kpoints_settings=Kpoints.gamma_automatic((a, b, 1)), sort_structure=False
+        )
+        inputs.write_input(str(folder), potcar_spec=True)

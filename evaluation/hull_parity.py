@@ -1,0 +1,170 @@
+"""How far E_above_hull can be trusted: ours beside a database's own, on the same monolayers.
+
+``evaluation.hull_db`` names a database with ``ehull`` such as C2DB. A sample of its rows is relaxed with the potential of the
+evaluation and put against the same reference phases as any candidate. Energies differ because the functional, the references and
+the competing phases do; what matters is whether the verdicts "stable" and "unstable" agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.db import connect
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from crystals.database import check_ase_database
+from energetics.hull import References
+from energetics.potentials import Potential
+from energetics.relaxation import relax_sheet
+from geo_utils import standard_sheet
+from pipeline.errors import StageError
+from pipeline.files import file_sha256, relative_name, write_json
+from pipeline.settings import Config, EvaluationConfig
+
+log = logging.getLogger("her2d")
+
+MAX_ATOMS = 12
+READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a row is recognised
+
+
+def sample_rows(db_path: Path, count: int, seed: int) -> list[int]:
+    """Ids of up to ``count`` rows with a finite ``ehull`` and at most MAX_ATOMS atoms, drawn at random."""
+    usable = [
+        row.id
+        for row in connect(db_path).select(include_data=False)
+        if row.natoms <= MAX_ATOMS and isinstance(row.get("ehull"), float | int) and math.isfinite(row.ehull)
+    ]
+    rng = np.random.default_rng([seed, 11])
+    return sorted(int(k) for k in rng.permutation(usable)[:count])
+
+
+def measure(
+    db_path: Path, potential: Potential, references: References, settings: EvaluationConfig, seed: int, cache: Path
+) -> dict[str, Any]:
+    """``{n_ok, n, mae_ev, median_error_ev, spearman, agree, stable_both, ..., pairs}`` of a sample of ``settings.hull_rows`` rows.
+
+    pairs: [(theirs, ours), ...] in eV/atom. cache: file of finished rows (JSON lines), used again for the same potential and
+    references. Raises StageError when the database is missing or has no row with ``ehull``.
+    """
+    if not db_path.is_file():
+        raise StageError(f"evaluation.hull_db: no database at {relative_name(db_path)}")
+    check_ase_database(db_path)
+    ids = sample_rows(db_path, settings.hull_rows, seed)
+    if not ids:
+        raise StageError(f"evaluation.hull_db: {relative_name(db_path)} has no row with a finite ehull")
+    identity = {"db": file_sha256(db_path), "references": file_sha256(settings.references_path)}
+    mark = hashlib.sha256(json.dumps([identity, potential.identity], sort_keys=True).encode()).hexdigest()
+    done = _read(cache, mark)
+    database = connect(db_path)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.open("a", encoding="utf-8") as handle:
+        for row_id in tqdm([k for k in ids if k not in done], desc="hull parity", unit="row"):
+            row = database.get(id=row_id)
+            ours, status = math.nan, "ok"
+            try:
+                atoms = standard_sheet(row.toatoms(), READ_VACUUM)
+                if missing := sorted(set(atoms.symbols) - set(references.elements)):
+                    status = f"no reference for {', '.join(missing)}"
+                else:
+                    relaxed = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
+                    status = relaxed.status
+                    ours = float(references.e_above_hull(relaxed.atoms, relaxed.energy))
+            except (ValueError, KeyError) as error:  # KeyError: a pair of elements without a competing compound
+                status = str(error).strip("'\"")[:80]
+            done[row_id] = {"mark": mark, "id": row_id, "theirs": float(row.ehull), "ours": ours, "status": status}
+            handle.write(json.dumps(done[row_id]) + "\n")
+            handle.flush()
+    return summarise([done[k] for k in ids], settings.hit_e_hull_ev) | {"source": db_path.name, "identity": identity}
+
+
+def _read(cache: Path, mark: str) -> dict[int, dict[str, Any]]:
+    """Finished rows of this potential and these references; an unfinished last line is left aside."""
+    done: dict[int, dict[str, Any]] = {}
+    if cache.is_file():
+        for line in cache.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry.get("mark") == mark:
+                done[entry["id"]] = entry
+    return done
+
+
+def summarise(rows: list[dict[str, Any]], limit: float) -> dict[str, Any]:
+    """Agreement of E_above_hull (``ours``, ``theirs``, eV/atom), and of the verdict at ``limit``, over the rows with both."""
+    known = [row for row in rows if math.isfinite(row["ours"]) and row["status"] == "ok"]
+    ours, theirs = (np.array([row[name] for row in known]) for name in ("ours", "theirs"))
+    error = ours - theirs
+    stable = {"ours": ours <= limit, "theirs": theirs <= limit}
+    varied = len(known) > 2 and np.ptp(ours) > 0 and np.ptp(theirs) > 0
+    return {
+        "n_ok": len(known),
+        "n": len(rows),
+        "mae_ev": float(np.abs(error).mean()) if len(known) else None,
+        "median_error_ev": float(np.median(error)) if len(known) else None,
+        "spearman": float(spearmanr(ours, theirs).statistic) if varied else None,
+        "limit_ev": limit,
+        "agree": float((stable["ours"] == stable["theirs"]).mean()) if len(known) else None,
+        "stable_both": int((stable["ours"] & stable["theirs"]).sum()),
+        "stable_ours_only": int((stable["ours"] & ~stable["theirs"]).sum()),
+        "stable_theirs_only": int((~stable["ours"] & stable["theirs"]).sum()),
+        "pairs": [(float(t), float(o)) for t, o in zip(theirs, ours, strict=True)],
+    }
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Ours against theirs, with the limits of the verdict."""
+    from pipeline.plotting import figure
+
+    theirs, ours = np.array(found["pairs"]).reshape(-1, 2).T
+    top = float(np.quantile(np.concatenate([theirs, ours]), 0.99)) + 0.05 if len(ours) else 1.0
+    outside = int(((theirs > top) | (ours > top)).sum())
+    limit = found["limit_ev"]
+    with figure(path, figsize=(4.6, 4.4)) as (_, axis):
+        axis.plot([0, top], [0, top], color="0.5", lw=0.9)
+        for line in (axis.axhline, axis.axvline):
+            line(limit, color="0.6", lw=0.8, ls="--")
+        axis.plot(theirs, ours, "o", ms=3, color="#08519c", alpha=0.6)
+        axis.set(xlim=(-0.02, top), ylim=(-0.02, top), aspect="equal")
+        axis.set(xlabel=f"E_above_hull of {found['source']} (eV/atom)", ylabel="E_above_hull here (eV/atom)")
+        note = f"; {outside} beyond the axes" if outside else ""
+        axis.set_title(
+            f"{found['n_ok']} monolayers, MAE {found['mae_ev']:.2f} eV/atom{note}\n"
+            f"verdict at {limit:g} eV/atom agrees for {100 * found['agree']:.0f} %",
+            fontsize=9,
+        )
+
+
+def update(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
+    """Measures where ``evaluation.hull_db`` is set; otherwise what an earlier run found for the same references, or None.
+
+    Writes ``hull_parity.json`` (without the single values, which belong to the database) and ``hull_parity.png``.
+    """
+    from energetics.potentials import load_potential
+
+    settings, path = cfg.evaluation, output_dir / "hull_parity.json"
+    if not settings.hull_db:
+        if not path.is_file():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["identity"]["references"] != file_sha256(settings.references_path):
+            log.warning("%s is of other references: set evaluation.hull_db to measure anew", relative_name(path))
+            return None
+        return found
+    potential = load_potential(settings.potential, settings.potential_checkpoint)
+    references = References.load(settings.references_path, potential)
+    cache = output_dir / "cache" / "hull_parity.jsonl"
+    found = measure(Path(settings.hull_db), potential, references, settings, cfg.run.seed, cache)
+    if found["n_ok"]:
+        draw(found, output_dir / "hull_parity.png")
+    public = {key: value for key, value in found.items() if key != "pairs"}
+    write_json(path, public)
+    return public

@@ -1,0 +1,65 @@
+"""The scoring of an earlier public baseline, for comparison only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluation.decisions import verdict
+
+LEGACY_DOC = "mean score of the earlier public baseline's scoring, for comparison only"
+LEGACY_TOP = 10
+
+
+def legacy_stability_score(energy_per_atom: float) -> float:
+    """max(0, 1 − exp(e + 0.5)), e in eV/atom: the stability score of the earlier public baseline; NaN where e is.
+
+    It put the TOTAL energy per atom there and called it formation energy. Total energies of solids are −2 to −13 eV/atom, so the
+    score is near 1 for every crystal and says nothing about stability. Shown for comparison only.
+    """
+    return max(0.0, 1.0 - math.exp(min(energy_per_atom + 0.5, 1.0))) if not math.isnan(energy_per_atom) else math.nan
+
+
+def legacy_ranking(rows: Sequence[Any], settings: Any, top: int = LEGACY_TOP) -> dict[str, Any] | None:
+    """How the earlier public baseline's scoring would rank the same files, and what becomes of its favourites here.
+
+    ``n``: files with its score; ``n_both``: those that have our composite score as well, over which ``spearman`` runs. ``overlap``:
+    how many of its first ``top`` are among our first ``top`` (``of``: how many there are). ``verdicts``: how many of its first
+    ``top`` got which ``verdict``. ``rows``: these first ones with both ranks, ours None where we give no score. None without a
+    single legacy score. Ranks count from 1 over all files, by score, then by id.
+    """
+    from scipy.stats import spearmanr
+
+    def ranked(name: str) -> list[Any]:
+        scored = [row for row in rows if not math.isnan(getattr(row, name))]
+        return sorted(scored, key=lambda row: (-getattr(row, name), row.id))
+
+    theirs, ours = ranked("legacy_score_composite"), ranked("score_composite")
+    if not theirs:
+        return None
+    our_rank = {row.id: k for k, row in enumerate(ours, 1)}
+    both = [row for row in theirs if row.id in our_rank]
+    pairs = np.array([(row.legacy_score_composite, row.score_composite) for row in both]).reshape(-1, 2)
+    varied = len(both) >= 3 and bool((np.ptp(pairs, axis=0) > 0).all())
+    first = theirs[:top]
+    verdicts = [verdict(row, settings) for row in first]
+    return {
+        "n": len(theirs),
+        "n_both": len(both),
+        "spearman": float(spearmanr(*pairs.T).statistic) if varied else math.nan,
+        "overlap": len({row.id for row in first} & {row.id for row in ours[:top]}),
+        "of": len(first),
+        "max_steps": settings.legacy_max_steps,
+        "verdicts": {name: verdicts.count(name) for name in dict.fromkeys(verdicts)},
+        "rows": [
+            {"rank": k, "our_rank": our_rank.get(row.id), "id": row.id, "formula": row.reduced_formula, "verdict": text}
+            | {name: getattr(row, name) for name in ("score_composite", *LEGACY_COLUMNS)}
+            for k, (row, text) in enumerate(zip(first, verdicts, strict=True), 1)
+        ],
+    }
+
+
+LEGACY_COLUMNS = ("legacy_score_composite", "legacy_delta_g_ev", "legacy_energy_ev_per_atom", "legacy_score_stab", "p_synth")

@@ -1,0 +1,99 @@
+"""Products of an evaluation: figures, ``comparison.csv``, ``report.json`` and ``report.html``, one self-contained page.
+
+``report.json`` holds everything the page shows, so that the page can be written again when another set has been judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation import figures, structure_figures, structure_viewer
+from evaluation.evaluate import Evaluation
+from evaluation.legacy import legacy_ranking
+from evaluation.report_files import metrics
+from pipeline.files import PROJECT_DIR, atomic_path, file_sha256, relative_name, write_json
+from pipeline.provenance import SCHEMA_VERSION, git_commit
+from pipeline.settings import Config
+
+
+def write_report(
+    evaluation: Evaluation,
+    cfg: Config,
+    output_dir: str | os.PathLike,
+    *,
+    controls: Mapping[str, Evaluation | str] | None = None,
+    truth: Mapping[str, Any] | None = None,
+    her_provenance: Mapping[str, Any] | None = None,
+    hull: Mapping[str, Any] | None = None,
+    script: str,
+) -> dict[str, Any]:
+    """Writes figures, ``report.json``, ``comparison.*`` and ``report.html`` of one set; returns the content of ``report.json``.
+
+    controls: label -> judged control, or one line that says why it was not run.
+    """
+    output_dir = Path(output_dir)
+    settings = cfg.evaluation
+    judged_controls = {label: found for label, found in (controls or {}).items() if isinstance(found, Evaluation)}
+    best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
+    figures.her_performance(evaluation, settings, output_dir / "her_performance.png")
+    figures.stability_curve([evaluation, *judged_controls.values()], settings, output_dir / "stability_curve.png")
+    counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
+    if truth and truth["n"]:
+        figures.truth_parity(truth, output_dir / "truth_parity.png")
+    copy_loss_curve(cfg, output_dir)
+
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": script,
+        "label": evaluation.label,
+        "metrics": metrics(evaluation.aggregates),
+        "bulk": {"n": sum(row.is_bulk for row in evaluation.rows), "metrics": metrics(evaluation.bulk_aggregates)},
+        "funnel": counts,
+        "best": best,
+        "legacy": legacy_ranking(evaluation.rows, settings),
+        "truth": dict(truth) if truth else {"n": 0, "mae_ev": None, "spearman": None, "rows": []},
+        "hull_parity": dict(hull) if hull else None,
+        "controls": {
+            label: {"metrics": metrics(found.aggregates), "cif_dir": relative_name(found.cif_dir), "note": ""}
+            if isinstance(found, Evaluation)
+            else {"metrics": None, "note": found}
+            for label, found in (controls or {}).items()
+        },
+        "provenance": {
+            "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "git_commit": git_commit(),
+            "seed": cfg.run.seed,
+            "cif_dir": relative_name(evaluation.cif_dir),
+            "cif_dir_sha256": file_sha256(evaluation.cif_dir),
+            "judges": evaluation.identity,
+            "her": dict(her_provenance or {}),
+            "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not (isinstance(v, str) and os.path.isabs(v))},
+            "seconds": evaluation.elapsed_seconds,
+        },
+        "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
+        "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
+    }
+    # The page and every later reader see the same content: what JSON keeps.
+    write_json(output_dir / "report.json", content)
+    return json.loads((output_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def copy_loss_curve(cfg: Config, output_dir: Path) -> None:
+    """Puts stage 3's ``loss_curve.png`` and ``.pdf`` beside the report, from the checkpoint's folder or from ``weights/``."""
+    for folder in (Path(cfg.denoiser.checkpoint).parent, PROJECT_DIR / "weights"):
+        if not (folder / "loss_curve.png").is_file() or folder.resolve() == output_dir.resolve():
+            continue
+        for name in ("loss_curve.png", "loss_curve.pdf"):
+            # A PDF of another training must not stay beside the PNG.
+            (output_dir / name).unlink(missing_ok=True)
+            if (folder / name).is_file():
+                with atomic_path(output_dir / name) as temporary:
+                    shutil.copyfile(folder / name, temporary)
+        return

@@ -1,0 +1,95 @@
+"""One number of a set with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a set: value, 95 % interval, verdicts ``n_ok`` of ``n`` candidates asked for.
+
+    ``better``: +1 where larger is better, -1 where smaller is, 0 where neither is.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n_ok: int
+    n: int
+    unit: str
+    better: int
+    doc: str
+
+    def text(self) -> str:
+        """Such as ``0.31 [0.19, 0.44] (30/32)``."""
+        if math.isnan(self.value):
+            return f"– ({self.n_ok}/{self.n})"
+        interval = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{interval} ({self.n_ok}/{self.n})"
+
+
+def bootstrap_interval(
+    values: Sequence[float], statistic: Callable[..., np.ndarray], resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of ``statistic(values, axis=-1)``; (nan, nan) for fewer than two values."""
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        return math.nan, math.nan
+    draws = rng.integers(0, len(array), size=(resamples, len(array)))
+    low, high = np.percentile(statistic(array[draws], axis=-1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson, JASA 22, 209 (1927))."""
+    if n == 0:
+        return math.nan, math.nan
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_metric(
+    name: str,
+    values: Sequence[float],
+    *,
+    unit: str,
+    better: int,
+    doc: str,
+    resamples: int,
+    rng: np.random.Generator,
+    median: bool = False,
+) -> Metric:
+    """Mean (or median) over the finite ``values``; NaN entries are candidates without a verdict."""
+    array = np.asarray(values, dtype=float)
+    finite = array[np.isfinite(array)]
+    statistic = np.median if median else np.mean
+    value = float(statistic(finite)) if len(finite) else math.nan
+    low, high = bootstrap_interval(finite, statistic, resamples, rng)
+    return Metric(name, value, low, high, len(finite), len(array), unit, better, doc)
+
+
+def rate_metric(
+    name: str, verdicts: Sequence[bool | None], *, better: int, doc: str, resamples: int, rng: np.random.Generator
+) -> Metric:
+    """Share of True over ALL candidates; None (no verdict) counts as not True. NaN where no candidate has a verdict.
+
+    Where all candidates agree a bootstrap interval has no width, which would claim certainty; the Wilson interval stands there.
+    """
+    hits = np.array([verdict is True for verdict in verdicts], dtype=float)
+    n_ok = sum(verdict is not None for verdict in verdicts)
+    if not n_ok:
+        return Metric(name, math.nan, math.nan, math.nan, 0, len(hits), "share", better, doc)
+    value = float(hits.mean())
+    if 0 < hits.sum() < len(hits):
+        low, high = bootstrap_interval(hits, np.mean, resamples, rng)
+    else:
+        low, high = wilson_interval(int(hits.sum()), len(hits))
+    return Metric(name, value, low, high, n_ok, len(hits), "share", better, doc)

@@ -1,0 +1,182 @@
+"""Training examples of the embedded language model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from crystals import database
+from evaluation import material_strings
+from pipeline.errors import StageError
+from pipeline.files import atomic_path, relative_name
+from pipeline.provenance import SCHEMA_VERSION
+from pipeline.settings import Config
+
+IGNORE = -100
+
+
+@dataclasses.dataclass
+class Example:
+    """One labelled crystal: its equivalent material strings (the first is the one that is judged) and its label 0/1."""
+
+    row_id: int
+    formula: str
+    label: int
+    strings: list[str]
+    split: str = ""
+
+
+def formula_split(formula: str, seed: int, val_fraction: float, test_fraction: float) -> str:
+    """ "train", "val" or "test" of a reduced formula, by hash: the same whatever else the database holds."""
+    position = int.from_bytes(hashlib.sha256(f"{seed}:{formula}".encode()).digest()[:8], "big") / 2**64
+    return "test" if position < test_fraction else "val" if position < test_fraction + val_fraction else "train"
+
+
+def select_rows(cfg: Config) -> tuple[list[tuple[int, str, int]], Counter]:
+    """(row id, reduced formula, label) of every labelled row, in row order, and the counts of what was left out and why."""
+    import ase.db
+    from pymatgen.core import Composition
+
+    path = Path(cfg.synth_lm.db_path)
+    counts: Counter = Counter()
+    rows = []
+    try:
+        with ase.db.connect(str(path)) as db:
+            for row in tqdm(db.select(), total=len(db), desc="labels", unit="row", leave=False):
+                counts["rows"] += 1
+                label = database.synth_label(
+                    row.key_value_pairs, cfg.dataset.synth_e_hull_max_ev, cfg.dataset.unsynth_e_hull_min_ev
+                )
+                if math.isnan(label):
+                    counts["unlabelled"] += 1
+                else:
+                    rows.append((int(row.id), Composition(row.formula).reduced_formula, int(label)))
+    except Exception as error:  # ase raises sqlite3, JSON and plain assertion errors for files that are no ASE database
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise StageError(f"{relative_name(path)} is not a readable ASE database ({reason})") from error
+    if cfg.synth_lm.max_rows and len(rows) > cfg.synth_lm.max_rows:
+        chosen = np.random.default_rng(cfg.run.seed).choice(len(rows), cfg.synth_lm.max_rows, replace=False)
+        counts["not drawn (synth_lm.max_rows)"] = len(rows) - cfg.synth_lm.max_rows
+        rows = [rows[index] for index in sorted(chosen)]
+    return rows, counts
+
+
+def labelled_examples(cfg: Config, rows: list[tuple[int, str, int]], db_hash: str, counts: Counter) -> list[Example]:
+    """Material strings of the rows: one as judged and synth_lm.augmentations - 1 of the same sheet in other settings.
+
+    They are cached line by line in ``strings.jsonl`` beside the checkpoint, so that a stopped run goes on where it was.
+    """
+    import ase.db
+
+    path = Path(cfg.synth_lm.checkpoint).parent / "strings.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"schema_version": SCHEMA_VERSION, "db": db_hash}
+    header |= {"augmentations": cfg.synth_lm.augmentations, "seed": cfg.run.seed}
+    cached = _read_cache(path, header)
+    if cached is None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        cached = {}
+    missing = [row for row in rows if row[0] not in cached]
+    if missing:
+        with ase.db.connect(cfg.synth_lm.db_path) as db, path.open("a", encoding="utf-8") as handle:
+            for row_id, _, _ in tqdm(missing, desc="material strings", unit="row", mininterval=1):
+                cached[row_id] = _strings_of(db.get(id=row_id).toatoms(), row_id, cfg.synth_lm.augmentations, cfg.run.seed)
+                handle.write(json.dumps([row_id, cached[row_id]]) + "\n")
+    examples = []
+    for row_id, formula, label in rows:
+        strings = cached[row_id]
+        if not strings or strings[0].startswith("!"):
+            counts[strings[0][1:] if strings else "no string"] += 1
+            continue
+        split = formula_split(formula, cfg.run.seed, cfg.dataset.val_fraction, cfg.dataset.test_fraction)
+        examples.append(Example(row_id, formula, label, strings, split))
+    return examples
+
+
+def _strings_of(atoms: Any, row_id: int, number: int, seed: int) -> list[str]:
+    """The strings of one row, or one entry that starts with '!' and says why it has none."""
+    try:
+        structure = material_strings.as_structure(atoms)
+        first = material_strings.material_string(structure)
+    except ValueError as error:
+        return [f"!no material string: {error}"]
+    if not first.is_sheet:
+        return ["!not 2D"]
+    boxed, _ = material_strings.standard_box(structure)
+    rng = np.random.default_rng([seed, row_id])
+    texts = [first.text]
+    for _ in range(number - 1):
+        texts.append(material_strings.material_string(material_strings.equivalent_sheet(boxed, rng)).text)
+    return list(dict.fromkeys(texts))
+
+
+def _read_cache(path: Path, header: dict[str, Any]) -> dict[int, list[str]] | None:
+    """Cached strings by row id; None when the cache is of another database or setting. A half-written last line is cut off."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        content = content[: content.rfind(b"\n") + 1]
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    lines = content.decode("utf-8").splitlines()
+    with contextlib.suppress(json.JSONDecodeError):
+        if lines and json.loads(lines[0]) == header:
+            return {int(row_id): strings for row_id, strings in map(json.loads, lines[1:])}
+    return None
+
+
+class Encoder:
+    """Token ids of an example: the prompt's head, one block per Wyckoff site, and the tail up to the label.
+
+    A prompt is head + sites in any order + tail + label, so that the order of sites can be drawn anew in every epoch.
+    """
+
+    def __init__(self, tokenizer: material_strings.MaterialTokenizer, examples: list[Example]) -> None:
+        self.tokenizer = tokenizer
+        self.parts = [[self._split(text) for text in example.strings] for example in examples]
+
+    def _split(self, text: str) -> tuple[list[int], list[list[int]]]:
+        header, _, sites = text.rpartition("| ")
+        ids = self.tokenizer.encode(f'Input: Can this material structure be synthesized "{header}|')
+        return ids, [self.tokenizer.encode(site)[1:] for site in sites.split("->")]
+
+    def prompt_ids(self, index: int, variant: int = 0, rng: np.random.Generator | None = None) -> tuple[list[int], slice]:
+        """(token ids up to and including "Output:", the slice that holds the material string)."""
+        head, sites = self.parts[index][variant]
+        order = range(len(sites)) if rng is None else rng.permutation(len(sites))
+        body = [token for site in order for token in sites[site]]
+        tail = [self.tokenizer.ids["\n"], self.tokenizer.ids["Output:"]]
+        return head + body + tail, slice(3, len(head) + len(body))
+
+
+def batches(lengths: list[int], batch_size: int, rng: np.random.Generator | None) -> list[list[int]]:
+    """Indices in batches of similar length. With a generator: shuffled, and sorted only within groups of 16 batches."""
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    group = len(lengths) if rng is None else 16 * batch_size
+    found = []
+    for start in range(0, len(order), max(group, 1)):
+        part = sorted(order[start : start + group], key=lambda index: lengths[index])
+        found += [[int(i) for i in part[s : s + batch_size]] for s in range(0, len(part), batch_size)]
+    return found if rng is None else [found[index] for index in rng.permutation(len(found))]
+
+
+def collate(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids (B, L), attention mask (B, L), index of the last token (B,)), padded on the right."""
+    last = torch.tensor([len(ids) - 1 for ids in sequences])
+    ids = torch.full((len(sequences), int(last.max()) + 1), pad_id)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    mask = (torch.arange(ids.shape[1])[None] <= last[:, None]).long()
+    return ids.to(device), mask.to(device), last.to(device)

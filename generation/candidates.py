@@ -1,0 +1,174 @@
+"""Candidates: plans, sampling in resumable batches, validity, symmetry and export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from tqdm import tqdm
+
+from crystals.recipes import FORMULA, Recipe, recipe_template
+from crystals.symmetry import Symmetry, Template, symmetrise
+from crystals.templates import TemplateLibrary, spread_draw
+from generation.batch import Denoiser
+from generation.sampling import sample
+from geo_utils import Sheet, has_clash, sheet_connectivity
+from pipeline.files import write_json
+from pipeline.settings import Config, GenerationConfig
+
+MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
+PARTIAL_DIR = ".partial"
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Candidate:
+    """A sampled sheet, its recipe and what became of it."""
+
+    index: int
+    recipe: Recipe
+    sheet: Sheet
+    template_layer_group: int = 0  # number of the layer group that it was sampled within; 0: free
+    symmetry: Symmetry | None = None
+    status: str = "ok"
+
+    @property
+    def name(self) -> str:
+        return f"gen_{self.index:05d}"
+
+
+def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
+    """'ok', or the first reason to reject: 'clash', 'disconnected', 'too thick'."""
+    atoms = sheet.to_atoms(settings.vacuum_angstrom)
+    if has_clash(atoms, settings.clash_factor):
+        return "clash"
+    if not sheet_connectivity(atoms).is_single_sheet:
+        return "disconnected"
+    return "too thick" if sheet.thickness > settings.max_thickness_angstrom else "ok"
+
+
+def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
+    """What the products depend on: settings, seed and model; not the batch size and not the folder."""
+    settings = asdict(cfg.generation)
+    del settings["batch_size"], settings["output_dir"]
+    content = json.dumps({"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class SampleStore:
+    """Sampled sheets of an unfinished run, one JSON file per batch; belongs to one fingerprint."""
+
+    def __init__(self, folder: Path, fingerprint: str):
+        self.folder, self.fingerprint = folder, fingerprint
+        self.sheets: dict[int, Sheet] = {}
+        for path in sorted(folder.glob("batch_*.json")):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                content = {}
+            if content.get("fingerprint") != fingerprint:
+                path.unlink()
+                continue
+            for row in content["sheets"]:
+                self.sheets[row["index"]] = Sheet(
+                    np.array(row["atomic_numbers"], dtype=np.int64),
+                    np.array(row["frac_coords"], dtype=float).reshape(-1, 2),
+                    np.array(row["heights"], dtype=float),
+                    np.array(row["lattice"], dtype=float),
+                )
+
+    def add(self, indices: Sequence[int], sheets: Sequence[Sheet]) -> None:
+        rows = [
+            {"index": k, **{name: value.tolist() for name, value in vars(s).items()}} for k, s in zip(indices, sheets, strict=True)
+        ]
+        write_json(self.folder / f"batch_{indices[0]:06d}.json", {"fingerprint": self.fingerprint, "sheets": rows})
+        self.sheets.update(zip(indices, sheets, strict=True))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What candidate ``index`` is sampled from: its recipe, the template that its noise keeps, if any, and its atoms in the order
+    of the template."""
+
+    index: int
+    recipe: Recipe
+    template: Template | None
+    atomic_numbers: tuple[int, ...]
+
+
+def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibrary, share: float, seed: int) -> Plan:
+    """Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family; a formula takes those that the
+    library suggests for it, in turn. A share of the candidates, drawn by their numbers, has none."""
+    recipe = recipes[index % len(recipes)]
+    free = Plan(index, recipe, None, recipe.atomic_numbers)
+    if np.random.default_rng([seed, 0x7E, index]).random() >= share:
+        return free
+    if recipe.family != FORMULA:
+        return replace(free, template=recipe_template(recipe))
+    suggestions = library.suggest(recipe.atomic_numbers)
+    if not suggestions:
+        return free
+    taken = spread_draw(suggestions, index // len(recipes))
+    return Plan(index, recipe, taken.template, taken.atomic_numbers)
+
+
+def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store: SampleStore, device: Any) -> list[Candidate]:
+    """Candidates as planned; those in the store are not sampled again."""
+    settings = cfg.generation
+    missing = [plan for plan in plans if plan.index not in store.sheets]
+    num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
+    batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
+    with tqdm(total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0) as bar:
+        for batch in batches:
+            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
+            compositions = [plan.atomic_numbers for plan in batch]
+            on_step = partial(bar.update, len(batch))
+            store.add(indices, sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates))
+    return [
+        Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
+        for plan in plans
+    ]
+
+
+def finish_candidates(candidates: list[Candidate], settings: GenerationConfig) -> None:
+    """Validity and symmetrisation, in place. A symmetrised sheet that became invalid goes back to what was sampled."""
+    for candidate in tqdm(candidates, desc="checking", unit="sheet", mininterval=1.0):
+        candidate.status = check_validity(candidate.sheet, settings)
+        if candidate.status != "ok":
+            continue
+        symmetric, symmetry = symmetrise(candidate.sheet, settings.symprec_angstrom)
+        if check_validity(symmetric, settings) != "ok":
+            symmetric, symmetry = candidate.sheet, Symmetry("P1", 1, 1, 0.0)
+        candidate.sheet, candidate.symmetry = symmetric, symmetry
+
+
+def export_atoms(sheet: Sheet, vacuum: float) -> Atoms:
+    """ASE atoms rounded to 1e-6 (Å and fractional), the one source of CIF and extxyz."""
+    atoms = sheet.to_atoms(vacuum)
+    cell = np.round(atoms.cell.array, 6)
+    scaled = np.round(atoms.get_scaled_positions(wrap=False), 6) % 1.0
+    return Atoms(numbers=atoms.numbers, scaled_positions=scaled + 0.0, cell=cell + 0.0, pbc=(True, True, False))
+
+
+def take_place(new: Path, folder: Path) -> None:
+    """Moves finished products to where those of an earlier run are. Nothing is written any more, so that a full disk cannot leave
+    half of either; a run that is killed on the way has no manifest and does it again."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = sorted((path.name for path in new.iterdir()), key=lambda name: (name == MANIFEST, name))
+    for stale in folder.glob("gen_*.cif"):
+        if stale.name not in names:
+            stale.unlink()
+    for name in names:
+        os.replace(new / name, folder / name)

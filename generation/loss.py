@@ -1,0 +1,104 @@
+"""The joint loss: denoising, ΔG_H, E_hull and P_synth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from crystals.symmetry import SymmetryConstraint
+from generation.batch import Denoiser, PropertyEstimate, SheetBatch
+from generation.process import add_noise, physical_state
+from pipeline.settings import DenoiserConfig
+
+DIFFUSION_TERMS = ("frac", "height", "lattice")
+PROPERTY_TERMS = ("delta_g", "e_hull", "synth")
+TERMS = (*DIFFUSION_TERMS, *PROPERTY_TERMS)
+PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the composition alone tells
+
+
+@dataclass
+class Draw:
+    """Every random number that one batch needs."""
+
+    t: torch.Tensor  # (B,)
+    frac: torch.Tensor  # (A, 2)
+    height: torch.Tensor  # (A,)
+    lattice: torch.Tensor  # (B, 3)
+    drop: torch.Tensor  # (B,) True: conditions hidden
+    symmetric: torch.Tensor  # (B,) True: noise within the symmetry of the sheet
+
+
+def draw_noise(
+    sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator, symmetric_share: float = 0.0
+) -> Draw:
+    """Stratified times (one per equal slice of 1..T, shuffled), standard normal noise, condition dropout, and whose noise is to be
+    symmetric, on the CPU."""
+    count, atoms = sheets.num_graphs, sheets.frac_coords.shape[0]
+    strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return Draw(
+        t=1 + (strata * num_timesteps).long().clamp(max=num_timesteps - 1),
+        frac=torch.randn(atoms, 2, generator=generator),
+        height=torch.randn(atoms, generator=generator),
+        lattice=torch.randn(count, 3, generator=generator),
+        drop=torch.rand(count, generator=generator) < p_uncond,
+        symmetric=torch.rand(count, generator=generator) < symmetric_share,
+    )
+
+
+def loss_terms(
+    model: Denoiser, sheets: SheetBatch, draw: Draw, kept: SymmetryConstraint | None = None
+) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
+    """The six terms of the joint loss, each of order one for an untrained model.
+
+    frac: squared error of the normalised score. height, lattice: squared error of ε over ᾱ_t, which is the squared error of v.
+    delta_g: |error|, e_hull: error², both over the spread of the label; synth: binary cross-entropy; weighted with ᾱ_t (the heads
+    are asked most where there is something to see) and masked where a label is unknown. kept: templates of the sheets that are
+    noised within their symmetry.
+    """
+    device = sheets.frac_coords.device
+    t = draw.t.to(device)
+    schedule = model.schedule
+    state = add_noise(schedule, sheets, t, draw.frac.to(device), draw.height.to(device), draw.lattice.to(device), kept)
+    heights, cell = physical_state(schedule, state.height, state.lattice, sheets)
+    encoded = model.encode(sheets.atomic_numbers, state.frac, heights, cell, sheets.batch, t)
+    drop = draw.drop.to(device)
+    nan = torch.full_like(sheets.delta_g, float("nan"))
+    noise = model.noise(encoded, torch.where(drop, nan, sheets.delta_g), torch.where(drop, nan, sheets.e_hull))
+    properties = model.properties(encoded)
+
+    alpha_bar = encoded.alpha_bar
+    terms = {
+        "frac": ((noise.frac - state.frac_target) ** 2).mean(),
+        "height": ((noise.height - state.height_target) ** 2 / alpha_bar[sheets.batch]).mean(),
+        "lattice": ((noise.lattice - state.lattice_target) ** 2 / alpha_bar[:, None]).mean(),
+    }
+    weight = alpha_bar.clamp(min=PROPERTY_WEIGHT_FLOOR)
+    scale = model.label_std
+    errors = {
+        "delta_g": (sheets.delta_g, lambda y: (properties.delta_g - y).abs() / scale[0]),
+        "e_hull": (sheets.e_hull, lambda y: ((properties.e_hull - y) / scale[1]) ** 2),
+        "synth": (
+            sheets.synth,
+            lambda y: torch.nn.functional.binary_cross_entropy_with_logits(properties.synth_logit, y, reduction="none"),
+        ),
+    }
+    for name, (label, error) in errors.items():
+        known = torch.isfinite(label)
+        # Unknown labels are replaced before the error is taken: nan times zero would still poison the gradient.
+        masked = error(torch.where(known, label, torch.zeros_like(label))) * known * weight
+        terms[name] = masked.sum() / (known * weight).sum().clamp(min=1e-6)
+    return terms, properties
+
+
+def total_loss(terms: dict[str, torch.Tensor], settings: DenoiserConfig) -> torch.Tensor:
+    """The weighted sum of the terms."""
+    weights = {
+        "frac": settings.weight_frac,
+        "height": settings.weight_height,
+        "lattice": settings.weight_lattice,
+        "delta_g": settings.lambda_delta_g,
+        "e_hull": settings.lambda_e_hull,
+        "synth": settings.lambda_synth,
+    }
+    return sum(weights[name] * terms[name] for name in TERMS)

@@ -1,0 +1,147 @@
+"""Joint diffusion of a two-dimensional crystal: the noise schedule, the forward process and the steps of the reverse process.
+
+State of a sheet with N atoms, atomic numbers given: in-plane fractional coordinates F (N, 2) on the torus, heights z (N,) in Å with
+zero mean, and the in-plane lattice as S = ½ log(L Lᵀ), three numbers (S11, S22, S12). F receives wrapped normal noise of width σ(t)
+(log-spaced, as in DiffCSP, Jiao et al. 2023); z and S are scaled to unit spread and receive variance-preserving noise with the
+linear β schedule of DDPM (Ho et al. 2020). t = 0 is the clean sheet, t = T pure noise. The schedule is part of the model and is
+saved with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from crystals.symmetry import SymmetryConstraint
+from generation.batch import SheetBatch
+from generation.schedule import NoiseSchedule, wrapped_normal_score
+from geo_utils import vector_to_lattice
+from networks.graph import center, graph_mean
+
+
+@dataclass
+class NoisedState:
+    """The state at time t, in scaled variables, and what the network is asked for.
+
+    frac (A, 2) in [0, 1), height (A,), lattice (B, 3): the noised state. *_target: the normalised score of F, and the noise ε of
+    the heights and of the lattice.
+    """
+
+    frac: torch.Tensor
+    height: torch.Tensor
+    lattice: torch.Tensor
+    frac_target: torch.Tensor
+    height_target: torch.Tensor
+    lattice_target: torch.Tensor
+
+
+def add_noise(
+    schedule: NoiseSchedule,
+    sheets: SheetBatch,
+    t: torch.Tensor,
+    frac_noise: torch.Tensor,
+    height_noise: torch.Tensor,
+    lattice_noise: torch.Tensor,
+    kept: SymmetryConstraint | None = None,
+) -> NoisedState:
+    """Forward process q(x_t | x_0). t: (B,) in 1..T. The noises are standard normal: (A, 2), (A,), (B, 3).
+
+    kept: templates of the sheets, whose noise stays within their symmetry. There the lattice target is the noise that leads from
+    the clean lattice to the noised one, which was projected on the symmetric ones.
+
+    The height noise is projected to zero mean. So is the score target of F: a crystal's density does not change under a common
+    translation, the true score has no such component, and the target's only adds variance.
+    """
+    batch, count, dtype = sheets.batch, sheets.num_graphs, sheets.frac_coords.dtype
+    sigma = schedule.sigmas[t].to(dtype)[batch, None]
+    if kept is not None:
+        frac_noise, height_noise = kept.frac(frac_noise), kept.height(height_noise)
+    displacement = sigma * frac_noise
+    frac = torch.remainder(sheets.frac_coords + displacement, 1.0)
+    frac_target = wrapped_normal_score(displacement, sigma.expand_as(displacement)) / schedule.score_norm[t].to(dtype)[batch, None]
+    alpha_bar = schedule.alphas_cumprod[t].to(dtype)
+    height_noise = center(height_noise, batch, count)
+    clean_height = schedule.scale_heights(center(sheets.heights, batch, count), batch, sheets.num_atoms)
+    clean_lattice = schedule.scale_lattice(sheets.lattice_vector, sheets.atomic_numbers, batch, sheets.num_atoms)
+    lattice = alpha_bar.sqrt()[:, None] * clean_lattice + (1 - alpha_bar).sqrt()[:, None] * lattice_noise
+    if kept is not None:
+        frac_target, clean_height = kept.frac(frac_target), kept.height(clean_height)
+        clean_lattice = symmetric_lattice(schedule, kept, clean_lattice, sheets)
+        lattice = symmetric_lattice(schedule, kept, lattice, sheets)
+        effective = (lattice - alpha_bar.sqrt()[:, None] * clean_lattice) / (1 - alpha_bar).sqrt()[:, None]
+        lattice_noise = torch.where(kept.is_template[:, None], effective, lattice_noise)
+    return NoisedState(
+        frac=frac,
+        height=alpha_bar.sqrt()[batch] * clean_height + (1 - alpha_bar).sqrt()[batch] * height_noise,
+        lattice=lattice,
+        frac_target=center(frac_target, batch, count),
+        height_target=height_noise,
+        lattice_target=lattice_noise,
+    )
+
+
+def symmetric_lattice(schedule: NoiseSchedule, kept: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch) -> torch.Tensor:
+    """The scaled S (B, 3) projected on the symmetric lattices; unchanged where a sheet has no template."""
+    vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    projected = schedule.scale_lattice(kept.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    return torch.where(kept.is_template[:, None], projected, lattice)
+
+
+def physical_state(
+    schedule: NoiseSchedule, height: torch.Tensor, lattice: torch.Tensor, sheets: SheetBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heights (A,) in Å and in-plane cells (B, 2, 2) in Å of a scaled state; differentiable."""
+    heights = schedule.unscale_heights(height, sheets.batch, sheets.num_atoms)
+    vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    return heights, vector_to_lattice(vector)
+
+
+def ancestral_step(
+    x: torch.Tensor, epsilon: torch.Tensor, alpha_bar_t: float, alpha_bar_s: float, noise: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """One DDPM step t -> s < t of a variance-preserving variable, any stride.
+
+    x_s = (x_t − (1 − α)/√(1 − ᾱ_t) ε) / √α + τ ξ with α = ᾱ_t/ᾱ_s and τ² = (1 − α)(1 − ᾱ_s)/(1 − ᾱ_t); the textbook step at stride
+    one. Returns the new state and τ, the noise of the step (0 for the last).
+    """
+    alpha = alpha_bar_t / alpha_bar_s
+    spread = math.sqrt(max((1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t), 0.0))
+    mean = (x - (1 - alpha) / math.sqrt(1 - alpha_bar_t) * epsilon) / math.sqrt(alpha)
+    return mean + spread * noise, spread
+
+
+def torus_step(
+    frac: torch.Tensor, score: torch.Tensor, sigma_t: float, sigma_s: float, noise: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """One reverse step t -> s < t of the variance-exploding noise of F: score (A, 2) in 1/fractional units.
+
+    F_s = F_t + (σ_t² − σ_s²) score + τ ξ with τ = (σ_s/σ_t) √(σ_t² − σ_s²), wrapped. Returns the new state and τ.
+    """
+    drift = sigma_t**2 - sigma_s**2
+    spread = sigma_s / sigma_t * math.sqrt(drift)
+    return torch.remainder(frac + drift * score + spread * noise, 1.0), spread
+
+
+def torus_corrector(frac: torch.Tensor, score: torch.Tensor, sigma: float, snr: float, noise: torch.Tensor) -> torch.Tensor:
+    """One Langevin step at fixed noise: F + δ score + √(2δ) ξ with δ = (snr σ)², wrapped."""
+    step = (snr * sigma) ** 2
+    return torch.remainder(frac + step * score + math.sqrt(2 * step) * noise, 1.0)
+
+
+def guidance_shift(
+    gradient: torch.Tensor, spread: float, strength: float, clip: float, batch: torch.Tensor | None, num_graphs: int
+) -> torch.Tensor:
+    """−strength τ² ∇L, the step towards a lower L that tilts the sampled density by exp(−strength L), clipped per structure.
+
+    gradient: ∂L/∂x of nodes (A, ...) with their ``batch``, or of graphs (B, k) without. spread: τ of this reverse step. The root
+    mean square of the shift over a structure's components is at most ``clip`` τ. Components that are not finite count as zero.
+    """
+    gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    shift = -strength * spread**2 * gradient
+    flat = (shift**2).reshape(shift.shape[0], -1).mean(1)
+    squared = flat if batch is None else graph_mean(flat, batch, num_graphs)
+    factor = torch.clamp(clip * spread / torch.sqrt(squared + 1e-30), max=1.0)
+    factor = factor if batch is None else factor[batch]
+    return shift * factor.reshape(-1, *([1] * (shift.dim() - 1)))

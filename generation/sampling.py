@@ -1,0 +1,284 @@
+"""The reverse process: from noise and atomic numbers to sheets, with classifier-free and property-gradient guidance.
+
+Every random number of a candidate comes from a generator of its own, seeded with (seed, index), and is drawn before the first step;
+networks run in float64 and the final state is rounded to 1e-6. So a candidate does not depend on which others share its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch_geometric.utils import scatter
+from tqdm import tqdm
+
+from crystals.symmetry import SymmetryConstraint, Template
+from generation.batch import Denoiser, NoiseEstimate, PropertyEstimate, SheetBatch
+from generation.process import ancestral_step, guidance_shift, physical_state, symmetric_lattice, torus_corrector, torus_step
+from generation.schedule import NoiseSchedule
+from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
+from networks.graph import center
+from pipeline.errors import StageError
+from pipeline.settings import GenerationConfig
+
+TEMPERATURE_EV = 0.1  # guidance_scale 1 tilts the sampled density by exp(−L_target / 0.1 eV)
+LATTICE_BOUND = 4.0  # scaled S stays within this many spreads
+STATE_DECIMALS = 6  # of the final fractional coordinates, heights (Å) and S
+
+
+def candidate_generator(seed: int, index: int) -> torch.Generator:
+    """The random generator of one candidate."""
+    digest = hashlib.sha256(f"candidate,{seed},{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def target_loss(properties: PropertyEstimate, settings: GenerationConfig) -> torch.Tensor:
+    """L_target = |ΔG_H − target| + c1 relu(E_hull) + c2 (−log P_synth), (B,), in eV."""
+    return (
+        (properties.delta_g - settings.target_delta_g).abs()
+        + settings.weight_e_hull * torch.relu(properties.e_hull)
+        + settings.weight_synth * torch.nn.functional.softplus(-properties.synth_logit)
+    )
+
+
+@dataclass
+class _Noise:
+    """Initial state and noise of every step for a batch; first axis: step."""
+
+    frac: torch.Tensor  # (A, 2) uniform on the torus
+    height: torch.Tensor  # (A,)
+    lattice: torch.Tensor  # (B, 3)
+    frac_steps: torch.Tensor  # (n, A, 2)
+    height_steps: torch.Tensor  # (n, A)
+    lattice_steps: torch.Tensor  # (n, B, 3)
+    corrector_steps: torch.Tensor  # (n, k, A, 2)
+
+
+def _draw(compositions: Sequence[Sequence[int]], indices: Sequence[int], num_steps: int, corrector_steps: int, seed: int) -> _Noise:
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in _Noise.__dataclass_fields__}
+    for numbers, index in zip(compositions, indices, strict=True):
+        generator, n = candidate_generator(seed, index), len(numbers)
+        shapes = {
+            "height": (n,),
+            "lattice": (1, 3),
+            "frac_steps": (num_steps, n, 2),
+            "height_steps": (num_steps, n),
+            "lattice_steps": (num_steps, 1, 3),
+            "corrector_steps": (num_steps, corrector_steps, n, 2),
+        }
+        parts["frac"].append(torch.rand(n, 2, generator=generator, dtype=torch.float64))
+        for name, shape in shapes.items():
+            parts[name].append(torch.randn(shape, generator=generator, dtype=torch.float64))
+    axis = {"frac": 0, "height": 0, "lattice": 0, "frac_steps": 1, "height_steps": 1, "lattice_steps": 1, "corrector_steps": 2}
+    return _Noise(**{name: torch.cat(values, axis[name]) for name, values in parts.items()})
+
+
+def _composition_batch(compositions: Sequence[Sequence[int]]) -> SheetBatch:
+    sizes = torch.tensor([len(numbers) for numbers in compositions])
+    atoms = int(sizes.sum())
+    return SheetBatch(
+        atomic_numbers=torch.tensor([z for numbers in compositions for z in numbers]),
+        frac_coords=torch.zeros(atoms, 2, dtype=torch.float64),
+        heights=torch.zeros(atoms, dtype=torch.float64),
+        lattice_vector=torch.zeros(len(sizes), 3, dtype=torch.float64),
+        batch=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+        num_atoms=sizes,
+    )
+
+
+def guided_noise(model: Denoiser, encoded, settings: GenerationConfig) -> NoiseEstimate:
+    """ε = ε_uncond + w (ε_cond − ε_uncond); one pass where w is 0 or 1."""
+    w = settings.cfg_scale
+    if w == 0:
+        return model.noise(encoded)
+    delta_g = torch.full_like(encoded.alpha_bar, settings.target_delta_g)
+    e_hull = torch.full_like(encoded.alpha_bar, settings.target_e_hull)
+    conditional = model.noise(encoded, delta_g, e_hull)
+    if w == 1:
+        return conditional
+    free = model.noise(encoded)
+    mix = lambda a, b: a + w * (b - a)  # noqa: E731
+    return NoiseEstimate(
+        mix(free.frac, conditional.frac), mix(free.height, conditional.height), mix(free.lattice, conditional.lattice)
+    )
+
+
+def guidance_strength(schedule: NoiseSchedule, t: int, settings: GenerationConfig) -> float:
+    """η(t) in 1/eV: guidance_scale / 0.1 eV, times √ᾱ_t, which fades it out where the heads see only noise."""
+    return settings.guidance_scale / TEMPERATURE_EV * float(schedule.alphas_cumprod[t].sqrt())
+
+
+def _bounded_height(height: torch.Tensor, schedule: NoiseSchedule, sheets: SheetBatch, limit: float) -> torch.Tensor:
+    """Zero-mean scaled heights whose thickness is at most ``limit`` Å; thicker ones are compressed."""
+    height = center(height, sheets.batch, sheets.num_graphs)
+    reach = scatter(height.abs(), sheets.batch, dim=0, dim_size=sheets.num_graphs, reduce="max")
+    allowed = limit / schedule.height_scale(sheets.num_atoms).to(height.dtype)  # |z| <= limit leaves room while there is noise
+    return height * (allowed / reach.clamp(min=1e-12)).clamp(max=1.0)[sheets.batch]
+
+
+def sample(
+    model: Denoiser,
+    compositions: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    settings: GenerationConfig,
+    seed: int,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[], None] | None = None,
+    templates: Sequence[Template | None] | None = None,
+) -> list[Sheet]:
+    """Sheets with the given atomic numbers, one per composition; ``indices`` are the candidates' numbers.
+
+    The model must be in float64 (``model.double()``) for results that do not depend on the batch. Each reverse step t -> s is the
+    DDPM step of heights and lattice and the torus step of F, each with its guidance term, then the Langevin corrector of F at s.
+    Noise and steps of a sheet with a template stay within its symmetry; the composition stands in the template's order of atoms.
+    """
+    schedule = model.schedule
+    dtype = next(model.parameters()).dtype
+    times = schedule.timesteps(settings.num_steps).tolist()
+    noise = _draw(compositions, indices, len(times) - 1, settings.corrector_steps, seed)
+    noise = _Noise(**{name: value.to(device, dtype) for name, value in vars(noise).items()})
+    sheets = _composition_batch(compositions).to(device)
+    batch, count = sheets.batch, sheets.num_graphs
+    kept = SymmetryConstraint(templates or [None] * count, sheets.num_atoms, noise.frac)
+    frac = kept.start(noise.frac)
+    height = kept.height(center(noise.height, batch, count))
+    lattice = symmetric_lattice(schedule, kept, noise.lattice, sheets)
+    guided = settings.guidance_scale > 0
+    alpha_bars, sigmas, norms = (b.tolist() for b in (schedule.alphas_cumprod, schedule.sigmas, schedule.score_norm))
+
+    def encode(frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int):
+        heights, cell = physical_state(schedule, height, lattice, sheets)
+        time = torch.full((count,), t, device=device, dtype=torch.long)
+        return model.encode(sheets.atomic_numbers, frac, heights, cell, batch, time)
+
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        gradients = None
+        if guided and s > 0:
+            with torch.enable_grad():
+                state = [x.detach().requires_grad_() for x in (frac, height, lattice)]
+                # The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits: through the projections
+                # the gradient is the same for each of them.
+                encoded = encode(state[0], kept.height(state[1]), symmetric_lattice(schedule, kept, state[2], sheets), t)
+                loss = target_loss(model.properties(encoded), settings).sum()
+                gradients = torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            if gradients is None:
+                encoded = encode(frac, height, lattice, t)
+            estimate = guided_noise(model, encoded, settings)
+            score, step_noise = kept.frac(estimate.frac * norms[t]), kept.frac(noise.frac_steps[i])
+            frac, tau_frac = torus_step(frac, score, sigmas[t], sigmas[s], step_noise)
+            height_noise = center(noise.height_steps[i], batch, count)
+            height, tau = ancestral_step(height, estimate.height, alpha_bars[t], alpha_bars[s], height_noise)
+            lattice, _ = ancestral_step(lattice, estimate.lattice, alpha_bars[t], alpha_bars[s], noise.lattice_steps[i])
+            if gradients is not None:
+                strength, clip = guidance_strength(schedule, t, settings), settings.guidance_clip
+                shift = guidance_shift(kept.frac(gradients[0]), tau_frac, strength, clip, batch, count)
+                frac = torch.remainder(frac + shift, 1.0)
+                height = height + guidance_shift(gradients[1], tau, strength, clip, batch, count)
+                lattice = lattice + guidance_shift(gradients[2], tau, strength, clip, None, count)
+            height = _bounded_height(kept.height(height), schedule, sheets, settings.max_thickness_angstrom)
+            lattice = symmetric_lattice(schedule, kept, lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND), sheets)
+            if s > 0:
+                for k in range(settings.corrector_steps):
+                    estimate = guided_noise(model, encode(frac, height, lattice, s), settings)
+                    score, step_noise = kept.frac(estimate.frac * norms[s]), kept.frac(noise.corrector_steps[i, k])
+                    frac = torus_corrector(frac, score, sigmas[s], settings.corrector_snr, step_noise)
+        _check_finite(frac, height, lattice, batch, indices, t)
+        if on_step is not None:
+            on_step()
+
+    with torch.no_grad():
+        heights = schedule.unscale_heights(height, batch, sheets.num_atoms)
+        vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, batch, sheets.num_atoms)
+    return _to_sheets(sheets, frac, heights, vector)
+
+
+def _check_finite(
+    frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, batch: torch.Tensor, indices: Sequence[int], t: int
+) -> None:
+    """Raises StageError, naming the candidates, where a state is not finite after the step from t."""
+    atoms, cells = torch.isfinite(frac).all(1) & torch.isfinite(height), torch.isfinite(lattice).all(1)
+    if bool(atoms.all() & cells.all()):
+        return
+    bad = sorted({indices[k] for k in [*batch[~atoms].tolist(), *torch.nonzero(~cells).flatten().tolist()]})
+    names = ", ".join(f"gen_{index:05d}" for index in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    raise StageError(
+        f"sampling from t = {t} gave numbers that are not finite for {names}; "
+        "lower generation.guidance_scale or generation.cfg_scale, or train the denoiser anew"
+    )
+
+
+def _to_sheets(sheets: SheetBatch, frac: torch.Tensor, heights: torch.Tensor, vector: torch.Tensor) -> list[Sheet]:
+    """Rounded states as standardised sheets; what follows is a function of the rounded numbers alone."""
+    rounded = [torch.round(x.detach().cpu().double(), decimals=STATE_DECIMALS) for x in (frac, heights, vector)]
+    cells = vector_to_lattice(rounded[2]).numpy()
+    result, start = [], 0
+    for k, size in enumerate(sheets.num_atoms.tolist()):
+        atoms = slice(start, start + size)
+        numbers = sheets.atomic_numbers[atoms].cpu().numpy()
+        plain = Sheet(numbers, rounded[0][atoms].numpy() % 1.0, rounded[1][atoms].numpy(), cells[k])
+        result.append(Sheet.from_atoms(plain.to_atoms()))
+        start += size
+    return result
+
+
+def sheets_to_batch(sheets: Sequence[Sheet], dtype: torch.dtype = torch.float64) -> SheetBatch:
+    """Sheets as a batch without labels."""
+    sizes = torch.tensor([len(sheet) for sheet in sheets])
+    lattice = torch.as_tensor(np.stack([sheet.lattice for sheet in sheets]))
+    return SheetBatch(
+        atomic_numbers=torch.as_tensor(np.concatenate([sheet.atomic_numbers for sheet in sheets])),
+        frac_coords=torch.as_tensor(np.concatenate([sheet.frac_coords for sheet in sheets])).to(dtype),
+        heights=torch.as_tensor(np.concatenate([sheet.heights for sheet in sheets])).to(dtype),
+        lattice_vector=lattice_to_vector(lattice).to(dtype),
+        batch=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+        num_atoms=sizes,
+    )
+
+
+@torch.no_grad()
+def predict_properties(
+    model: Denoiser, sheets: Sequence[Sheet], device: str | torch.device = "cpu", batch_size: int = 64
+) -> PropertyEstimate:
+    """The heads' values for finished sheets (t = 1), (M,) each."""
+    dtype = next(model.parameters()).dtype
+    parts = []
+    for start in range(0, len(sheets), batch_size):
+        batch = sheets_to_batch(sheets[start : start + batch_size], dtype).to(device)
+        time = torch.ones(batch.num_graphs, dtype=torch.long, device=device)
+        cell = vector_to_lattice(batch.lattice_vector)
+        parts.append(
+            model.properties(model.encode(batch.atomic_numbers, batch.frac_coords, batch.heights, cell, batch.batch, time))
+        )
+    return PropertyEstimate(*(torch.cat([getattr(p, name).cpu() for p in parts]) for name in PropertyEstimate.__dataclass_fields__))
+
+
+def draft(
+    model: Denoiser,
+    compositions: Sequence[Sequence[int]],
+    templates: Sequence[Template | None],
+    settings: GenerationConfig,
+    seed: int,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+) -> tuple[list[Sheet], np.ndarray]:
+    """A draft of every composition, a sheet sampled without guidance in ``draft_steps`` steps, and L_target of the heads for it,
+    (M,) eV.
+
+    A draft depends on its atoms and the seed, not on its place in the list.
+    """
+    quick = replace(settings, num_steps=settings.draft_steps, corrector_steps=0, guidance_scale=0.0, cfg_scale=0.0)
+    drafts: list[Sheet] = []
+    losses = []
+    with tqdm(total=len(compositions), desc="drafting", unit="sheet", mininterval=1.0) as bar:
+        for start in range(0, len(compositions), batch_size):
+            chunk = compositions[start : start + batch_size]
+            keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
+            sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
+            losses.append(target_loss(predict_properties(model, sheets, device), settings))
+            drafts += sheets
+            bar.update(len(chunk))
+    return drafts, torch.cat(losses).double().numpy()

@@ -1,0 +1,131 @@
+"""The periodic neighbour graph."""
+
+from __future__ import annotations
+
+import torch
+from torch_geometric.utils import scatter
+
+SHELL_TOLERANCE = 0.01  # Å, neighbours closer than this in distance belong to one shell
+
+
+def radius_graph_pbc(
+    pos: torch.Tensor,
+    cell: torch.Tensor,
+    batch: torch.Tensor,
+    cutoff: float | torch.Tensor,
+    max_neighbors: int | None = None,
+    pbc: tuple[bool, bool, bool] = (True, True, False),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All directed edges j -> i of a batch of periodic structures, with image offsets.
+
+    The vector of an edge is ``pos[j] + offset @ cell - pos[i]`` (see ``edge_vectors``); each pair of atom and image within the
+    cutoff appears exactly once per direction, an atom's own images included. Exact on any cell, skewed or with unwrapped positions.
+
+    pos: (N, 3) Å. cell: (B, 3, 3) Å, row vectors, full rank. batch: (N,) graph of each atom, sorted. cutoff: Å, one number or (B,).
+    max_neighbors: edges kept per target, nearest first; a shell of equal distances is kept whole, so that no symmetry is broken.
+    Returns edge_index (2, E), row 0 the source j and row 1 the target i, sorted by target; and offsets (E, 3) in ``pos.dtype``.
+    Both are indices: gradients flow through ``edge_vectors``.
+    """
+    with torch.no_grad():
+        device = pos.device
+        num_graphs = cell.shape[0]
+        sizes = torch.bincount(batch, minlength=num_graphs)
+        first = torch.cumsum(sizes, 0) - sizes
+        cutoffs = torch.as_tensor(cutoff, dtype=pos.dtype, device=device).expand(num_graphs)
+
+        # Pairs (target i, source j) inside each graph.
+        sources_per_target = sizes[batch]
+        i = torch.repeat_interleave(torch.arange(pos.shape[0], device=device), sources_per_target)
+        j = first[batch[i]] + _ranks(sources_per_target)
+
+        # |df_k + o_k| <= cutoff |b*_k| bounds the image offsets; starting from -round(df) keeps the range smallest.
+        reciprocal = torch.linalg.inv(cell).transpose(1, 2)  # rows b*_k, without 2π
+        periodic = torch.tensor(pbc, device=device)
+        reach = torch.floor(cutoffs[:, None] * reciprocal.norm(dim=-1) + 0.5 + 1e-9).long() * periodic
+        frac = torch.einsum("nk,nck->nc", pos, reciprocal[batch])
+        base = -torch.round(frac[j] - frac[i]) * periodic
+
+        widths = 2 * reach + 1  # (B, 3)
+        images_per_graph = widths.prod(1)
+        graph_of_pair = batch[i]
+        repeats = images_per_graph[graph_of_pair]
+        pair = torch.repeat_interleave(torch.arange(i.shape[0], device=device), repeats)
+        code = _ranks(repeats)
+        graph = graph_of_pair[pair]
+        w1, w2 = widths[graph, 1], widths[graph, 2]
+        steps = torch.stack([code // (w1 * w2), (code // w2) % w1, code % w2], 1) - reach[graph]
+        offsets = base[pair] + steps.to(pos.dtype)
+        i, j = i[pair], j[pair]
+
+        vectors = pos[j] + torch.einsum("ek,ekc->ec", offsets, cell[graph]) - pos[i]
+        distances = vectors.norm(dim=-1)
+        keep = (distances <= cutoffs[graph]) & ~((i == j) & (offsets == 0).all(1))
+        i, j, offsets, distances = i[keep], j[keep], offsets[keep], distances[keep]
+
+        if max_neighbors is not None:
+            order = torch.argsort(distances, stable=True)
+            order = order[torch.argsort(i[order], stable=True)]
+            i, j, offsets, distances = i[order], j[order], offsets[order], distances[order]
+            degree = torch.bincount(i, minlength=pos.shape[0])
+            start = torch.cumsum(degree, 0) - degree
+            last = start + degree.clamp(max=max_neighbors) - 1
+            limit = torch.full((pos.shape[0],), torch.inf, dtype=pos.dtype, device=device)
+            occupied = degree > 0
+            limit[occupied] = distances[last[occupied]] + SHELL_TOLERANCE
+            keep = distances <= limit[i]
+            i, j, offsets = i[keep], j[keep], offsets[keep]
+        return torch.stack([j, i]), offsets
+
+
+def _ranks(counts: torch.Tensor) -> torch.Tensor:
+    """0..count-1 for each entry of ``counts``, concatenated."""
+    total = int(counts.sum())
+    start = torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
+    return torch.arange(total, device=counts.device) - start
+
+
+def edge_vectors(
+    pos: torch.Tensor, cell: torch.Tensor, batch: torch.Tensor, edge_index: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """(E, 3) vectors in Å from the target i to the source j; differentiable in ``pos`` and ``cell``."""
+    source, target = edge_index
+    return pos[source] + torch.einsum("ek,ekc->ec", offsets, cell[batch[target]]) - pos[target]
+
+
+def reverse_edges(edge_index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """(E,) index of the edge i -> j that runs back along each edge j -> i through the same image; E where the graph lacks it."""
+    source, target = edge_index
+    steps = offsets.long()
+    width = 2 * int(steps.abs().max()) + 1 if len(steps) else 1
+    num_nodes = int(edge_index.max()) + 1 if len(steps) else 1
+
+    def key(first: torch.Tensor, second: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        code = first * num_nodes + second
+        for k in range(3):
+            code = code * width + image[:, k] + width // 2
+        return code
+
+    ordered, order = torch.sort(key(source, target, steps))
+    back = key(target, source, -steps)
+    place = torch.searchsorted(ordered, back).clamp(max=max(len(back) - 1, 0))
+    return torch.where(ordered[place] == back, order[place], len(back))
+
+
+def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int]:
+    """Where each entry goes in a (num_groups, depth) table of each group's entries: slots (E,) in the flat table, and depth."""
+    order = torch.argsort(index, stable=True)
+    counts = torch.bincount(index, minlength=num_groups)
+    depth = max(int(counts.max()), 1) if len(counts) else 1
+    rank = torch.empty_like(index)
+    rank[order] = _ranks(counts)
+    return index * depth + rank, depth
+
+
+def graph_mean(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
+    """Mean of node values over each graph: (A, ...) -> (B, ...)."""
+    return scatter(values, batch, dim=0, dim_size=num_graphs, reduce="mean")
+
+
+def center(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
+    """Node values minus their mean over the graph."""
+    return values - graph_mean(values, batch, num_graphs)[batch]

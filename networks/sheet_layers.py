@@ -1,0 +1,174 @@
+"""Equivariant layers of the denoiser of sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch_geometric.utils import scatter
+
+from geo_utils import lattice_to_vector
+from networks.graph import graph_mean
+
+HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
+NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
+NUM_HEIGHT_RBF = 8  # radial functions of the height difference
+TIME_FREQUENCIES = 16
+SOFTENING = 0.5  # Å, length below which the direction of an edge fades to zero
+LONGEST_VECTOR = 10.0  # of the vector channels; three times what is typical
+GAIN_SIGMA = 0.1  # fractional noise below which the position output is amplified
+
+
+@dataclass
+class SheetEdges:
+    """Directed edges j -> i. direction (E, 2), rise (E,): softened in-plane and out-of-plane unit vectors;
+    features (E, K), envelope (E,): invariant."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+    direction: torch.Tensor
+    rise: torch.Tensor
+    features: torch.Tensor
+    envelope: torch.Tensor
+
+
+@dataclass
+class EncodedSheets:
+    """What the condition-free trunk hands to the heads and to the noise branch."""
+
+    scalars: torch.Tensor  # (A, C) invariant
+    vectors: torch.Tensor  # (A, 2, V) in-plane vectors
+    odd: torch.Tensor  # (A, V) scalars that change sign with z
+    edges: SheetEdges
+    cell: torch.Tensor  # (B, 2, 2) Å
+    scaled_heights: torch.Tensor  # (A,)
+    scaled_lattice: torch.Tensor  # (B, 3)
+    lattice_spread: torch.Tensor  # (B, 3)
+    time: torch.Tensor  # (B, C)
+    alpha_bar: torch.Tensor  # (B,)
+    sigma: torch.Tensor  # (B,)
+    batch: torch.Tensor
+    num_graphs: int
+
+
+def gaussian_basis(x: torch.Tensor, low: float, high: float, count: int) -> torch.Tensor:
+    """(..., count) Gaussians with centres evenly spaced on [low, high] and a width of one spacing."""
+    centers = torch.linspace(low, high, count, dtype=x.dtype, device=x.device)
+    return torch.exp(-(((x[..., None] - centers) * ((count - 1) / (high - low))) ** 2))
+
+
+class EdgeMessage(nn.Module):
+    """(E, C) invariant hidden state of each edge, from both ends, distances, and the angles of the vectors with the edge."""
+
+    def __init__(self, channels: int, vector_channels: int, edge_features: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.from_source = nn.Linear(channels, channels)
+        self.from_target = nn.Linear(channels, channels, bias=False)
+        self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
+
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
+        x = self.norm(scalars)
+        along = (vectors[edges.source] * edges.direction[..., None]).sum(1)
+        above = odd[edges.source] * edges.rise[:, None]
+        edge = self.from_edge(torch.cat([edges.features, along, above], -1))
+        return nn.functional.silu(self.from_source(x)[edges.source] + self.from_target(x)[edges.target] + edge)
+
+
+class SheetInteraction(nn.Module):
+    """One round of messages on invariant scalars, in-plane vectors and z-odd scalars.
+
+    Follows PaiNN (Schütt, Unke, Gastegger 2021) with the symmetry of a sheet: O(2) in the plane times z -> −z, so that vectors
+    split into an in-plane part and a number that is odd in z, with weights of their own.
+    """
+
+    def __init__(self, channels: int, vector_channels: int, edge_features: int):
+        super().__init__()
+        self.sizes = [channels] + [vector_channels] * 4
+        self.edge = EdgeMessage(channels, vector_channels, edge_features)
+        self.gates = nn.Linear(channels, sum(self.sizes))
+        self.norm = nn.LayerNorm(channels)
+        self.time = nn.Linear(channels, channels)
+        self.mix_vectors = nn.Linear(vector_channels, 2 * vector_channels, bias=False)
+        self.mix_odd = nn.Linear(vector_channels, 2 * vector_channels, bias=False)
+        self.update = nn.Sequential(
+            nn.Linear(2 * channels + 4 * vector_channels, channels), nn.SiLU(), nn.Linear(channels, channels + 2 * vector_channels)
+        )
+
+    def forward(
+        self,
+        scalars: torch.Tensor,
+        vectors: torch.Tensor,
+        odd: torch.Tensor,
+        edges: SheetEdges,
+        time: torch.Tensor,
+        batch: torch.Tensor,
+        num_graphs: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """scalars (A, C), vectors (A, 2, V), odd (A, V), time (B, C) -> the same three, updated."""
+        gates = self.gates(self.edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
+        message, keep, point, keep_odd, rise = torch.split(gates, self.sizes, -1)
+        push = vectors[edges.source] * keep[:, None] + edges.direction[..., None] * point[:, None]
+        lift = odd[edges.source] * keep_odd + edges.rise[:, None] * rise
+        count = scalars.shape[0]
+        scalars = scalars + sum_at_targets(message, edges.target, count)
+        vectors = vectors + sum_at_targets(push, edges.target, count)
+        odd = odd + sum_at_targets(lift, edges.target, count)
+
+        x = self.norm(scalars + self.time(time)[batch])
+        first, second = self.mix_vectors(vectors).chunk(2, -1)
+        odd_first, odd_second = self.mix_odd(odd).chunk(2, -1)
+        invariants = [
+            x,
+            graph_mean(x, batch, num_graphs)[batch],
+            torch.sqrt((second**2).sum(1) + 1e-6),
+            (first * second).sum(1),
+            torch.sqrt(odd_second**2 + 1e-6),
+            odd_first * odd_second,
+        ]
+        change = self.update(torch.cat(invariants, -1))
+        scalar, vector_gate, odd_gate = torch.split(change, self.sizes[:3], -1)
+        vectors = vectors + vector_gate[:, None] * first
+        odd = odd + odd_gate * odd_first
+        return scalars + scalar, _bounded(vectors, (vectors**2).sum(1, keepdim=True)), _bounded(odd, odd**2)
+
+
+def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
+    """Values of the given squared lengths, shortened smoothly to ``LONGEST_VECTOR``; those of a third of it change by 0.3 %.
+
+    The products of vectors in an update grow with the cube of their length from layer to layer, and where many neighbours stand in
+    line, as on a mirror of a noised symmetric sheet, without end."""
+    return values * (1 + (squared / LONGEST_VECTOR**2) ** 2) ** -0.25
+
+
+def sum_at_targets(messages: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
+    """Sum of the messages at their targets, over the root of a typical number of neighbours."""
+    return scatter(messages, target, dim=0, dim_size=count, reduce="sum") * 0.25
+
+
+def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """The change of S = ½ log(L Lᵀ) under a small symmetric strain, L -> L (1 + ε).
+
+    strain: (B, 2, 2) in the Cartesian frame of the cell. cell: (B, 2, 2) row vectors. Returns (B, 3).
+    With L = P Q, P = exp(S) and Q orthogonal, the strain in the frame of P is Q ε Qᵀ. From L Lᵀ = P (1 + 2ε) P the derivative of
+    the matrix logarithm scales what is off-diagonal in the eigenbasis of S by x / sinh x, x the difference of log stretches, and
+    leaves the rest.
+    """
+    gram = cell @ cell.transpose(1, 2)
+    root_det = torch.linalg.det(gram).clamp(min=1e-12).sqrt()[:, None, None]
+    identity = torch.eye(2, dtype=cell.dtype, device=cell.device)
+    trace = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+    stretch = (gram + root_det * identity) / torch.sqrt(trace + 2 * root_det)  # square root of a 2x2 positive matrix
+    rotation = torch.linalg.solve(stretch, cell)
+    local = rotation @ strain @ rotation.transpose(1, 2)
+    vector = lattice_to_vector(cell)
+    deviator = torch.stack([0.5 * (vector[:, 0] - vector[:, 1]), vector[:, 2]], -1)
+    squared = (deviator**2).sum(-1)
+    x = 2 * torch.sqrt(squared + 1e-30)
+    factor = torch.where(squared > 1e-6, (1 - x / torch.sinh(x)) / squared.clamp(min=1e-12), 2 / 3 - 14 * squared / 45)
+    shear = torch.stack([0.5 * (local[:, 0, 0] - local[:, 1, 1]), 0.5 * (local[:, 0, 1] + local[:, 1, 0])], -1)
+    parallel = (shear * deviator).sum(-1, keepdim=True) * deviator
+    shear = shear - factor[:, None] * (squared[:, None] * shear - parallel)
+    mean = 0.5 * (local[:, 0, 0] + local[:, 1, 1])
+    return torch.stack([mean + shear[:, 0], mean - shear[:, 0], shear[:, 1]], -1)

@@ -1,0 +1,78 @@
+"""The command line that every stage shares, its device and its seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, StageError
+from pipeline.loading import help_text, load_config, split_arguments
+from pipeline.settings import Config, RunConfig
+
+
+def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
+    """Command line of every stage: parse, validate, run, and turn what a user can mend into one line.
+
+    Returns the exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    script = Path(sys.argv[0]).name or "stage"
+    if "-h" in arguments or "--help" in arguments:
+        with contextlib.suppress(BrokenPipeError):
+            print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
+    try:
+        config_path, overrides = split_arguments(arguments)
+        config = load_config(config_path, overrides)
+        main(config)
+    except ConfigError as error:
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{script}: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except sqlite3.OperationalError as error:  # a disk that is full or read-only, a database that is locked
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; start it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def resolve_device(run: RunConfig) -> Any:
+    """``torch.device`` for ``run.device``; sets the thread count. Raises ConfigError for a GPU that is not there."""
+    import torch
+
+    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    if run.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(run.device)
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"run.device={run.device}: PyTorch sees no such GPU; use run.device=cpu")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch. Only weight initialisation relies on this; samplers take their own generators."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - ASE and pyxtal draw from the legacy generator
+    torch.manual_seed(seed)

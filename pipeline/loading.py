@@ -1,0 +1,196 @@
+"""Reads settings: defaults, then ``config.yaml``, then the command line; checks every value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, first_line
+from pipeline.files import PROJECT_DIR
+from pipeline.settings import Config, section_fields
+
+
+def load_config(config_path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then ``section.key=value`` overrides, validated.
+
+    Raises ConfigError, naming the file or the override, for anything that cannot be used.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(merged, False)
+    for section in dataclasses.fields(Config):
+        OmegaConf.set_readonly(merged[section.name], False)
+
+    base_dir = PROJECT_DIR
+    sources: list[tuple[str, Any]] = []
+    if config_path is not None:
+        path = Path(config_path)
+        if not path.is_file():
+            raise ConfigError(f"no configuration file at {path}")
+        base_dir = path.resolve().parent
+        try:
+            loaded = OmegaConf.load(path)
+        except Exception as error:  # PyYAML and OmegaConf raise unrelated families of errors here
+            raise ConfigError(f"{path} is not readable YAML: {first_line(error)}") from error
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path}: expected sections such as 'run:' at the top level")
+        sources.append((str(path), loaded))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"cannot read the override '{override}': expected section.key=value")
+        try:
+            # An empty value is an empty text; YAML would read it as null.
+            parsed = OmegaConf.from_dotlist([override if value else f'{key}=""'])
+        except Exception as error:  # YAML errors in the value
+            raise ConfigError(f"cannot read the override '{override}': {first_line(error)}") from error
+        sources.append((f"override '{override}'", _absolute_override_paths(parsed)))
+    for source, values in sources:
+        try:
+            merged = OmegaConf.merge(merged, values)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {first_line(error)}") from error
+    try:
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{first_line(error)}") from error
+
+    sections = {}
+    for section in dataclasses.fields(Config):
+        values = resolved[section.name]
+        for f in section_fields(section.name):
+            _check_value(f"{section.name}.{f.name}", values[f.name], f.metadata)
+            if f.metadata["path"] and values[f.name]:
+                values[f.name] = _each(values[f.name], lambda path: str((base_dir / _expanded(path)).absolute()))
+        sections[section.name] = section.default_factory(**values)
+    config = Config(**sections)
+    _check_relations(config)
+    return config
+
+
+def _absolute_override_paths(parsed: Any) -> Any:
+    """A relative path typed on the command line means the working folder, not the folder of ``config.yaml``."""
+    from omegaconf import OmegaConf
+
+    known = {f.name for f in dataclasses.fields(Config)}
+    for section, values in parsed.items():
+        if section not in known or not hasattr(values, "items"):
+            continue
+        path_keys = {f.name for f in section_fields(section) if f.metadata["path"]}
+        for key in path_keys & set(values):
+            value = "" if OmegaConf.is_interpolation(values, key) else values[key]
+            if OmegaConf.is_list(value):
+                value = list(value)
+            if value and all(isinstance(path, str) for path in (value if isinstance(value, list) else [value])):
+                values[key] = _each(value, lambda path: str(_expanded(path).absolute()))
+    return parsed
+
+
+def _each(value: str | list[str], change: Callable[[str], str]) -> str | list[str]:
+    """A path changed, or every path of a list."""
+    return [change(path) for path in value] if isinstance(value, list) else change(value)
+
+
+def _expanded(path: str) -> Path:
+    """A path with ``~`` replaced by the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home folder") from error
+
+
+def _check_value(key: str, value: Any, metadata: Any) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if number != number or number in (float("inf"), float("-inf")):
+            raise ConfigError(f"{key}={number}: must be finite")
+        if metadata["low"] is not None and number < metadata["low"]:
+            raise ConfigError(f"{key}={number}: must be at least {metadata['low']:.12g}")
+        if metadata["high"] is not None and number > metadata["high"]:
+            raise ConfigError(f"{key}={number}: must be at most {metadata['high']:.12g}")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigError(f"{key}={value}: choose one of {', '.join(metadata['choices'])}")
+
+
+def _check_relations(config: Config) -> None:
+    device = config.run.device
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,2}", device):
+        raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
+    folders = ("run.output_dir", "dataset.processed_dir", "generation.output_dir", "evaluation.output_dir", "external.output_dir")
+    for key in folders:
+        section, name = key.split(".")
+        if not getattr(getattr(config, section), name):
+            raise ConfigError(f"{key}: name a folder")
+    for name in ("dimenet", "dataset"):
+        section = getattr(config, name)
+        if section.val_fraction + section.test_fraction >= 0.9:
+            raise ConfigError(f"{name}.val_fraction + {name}.test_fraction leave less than 10 % for training")
+    if config.denoiser.beta_start >= config.denoiser.beta_end:
+        raise ConfigError("denoiser.beta_start must be below denoiser.beta_end")
+    if config.denoiser.sigma_min >= config.denoiser.sigma_max:
+        raise ConfigError("denoiser.sigma_min must be below denoiser.sigma_max")
+    if config.dataset.label_more and not config.dataset.label_model:
+        raise ConfigError("dataset.label_more needs dataset.label_model, the denoiser whose heads choose the rows")
+    if config.denoiser.train_only == "heads" and not config.denoiser.init_from:
+        raise ConfigError("denoiser.train_only=heads needs denoiser.init_from, the model whose heads are trained")
+    if config.dataset.synth_e_hull_max_ev > config.dataset.unsynth_e_hull_min_ev:
+        raise ConfigError("dataset.synth_e_hull_max_ev must not exceed dataset.unsynth_e_hull_min_ev")
+    if config.synth_lm.hidden_size % config.synth_lm.num_heads:
+        raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
+    if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
+        raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
+    if unknown := set(config.demo.parts) - {
+        "all",
+        "monolayers",
+        "references",
+        "adsorption",
+        "hosts",
+        "snapshots",
+        "random",
+        "truth",
+    }:
+        raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
+    if any(not 0 < milestone <= 1 for milestone in config.dimenet.lr_milestones):
+        raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")
+
+
+def help_text(doc: str, sections: Sequence[str]) -> str:
+    """What ``--help`` prints: the stage's docstring and the settings it reads, with their defaults."""
+    lines = [textwrap.dedent(doc).strip(), "", "usage: python STAGE.py [--config config.yaml] [section.key=value ...]", ""]
+    for section in sections:
+        lines.append(f"{section}:")
+        for f in section_fields(section):
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            lines.append(f"  {section + '.' + f.name + '=' + str(default):<62s} {f.metadata['doc']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    config_path: Path | None = None
+    overrides: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--config":
+            value = next(pending, None)
+            if value is None:
+                raise ConfigError("--config needs a file name")
+            config_path = Path(value)
+        elif argument.startswith("--config="):
+            config_path = Path(argument.partition("=")[2])
+        elif argument.startswith("-"):
+            raise ConfigError(f"unknown option {argument}; see --help")
+        else:
+            overrides.append(argument)
+    if config_path is None:
+        default = PROJECT_DIR / "config.yaml"
+        config_path = default if default.is_file() else None
+    return config_path, overrides

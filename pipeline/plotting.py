@@ -1,0 +1,60 @@
+"""One style for every figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from pipeline.files import atomic_path
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text in the PDF
+    # Labels of sets and formulas come from files; only fixed texts are parsed (``parse_math=True``).
+    "text.parse_math": False,
+}
+
+
+@contextmanager
+def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in the common style, saved when the block ends (see ``save``). path: of the PNG."""
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(layout="constrained", **arguments)
+        try:
+            yield fig, axes
+            save(fig, path)
+        finally:
+            plt.close(fig)
+
+
+def save(fig: Any, path: str | os.PathLike) -> None:
+    """Writes a figure atomically as PNG and, beside it under the same name, as PDF. path: of the PNG."""
+    with atomic_path(path) as temporary:
+        fig.savefig(temporary, format="png")
+    with atomic_path(Path(path).with_suffix(".pdf")) as temporary:
+        # Without a date the same data give the same file.
+        fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic vertical axis with plain numbers; matplotlib's own labels need mathtext, which names from files may not use."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

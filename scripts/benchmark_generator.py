@@ -1,0 +1,446 @@
+"""How good the generator is: structure prediction on held-out formulas, and what guidance does, dose by dose.
+
+Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
+pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
+(Jiao et al., NeurIPS 2023). Part generation: many structures of stage 4 as it is configured, and their layer groups beside those
+of the training set. Part steps: unguided sheets of fewer and of more reverse steps, what they cost and how far they are from
+relaxed. Part guidance: stage 4 at every guidance scale and every classifier-free scale. All but csp are judged by ``evaluate`` with
+a DimeNet++ that had no part in the labels and, where evaluation.potential_h_sites asks for it, with the potential's own ΔG_H.
+
+Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png,
+steps.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on
+where it was.
+
+    python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from crystals.recipes import Recipe
+from evaluation.candidate import JUDGED_SETTINGS
+from evaluation.statistics import rate_metric
+from geo_utils import Sheet
+from pipeline.cli import resolve_device, run_stage
+from pipeline.errors import ConfigError, StageError
+from pipeline.files import file_sha256, relative_name, write_json
+from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
+from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
+
+STAGE = "benchmark_generator.py"
+CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot be another polymorph
+PARTS = ("csp", "generation", "steps", "guidance")
+# DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
+# grows with the cube root of the volume per atom and would pass nearly anything.
+CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
+SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
+
+
+def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
+    """(uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms, drawn at random."""
+    from generation.sheet_table import SheetDataset
+
+    table = SheetDataset(Path(processed_dir) / "test.pt").table
+    sizes = (table["ptr"][1:] - table["ptr"][:-1]).numpy()
+    allowed = np.flatnonzero(sizes <= max_atoms)
+    if not len(allowed):
+        raise StageError(f"no sheet of the test split has {max_atoms} atoms or fewer: raise benchmark.csp_max_atoms")
+    chosen = np.sort(np.random.default_rng([seed, 0xC5]).permutation(allowed)[:rows])
+    result = []
+    for k in chosen:
+        atoms = slice(int(table["ptr"][k]), int(table["ptr"][k + 1]))
+        sheet = Sheet(
+            table["atomic_numbers"][atoms].numpy(),
+            table["frac_coords"][atoms].double().numpy(),
+            table["heights"][atoms].double().numpy(),
+            table["lattice"][k].double().numpy(),
+        )
+        result.append((table["uid"][k], table["formula"][k], sheet))
+    return result
+
+
+def match_distance(sampled: Sheet, truth: Sheet) -> float:
+    """Root mean square distance of matched atoms over (V/N)^(1/3), as StructureMatcher gives it; NaN where they do not match."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    from crystals.matching import MATCH_VACUUM
+
+    found = StructureMatcher(**CSP_MATCHER).get_rms_dist(
+        sampled.to_structure(vacuum=MATCH_VACUUM), truth.to_structure(vacuum=MATCH_VACUUM)
+    )
+    return float("nan") if found is None else float(found[0])
+
+
+def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    """match@1 and match@k with their mean distances and 95 % intervals, overall and by number of atoms.
+
+    distances: (rows, k), NaN for no match; the first sample is @1, the best of all k is @k.
+    """
+    rng = np.random.default_rng(seed)
+    samples = distances.shape[1]
+
+    def scores(rows: np.ndarray) -> dict[str, Any]:
+        part = distances[rows]
+        result: dict[str, Any] = {"n": len(part)}
+        for count in sorted({1, samples}):
+            matched = np.isfinite(part[:, :count]).any(1)
+            rate = rate_metric("match", matched.tolist(), better=1, doc="", resamples=resamples, rng=rng)
+            best = np.nanmin(part[matched, :count], 1) if matched.any() else np.array([])
+            result[f"match@{count}"] = rate.value
+            result[f"match@{count}_interval"] = [rate.low, rate.high]
+            result[f"mean_rmsd@{count}"] = float(best.mean()) if len(best) else None
+        return result
+
+    result = scores(np.arange(len(sizes)))
+    groups = [(low, high, np.flatnonzero((sizes >= low) & (sizes <= high))) for low, high in SIZE_GROUPS]
+    result["by_atoms"] = {f"{low}-{high}": scores(rows) for low, high, rows in groups if len(rows)}
+    return result
+
+
+def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
+    """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk. Sample s of a row takes the
+    s-th template that the library of the model's training set suggests for its composition; the row's own symmetry is not used."""
+    from crystals.recipes import FORMULA
+    from crystals.templates import TemplateLibrary
+    from generation.candidates import SampleStore, plan_candidate
+    from generation.sampling import sample
+    from models import load_denoiser
+    from structure_generator import CHECKPOINT_HINT
+
+    settings, seed = cfg.benchmark, cfg.run.seed
+    device = resolve_device(cfg.run)
+    model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)
+    model = model.double()
+    elements = set(content["elements"])
+    drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
+    seen = set(content.get("formulas_of_init", []))
+    rows = [row for row in drawn if set(row[2].atomic_numbers.tolist()) <= elements and row[1] not in seen]
+    if not rows:
+        raise StageError("no held-out sheet is unseen and of elements that the model was trained on")
+    generation = dataclasses.replace(cfg.generation, guidance_scale=0.0, cfg_scale=0.0)
+    about = {
+        "generation": dataclasses.asdict(generation) | {"output_dir": "", "batch_size": 0, "recipes": []},
+        "seed": seed,
+        "checkpoint_sha256": file_sha256(cfg.denoiser.checkpoint),
+        "rows": [uid for uid, _, _ in rows],
+    }
+    store = SampleStore(folder / "csp_samples", hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest())
+    recipes = [Recipe(formula, tuple(sheet.atomic_numbers.tolist()), FORMULA) for _, formula, sheet in rows]
+    library = TemplateLibrary.from_state_dict(content.get("templates", []))
+    numbers = [(k, row) for s in range(settings.csp_samples) for k, row in enumerate(rows, s * len(rows))]
+    missing = [plan_candidate(k, recipes, library, generation.template_share, seed) for k, _ in numbers if k not in store.sheets]
+    with tqdm(total=len(numbers), initial=len(numbers) - len(missing), desc="sampling", unit="sheet") as bar:
+        for start in range(0, len(missing), generation.batch_size):
+            batch = missing[start : start + generation.batch_size]
+            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
+            compositions = [plan.atomic_numbers for plan in batch]
+            store.add(indices, sample(model, compositions, indices, generation, seed, device, templates=templates))
+            bar.update(len(batch))
+    distances = np.full((len(rows), settings.csp_samples), np.nan)
+    for k, (_, _, truth) in tqdm(numbers, desc="matching", unit="sheet"):
+        sample_number, row_number = divmod(k, len(rows))
+        distances[row_number, sample_number] = match_distance(store.sheets[k], truth)
+    sizes = np.array([len(sheet) for _, _, sheet in rows])
+    # The tolerance in use elsewhere is wide for sheets: 2H and 1T of MoS2 match at a distance of 0.31.
+    close = match_rates(np.where(distances <= CLOSE_MATCH, distances, np.nan), sizes, seed, cfg.evaluation.bootstrap)
+    return match_rates(distances, sizes, seed, cfg.evaluation.bootstrap) | {
+        f"within_{CLOSE_MATCH:g}": close,
+        "num_steps": generation.num_steps,
+        "matcher": CSP_MATCHER,
+        "left_out": len(drawn) - len(rows),  # of elements unknown to the model, or seen by the weights that it started from
+        "rows": [
+            {"uid": uid, "formula": formula, "num_atoms": len(sheet), "matches": int(np.isfinite(distances[k]).sum())}
+            for k, (uid, formula, sheet) in enumerate(rows)
+        ],
+    }
+
+
+def doses(settings: BenchmarkConfig, generation: GenerationConfig) -> list[tuple[str, float, float]]:
+    """(series, η, w): gradient guidance alone, classifier-free guidance alone, and the default of stage 4; no dose twice."""
+    found = [("gradient", eta, 0.0) for eta in settings.guidance_scales]
+    found += [("classifier-free", 0.0, w) for w in settings.cfg_scales]
+    found.append(("both", generation.guidance_scale, generation.cfg_scale))
+    seen: dict[tuple[float, float], str] = {}
+    for series, eta, w in found:
+        seen.setdefault((float(eta), float(w)), series)
+    return [(series, eta, w) for (eta, w), series in seen.items()]
+
+
+def dose_name(eta: float, w: float) -> str:
+    """Folder of a dose, such as ``eta_0.3_w_0``."""
+    return f"eta_{eta:g}_w_{w:g}"
+
+
+def dose_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
+    """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
+    settings = cfg.benchmark
+    plan = doses(settings, cfg.generation)
+    rows = []
+    with _pool(cfg) as pool:
+        counts = {
+            (eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures, drafts)["counts"]
+            for _, eta, w in plan
+        }
+        for series, eta, w in plan:
+            cifs = folder / dose_name(eta, w)
+            row = {"series": series, "guidance_scale": eta, "cfg_scale": w}
+            rows.append(row | judge_set(cfg, pool, cifs, counts[eta, w], folder / "cache"))
+    return rows
+
+
+def generate(
+    cfg: Config, folder: Path, eta: float, w: float, number: int, drafts: dict | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Stage 4 at a dose into a folder, with further changes of its settings; returns its manifest.
+
+    drafts: shared by runs that differ in dose and number alone, because drafts are sampled without guidance.
+    """
+    import structure_generator
+
+    generation = dataclasses.replace(
+        cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder), **changes
+    )
+    structure_generator.main(dataclasses.replace(cfg, generation=generation), drafts)
+    return read_sidecar(folder, stage=structure_generator.STAGE)
+
+
+def _pool(cfg: Config) -> Any:
+    """Judges of the configuration, but for DimeNet++, which is ``benchmark.judge_checkpoint``."""
+    from evaluation import judges
+    from evaluation.judge_pool import JudgePool
+
+    judge = cfg.benchmark.judge_checkpoint
+    if not Path(judge).is_file():
+        raise StageError(
+            f"benchmark.judge_checkpoint: no file at {relative_name(judge)}: train one with "
+            "pretrain_dimenet.py run.seed=1 dimenet.checkpoint=..., because the model that labelled must not judge"
+        )
+    judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=judge))
+    return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers)
+
+
+def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:
+    """Every aggregate of a generated set with its interval, how much of what was sampled was valid, and its layer groups."""
+    from evaluation import evaluate
+
+    evaluation = evaluate.evaluate(cifs, pool, cfg.evaluation, cifs / "judged", cifs.name, seed=cfg.run.seed, cache_dir=cache)
+    aggregates = {name: dataclasses.asdict(metric) for name, metric in evaluation.aggregates.items()}
+    sampled = rate_metric(
+        "sampled_valid",
+        [True] * counts["valid"] + [False] * (counts["sampled"] - counts["valid"]),
+        better=1,
+        doc="sampled sheets without clash, connected, not too thick, before any selection",
+        resamples=cfg.evaluation.bootstrap,
+        rng=np.random.default_rng(cfg.run.seed),
+    )
+    return {
+        "sampled": counts["sampled"],
+        "sampled_clash": counts["clash"],
+        "sampled_disconnected": counts["disconnected"],
+        "layer_groups": dict(Counter(row.layer_group for row in evaluation.rows).most_common()),
+        "formulas": len({row.reduced_formula for row in evaluation.rows}),
+        "aggregates": aggregates | {"sampled_valid": dataclasses.asdict(sampled)},
+    }
+
+
+def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
+    """Part generation: sheets of the configured stage 4, judged, with their layer groups beside those of the training set."""
+    from crystals.templates import TemplateLibrary
+    from models import load_denoiser
+    from structure_generator import CHECKPOINT_HINT
+
+    cifs = folder / "generation"
+    settings = cfg.generation
+    with _pool(cfg) as pool:
+        number = cfg.benchmark.generation_structures
+        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number, drafts)
+        result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
+    library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
+    known: Counter[int] = Counter()
+    for template, rows in zip(library.templates, library.decorations, strict=True):
+        known[template.layer_group] += len(rows)
+    numbers = Counter(row["layer_group_number"] for row in manifest["candidates"])
+    return result | {
+        "layer_group_numbers": {str(number): count for number, count in sorted(numbers.items())},
+        "training_layer_group_numbers": {str(number): count for number, count in sorted(known.items())},
+    }
+
+
+def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
+    """Part steps: unguided sheets of the same recipes by other numbers of reverse steps, judged; one row per number.
+
+    seconds_per_sheet, seconds_per_guided_sheet: of sampling ``generation.batch_size`` sheets of six atoms on ``run.threads``
+    threads, without guidance and as configured.
+    """
+    from generation.sampling import sample
+    from models import load_denoiser
+    from structure_generator import CHECKPOINT_HINT
+
+    device = resolve_device(cfg.run)
+    model = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)[0].double()
+    compositions = [SIX_ATOMS] * cfg.generation.batch_size
+    first = dataclasses.replace(cfg.generation, num_steps=2)
+    sample(model, compositions, range(len(compositions)), first, cfg.run.seed, device)  # what is made once does not count
+    rows = []
+    with _pool(cfg) as pool:
+        for count in cfg.benchmark.step_counts:
+            guided = dataclasses.replace(cfg.generation, num_steps=count)
+            seconds = {}
+            for name, settings in (
+                ("seconds_per_sheet", dataclasses.replace(guided, guidance_scale=0.0, cfg_scale=0.0)),
+                ("seconds_per_guided_sheet", guided),
+            ):
+                start = time.monotonic()
+                sample(model, compositions, range(len(compositions)), settings, cfg.run.seed, device)
+                seconds[name] = round((time.monotonic() - start) / len(compositions), 4)
+            cifs = folder / f"steps_{count}"
+            manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.step_structures, num_steps=count)
+            judged = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
+            rows.append({"num_steps": count, **seconds, **judged})
+    return rows
+
+
+def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None:
+    """Shares of the layer groups among generated sheets and in the training set, for the commonest of both."""
+    from pipeline.plotting import figure
+
+    ours, known = ({int(k): v for k, v in found[name].items()} for name in ("layer_group_numbers", "training_layer_group_numbers"))
+    share = {number: max(ours.get(number, 0) / max(sum(ours.values()), 1), known.get(number, 0) / max(sum(known.values()), 1))
+             for number in {*ours, *known}}  # fmt: skip
+    shown = sorted(sorted(share, key=lambda number: -share[number])[:most])
+    with figure(path, figsize=(10, 4)) as (_, axis):
+        for shift, (label, counts, color) in enumerate((("generated", ours, "0.2"), ("training set", known, "0.7"))):
+            total = max(sum(counts.values()), 1)
+            heights = [100 * counts.get(number, 0) / total for number in shown]
+            axis.bar(np.arange(len(shown)) + 0.4 * (shift - 0.5), heights, 0.4, label=f"{label} ({total})", color=color)
+        axis.set_xticks(range(len(shown)), [str(number) for number in shown])
+        axis.set_xlabel("layer group (number)")
+        axis.set_ylabel("share (%)")
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(fontsize=9)
+
+
+def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Dose-response curves with 95 % intervals: hits, |ΔG_H|, E_above_hull, validity and diversity against η and against w."""
+    from pipeline.plotting import figure
+
+    panels = (
+        ("hit_rate", "hits, other DimeNet++"),
+        ("hit_rate_potential", "hits, potential"),
+        ("hit_rate_corrected", "hits, potential corrected from DFT"),
+        ("mae_delta_g_ev", "mean |ΔG_H|, other DimeNet++ (eV)"),
+        ("mae_delta_g_corrected_ev", "mean |ΔG_H|, corrected potential (eV)"),
+        ("median_e_above_hull_ev", "median E_above_hull (eV/atom)"),
+        ("sampled_valid", "valid as sampled"),
+        ("rate_unique", "unique"),
+    )
+    if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential was not asked
+        panels = [(name, title) for name, title in panels if "potential" not in name and "corrected" not in name]
+    series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
+    none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
+    both = [row for row in rows if row["series"] == "both"]
+    with figure(path, nrows=2, ncols=4, figsize=(15, 7)) as (_, axes):
+        for axis, (name, title) in zip(axes.flat, panels, strict=False):
+            for label, (dose, marker, line) in series.items():
+                points = none + [row for row in rows if row["series"] == label and row not in none]
+                symbol = "η" if label == "gradient" else "w"
+                if points:
+                    _errorbars(axis, [row[dose] for row in points], points, name, marker, line, f"{label}, {symbol}")
+            if both:
+                text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
+                _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("dose (η or w)")
+            axis.grid(alpha=0.3)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        axes.flat[0].legend(fontsize=8, loc="upper right")
+        axes.flat[0].set_ylim(top=1.6 * axes.flat[0].get_ylim()[1])  # room for the legend
+
+
+def _errorbars(axis: Any, doses: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
+    values = np.array([[row["aggregates"][name][key] for key in ("value", "low", "high")] for row in rows], dtype=float)
+    errors = np.abs(values[:, 1:] - values[:, :1]).T
+    axis.errorbar(doses, values[:, 0], errors, marker=marker, linestyle=line, capsize=3, label=label)
+
+
+def main(cfg: Config) -> None:
+    """Runs the parts that are asked for."""
+    settings = cfg.benchmark
+    unknown = sorted(set(settings.parts) - {"all", *PARTS})
+    if unknown or not settings.parts:
+        raise ConfigError(f"benchmark.parts: {unknown or 'nothing'}; choose all, or some of {', '.join(PARTS)}")
+    parts = PARTS if "all" in settings.parts else settings.parts
+    folder = Path(settings.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    drafts: dict = {}
+    if "csp" in parts:
+        found = predict_structures(cfg, folder)
+        _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
+        count = settings.csp_samples
+        rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
+        print(f"structure prediction on {found['n']} held-out sheets: {rates}")
+    if "generation" in parts:
+        found = generation_score(cfg, folder, drafts)
+        _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], found)
+        draw_layer_groups(found, folder / "layer_groups.png")
+        shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
+        rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
+        print(f"generation of {found['sampled']} sheets: {rates}")
+    if "steps" in parts:
+        rows = step_scores(cfg, folder)
+        threads = {"threads": torch.get_num_threads(), "device": str(resolve_device(cfg.run))}
+        _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {**threads, "step_counts": rows})
+        for row in rows:
+            valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
+            cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
+            cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
+            print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
+    if "guidance" in parts:
+        rows = dose_response(cfg, folder, drafts)
+        _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
+        draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
+        for row in rows:
+            hits, valid = row["aggregates"]["hit_rate"], row["aggregates"]["sampled_valid"]
+            dose = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
+            print(f"{dose}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
+
+
+def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[str, Any]) -> None:
+    write_json(
+        path,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "stage": STAGE,
+            "git_commit": git_commit(),
+            "seed": cfg.run.seed,
+            "settings": _without_machine(dataclasses.asdict(cfg.benchmark)),
+            "generation": _without_machine(dataclasses.asdict(cfg.generation)),
+            "evaluation": {name: getattr(cfg.evaluation, name) for name in ("potential", *JUDGED_SETTINGS)},
+            "inputs": {relative_name(p): file_sha256(p) for p in inputs},
+        }
+        | content,
+    )
+
+
+def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are relative to the project."""
+    return {key: relative_name(value) if key in ("output_dir", "judge_checkpoint") else value for key, value in settings.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main, __doc__, ("run", "dataset", "denoiser", "generation", "benchmark", "evaluation", "dimenet")))

@@ -1,0 +1,305 @@
+"""Δ-learning from DFT: never judged on the hosts it was fitted on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import fcc111, graphene, mx2
+from ase.db import connect
+from scipy.stats import spearmanr
+
+import geo_utils as geo
+from energetics import dft_correction, dft_points, sites
+from energetics.dft_correction import DftCorrection
+from pipeline.errors import StageError
+
+TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
+TABLE = Path(__file__).resolve().parents[1] / "data" / "her_truth.csv"
+
+
+def sheet_with_hydrogen(formula="MoS2"):
+    sheet = geo.standard_sheet(mx2(formula, vacuum=10))
+    site = next(s for s in sites.adsorption_sites(sheet) if s.kind == "top" and s.label(sheet).split()[1] != "Mo")
+    return sites.add_hydrogen(sheet, site, (2, 2))
+
+
+def test_descriptors_of_a_known_sheet():
+    values = dft_correction.descriptors(sheet_with_hydrogen(), [0.75, 0.6])
+    # H sits on S, 2.58 on Pauling's scale, of group 16; the rest is Mo, of covalent radius 1.54 Å.
+    np.testing.assert_allclose(values, [0.75, 0.6, 2.58, 16, 1.54])
+    carbon = geo.standard_sheet(graphene(vacuum=10))
+    top = next(s for s in sites.adsorption_sites(carbon) if s.kind == "top")
+    on_carbon = dft_correction.descriptors(sites.add_hydrogen(carbon, top, (3, 3)), [1.5])
+    np.testing.assert_allclose(on_carbon, [1.5, 2.55, 14, 0.76], err_msg="an element stands for the others where it is alone")
+
+
+def test_a_law_is_recovered_on_left_out_hosts_with_its_uncertainty():
+    rng = np.random.default_rng(0)
+    features = np.column_stack([rng.normal(0.5, 0.6, 60), rng.choice([14.0, 15, 16], 60), rng.uniform(1.2, 3.4, 60), np.zeros(60)])
+    truth = 0.3 + 0.9 * features[:, 0] + 0.3 * np.sin(2 * features[:, 2]) + 0.05 * rng.normal(size=60)
+    hosts = [f"host{i // 2}" for i in range(60)]
+    correction = DftCorrection.fit(features, truth, hosts)
+    assert correction.n == 60 and correction.rmse_ev < 0.12 < 0.3 * truth.std()
+    predicted, sigma = dft_correction.leave_out(features, truth, hosts)
+    within = np.abs(predicted - truth) <= correction.scale * sigma
+    assert within.mean() == pytest.approx(0.683, abs=0.03)
+
+
+def test_left_out_values_do_not_depend_on_the_left_out_truth():
+    rng = np.random.default_rng(1)
+    features, truth = rng.normal(size=(20, 2)), rng.normal(size=20)
+    hosts = [f"host{i // 2}" for i in range(20)]
+    reference = dft_correction.leave_out(features, truth, hosts)[0]
+    changed = truth.copy()
+    changed[:2] += 100.0
+    np.testing.assert_allclose(dft_correction.leave_out(features, changed, hosts)[0][:2], reference[:2])
+    assert np.abs(dft_correction.leave_out(features, changed, hosts)[0][2:] - reference[2:]).max() > 1
+
+
+def test_shuffled_truth_cannot_be_learnt():
+    """On the committed DFT points the potential's own ΔE_H predicts left-out hosts; after shuffling it predicts nothing."""
+    points = dft_points.read_truth(TRUTH)
+    features = np.array([dft_correction.descriptors(p.atoms, p.energies.values()) for p in points])
+    truth, hosts = np.array([p.delta_e for p in points]), [p.host for p in points]
+    real = np.corrcoef(dft_correction.leave_out(features, truth, hosts)[0], truth)[0, 1]
+    shuffled = []
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(len(truth))
+        shuffled.append(np.corrcoef(dft_correction.leave_out(features, truth[order], hosts)[0], truth[order])[0, 1])
+    assert real > 0.65 and abs(np.mean(shuffled)) < 0.35
+
+
+def test_error_bars_grow_with_the_networks_and_far_from_the_points():
+    points = truth_points()
+    features = np.array([dft_correction.descriptors(p.atoms, p.energies.values()) for p in points])
+    correction = DftCorrection.fit(features, np.array([p.delta_e for p in points]), [p.host for p in points])
+    atoms = [points[0].atoms] * 3
+    value, std = correction.apply(atoms, np.array([0.5, 0.5, 30.0]), np.array([0.0, 0.4, 0.0]))
+    assert value[0] == pytest.approx(0.4 + 0.7 * 0.5, abs=0.1) and value[0] == value[1]
+    assert std[1] == pytest.approx(np.hypot(std[0], 0.4 * 0.7), rel=0.1)
+    assert std[2] > 3 * std[0]
+    again = DftCorrection(**json.loads(json.dumps(dataclasses.asdict(correction))))
+    np.testing.assert_allclose(again.apply(atoms, np.full(3, 0.5), np.zeros(3))[0], value[0], rtol=1e-12)
+    helium = points[0].atoms.copy()
+    helium.numbers[helium.symbols == "S"] = 2
+    assert np.isnan(correction.apply([helium], np.array([0.5]), np.zeros(1))[0]).all(), "no electronegativity, no correction"
+
+
+def test_the_gap_helps_where_it_is_known_and_its_absence_is_the_fit_without_it():
+    rng = np.random.default_rng(4)
+    features = np.column_stack([rng.normal(0.5, 0.6, 60), rng.uniform(2.0, 3.0, 60), rng.uniform(0, 4, 60)])
+    truth = 0.3 + 0.8 * features[:, 0] + 0.25 * features[:, 2]
+    hosts = [f"host{k}" for k in range(60)]
+    with_gap = DftCorrection.fit(features, truth, hosts, with_gap=True)
+    without = DftCorrection.fit(features[:, :-1], truth, hosts)
+    assert with_gap.rmse_ev < 0.1 < 0.2 < without.rmse_ev
+    blank = features.copy()
+    blank[::2, -1] = np.nan  # known for half of the points and asked for where it is not
+    partly, _ = dft_correction.leave_out(blank, truth, hosts, with_gap=True)
+    plain, _ = dft_correction.leave_out(features[:, :-1], truth, hosts)
+    np.testing.assert_allclose(partly[::2], plain[::2], rtol=1e-12)
+    assert np.abs(partly[1::2] - truth[1::2]).max() < 0.2 < np.abs(plain[1::2] - truth[1::2]).max()
+    blank[3:, -1] = np.nan  # two points with a gap are no fit
+    np.testing.assert_allclose(dft_correction.leave_out(blank, truth, hosts, with_gap=True)[0], plain, rtol=1e-12)
+
+
+def test_stored_gaps_are_those_of_the_sheets(tmp_path, monkeypatch):
+    monkeypatch.setattr(dft_points.band_gap, "is_installed", lambda: True)
+    monkeypatch.setattr(dft_points.band_gap, "band_gap", lambda sheet: 0.1 * len(sheet))
+    with connect(tmp_path / "x.db") as db:
+        for name in ("a", "b"):
+            atoms = sheet_with_hydrogen()
+            db.write(atoms, kind="slab_H", name=name, dE_dft=1.0)
+            if name == "a":
+                db.write(atoms[:-1], kind="clean", name=name)
+    gaps = dft_points.sheet_gaps(dft_points.read_truth(tmp_path / "x.db"))
+    assert gaps[0] == pytest.approx(1.2) and np.isnan(gaps[1]), "without its sheet a point has no gap"
+    assert dft_points.store_gaps(tmp_path / "x.db") == 1 and dft_points.store_gaps(tmp_path / "x.db") == 0
+    assert dft_points.read_truth(tmp_path / "x.db")[0].gap == pytest.approx(1.2)
+
+
+def test_the_committed_points():
+    points = dft_points.read_truth(TRUTH)
+    assert len(points) >= 25 and len({p.host for p in points}) >= 20
+    for point in points:
+        assert sites.adsorbed_hydrogen(point.atoms) == len(point.atoms) - 1 and np.isfinite(point.delta_e)
+    value = {(p.host, p.name): p.delta_e for p in points}
+    assert value[("MoS2", "MoS2_2H")] == pytest.approx(1.83, abs=0.1) and value[("C", "graphene")] == pytest.approx(1.53, abs=0.1)
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(StageError, match="no DFT reference points"):
+        dft_points.read_truth(tmp_path / "none.db")
+    with connect(tmp_path / "x.db") as db:
+        db.write(mx2("MoS2", vacuum=10), kind="slab_H", dE_dft=1.0)
+    with pytest.raises(StageError, match="row 1.*not an H"):
+        dft_points.read_truth(tmp_path / "x.db")
+    unbound = sheet_with_hydrogen()
+    with connect(tmp_path / "y.db") as db:
+        db.write(unbound, kind="slab_H", name="a", dE_dft=4.0)
+        db.write(unbound, kind="slab_H", name="b", dE_dft=2.0)
+    assert [p.name for p in dft_points.read_truth(tmp_path / "y.db")] == ["b"]
+    with pytest.raises(ValueError, match="too few"):
+        DftCorrection.fit(np.zeros((3, 5)), np.zeros(3), ["a", "b", "c"])
+    with pytest.raises(StageError, match=r"y\.db: 1 DFT points are too few"):
+        dft_correction.fit_correction(lambda structures: (np.zeros(len(structures)), None), tmp_path / "y.db")
+
+
+def truth_points(count=16, seed=0):
+    """Points on decorated sheets, each its own host, with ΔE_H = 0.4 + 0.7 ΔE_H(potential) + noise."""
+    rng = np.random.default_rng(seed)
+    points = []
+    for k, m in enumerate(("Mo", "W", "Nb", "Ta", "V", "Cr", "Ti", "Zr", "Hf", "Pt", "Pd", "Ni", "Sn", "Co", "Rh", "Ir")[:count]):
+        own = float(rng.normal(0.5, 0.6))
+        atoms = sheet_with_hydrogen(f"{m}S2")
+        truth = 0.4 + 0.7 * own + 0.02 * (-1) ** k
+        points.append(dft_points.TruthPoint(m, f"{m}S2", "topS", atoms, truth, {"sevennet-0": own}, atoms[:-1]))
+    return points
+
+
+def test_the_potential_is_corrected_host_by_host_and_gaps_stay_gaps():
+    points = truth_points()
+    raw = np.array([point.energies["sevennet-0"] for point in points])
+    left_out, _ = dft_correction.left_out_predictions(points, raw)
+    truth = np.array([point.delta_e for point in points])
+    assert np.abs(left_out - truth).mean() < 0.3 * np.abs(raw - truth).mean()
+    raw[3] = np.nan
+    with_gap, _ = dft_correction.left_out_predictions(points, raw)
+    assert np.isnan(with_gap[3]) and np.isfinite(np.delete(with_gap, 3)).all()
+    assert np.isnan(dft_correction.left_out_predictions(points[:5], raw[:5])[0]).all(), "too few points to learn from"
+
+
+def test_a_network_takes_the_correction_of_its_teacher(tmp_path):
+    """The network is the teacher with noise; fitted on its own values the slope of the law, 0.7, would come out flatter."""
+    points = truth_points()
+    own = np.array([point.energies["sevennet-0"] for point in points])
+    with connect(tmp_path / "x.db") as db:
+        for p in points:
+            db.write(p.atoms, kind="slab_H", name=p.name, site=p.site, dE_dft=p.delta_e, dE_7net0=p.energies["sevennet-0"])
+        db.write(sheet_with_hydrogen("ReS2"), kind="slab_H", name="Re", dE_dft=1.0)  # the teacher said nothing
+    noisy = own + 0.7 * np.random.default_rng(3).normal(size=len(own))
+    by_formula = {p.atoms.get_chemical_formula(): value for p, value in zip(points, noisy, strict=True)}
+
+    def predict_raw(structures):
+        return np.array([by_formula.get(a.get_chemical_formula(), 0.0) for a in structures]), np.full(len(structures), 0.7)
+
+    taught, summary = dft_correction.fit_correction(predict_raw, tmp_path / "x.db", "sevennet-0")
+    alone, _ = dft_correction.fit_correction(predict_raw, tmp_path / "x.db")
+    assert (taught.teacher, taught.n, alone.teacher, alone.n) == ("sevennet-0", 16, "", 17)
+    atoms = [points[0].atoms] * 2
+
+    def slope(correction):
+        low, high = correction.apply(atoms, np.array([0.0, 1.0]), np.zeros(2))[0]
+        return high - low
+
+    assert slope(taught) == pytest.approx(0.7, abs=0.08) and slope(alone) < 0.8 * slope(taught)
+    read = dft_points.read_truth(tmp_path / "x.db")
+    left_out, _ = dft_correction.left_out_predictions(read, predict_raw([p.atoms for p in read])[0], teacher="sevennet-0")
+    assert np.isnan(left_out[-1]) and np.isfinite(left_out[:-1]).all()
+    error = np.abs(left_out[:-1] - [p.delta_e for p in read[:-1]]).mean()
+    assert summary["n"] == 16 and summary["left_out_mae_ev"] == pytest.approx(error)
+    exact, _ = dft_correction.left_out_predictions(read[:-1], own, teacher="sevennet-0")
+    np.testing.assert_allclose(exact, dft_correction.left_out_predictions(read[:-1], own)[0], rtol=1e-12)
+
+
+def test_new_points_get_the_value_of_the_teacher_computed(monkeypatch):
+    from energetics import potentials
+
+    points = truth_points()
+    stored = dft_correction.teacher_delta_e(points, "sevennet-0")
+    np.testing.assert_array_equal(stored, [p.energies["sevennet-0"] for p in points])
+    new = [dataclasses.replace(points[0], energies={}), dataclasses.replace(points[1], energies={}, clean=None), points[2]]
+    half_filled = potentials.Potential("sevennet-0", {"name": "sevennet-0"}, None)
+    monkeypatch.setattr(potentials, "load_potential", lambda name: half_filled)
+    asked = []
+    monkeypatch.setattr(dft_correction, "potential_delta_e", lambda p, potential: asked.append(potential) or np.zeros(len(p)))
+    dft_correction.teacher_delta_e(new, "sevennet-0")
+    dft_correction.teacher_delta_e(new[1:], "sevennet-0")
+    assert asked[0] is half_filled and asked[1] is not half_filled, "loaded only where a value can and must be computed"
+
+
+def test_delta_e_of_another_potential_is_its_own_at_the_geometries():
+    from ase.calculators.emt import EMT
+
+    from energetics.potentials import Potential
+
+    clean = fcc111("Pt", (2, 2, 2), a=3.97, vacuum=8)
+    clean.pbc = (True, True, False)
+    atoms = clean + Atoms("H", [clean.positions[-1] + [0, 0, 1.6]])
+    point = dft_points.TruthPoint("Pt", "Pt", "topPt", atoms, 0.0, {"sevennet-0": -1.0}, clean)
+    unknown = dft_points.TruthPoint("x", "Pt", "topPt", atoms, 0.0, {}, None)
+    values = dft_points.potential_delta_e([point, unknown], Potential("emt", {"name": "emt"}, EMT()))
+    energies = []
+    for system in (atoms, clean, Atoms("H2", [[0, 0, 0], [0, 0, 0.779]])):
+        system = system.copy()
+        system.calc = EMT()
+        energies.append(system.get_potential_energy())
+    assert values[0] == pytest.approx(energies[0] - energies[1] - energies[2] / 2, abs=0.02) and np.isnan(values[1])
+    named = Potential("sevennet-0", {"name": "sevennet-0"}, None)
+    assert dft_points.potential_delta_e([point], named)[0] == -1.0, "the stored value, without a calculation"
+
+
+def test_the_committed_points_pass_the_gate():
+    """Potentials corrected by other hosts, or by other families, against DFT: nothing is fitted on the row it is judged by."""
+    from evaluation import dft_benchmark
+
+    points = dft_points.read_truth(TRUTH)
+    truth = np.array([p.delta_e for p in points])
+    energies = np.array([[p.energies[name] for name in dft_points.STORED_ENERGIES] for p in points])
+    table = dft_benchmark.read_table(TABLE)
+    assert len({p.host for p in points}) >= 60 and len({p.family for p in points}) >= 10
+    for by, with_gap, mae, rank in (("host", False, 0.35, 0.80), ("family", False, 0.40, 0.80), ("host", True, 0.30, 0.85),
+                                    ("family", True, 0.30, 0.85)):  # fmt: skip
+        predicted, sigma = dft_correction.left_out_predictions(points, energies, by, with_gap)
+        assert np.abs(predicted - truth).mean() <= mae and spearmanr(predicted, truth).statistic >= rank
+        rows = [{"name": p.name, "e": value} for p, value in zip(points, predicted, strict=True)]
+        order = dft_benchmark.inert_above_active(rows, table, "e")
+        assert order["pairs"] >= 8 and not order["violations"]
+
+
+def test_blind_points_are_those_of_no_fit(tmp_path):
+    from evaluation import dft_benchmark
+
+    class Half:
+        """Predicts half of what the potential does."""
+
+        def predict_delta_e(self, structures, gaps):
+            return np.array([0.5 * own[a.symbols[0]] for a in structures]), np.full(len(structures), 0.1)
+
+    points = truth_points()
+    own = {point.name: point.energies["sevennet-0"] for point in points}
+
+    def write_points(path, chosen):
+        with connect(path) as db:
+            for p in chosen:
+                db.write(p.atoms, kind="slab_H", name=p.name, site=p.site, dE_dft=p.delta_e, dE_7net0=p.energies["sevennet-0"])
+        return path
+
+    fitted, blind = write_points(tmp_path / "fit.db", points[:13]), write_points(tmp_path / "blind.db", points[13:])
+    potential = [SimpleNamespace(name="sevennet-0")]
+    found = dft_benchmark.blind_report(Half(), blind, fitted, potential)
+    assert found["n"] == 3 and [row["name"] for row in found["rows"]] == ["Co", "Rh", "Ir"]
+    truth = np.array([p.delta_e for p in points[13:]])
+    raw = np.array([own[p.name] for p in points[13:]])
+    assert found["mae_ev"] == pytest.approx(np.abs(0.5 * raw - truth).mean())
+    assert found["potential"]["mae_ev"] == pytest.approx(np.abs(raw - truth).mean())
+    assert found["potential_corrected"]["mae_ev"] < 0.5 * found["potential"]["mae_ev"]
+    overlapping = write_points(tmp_path / "overlapping.db", points[12:])
+    with pytest.raises(StageError, match=r"overlapping\.db is not blind: .* is in fit\.db too"):
+        dft_benchmark.blind_report(Half(), overlapping, fitted, potential)
+
+
+def test_the_table_of_truth_says_what_the_database_says():
+    from evaluation import dft_benchmark
+
+    by_point = {(p.name, p.site): p.delta_e for p in dft_points.read_truth(TRUTH, with_unbound=True)}
+    table = dft_benchmark.read_table(TABLE)
+    own = [entry for entry in table if "h_on_2d_dft" in entry["structure"]]
+    assert len(own) == len(by_point) and len(table) > len(own), "all of ours, and some of the literature"
+    for entry in own:
+        assert entry["delta_e_ev"] == pytest.approx(by_point[dft_benchmark.named_row(entry), entry["site"]], abs=6e-4)
+    assert all(entry["source"] for entry in table)

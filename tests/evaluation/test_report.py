@@ -1,0 +1,251 @@
+"""Products of an evaluation: figures, page, comparison; texts from files stay texts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import simple_judges as simple
+from matplotlib.image import imread
+
+from evaluation import comparison, evaluate, figures, report
+from pipeline.files import write_json
+from pipeline.loading import load_config
+
+HOSTILE = "<img src=x onerror=alert(1)>&'\""
+
+TRUTH = {
+    "n": 2,
+    "mae_ev": 0.25,
+    "mean_error_ev": 0.1,
+    "spearman": 1.0,
+    "source": "truth.db",
+    "potential": {"name": "sevennet-0", "n": 2, "mae_ev": 0.5, "mean_error_ev": -0.5, "spearman": 1.0},
+    "rows": [
+        {"name": "a", "delta_e_dft_ev": 0.1, "delta_e_dimenet_ev": 0.3, "std_ev": 0.1, "delta_e_potential_ev": -0.4},
+        {"name": "b", "delta_e_dft_ev": 1.8, "delta_e_dimenet_ev": 1.5, "std_ev": 0.2, "delta_e_potential_ev": float("nan")},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """A complete run of ours, one control and an external set (bulk crystals among them), with names that try to be markup."""
+    root = tmp_path_factory.mktemp("run with spaces é")
+    simple.write_cifs(
+        root / "ours", {"gen_00000": simple.sheet(), "gen_00001": simple.sheet("WS2"), "gen_00002": simple.sheet(kind="1T")}
+    )
+    (root / "ours" / "<b>x&.cif").write_text("data_x\n")
+    simple.write_cifs(root / "random", {"r0": simple.sheet("NbSe2"), "r1": simple.graphene_sheet()})
+    simple.write_cifs(root / "theirs", {"bulk": simple.bulk_copper(), "t0": simple.graphene_sheet()})
+    cfg = load_config(
+        None,
+        [
+            f"evaluation.output_dir='{root / 'results'}'",
+            f"evaluation.random_cif_dir='{root / 'random'}'",
+            f"external.output_dir='{root / 'results_external'}'",
+            "external.name='their <i>set</i>'",
+            "evaluation.bootstrap=50",
+        ],
+    )
+    settings, results, theirs_dir = cfg.evaluation, root / "results", root / "results_external"
+    ours = evaluate.evaluate(root / "ours", simple.judges(), settings, results, "ours")
+    random = evaluate.evaluate(root / "random", simple.judges(), settings, results / "controls", "random decoration")
+    controls = {"unguided": "not run: no folder", "random decoration": random}
+    report.write_report(ours, cfg, results, controls=controls, truth=TRUTH, her_provenance={"x": HOSTILE}, script="test.py")
+    comparison.update_comparison(cfg)
+    theirs = evaluate.evaluate(root / "theirs", simple.judges(), settings, theirs_dir, cfg.external.name)
+    report.write_report(theirs, cfg, theirs_dir, truth=None, script="evaluate_external.py")
+    content = comparison.update_comparison(cfg)
+    return root, cfg, ours, content
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["her_performance.png", "stability_curve.png", "generated_structures.png", "funnel.png", "truth_parity.png", "comparison.png"],
+)
+def test_figures_show_something(products, name):
+    path = products[0] / "results" / name
+    image = imread(path)
+    assert image.shape[0] > 300 and image.shape[1] > 400
+    assert np.asarray(image)[..., :3].std() > 0.02
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_same_data_give_the_same_pdf(products, tmp_path):
+    _, cfg, ours, _ = products
+    for name in ("one", "two"):
+        figures.funnel(ours, cfg.evaluation, tmp_path / f"{name}.png")
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_limits_hold_every_value_up_to_the_largest():
+    values = np.array([-1.7, np.nan, 2.6])
+    low, high = figures.padded_limits(values, -0.6, 0.6, 4.0)
+    assert low == pytest.approx(-1.915) and high == pytest.approx(2.815)
+    assert figures.padded_limits(np.array([-9.0, 0.2]), -0.6, 0.6, 4.0)[0] == -4.0
+    assert figures.padded_limits(np.array([np.nan]), -1.0, 1.0, 4.0) == pytest.approx((-1.1, 1.1))
+
+
+def test_values_off_scale_are_arrows_with_their_number():
+    fig, axis = plt.subplots()
+    marked = figures.mark_off_scale(axis, np.arange(4), np.array([-9.04, 0.0, np.nan, 7.5]), -4.0, 4.0, "black")
+    texts = {text.get_text(): text.xy for text in axis.texts}
+    plt.close(fig)
+    assert marked == 2 and texts == {"-9.0": (0, -4.0), "7.5": (3, 4.0)}
+
+
+def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeypatch):
+    """The figure holds the corrected values too, and every value is a point within the axes or an arrow."""
+    _, cfg, ours, _ = products
+    rows = [dataclasses.replace(row) for row in ours.rows]
+    for row, value in zip(rows, (-9.0, -1.7, 2.6, 0.0), strict=True):
+        row.delta_g_h_ev, row.delta_g_h_std_ev = value, 0.1
+        row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev = value + 0.2, 0.3
+    seen = []
+    monkeypatch.setattr(figures, "save", lambda fig, path: seen.append(fig))
+    figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
+    left, right = seen[0].axes
+    assert [text.get_text() for text in left.texts] == [text.get_text() for text in right.texts] == ["-9.0", "-8.8"]
+    low, high = left.get_ylim()
+    assert low == -4.0 and high > 2.8 + 0.3
+    assert left.get_legend_handles_labels()[1][-1].startswith("potential, corrected")
+
+
+class Page(HTMLParser):
+    """Collects tags, links and text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.sources += [values["src"]] if "src" in values else []
+        self.links += [values["href"]] if "href" in values else []
+        assert not any(name.startswith("on") for name in values)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_is_self_contained_and_names_stay_text(products):
+    from urllib.parse import unquote
+
+    root = products[0]
+    source = (root / "results" / "report.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(source)
+    text = " ".join(page.text)
+    assert all(src.startswith("data:image/png;base64,") for src in page.sources) and len(page.sources) >= 6
+    assert "b" not in page.tags and "i" not in page.tags
+    assert "<b>x&" in text and "their <i>set</i>" in text and HOSTILE.replace('"', '\\"') in text
+    assert not re.search(r"https?://", source)
+    assert len([link for link in page.links if link.endswith(".cif")]) == 4
+    assert len([link for link in page.links if link.endswith(".pdf")]) >= 6
+    for link in page.links:
+        assert (root / "results" / unquote(link)).is_file()
+    for expected in (
+        "MAE 0.25 eV",
+        "unique, novel",
+        "How far to trust",
+        "0.05",
+        "scoring of the earlier public baseline",
+        "rank there",
+    ):
+        assert expected in text
+
+
+def test_report_json_has_the_fixed_keys(products):
+    root, _, ours, _ = products
+    content = json.loads((root / "results" / "report.json").read_text(encoding="utf-8"))
+    assert {"summary", "metrics", "candidates", "truth", "controls", "provenance", "comparison"} <= set(content)
+    assert content["metrics"]["hit_rate"]["n"] == len(ours.rows) == 4
+    assert content["truth"]["mae_ev"] == 0.25
+    assert set(content["structures"]) == {"gen_00000", "gen_00001", "gen_00002"}
+    assert any("4 CIFs were judged" in line for line in content["summary"])
+    external = json.loads((root / "results_external" / "report.json").read_text(encoding="utf-8"))
+    assert external["bulk"]["n"] == 1 and any("bulk crystals" in line for line in external["summary"])
+    assert any("unverified" in line for line in external["summary"])
+    assert {row["id"]: row["verdict"] for row in external["legacy"]["rows"]}["bulk"] == "not 2D"
+    assert any("favourites" in line and "1 not 2D" in line for line in external["summary"])
+    assert all(row["legacy_score_composite"] is not None for row in external["candidates"])
+
+
+def test_comparison_lists_every_set_in_both_folders(products):
+    root = products[0]
+    for folder in ("results", "results_external"):
+        with (root / folder / "comparison.csv").open(encoding="utf-8") as handle:
+            rows = {row["set"]: row for row in csv.DictReader(handle)}
+        assert list(rows) == ["ours", "unguided", "random decoration", "their <i>set</i>"]
+        assert rows["unguided"]["hit_rate"] == "" and rows["unguided"]["note"].startswith("not run")
+        assert float(rows["ours"]["rate_valid"]) == pytest.approx(0.75) and rows["ours"]["rate_valid_n"] == "4"
+        assert "rate_valid" in rows["random decoration"]["better_than_ours_in"]
+
+
+def test_sets_of_other_judges_are_not_compared(products, tmp_path):
+    root, cfg, _, _ = products
+    path = root / "results_external" / "report.json"
+    saved = path.read_text(encoding="utf-8")
+    content = json.loads(saved)
+    content["provenance"]["judges"] = {"potential": {"name": "another"}}
+    content["provenance"]["created_utc"] = "2000-01-01T00:00:00Z"
+    write_json(path, content)
+    try:
+        compared = comparison.update_comparison(cfg)
+    finally:
+        path.write_text(saved, encoding="utf-8")
+        comparison.update_comparison(cfg)
+    assert compared["sets"][cfg.external.name]["metrics"] is None
+    assert "other judges" in compared["sets"][cfg.external.name]["note"] and compared["sets"]["ours"]["metrics"]
+
+
+def test_external_set_that_is_the_random_control_is_called_so(products):
+    root, cfg, _, _ = products
+    same = load_config(
+        None,
+        [
+            f"evaluation.output_dir='{cfg.evaluation.output_dir}'",
+            f"evaluation.random_cif_dir='{root / 'theirs'}'",
+            f"external.output_dir='{cfg.external.output_dir}'",
+            "external.name='their <i>set</i>'",
+            "evaluation.bootstrap=50",
+        ],
+    )
+    assert "random-decoration control" in comparison.update_comparison(same)["sets"][cfg.external.name]["note"]
+    comparison.update_comparison(cfg)
+
+
+def test_best_are_hits_before_scores(products):
+    ours = products[2]
+    ranked = figures.rank(ours.rows, 8)
+    assert {row.id for row in ranked} == {"gen_00000", "gen_00001", "gen_00002"}
+    assert len(figures.rank(ours.rows, 1)) == 1
+
+
+def test_funnel_by_hand(products):
+    _, cfg, ours, _ = products
+    counts = list(figures.funnel_counts(ours, cfg.evaluation).values())
+    assert counts == [4, 3, 3, 3, 3, 3, 3, 3, 3]
+
+
+def test_nothing_to_draw_is_drawn_as_such(tmp_path):
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    (folder / "broken.cif").write_text("data_x\n")
+    cfg = load_config(None, [f"evaluation.output_dir={tmp_path / 'r'}", f"external.output_dir={tmp_path / 'e'}"])
+    ours = evaluate.evaluate(folder, simple.judges(), cfg.evaluation, tmp_path / "r", "ours")
+    content = report.write_report(ours, cfg, tmp_path / "r", script="test.py")
+    comparison.update_comparison(cfg)
+    assert content["metrics"]["mae_delta_g_ev"]["value"] is None
+    assert (tmp_path / "r" / "report.html").stat().st_size > 10_000

@@ -1,0 +1,175 @@
+"""The generator's scores: matching, rates, doses, and both parts through the real script with a tiny model and instant judges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simple_judges as simple
+import torch
+from ase.build import mx2
+
+from crystals import database
+from crystals.symmetry import Template
+from crystals.templates import TemplateLibrary
+from evaluation import judges
+from generation import candidates, sheet_table
+from geo_utils import Sheet
+from models import DenoiserModelConfig, DenoisingEGNN
+from networks.checkpoints import save_checkpoint
+from pipeline.errors import ConfigError, StageError
+from pipeline.loading import load_config
+from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
+from scripts import benchmark_generator as benchmark
+
+NAN = float("nan")
+
+
+def mos2(kind: str = "2H", a: float = 3.18) -> Sheet:
+    atoms = mx2("MoS2", kind, a=a, thickness=3.13, vacuum=10)
+    atoms.pbc = (True, True, False)
+    return Sheet.from_atoms(atoms)
+
+
+def test_match_distance():
+    moved = mos2()
+    shift = np.zeros_like(moved.frac_coords)
+    shift[0] = [0.05, 0.0]
+    rattled = Sheet(moved.atomic_numbers, moved.frac_coords + shift, moved.heights, moved.lattice)
+    assert benchmark.match_distance(mos2(), mos2()) == pytest.approx(0, abs=1e-6)
+    assert 0 < benchmark.match_distance(rattled, mos2()) < 0.2
+    assert np.isnan(benchmark.match_distance(mos2(a=5.5), mos2()))
+    collapsed = Sheet(moved.atomic_numbers, np.full_like(moved.frac_coords, 0.1), moved.heights * 3, moved.lattice)
+    assert np.isnan(benchmark.match_distance(collapsed, mos2()))
+
+
+def test_match_rates_by_hand():
+    distances = np.array([[0.2, NAN, 0.1], [NAN, NAN, 0.3], [NAN, NAN, NAN], [0.4, 0.2, NAN]])
+    found = benchmark.match_rates(distances, np.array([3, 3, 6, 10]), seed=0, resamples=200)
+    assert (found["n"], found["match@1"], found["match@3"]) == (4, 0.5, 0.75)
+    assert found["mean_rmsd@1"] == pytest.approx(0.3) and found["mean_rmsd@3"] == pytest.approx((0.1 + 0.3 + 0.2) / 3)
+    low, high = found["match@3_interval"]
+    assert low < 0.75 < high
+    assert {name: part["match@3"] for name, part in found["by_atoms"].items()} == {"1-4": 1.0, "5-6": 0.0, "9-12": 1.0}
+    assert found["by_atoms"]["5-6"]["mean_rmsd@3"] is None
+
+
+def test_no_dose_is_computed_twice():
+    settings = dataclasses.replace(BenchmarkConfig(), guidance_scales=[0.0, 1.0], cfg_scales=[0.0, 2.0])
+    generation = dataclasses.replace(GenerationConfig(), guidance_scale=1.0, cfg_scale=0.0)
+    assert benchmark.doses(settings, generation) == [("gradient", 0.0, 0.0), ("gradient", 1.0, 0.0), ("classifier-free", 0.0, 2.0)]
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch) -> Config:
+    """A random tiny denoiser, three held-out sheets (one of them seen by the weights it started from), instant judges."""
+    torch.manual_seed(0)
+    settings = DenoiserModelConfig(
+        hidden_channels=16, vector_channels=4, num_layers=1, num_rbf=8, max_neighbors=8, num_timesteps=60, beta_end=0.3
+    )
+    state = {"elements": [16, 34, 42, 52, 74], "formulas": ["MoS2"], "formulas_of_init": ["MoTe2"]}
+    save_checkpoint(tmp_path / "denoiser.pth", "denoiser", settings, {"model": DenoisingEGNN(settings).state_dict(), **state})
+    numbers = {"MoSe2": [42, 34, 34], "MoTe2": [42, 52, 52], "WSe2": [74, 34, 34]}
+    sheets = {formula: dataclasses.replace(mos2(), atomic_numbers=np.array(z)) for formula, z in numbers.items()}
+    rows = [
+        database.Row(row_id=1, uid=f"u-{formula}", sheet=sheet, formula=formula, prototype="", e_hull=0.0, h_form=0.0, y_synth=1.0)
+        for formula, sheet in sheets.items()
+    ]
+    processed = tmp_path / "processed"
+    processed.mkdir()
+    torch.save(sheet_table.pack(rows, {}), processed / "test.pt")
+    judge = tmp_path / "second.pth"
+    judge.write_bytes(b"judge")
+    monkeypatch.setattr(candidates, "check_validity", lambda sheet, settings: "ok")
+    monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": cfg.dimenet.checkpoint}})
+    monkeypatch.setattr(judges, "load_judges", simple.slow_judges)
+    base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "run.threads=1"])
+    return dataclasses.replace(
+        base,
+        dataset=dataclasses.replace(base.dataset, processed_dir=str(processed)),
+        denoiser=dataclasses.replace(base.denoiser, checkpoint=str(tmp_path / "denoiser.pth")),
+        generation=dataclasses.replace(base.generation, num_steps=3, batch_size=4, oversample=1.0, composition_pool=8),
+        benchmark=dataclasses.replace(
+            base.benchmark,
+            csp_rows=3,
+            csp_samples=2,
+            num_structures=3,
+            generation_structures=4,
+            step_counts=[2, 3],
+            step_structures=2,
+            guidance_scales=[0.0, 1.0],
+            cfg_scales=[2.0],
+            judge_checkpoint=str(judge),
+        ),
+        evaluation=dataclasses.replace(base.evaluation, workers=1, bootstrap=50),
+    )
+
+
+def with_parts(cfg: Config, *parts: str) -> Config:
+    return dataclasses.replace(cfg, benchmark=dataclasses.replace(cfg.benchmark, parts=list(parts)))
+
+
+def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch):
+    benchmark.main(with_parts(cfg, "csp"))
+    path = Path(cfg.benchmark.output_dir) / "csp.json"
+    found = json.loads(path.read_text())
+    assert [row["formula"] for row in found["rows"]] == ["MoSe2", "WSe2"] and found["left_out"] == 1
+    assert 0 <= found["match@1"] <= found["match@2"] <= 1 and found["matcher"]["stol"] == 0.5
+    assert found["within_0.1"]["match@2"] <= found["match@2"]
+    monkeypatch.setattr("generation.sampling.sample", lambda *a: pytest.fail("sampled again"))
+    benchmark.main(with_parts(cfg, "csp"))
+    assert json.loads(path.read_text()) == found
+
+
+def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set(cfg):
+    library = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in (mos2(), mos2("1T"), mos2())])
+    content = torch.load(cfg.denoiser.checkpoint, weights_only=True)
+    torch.save(content | {"templates": library.state_dict()}, cfg.denoiser.checkpoint)
+    benchmark.main(with_parts(cfg, "generation"))
+    folder = Path(cfg.benchmark.output_dir)
+    found = json.loads((folder / "generation.json").read_text())
+    assert found["training_layer_group_numbers"] == {"72": 1, "78": 2}
+    assert sum(found["layer_group_numbers"].values()) == 4 == found["aggregates"]["rate_valid"]["n"]
+    assert set(found["layer_group_numbers"]) != {"1"}, "sheets have the symmetry of their templates"
+    assert (folder / "layer_groups.png").stat().st_size > 5_000
+
+
+def test_steps_are_compared_by_time_and_by_judges(cfg, capsys):
+    benchmark.main(with_parts(cfg, "steps"))
+    found = json.loads((Path(cfg.benchmark.output_dir) / "steps.json").read_text())
+    assert [row["num_steps"] for row in found["step_counts"]] == [2, 3] and found["threads"] == 1
+    for row in found["step_counts"]:
+        assert row["seconds_per_sheet"] > 0 and row["aggregates"]["rate_valid"]["n"] == 2
+    assert "s per sheet of 6 atoms" in capsys.readouterr().out
+
+
+def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
+    benchmark.main(with_parts(cfg, "guidance"))
+    folder = Path(cfg.benchmark.output_dir)
+    content = json.loads((folder / "guidance.json").read_text())
+    assert [(r["guidance_scale"], r["cfg_scale"]) for r in content["doses"]] == [(0, 0), (1, 0), (0, 2), (1, 1.5)]
+    for row in content["doses"]:
+        assert row["aggregates"]["hit_rate"]["n"] == 3 and row["sampled"] == 3
+        assert row["aggregates"]["sampled_valid"]["value"] == 1.0
+    assert any("second.pth" in name for name in content["inputs"])
+    assert (folder.parent / "guidance.png").stat().st_size > 20_000 and (folder.parent / "guidance.pdf").is_file()
+    assert "hits" in capsys.readouterr().out
+
+
+def test_dose_response_without_an_unguided_dose_is_drawn(cfg):
+    only = dataclasses.replace(cfg.benchmark, guidance_scales=[1.0], cfg_scales=[])
+    benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=only), "guidance"))
+    assert (Path(cfg.benchmark.output_dir).parent / "guidance.png").is_file()
+
+
+def test_what_is_missing_is_one_line(cfg):
+    with pytest.raises(StageError, match="judge_checkpoint: no file"):
+        missing = dataclasses.replace(cfg.benchmark, judge_checkpoint="/nonexistent.pth")
+        benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=missing), "guidance"))
+    with pytest.raises(ConfigError, match="benchmark.parts"):
+        benchmark.main(with_parts(cfg, "speed"))
+    with pytest.raises(StageError, match="csp_max_atoms"):
+        benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=dataclasses.replace(cfg.benchmark, csp_max_atoms=2)), "csp"))
