@@ -249,8 +249,6 @@ def test_published_checkpoints_that_cannot_be_used(tmp_path, capsys, damage):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-# ---------------------------------------------------------------------------------------------------- other files of tensors
-
 TABLE = {"schema_version": SCHEMA_VERSION}
 TABLES = {
     "empty": lambda p: p.write_bytes(b""),
