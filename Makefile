@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 MIN_DISK_MB := 4000
+TEST_PROCESSES ?= auto
 WEIGHTS := dimenet.checkpoint=weights/dimenet.pth denoiser.checkpoint=weights/denoiser.pth
 # The potential relaxes H at two sites, and not where the sheet is far from stable; "make pipeline" asks for what config.yaml says.
 QUICK := evaluation.potential_h_sites=2 evaluation.potential_h_max_e_hull_ev=0.2
@@ -35,8 +36,9 @@ pipeline: $(VENV)/.installed
 data: $(VENV)/.installed
 	$(PY) -m scripts.prepare_demo_data $(ARGS)
 
+# One process per core: each keeps to one thread, and to whole files, so that what a file prepares is prepared once.
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

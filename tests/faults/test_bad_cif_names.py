@@ -16,7 +16,6 @@ from crystals import matching
 from evaluation import comparison, evaluate, report
 from pipeline.loading import load_config
 
-
 NAMES = [
     "two words.cif",
     "MoS\u2082 \u00e9 \u4e8c.cif",
