@@ -1,4 +1,4 @@
-"""The command line that every stage shares, its device and its seeds."""
+"""The command line of every stage, its device and its seeds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from pipeline.settings import Config, RunConfig
 
 
 def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
-    """Command line of every stage: parse, validate, run, and turn what a user can mend into one line.
+    """Run a stage from the command line. A failure that the user can mend becomes one line.
 
-    Returns the exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted.
+    Args:
+        main: the work of the stage.
+        doc: what ``--help`` prints before the settings.
+        sections: sections of the settings that the stage reads.
+        argv: arguments; None: those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    script = Path(sys.argv[0]).name or "stage"
+    program = Path(sys.argv[0])
+    script = f"-m scripts.{program.stem}" if program.parent.name == "scripts" else program.name or "stage"
     if "-h" in arguments or "--help" in arguments:
         with contextlib.suppress(BrokenPipeError):
             print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
@@ -37,26 +45,30 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
         config = load_config(config_path, overrides)
         main(config)
     except ConfigError as error:
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except StageError as error:
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{script}: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"{program.name}: {error.strerror or error}{where}", file=sys.stderr)
         return 1
     except sqlite3.OperationalError as error:  # a disk that is full or read-only, a database that is locked
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; start it again to go on", file=sys.stderr)
+        print(f"{program.name}: interrupted; start it again to go on", file=sys.stderr)
         return 130
     return 0
 
 
 def resolve_device(run: RunConfig) -> Any:
-    """``torch.device`` for ``run.device``; sets the thread count. Raises ConfigError for a GPU that is not there."""
+    """Return the ``torch.device`` of ``run.device`` and set the number of threads.
+
+    Raises:
+        ConfigError: PyTorch does not see that GPU.
+    """
     import torch
 
     torch.set_num_threads(run.threads or os.cpu_count() or 1)
@@ -69,7 +81,7 @@ def resolve_device(run: RunConfig) -> Any:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch. Only weight initialisation relies on this; samplers take their own generators."""
+    """Seed Python, NumPy and PyTorch. Only the initial weights rely on it; samplers take their own generators."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Files: writes that are whole or not there, hashes, and names as they are shown."""
+"""Files: atomic writes, hashes, and names as they are shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` and moves it there when the block succeeds; no half-written product is ever seen."""
+    """Yield a temporary path beside ``path``, and move it there when the block succeeds: no half-written file is ever seen."""
     path = Path(path)
     temporary = _temporary_beside(path)
     try:
@@ -48,7 +48,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """``atomic_path`` of a folder: yields an empty folder beside ``path`` that takes its place when the block succeeds."""
+    """Yield an empty folder beside ``path`` that takes its place when the block succeeds."""
     path = Path(path)
     temporary = _temporary_beside(path)
     try:
@@ -64,7 +64,7 @@ _swept: set[tuple[int, Path]] = set()
 
 
 def _temporary_beside(path: Path) -> Path:
-    """A hidden name of this process beside ``path``. What killed processes of this machine have left there goes first."""
+    """Return a hidden name beside ``path``, after removing what killed processes of this machine have left there."""
     folder, host = path.parent, platform.node()
     folder.mkdir(parents=True, exist_ok=True)
     if (os.getpid(), folder) not in _swept:
@@ -87,7 +87,7 @@ def _is_running(pid: int) -> bool:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes JSON atomically; NaN becomes null, so that every reader can parse it."""
+    """Write JSON atomically. NaN becomes null, so that every reader can parse it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -109,7 +109,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, or of the sorted (name, SHA-256) list of the files of a folder."""
+    """Return the SHA-256 of a file, or of the sorted list of (name, SHA-256) of the files of a folder."""
     path = Path(path)
     digest = hashlib.sha256()
     if path.is_dir():
@@ -123,6 +123,6 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def relative_name(path: str | os.PathLike) -> str:
-    """A path as it is shown and stored: relative to the project where it lies inside it."""
+    """Return a path as it is shown and stored: relative to the project where it lies inside it."""
     path = Path(path)
     return str(path.relative_to(PROJECT_DIR)) if path.is_relative_to(PROJECT_DIR) else str(path)

@@ -1,4 +1,12 @@
-"""Reads settings: defaults, then ``config.yaml``, then the command line; checks every value."""
+"""Read settings: defaults, then ``config.yaml``, then the command line.
+
+Every script is called the same way::
+
+    python STAGE.py [--config config.yaml] [section.key=value ...]
+
+An unknown key, a wrong type or an impossible value ends the program with one line and exit code 2 before any work starts.
+Relative paths in ``config.yaml`` are relative to that file. Relative paths on the command line are relative to the working folder.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +24,14 @@ from pipeline.settings import Config, section_fields
 
 
 def load_config(config_path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then ``section.key=value`` overrides, validated.
+    """Merge the defaults, the YAML file and the overrides, and check every value.
 
-    Raises ConfigError, naming the file or the override, for anything that cannot be used.
+    Args:
+        config_path: YAML file; None: the defaults alone.
+        overrides: texts of the form ``section.key=value``; later ones win.
+
+    Raises:
+        ConfigError: something cannot be used. The message names the file or the override.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -76,7 +89,7 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
 
 
 def _absolute_override_paths(parsed: Any) -> Any:
-    """A relative path typed on the command line means the working folder, not the folder of ``config.yaml``."""
+    """Make relative paths absolute: on the command line they mean the working folder, not the folder of ``config.yaml``."""
     from omegaconf import OmegaConf
 
     known = {f.name for f in dataclasses.fields(Config)}
@@ -94,12 +107,12 @@ def _absolute_override_paths(parsed: Any) -> Any:
 
 
 def _each(value: str | list[str], change: Callable[[str], str]) -> str | list[str]:
-    """A path changed, or every path of a list."""
+    """Change a path, or every path of a list."""
     return [change(path) for path in value] if isinstance(value, list) else change(value)
 
 
 def _expanded(path: str) -> Path:
-    """A path with ``~`` replaced by the home folder."""
+    """Replace ``~`` by the home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -107,6 +120,7 @@ def _expanded(path: str) -> Path:
 
 
 def _check_value(key: str, value: Any, metadata: Any) -> None:
+    """Raise ConfigError for a number out of its range and for a word that is none of the choices."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
@@ -121,6 +135,7 @@ def _check_value(key: str, value: Any, metadata: Any) -> None:
 
 
 def _check_relations(config: Config) -> None:
+    """Raise ConfigError for settings that contradict each other."""
     device = config.run.device
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,2}", device):
         raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
@@ -163,7 +178,7 @@ def _check_relations(config: Config) -> None:
 
 
 def help_text(doc: str, sections: Sequence[str]) -> str:
-    """What ``--help`` prints: the stage's docstring and the settings it reads, with their defaults."""
+    """Return what ``--help`` prints: the docstring of the stage, and the settings that it reads with their defaults."""
     lines = [textwrap.dedent(doc).strip(), "", "usage: python STAGE.py [--config config.yaml] [section.key=value ...]", ""]
     for section in sections:
         lines.append(f"{section}:")
@@ -175,6 +190,7 @@ def help_text(doc: str, sections: Sequence[str]) -> str:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Split a command line into (configuration file, overrides); without ``--config`` the project's ``config.yaml`` is taken."""
     config_path: Path | None = None
     overrides: list[str] = []
     pending = iter(arguments)

@@ -1,4 +1,4 @@
-"""The JSON beside every product: what it was made of and by what."""
+"""The sidecar: a JSON file beside every product that says by what and from what it was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 
 
 def git_commit() -> str:
-    """Commit of the working tree, '+changes' when it is not clean, 'unknown' outside a checkout."""
+    """Return the commit of the working tree, '+changes' when it is not clean, 'unknown' outside a checkout."""
     try:
         run = lambda *args: subprocess.run(["git", *args], cwd=PROJECT_DIR, capture_output=True, text=True, check=True).stdout  # noqa: E731
         return run("rev-parse", "--short=12", "HEAD").strip() + ("+changes" if run("status", "--porcelain", "-uno").strip() else "")
@@ -27,7 +27,7 @@ def git_commit() -> str:
 
 
 def sidecar_path(product: str | os.PathLike) -> Path:
-    """``x.pth`` -> ``x.json``; a folder -> ``folder/manifest.json``."""
+    """Return the name of the sidecar: ``x.json`` of ``x.pth``, ``manifest.json`` in a folder."""
     product = Path(product)
     return product / "manifest.json" if product.is_dir() else product.with_suffix(".json")
 
@@ -43,7 +43,21 @@ def write_sidecar(
     metrics: dict[str, Any] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Writes the JSON beside a product: schema, stage, commit, seed, settings, inputs with hashes, counts and metrics."""
+    """Write the sidecar of a product.
+
+    Args:
+        product: file or folder; it exists already.
+        stage: name of the script, such as "optimization.py".
+        seed: of the run.
+        settings: dataclass or dict; absolute paths are stored relative to the project.
+        inputs: files and folders that the product depends on; stored with their SHA-256.
+        counts: rows read, kept and dropped, by reason.
+        metrics: what was measured on the product.
+        extra: further keys.
+
+    Returns:
+        The content that was written.
+    """
     content = {
         "schema_version": SCHEMA_VERSION,
         "stage": stage,
@@ -64,9 +78,10 @@ def write_sidecar(
 
 
 def read_sidecar(product: str | os.PathLike, *, stage: str) -> dict[str, Any]:
-    """The JSON beside a product.
+    """Read the sidecar of a product.
 
-    Raises StageError, with the stage to run, when it is missing, unreadable, of another schema or of another stage.
+    Raises:
+        StageError: it is missing, unreadable, of another schema or of another stage. The message names the stage to run.
     """
     path = sidecar_path(product)
     if not path.is_file():
@@ -83,7 +98,7 @@ def read_sidecar(product: str | os.PathLike, *, stage: str) -> dict[str, Any]:
 
 
 def check_inputs_unchanged(content: dict[str, Any], product: str | os.PathLike) -> None:
-    """Raises StageError when an input recorded in a sidecar is there but has changed since ('stale')."""
+    """Raise StageError when an input recorded in a sidecar is there but has changed since ('stale')."""
     for name, expected in content.get("inputs", {}).items():
         path = PROJECT_DIR / name
         if path.exists() and file_sha256(path) != expected:

@@ -1,4 +1,7 @@
-"""Every setting: its default, meaning and range."""
+"""Every setting with its default, its meaning and its range; one frozen dataclass a section.
+
+``config.yaml`` repeats defaults and meanings for the reader; a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
 def setting(
     default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] = (), path: bool = False
 ) -> Any:
-    """One settable value with its meaning, its allowed range (inclusive) and whether it names a file or folder."""
+    """Declare one setting.
+
+    Args:
+        default: value where the user gives none.
+        doc: meaning, shown by ``--help``.
+        low, high: allowed range, inclusive.
+        choices: allowed words; empty: any.
+        path: whether it names a file or a folder.
+    """
     metadata = {"doc": doc, "low": low, "high": high, "choices": tuple(choices), "path": path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
