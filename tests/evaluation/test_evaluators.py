@@ -584,11 +584,13 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet()})
     script = (
         "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "import evaluators, simple_judges as simple, config\n"
-        "from judge_pool import JudgePool\n"
+        "import simple_judges as simple\n"
+        "from evaluation.evaluate import evaluate\n"
+        "from evaluation.judge_pool import JudgePool\n"
+        "from pipeline.settings import EvaluationConfig\n"
         "if __name__ == '__main__':\n"
         "    pool = JudgePool(simple.judges, {}, 1)\n"
-        "    evaluators.evaluate(sys.argv[3], pool, config.EvaluationConfig(bootstrap=10), sys.argv[4], 'ours')\n"
+        "    evaluate(sys.argv[3], pool, EvaluationConfig(bootstrap=10), sys.argv[4], 'ours')\n"
         "    print(*pool._executor._processes, flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -20,6 +20,7 @@ import contextlib
 import csv
 import gzip
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -108,8 +109,6 @@ def start(stage: Stage, arguments: list[str], output: int, spawn: bool = False, 
 
 
 def _main(script: str) -> Callable[[Any], None]:
-    import importlib.util
-
     if script != "test.py":
         return importlib.import_module(script.removesuffix(".py")).main
     spec = importlib.util.spec_from_file_location("stage_5", ROOT / script)  # the standard library has a module named test
@@ -373,8 +372,10 @@ def warm_up(judges: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("evaluators", "figures", "finalists", "hull_parity", "hydrogen", "report", "simple_judges", "synthesizability"):
-        __import__(name)
+    rooms = ("crystals", "energetics", "evaluation", "generation", "networks", "pipeline")
+    for path in (path for room in rooms for path in sorted((ROOT / room).glob("*.py"))):
+        importlib.import_module(f"{path.parent.name}.{path.stem}")
+    importlib.import_module("simple_judges")
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_pdf  # noqa: F401
     import pymatgen.io.vasp.sets  # noqa: F401

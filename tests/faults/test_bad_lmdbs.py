@@ -214,7 +214,7 @@ def test_any_bytes_are_a_plain_value_or_an_exception(data):
     except Exception as error:
         assert not isinstance(error, NotImplementedError | SystemError)
     else:
-        assert type(value).__module__ in ("builtins", "is2re_lmdb", "torch", "collections", "numpy")
+        assert type(value).__module__ in ("builtins", "pipeline.safe_pickle", "torch", "collections", "numpy")
 
 
 def entries_of(path, **changes):
