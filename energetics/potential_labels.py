@@ -20,6 +20,7 @@ import numpy as np
 from ase import Atoms
 
 from energetics.potential_adsorption import hydrogen_at_best_sites
+from energetics.potential_loading import load_stability_judge, potential_identity, without_paths
 from energetics.sites import SheetHER
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
@@ -44,7 +45,6 @@ class SheetLabeller:
     def load(cls, cfg: Config) -> SheetLabeller:
         """The judges that the configuration names. Raises StageError where there are no DFT points to correct with."""
         from energetics import hydrogen
-        from evaluation.judges import load_stability_judge
 
         judge = load_stability_judge(cfg)
         if judge.correction is None:
@@ -85,9 +85,6 @@ class SheetLabeller:
 
 def labeller_identity(cfg: Config) -> dict[str, Any]:
     """What the labels depend on beside DimeNet++, for the head of their file."""
-    from evaluation.judge_pool import without_paths
-    from evaluation.judges import potential_identity
-
     settings = cfg.evaluation
     names = ("relax", "fmax_ev_per_angstrom", "max_steps", "max_h_steps", "potential_h_sites")
     judges = without_paths(potential_identity(settings))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from energetics.potential_loading import without_paths
 from evaluation import figures, metrics
-from evaluation.judge_pool import without_paths
 from evaluation.page import write_page
 from evaluation.report_files import CONTROLS, OURS, read_report
 from evaluation.summary import better_in, number_text, summary

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from energetics.potential_loading import without_paths
 from evaluation.candidate import JUDGED_SETTINGS, JUDGEMENT_VERSION, CandidateResult
 from evaluation.judging import Judges, judge_candidate
 from pipeline.errors import StageError
@@ -33,11 +34,6 @@ def result_from_dict(values: dict[str, Any]) -> CandidateResult:
     """Inverse of ``dataclasses.asdict`` after JSON: null is NaN where a number belongs."""
     kinds = {f.name: f.type for f in dataclasses.fields(CandidateResult)}
     return CandidateResult(**{k: math.nan if v is None and kinds[k] == "float" else v for k, v in values.items() if k in kinds})
-
-
-def without_paths(value: Any) -> Any:
-    """An identity without the places where its files lie: the same judges elsewhere are the same judges."""
-    return {k: without_paths(v) for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
 
 
 def cache_key(content: bytes, judges_identity: dict[str, Any], settings: EvaluationConfig) -> str:

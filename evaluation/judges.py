@@ -11,8 +11,13 @@ import torch
 from pymatgen.core import Composition
 
 from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, TrainingStructures
-from energetics import band_gap, dft_correction
-from energetics.potential_adsorption import StabilityJudge
+from energetics.potential_loading import (
+    file_identity,
+    load_second_potential,
+    load_stability_judge,
+    potential_identity,
+    uses_gap,
+)
 from evaluation import dft_benchmark
 from evaluation.csllm import CSLLMJudge
 from evaluation.embedded_lm import EmbeddedLMJudge
@@ -20,7 +25,7 @@ from evaluation.judging import Judges
 from evaluation.synthesizability import SynthesizabilityJudge
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
-from pipeline.files import file_sha256, relative_name
+from pipeline.files import relative_name
 from pipeline.provenance import read_sidecar, sidecar_path
 from pipeline.settings import Config, EvaluationConfig
 
@@ -48,7 +53,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
 
     potential = potential_identity(settings)
     if settings.synthesizability == "embedded":
-        synth: dict[str, Any] = {"name": "embedded-lm", **_described(settings.embedded_checkpoint)}
+        synth: dict[str, Any] = {"name": "embedded-lm", **file_identity(settings.embedded_checkpoint)}
         card = sidecar_path(settings.embedded_checkpoint)
         if card.is_file():
             measured = read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py").get("metrics", {})
@@ -61,7 +66,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
             "path": settings.csllm_path,
             "files": {str(p.relative_to(folder)): p.stat().st_size for p in files},
         }
-    her = {"name": "DimeNet++", **_described(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
+    her = {"name": "DimeNet++", **file_identity(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
     formulas = known_formulas(settings)
     known: Any = "none"
@@ -70,53 +75,13 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         known = {"path": relative_name(settings.known_formulas_from), "formulas": len(formulas), "sha256": digest}
     return {
         "potential": potential,
-        "references": _described(settings.references_path),
+        "references": file_identity(settings.references_path),
         "her": her,
         "synthesizability": synth,
-        "training_set": _described(settings.training_set),
+        "training_set": file_identity(settings.training_set),
         "known_formulas": known,
         "structure_matcher": {**MATCHER_SETTINGS, "vacuum_angstrom": MATCH_VACUUM},
     }
-
-
-def potential_identity(settings: EvaluationConfig) -> dict[str, Any]:
-    """Names, versions and hashes of the potential, and of what its ΔE_H is corrected with."""
-    potential: dict[str, Any] = {"name": settings.potential, "version": _package_version(settings.potential)}
-    if settings.potential_checkpoint:
-        potential |= _described(settings.potential_checkpoint)
-    if settings.second_potential not in ("", settings.potential):
-        potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
-    potential["band_gap"] = f"{settings.band_gap} (tblite {_version('tblite')})" if settings.band_gap else "none"
-    potential["dft_correction"] = _described(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
-    return potential
-
-
-def _described(path: str) -> dict[str, str]:
-    return {"path": relative_name(path), "sha256": file_sha256(path)}
-
-
-def _package_version(potential: str) -> str:
-    package = "mattersim" if potential == "mattersim" else "sevenn"
-    return f"{package} {_version(package)}"
-
-
-def _version(package: str) -> str:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "is not installed"
-
-
-def uses_gap(settings: EvaluationConfig) -> bool:
-    """Whether the DFT corrections have the band gap: where it is asked for and its package is there."""
-    if not settings.band_gap:
-        return False
-    if not band_gap.is_installed():
-        log.warning("evaluation.band_gap: the package tblite is not installed; the DFT corrections do without band gaps")
-        return False
-    return True
 
 
 def load_judges(cfg: Config) -> Judges:
@@ -140,22 +105,6 @@ def load_judges(cfg: Config) -> Judges:
     )
 
 
-def load_stability_judge(cfg: Config) -> StabilityJudge:
-    """The potential that the configuration names, corrected from DFT where there are points to learn that from."""
-    from energetics import potentials
-
-    settings = cfg.evaluation
-    device = str(resolve_device(cfg.run))
-    potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=device)
-    correction = second = None
-    with_gap = uses_gap(settings)
-    if Path(settings.dft_truth_path).is_file():
-        second = load_second_potential(settings, device)
-        both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap)
-    return StabilityJudge(potential, settings, correction, second, with_gap)
-
-
 def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
     """Reduced formulas that the generator was trained on, where ``evaluation.training_set`` is not the database that they are from.
 
@@ -176,15 +125,6 @@ def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
         raise StageError(f"{relative_name(path)} names no formulas: {hint}")
     formulas = frozenset(Composition(formula).reduced_formula for formula in listed)
     return frozenset() if formulas <= TrainingStructures(settings.training_set).formulas() else formulas
-
-
-def load_second_potential(settings: EvaluationConfig, device: str = "cpu") -> Any:
-    """The potential whose ΔE_H the correction uses beside that of the judge; None where the settings name none, or the judge."""
-    from energetics import potentials
-
-    if settings.second_potential in ("", settings.potential):
-        return None
-    return potentials.load_potential(settings.second_potential, device=device)
 
 
 def load_truth(cfg: Config, her: Any) -> dict[str, Any] | None:
