@@ -31,7 +31,7 @@ CONTROL_HINTS = {
 def main(cfg: Config) -> None:
     """Evaluates ours and the controls with one pool of judges."""
     from energetics import hydrogen, potentials
-    from evaluation import comparison, evaluate, figures, finalists, hull_parity, judges, report, report_files, summary
+    from evaluation import comparison, decisions, evaluate, finalists, hull_parity, judges, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
@@ -58,7 +58,7 @@ def main(cfg: Config) -> None:
     )
     comparison.update_comparison(cfg)
     if settings.finalists:
-        best = figures.rank(ours.rows, settings.finalists)
+        best = decisions.rank(ours.rows, settings.finalists)
         potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
         finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", 2 * settings.max_h_steps)
     summary.log_summary(report_files.read_report(output_dir), output_dir)

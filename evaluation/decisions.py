@@ -1,20 +1,23 @@
-"""Decides over a set: uniqueness, stability, hits."""
+"""Decides over a set of judged candidates: uniqueness, stability, hits, and the order of the best."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from ase import Atoms
 from pymatgen.core import Structure
 
+from crystals import validity
 from crystals.matching import match_structure, same_structure
 from evaluation.candidate import CandidateResult
 from pipeline.settings import EvaluationConfig
 
 log = logging.getLogger("her2d")
+Row = TypeVar("Row", CandidateResult, Mapping[str, Any])
 
 
 def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -> None:
@@ -57,6 +60,30 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
             row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
         row.sun = all_of(sheet, at_most(row.e_above_hull_ev, 0.0), new)
         row.metastable_sun = all_of(sheet, metastable, new)
+
+
+def rank(rows: Iterable[Row], top_k: int | None = None) -> list[Row]:
+    """Sorts candidates, the best first: the one order in which they are drawn, exported and listed.
+
+    Hits of the corrected potential come first, because it is the better judge of ΔG_H. Hits of DimeNet++ follow, then valid sheets,
+    then the rest; within each group the higher composite score goes first, then the lower id. Candidates that are no sheet or have
+    no composite score are last, in the same order.
+
+    Args:
+        rows: ``CandidateResult`` or their dictionaries as ``report.json`` has them (a missing score is NaN or None).
+        top_k: keep this many of the sheets with a composite score, and nothing else; None: keep all rows.
+    """
+    ordered = sorted(rows, key=_rank_key)
+    return ordered if top_k is None else [row for row in ordered if not _rank_key(row)[0]][:top_k]
+
+
+def _rank_key(row: Any) -> tuple[Any, ...]:
+    value = row.get if isinstance(row, Mapping) else partial(getattr, row)
+    score = value("score_composite")
+    scored = score is not None and not math.isnan(score)
+    failed = tuple(value(name) is not True for name in ("hit_corrected", "hit", "valid"))
+    last = not scored or value("dimensionality") not in validity.SHEET_KINDS
+    return last, *failed, -score if scored else 0.0, value("id")
 
 
 def all_of(*verdicts: bool | None) -> bool | None:

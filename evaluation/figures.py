@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from evaluation import metrics
-from evaluation.candidate import CandidateResult
 from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
@@ -40,16 +39,6 @@ def subscripts(formula: str) -> str:
 def set_color(label: str) -> str:
     """The colour of a set in every figure."""
     return SET_COLORS.get(label, SET_COLORS["external"])
-
-
-def rank(rows: Sequence[CandidateResult], top_k: int) -> list[CandidateResult]:
-    """The ``top_k`` best two-dimensional candidates: hits of the corrected potential first, the better judge of ΔG_H, then those of
-    DimeNet++, then valid ones, then by composite score, then by id."""
-    scored = [row for row in rows if row.is_sheet and not math.isnan(row.score_composite)]
-    scored.sort(
-        key=lambda row: (row.hit_corrected is not True, row.hit is not True, row.valid is not True, -row.score_composite, row.id)
-    )
-    return scored[:top_k]
 
 
 def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> None:

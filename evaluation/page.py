@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from evaluation import metrics, structure_viewer
 from evaluation.candidate import CandidateResult
+from evaluation.decisions import rank
 from evaluation.legacy import LEGACY_COLUMNS
 from evaluation.report_files import FIGURES, read_report
 from evaluation.summary import legacy_summary, metric_text, trust
@@ -94,7 +95,7 @@ def write_page(output_dir: str | os.PathLike) -> Path:
     if report is None:
         raise StageError(f"no report.json in {relative_name(folder)}: run the evaluation first")
     title = f"2D HER catalysts: {report['label']}"
-    candidates = sorted(report["candidates"], key=_best_first)
+    candidates = rank(report["candidates"])
     parts = [f"<h1>{_e(title)}</h1>", "<ul>", *(f"<li>{_e(line)}</li>" for line in report.get("summary", [])), "</ul>"]
     parts += ["<h2>Candidates</h2>", structure_viewer.MARKUP]
     parts.append("<p>Click a row to see its structure, a column title to sort. The id links to the CIF as it was given.</p>")
@@ -132,12 +133,6 @@ def write_page(output_dir: str | os.PathLike) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def _best_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The order of ``figures.rank`` with the candidates that it leaves out at the end."""
-    score = row["score_composite"]
-    return not row["hit_corrected"], not row["hit"], not row["valid"], score is None, -(score or 0.0), row["id"]
 
 
 def _cif_folder(report: Mapping[str, Any], folder: Path) -> str:

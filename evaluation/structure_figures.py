@@ -14,8 +14,9 @@ from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.lines import Line2D
 
 from evaluation.candidate import CandidateResult
+from evaluation.decisions import rank
 from evaluation.evaluate import Evaluation
-from evaluation.figures import rank, subscripts
+from evaluation.figures import subscripts
 from evaluation.structure_viewer import ball_radii, drawn_bonds
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig

@@ -14,7 +14,7 @@ import pytest
 import simple_judges as simple
 from matplotlib.image import imread
 
-from evaluation import comparison, evaluate, figures, report
+from evaluation import comparison, decisions, evaluate, figures, report
 from pipeline.files import write_json
 from pipeline.loading import load_config
 
@@ -228,9 +228,9 @@ def test_external_set_that_is_the_random_control_is_called_so(products):
 
 def test_best_are_hits_before_scores(products):
     ours = products[2]
-    ranked = figures.rank(ours.rows, 8)
+    ranked = decisions.rank(ours.rows, 8)
     assert {row.id for row in ranked} == {"gen_00000", "gen_00001", "gen_00002"}
-    assert len(figures.rank(ours.rows, 1)) == 1
+    assert len(decisions.rank(ours.rows, 1)) == 1
 
 
 def test_funnel_by_hand(products):
