@@ -1,4 +1,4 @@
-"""Δ-learning from DFT: corrects ΔE_H on two-dimensional sheets, of a network trained on a potential and of potentials themselves.
+"""Corrects the ΔE_H that a potential, or a network trained on one, predicts on two-dimensional sheets: Δ-learning from DFT points.
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
 sheets well. Gaussian-process regression on some tens of DFT points takes most of that away. Its descriptors are few and physical:
@@ -40,10 +40,16 @@ LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
 
 
 def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
-    """(k + 3,): the k predicted ΔE_H (eV); electronegativity and group of the element that H binds to; mean covalent radius (Å) of
-    the other elements, each counted once.
+    """Describes H on a sheet for the correction.
 
-    In a sheet of one element the element itself stands for the others. NaN for elements without an electronegativity.
+    Args:
+        atoms: a sheet with one tagged H.
+        energies: k predicted ΔE_H, eV.
+
+    Returns:
+        (k + 3,): the k energies; electronegativity (Pauling) and group of the element that H binds to; mean covalent radius (Å) of
+        the other elements, each counted once. In a sheet of one element the element itself stands for the others. NaN for
+        elements without an electronegativity.
     """
     hydrogen = adsorbed_hydrogen(atoms)
     others = [i for i in range(len(atoms)) if i != hydrogen]
@@ -56,11 +62,12 @@ def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DftCorrection:
-    """Gaussian process ΔE_H(DFT) = f(descriptors). features: (n, d), truth: (n,) eV.
+    """Gaussian process ΔE_H(DFT) = f(descriptors).
 
-    rmse_ev: error on hosts left out of the fit. scale: factor that makes 68 % of these errors fall within the process's own σ.
-    with_gap: whether the last descriptor is the band gap, without which a sheet is corrected by the others alone. teacher: the
-    potential whose ΔE_H it was fitted on, where that is not the one corrected.
+    features: (n, d), as ``descriptors`` gives them, with the band gap as a last column where ``with_gap``. truth: (n,) eV.
+    rmse_ev: error on hosts left out of the fit, eV. scale: factor that makes 68 % of these errors fall within the process's own σ.
+    with_gap: whether the last descriptor is the band gap; a sheet without one is corrected by the others alone. teacher: the
+    potential whose ΔE_H the correction was fitted on, where that is not the one corrected.
     """
 
     features: tuple[tuple[float, ...], ...]
@@ -72,14 +79,24 @@ class DftCorrection:
 
     @property
     def n(self) -> int:
-        """DFT points."""
+        """Number of DFT points."""
         return len(self.truth)
 
     @classmethod
     def fit(
         cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False, teacher: str = ""
     ) -> DftCorrection:
-        """features: (n, d), truth: (n,) eV, hosts: the group of each point. Raises ValueError for fewer than MIN_POINTS points."""
+        """Fits the process, and measures its error on hosts left out of the fit.
+
+        Args:
+            features: (n, d) descriptors.
+            truth: (n,) eV, ΔE_H by DFT.
+            hosts: (n,) group of each point; a group is left out as a whole.
+            with_gap, teacher: as the attributes.
+
+        Raises:
+            ValueError: there are fewer than MIN_POINTS points.
+        """
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
         left_out, sigma = leave_out(features, truth, hosts, with_gap)
@@ -95,10 +112,17 @@ class DftCorrection:
     def apply(
         self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Corrected ΔE_H (n,) eV and its standard error: ``std`` through the slope, and the process's own, in quadrature.
+        """Corrects ΔE_H.
 
-        energies: (n,) or (n, k) eV, as in the fit; std: (n,) eV, of the first of them. gaps: (n,) eV, for a correction with gaps;
-        NaN where one is not known, None where none is. NaN for elements without an electronegativity.
+        Args:
+            atoms: n sheets with one tagged H each.
+            energies: (n,) or (n, k) eV, the predicted ΔE_H, in the columns of the fit.
+            std: (n,) eV, standard error of the first column.
+            gaps: (n,) eV, for a correction with gaps; NaN where one is not known, None where none is.
+
+        Returns:
+            Corrected ΔE_H (n,) eV and its standard error (n,) eV: ``std`` times the slope of the process, and the process's own
+            error, in quadrature. NaN for elements without an electronegativity.
         """
         energies = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
         if not len(energies):
@@ -115,17 +139,17 @@ class DftCorrection:
 
 
 class _Regression:
-    """Two processes: of all descriptors, and of those before the band gap, for sheets whose gap is not known."""
+    """Two processes: one of all descriptors, and one of those before the band gap, for sheets whose gap is not known."""
 
     def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool) -> None:
         known = np.isfinite(features).all(1)
         enough = known.sum() >= (MIN_POINTS if with_gap else 1)  # a few gaps say less than the other descriptors of all points
-        self.parts = [(slice(None), _Process(features[known], truth[known]))] if enough else []
+        self.parts = [(slice(None), GaussianProcess(features[known], truth[known]))] if enough else []
         if with_gap:
-            self.parts.append((slice(None, -1), _Process(features[:, :-1], truth)))
+            self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth)))
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, standard deviation), (n,) eV; NaN where another descriptor than the gap is."""
+        """Predicts (mean, standard deviation), (n,) eV each; NaN where a descriptor other than the gap is NaN."""
         value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
         for columns, process in self.parts:
             rows = np.isfinite(features[:, columns]).all(1) & np.isnan(value)
@@ -134,28 +158,27 @@ class _Regression:
         return value, sigma
 
 
-class _Process:
-    """Regression of truth (n,) eV on standardised features (n, d): Rasmussen and Williams, Gaussian Processes for Machine Learning
-    (2006), equations 2.25 and 2.26, with the prior of the constants above around the mean of the points."""
+class GaussianProcess:
+    """scikit-learn's regression of truth (n,) eV on standardised features (n, d), with the prior of the constants above.
+
+    k(x, x') = LINEAR² x·x' + AMPLITUDE² exp(−|x − x'|² / (2 LENGTH²)) around the mean of the points, and NOISE² on the diagonal:
+    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25 and 2.26.
+    """
 
     def __init__(self, features: np.ndarray, truth: np.ndarray) -> None:
-        self.mean, self.spread, self.offset = features.mean(0), features.std(0) + 1e-9, truth.mean()
-        self.known = (features - self.mean) / self.spread
-        self.covariance = self._kernel(self.known, self.known) + NOISE**2 * np.eye(len(truth))
-        self.weights = np.linalg.solve(self.covariance, truth - self.offset)
+        from sklearn.gaussian_process import GaussianProcessRegressor  # takes a second to import, and few commands need it
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
-    @staticmethod
-    def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        squared = ((first[:, None] - second[None]) ** 2).sum(-1)
-        return LINEAR**2 * first @ second.T + AMPLITUDE**2 * np.exp(-squared / (2 * LENGTH**2))
+        self.mean, self.spread, self.offset = features.mean(0), features.std(0) + 1e-9, truth.mean()
+        trend = ConstantKernel(LINEAR**2, "fixed") * DotProduct(0.0, "fixed")
+        deviations = ConstantKernel(AMPLITUDE**2, "fixed") * RBF(LENGTH, "fixed")
+        self.regressor = GaussianProcessRegressor(trend + deviations, alpha=NOISE**2, optimizer=None)
+        self.regressor.fit((features - self.mean) / self.spread, truth - self.offset)
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (n,) eV, the scatter of single points included."""
-        new = (features - self.mean) / self.spread
-        cross = self._kernel(new, self.known)
-        prior = LINEAR**2 * (new**2).sum(1) + AMPLITUDE**2 + NOISE**2
-        explained = np.einsum("ij,ji->i", cross, np.linalg.solve(self.covariance, cross.T))
-        return self.offset + cross @ self.weights, np.sqrt(np.maximum(prior - explained, NOISE**2))
+        """Predicts mean and standard deviation, (n,) eV each, the scatter of single points included."""
+        mean, std = self.regressor.predict((features - self.mean) / self.spread, return_std=True)
+        return self.offset + mean, np.hypot(std, NOISE)
 
 
 def leave_out(
@@ -163,25 +186,45 @@ def leave_out(
     truth: np.ndarray,
     groups: Sequence[str],
     with_gap: bool = False,
-    applied_to: np.ndarray | None = None,
+    predict_at: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, σ), (n,) eV: every point by a fit without any point of its group. applied_to: (n, d) features of the points to
-    predict, where they are not those that are fitted."""
-    asked = features if applied_to is None else applied_to
+    """Predicts every point by a fit without any point of its group.
+
+    Args:
+        features: (n, d), what is fitted.
+        truth: (n,) eV.
+        groups: (n,) host or family of each point.
+        with_gap: whether the last feature is the band gap.
+        predict_at: (n, d) features of the points to predict, where they are not those that are fitted.
+
+    Returns:
+        (prediction, σ), (n,) eV each.
+    """
+    at = features if predict_at is None else predict_at
     labels = np.array(groups)
     predicted, sigma = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
     for group in sorted(set(groups)):
-        held = labels == group
-        if not held.all():
-            predicted[held], sigma[held] = _Regression(features[~held], truth[~held], with_gap).predict(asked[held])
+        held_out = labels == group
+        if not held_out.all():
+            regression = _Regression(features[~held_out], truth[~held_out], with_gap)
+            predicted[held_out], sigma[held_out] = regression.predict(at[held_out])
     return predicted, sigma
 
 
 def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") -> tuple[DftCorrection, dict[str, Any]]:
-    """Correction of a network on the DFT points, their band gaps included, and what it does to them when their host is left out.
+    """Fits the correction of a network to the DFT points, their band gaps included.
 
-    predict_raw: tagged Atoms -> (ΔE_H, std) without correction. teacher: the potential that the network learnt from, whose own
-    ΔE_H the correction is fitted on; points where it cannot be had are left out. Raises StageError for too few points.
+    Args:
+        predict_raw: tagged Atoms -> (ΔE_H, std), (n,) eV each, without correction.
+        truth_path: ASE database of DFT points (``dft_points.read_truth``).
+        teacher: the potential that the network learnt from. The correction is fitted on its own ΔE_H; points without one are left
+            out. Empty: the network's values are fitted.
+
+    Returns:
+        The correction, and its errors on the points (eV) when their host is left out of the fit.
+
+    Raises:
+        StageError: there are too few points.
     """
     points = read_truth(truth_path)
     raw, _ = predict_raw([point.atoms for point in points])
@@ -193,7 +236,7 @@ def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") 
         points, raw, fitted_on = [p for p, k in zip(points, known, strict=True) if k], raw[known], fitted_on[known]
     truth = np.array([point.delta_e for point in points])
     try:
-        correction = DftCorrection.fit(*_fit_arguments(points, fitted_on, with_gap=True), with_gap=True, teacher=teacher)
+        correction = DftCorrection.fit(*fit_arguments(points, fitted_on, with_gap=True), with_gap=True, teacher=teacher)
     except ValueError as error:
         raise StageError(f"{relative_name(truth_path)}: {error}; add points, or set dimenet.dft_path= to do without") from error
     left_out, _ = left_out_predictions(points, raw, with_gap=True, teacher=teacher)
@@ -207,7 +250,7 @@ def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") 
 
 
 def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
-    """``potential_delta_e`` of an embedded potential by its name, which is loaded only where a value has to be computed."""
+    """Gives ``potential_delta_e`` (n,) eV of an embedded potential by its name; it is loaded only to compute a missing value."""
     from energetics.potentials import load_potential
 
     complete = all(teacher in point.energies or point.clean is None for point in points)
@@ -215,16 +258,22 @@ def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
 
 
 def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, with_gap: bool = False) -> DftCorrection | None:
-    """The correction of ΔE_H from one or two potentials; None, with a line that says why, where there are too few DFT points.
+    """Fits the correction of ΔE_H from one or two potentials.
 
-    with_gap: the band gap is one of its descriptors too.
+    Args:
+        potentials: the one to correct first; the difference to a second says how far to trust it.
+        truth_path: ASE database of DFT points.
+        with_gap: whether the band gap is one of the descriptors too.
+
+    Returns:
+        The correction; None, with a warning that says why, where there are too few DFT points.
     """
     points = read_truth(truth_path)
     raw = np.stack([potential_delta_e(points, potential) for potential in potentials], 1)
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:
-        return DftCorrection.fit(*_fit_arguments(points, raw, with_gap), with_gap)
+        return DftCorrection.fit(*fit_arguments(points, raw, with_gap), with_gap)
     except ValueError as error:
         log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
@@ -233,10 +282,17 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
 def left_out_predictions(
     points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False, teacher: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, σ), (n,) eV: ``raw``, (n,) or (n, k) eV, of every point corrected by a fit without its host, or its family.
+    """Corrects every point by a fit without its host, or without its family.
 
-    by: "host" or "family". with_gap: the band gap is a descriptor too. teacher: potential on whose ΔE_H the fits are made; points
-    without one get no prediction. NaN where ``raw`` is, or where too few points are left to fit.
+    Args:
+        points: n DFT points.
+        raw: (n,) or (n, k) eV, the ΔE_H to correct.
+        by: "host" or "family".
+        with_gap: whether the band gap is a descriptor too.
+        teacher: potential on whose ΔE_H the fits are made; points without one get no prediction.
+
+    Returns:
+        (prediction, σ), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
     """
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
     fitted_on = teacher_delta_e(points, teacher) if teacher else raw
@@ -244,15 +300,19 @@ def left_out_predictions(
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         chosen = [points[k] for k in known]
-        asked, truth, _ = _fit_arguments(chosen, raw[known], with_gap)
-        fitted = _fit_arguments(chosen, fitted_on[known], with_gap)[0]
-        predicted[known], sigma[known] = leave_out(fitted, truth, [getattr(p, by) for p in chosen], with_gap, asked)
+        predict_at, truth, _ = fit_arguments(chosen, raw[known], with_gap)
+        fitted = fit_arguments(chosen, fitted_on[known], with_gap)[0]
+        predicted[known], sigma[known] = leave_out(fitted, truth, [getattr(p, by) for p in chosen], with_gap, predict_at)
     return predicted, sigma
 
 
-def _fit_arguments(
+def fit_arguments(
     points: Sequence[TruthPoint], raw: np.ndarray, with_gap: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Gives what ``DftCorrection.fit`` takes: features (n, d), ΔE_H by DFT (n,) eV and the host of each point.
+
+    raw: (n,) or (n, k) eV, predicted ΔE_H. with_gap: whether the band gap is the last feature.
+    """
     rows = np.asarray(raw, dtype=float).reshape(len(points), -1)
     features = np.array([descriptors(p.atoms, row) for p, row in zip(points, rows, strict=True)])
     if with_gap:

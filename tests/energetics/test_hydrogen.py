@@ -98,7 +98,7 @@ def test_the_band_gap_of_the_primitive_sheet_reaches_the_correction():
     points = dft_points.read_truth(TRUTH)
     raw = np.array([point.energies["sevennet-0"] for point in points])
     judge = make_predictor()
-    features, truth, hosts = dft_correction._fit_arguments(points, raw, with_gap=True)
+    features, truth, hosts = dft_correction.fit_arguments(points, raw, with_gap=True)
     judge.correction = dft_correction.DftCorrection.fit(features, truth, hosts, with_gap=True)
     without_gap = dft_correction.DftCorrection.fit(features[:, :-1], truth, hosts)
     asked: list[int] = []
