@@ -32,10 +32,10 @@ from crystals import cif
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique
-from evaluation.judge_pool import JudgePool, cache_key, judge_inline, read_cached, result_from_dict
+from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name, write_json
+from pipeline.files import atomic_path, relative_name
 from pipeline.settings import EvaluationConfig
 
 log = logging.getLogger("her2d")
@@ -93,7 +93,7 @@ def evaluate(
     paths = find_cifs(cif_dir)
     output_dir = Path(output_dir)
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
-    folders = [cache, *(Path(p) for p in also_cached)]
+    store = record_store(cache, [Path(p) for p in also_cached])
 
     keys: dict[Path, str] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -108,7 +108,7 @@ def evaluate(
             content = b"unreadable " + os.fsencode(path.name)
         key = keys[path] = cache_key(content, judges.identity, settings)
         if key not in records and key not in to_judge:
-            record = read_cached(folders, key)
+            record = store.get(key)
             if record is None:
                 to_judge[key] = path
             else:
@@ -116,21 +116,17 @@ def evaluate(
     if records:
         log.info("%s: %d of %d candidates were judged before", label, len(records), len(set(keys.values())))
 
-    key_of = {path: key for key, path in to_judge.items()}
     own_pool = None
     if isinstance(judges, JudgePool):
-        finished = judges.judge(list(to_judge.values()), settings)
+        finished = judges.judge(to_judge, settings, store)
     elif workers > 1 and to_judge:
         own_pool = JudgePool(partial(_unchanged, judges), judges.identity, workers)
-        finished = own_pool.judge(list(to_judge.values()), settings)
+        finished = own_pool.judge(to_judge, settings, store)
     else:
-        finished = judge_inline(judges, list(to_judge.values()), settings)
+        finished = judge_inline(judges, to_judge, settings, store)
     try:
-        for path, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
-            records[key_of[path]] = record
-            if record.get("lost"):  # the next run tries it again
-                continue
-            write_json(cache / f"{key_of[path]}.json", record)
+        for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
+            records[key] = record
     finally:
         if own_pool is not None:
             own_pool.close()

@@ -9,35 +9,30 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import math
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from energetics.potential_loading import without_paths
 from evaluation.candidate import JUDGED_SETTINGS, JUDGEMENT_VERSION, CandidateResult
 from evaluation.judging import Judges, judge_candidate
-from pipeline.errors import StageError
-from pipeline.files import relative_name
 from pipeline.settings import EvaluationConfig
-from pipeline.tasks import prepare_worker
+from pipeline.store import FolderStore
+from pipeline.tasks import Processes, Serial, run
 
-log = logging.getLogger("her2d")
+Finished = Iterator[tuple[str, dict[str, Any]]]  # (key, record) of candidates
 
 
 def result_from_dict(values: dict[str, Any]) -> CandidateResult:
-    """Inverse of ``dataclasses.asdict`` after JSON: null is NaN where a number belongs."""
+    """Return the inverse of ``dataclasses.asdict`` after JSON: null is NaN where a number belongs."""
     kinds = {f.name: f.type for f in dataclasses.fields(CandidateResult)}
     return CandidateResult(**{k: math.nan if v is None and kinds[k] == "float" else v for k, v in values.items() if k in kinds})
 
 
 def cache_key(content: bytes, judges_identity: dict[str, Any], settings: EvaluationConfig) -> str:
-    """SHA-256 over the CIF, the judges (their hashes, not their paths) and the settings that change a result."""
+    """Return the SHA-256 over the CIF, the judges (their hashes, not their paths) and the settings that change a result."""
     about = {
         "version": JUDGEMENT_VERSION,
         "judges": without_paths(judges_identity),
@@ -46,52 +41,22 @@ def cache_key(content: bytes, judges_identity: dict[str, Any], settings: Evaluat
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode() + b"\0" + content).hexdigest()
 
 
-def read_cached(folders: Sequence[Path], key: str) -> dict[str, Any] | None:
-    """The stored record of a candidate, from the first folder that has it; a damaged one is treated as missing."""
-    for folder in folders:
-        path = folder / f"{key}.json"
-        if path.is_file():
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                result_from_dict(record["row"])
-                return record
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                log.warning("%s is damaged and judged again (%s)", relative_name(path), error)
-    return None
-
-
-_judges: Judges | None = None
-_loading_error: StageError | None = None
-
-
-def _start_worker(factory: Callable[[], Judges]) -> None:
-    global _judges, _loading_error
-    prepare_worker()
-    import torch
-
-    try:
-        _judges = factory()
-    except Exception as error:  # reported by the first candidate: an exception here would only break the pool without a word
-        reason = " ".join(str(error).split())[:200]
-        _loading_error = error if isinstance(error, StageError) else StageError(f"{type(error).__name__}: {reason}")
-    torch.set_num_threads(1)
-
-
-def _judge_in_worker(path: str, settings: EvaluationConfig) -> dict[str, Any]:
-    if _loading_error is not None:
-        raise StageError(str(_loading_error))
-    return judge_candidate(path, _judges, settings)
+def record_store(folder: Path, also: Sequence[Path] = ()) -> FolderStore:
+    """Return the records of judged candidates by ``cache_key``; ``also`` names folders of earlier runs that may hold some."""
+    return FolderStore(folder, check=lambda record: result_from_dict(record["row"]), also=also)
 
 
 class JudgePool:
     """Worker processes that load the judges once and serve any number of sets; started when the first candidate needs them.
 
-    factory: a picklable function that returns the judges. identity: what ``judge_identity`` says about them.
+    Args:
+        factory: a picklable function that returns the judges.
+        identity: what ``judge_identity`` says about them.
+        workers: number of processes.
     """
 
     def __init__(self, factory: Callable[[], Judges], identity: dict[str, Any], workers: int) -> None:
-        self.factory, self.identity, self.workers = factory, identity, max(1, workers)
-        self._executor: ProcessPoolExecutor | None = None
+        self.identity, self.processes = identity, Processes(workers, factory)
 
     def __enter__(self) -> JudgePool:
         return self
@@ -100,73 +65,26 @@ class JudgePool:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers at once; what they have not finished is judged by the next run."""
-        if self._executor is not None:
-            processes = list((getattr(self._executor, "_processes", None) or {}).values())
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-            self._executor = None
+        """End the workers at once; what they have not finished is judged by the next run."""
+        self.processes.close()
 
-    def _submit(self, path: Path, settings: EvaluationConfig) -> Future:
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                self.workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(self.factory,),
-            )
-        return self._executor.submit(_judge_in_worker, str(path), settings)
+    def judge(self, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:
+        """Judge files, named by their ``cache_key``, that the store lacks; yield (key, record) of each when it is stored.
 
-    def judge(self, paths: Sequence[Path], settings: EvaluationConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yields (path, record) as candidates finish.
-
-        A worker that dies takes no other candidate with it: those under way are judged again one at a time, and only a candidate
-        whose worker dies again is given up.
+        A candidate whose worker dies twice is not stored: its record says so, and the next run tries it again.
         """
-        waiting, suspects = deque(paths), deque()
-        while waiting or suspects:
-            alone = bool(suspects)
-            source = deque([suspects.popleft()]) if alone else waiting
-            running: dict[Future, Path] = {}
-            lost: list[Path] = []
-            while (source or running) and not lost:
-                while source and len(running) < self.workers and not lost:
-                    path = source.popleft()
-                    try:
-                        running[self._submit(path, settings)] = path
-                    except BrokenProcessPool:
-                        lost.append(path)
-                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
-                    path = running.pop(future)
-                    try:
-                        record = future.result()
-                    except BrokenProcessPool:
-                        lost.append(path)
-                    else:
-                        yield path, record
-            if lost:
-                lost.extend(running.values())
-                self.close()
-                if alone:
-                    yield lost[0], _lost_candidate()
-                else:
-                    suspects.extend(lost)
+        return run(partial(_judge_file, settings), paths, store, self.processes, if_lost=_lost_candidate)
 
 
-def _lost_candidate() -> dict[str, Any]:
+def judge_inline(judges: Judges, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:
+    """Do what ``JudgePool.judge`` does in this process."""
+    return run(partial(_judge_file, settings), paths, store, Serial(lambda: judges))
+
+
+def _judge_file(settings: EvaluationConfig, judges: Judges, path: Path) -> dict[str, Any]:
+    return judge_candidate(str(path), judges, settings)
+
+
+def _lost_candidate(_: Path) -> dict[str, Any]:
     row = CandidateResult(dimensionality="unreadable", status="not judged: the worker process died (out of memory?)")
-    return {"row": dataclasses.asdict(row), "structure": None, "lost": True}
-
-
-def judge_inline(judges: Judges, paths: Sequence[Path], settings: EvaluationConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What ``JudgePool.judge`` does, in this process."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers: sums of another thread count differ in the last digits
-    try:
-        for path in paths:
-            yield path, judge_candidate(path, judges, settings)
-    finally:
-        torch.set_num_threads(threads)
+    return {"row": dataclasses.asdict(row), "structure": None}

@@ -1,17 +1,224 @@
-"""Worker processes."""
+"""Runs many independent tasks, in this process or in worker processes.
+
+``run(function, tasks, store, where)`` runs the tasks whose results the store lacks. ``where`` is ``Serial`` for this process or
+``Processes`` for several of this machine; another backend needs the same method ``results``. A factory makes what all tasks share,
+such as a model, once in every process. Every task has one thread: sums of another number of threads differ in the last digits.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol
+
+from pipeline.errors import StageError
+from pipeline.store import Store
+
+Function = Callable[..., Any]  # (task), or (what the factory has made, task)
+LOST = object()  # in place of the result of a task whose worker process died twice
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Backend(Protocol):
+    """Where tasks run."""
+
+    def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield (key, result) of every task as it finishes; the result of a task that took its process along is LOST."""
+
+
+def run(
+    function: Function,
+    tasks: Mapping[Hashable, Any],
+    store: Store | None,
+    where: Backend,
+    *,
+    in_order: bool = False,
+    if_lost: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[Hashable, Any]]:
+    """Run the tasks that the store lacks, and yield (key, result) of each when it is finished and stored.
+
+    Args:
+        function: called with a task, after what the factory of ``where`` has made, if it has one; importable by its name.
+        tasks: by key; each independent of the others.
+        store: of finished results; None keeps nothing.
+        where: ``Serial`` or ``Processes``.
+        in_order: results are stored and yielded in the order of the tasks.
+        if_lost: the result, not stored, of a task (its argument) whose worker process died and died again in a second try; without
+            it such a task is an error.
+
+    Raises:
+        StageError: the factory failed, or a task is lost. An error of ``function`` is raised as it is.
+    """
+    missing = {key: task for key, task in tasks.items() if store is None or key not in store}
+    found = where.results(function, missing)
+    for key, result in _sorted_as(missing, found) if in_order else found:
+        if result is LOST:
+            if if_lost is None:
+                raise StageError("a worker process died (out of memory?); start the stage again, it goes on there")
+            yield key, if_lost(missing[key])
+        else:
+            yield key, result if store is None else store.add(key, result)
+
+
+def _sorted_as(tasks: Mapping[Hashable, Any], found: Iterator[tuple[Hashable, Any]]) -> Iterator[tuple[Hashable, Any]]:
+    early: dict[Hashable, Any] = {}
+    for key in tasks:
+        while key not in early:
+            finished, result = next(found)
+            early[finished] = result
+        yield key, early.pop(key)
+
+
+class Serial:
+    """Tasks one after the other in this process.
+
+    Args:
+        factory: makes what all tasks share, before the first one; None where they share nothing.
+    """
+
+    def __init__(self, factory: Callable[[], Any] | None = None) -> None:
+        self.factory = factory
+        self._shared: tuple[Any, ...] | None = None
+
+    def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield (key, result) of every task."""
+        if tasks and self._shared is None:
+            self._shared = () if self.factory is None else (self.factory(),)
+        with one_thread():
+            for key, task in tasks.items():
+                yield key, function(*self._shared, task)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Give PyTorch one thread, where it is in use, as it has in the workers."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    try:
+        if torch:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
+
+
+class Processes:
+    """Tasks in worker processes of one thread each, which serve any number of sets of tasks; a context manager.
+
+    The workers start with the first task, each runs the factory once, and they end with this process. A worker that dies takes no
+    other task with it: those under way run again one at a time, and only one whose worker dies again is LOST.
+
+    Args:
+        workers: number of processes, at least 1.
+        factory: as in ``Serial``; picklable. Its error is raised, as one line, by the first task.
+    """
+
+    def __init__(self, workers: int, factory: Callable[[], Any] | None = None) -> None:
+        self.workers, self.factory = max(1, workers), factory
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers at once; what they have not finished is for the next run."""
+        if self._executor is not None:
+            processes = list((getattr(self._executor, "_processes", None) or {}).values())
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            self._executor = None
+
+    def process_ids(self) -> list[int]:
+        """Return the ids of the running workers."""
+        return list(self._executor._processes or ()) if self._executor is not None else []
+
+    def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Yield (key, result) of every task as it finishes; LOST is the result of one whose worker died twice."""
+        waiting, suspects = deque(tasks), deque()
+        while waiting or suspects:
+            alone = bool(suspects)
+            source = deque([suspects.popleft()]) if alone else waiting
+            lost: list[Hashable] = []
+            yield from self._until_a_worker_dies(function, tasks, source, lost)
+            if lost:
+                self.close()
+                if alone:
+                    yield lost[0], LOST
+                else:
+                    suspects.extend(lost)
+
+    def _until_a_worker_dies(
+        self, function: Function, tasks: Mapping[Hashable, Any], source: deque[Hashable], lost: list[Hashable]
+    ) -> Iterator[tuple[Hashable, Any]]:
+        """Yield results of the tasks named in ``source`` until a worker dies; ``lost`` then has the keys of those under way."""
+        running: dict[Future, Hashable] = {}
+        while (source or running) and not lost:
+            while source and len(running) < self.workers and not lost:
+                key = source.popleft()
+                try:
+                    running[self._submit(function, tasks[key])] = key
+                except BrokenProcessPool:
+                    lost.append(key)
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                key = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    lost.append(key)
+                else:
+                    yield key, result
+        lost.extend(running.values())
+
+    def _submit(self, function: Function, task: Any) -> Future:
+        if self._executor is None:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(self.factory,))
+        return self._executor.submit(_run_in_worker, function, task)
+
+
+_shared: tuple[Any, ...] = ()  # in a worker process: what the factory has made
+_error: StageError | None = None
+
+
+def _start_worker(factory: Callable[[], Any] | None) -> None:
+    global _shared, _error
+    prepare_worker()
+    try:
+        _shared = () if factory is None else (factory(),)
+    except Exception as error:  # reported by the first task: an exception here would only break the pool without a word
+        reason = " ".join(str(error).split())[:200]
+        _error = error if isinstance(error, StageError) else StageError(f"{type(error).__name__}: {reason}")
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+def _run_in_worker(function: Function, task: Any) -> Any:
+    if _error is not None:
+        raise StageError(str(_error))
+    with one_thread():
+        return function(*_shared, task)
 
 
 def end_with_parent() -> None:
-    """Ends this worker process when its parent is gone: a parent that is killed cannot tell its workers, which would go on or wait
-    for ever. To be called once, at the start of the worker."""
+    """End this worker process when its parent is gone: one that is killed cannot tell it. To be called once, at its start."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -21,7 +228,7 @@ def end_with_parent() -> None:
 
 
 def prepare_worker() -> None:
-    """First thing in a worker process."""
+    """Make a process a worker: the first thing that it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     end_with_parent()
     warnings.simplefilter("ignore")  # the libraries' remarks would tear the progress bar apart

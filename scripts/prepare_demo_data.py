@@ -23,10 +23,10 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ from pipeline.errors import StageError
 from pipeline.files import atomic_path, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DemoConfig
-from pipeline.tasks import end_with_parent
+from pipeline.store import LineStore
+from pipeline.tasks import Processes, run
 
 log = logging.getLogger("her2d")
 
@@ -69,63 +70,32 @@ STAGE = "prepare_demo_data.py"
 MAX_ATOMS = 12
 MAX_HFORM_EV = 0.5  # eV/atom; sheets less stable than this against the elements are dropped and counted
 
-_worker_potential: Potential | None = None
-
-
-def _start_worker(name: str, checkpoint: str) -> None:
-    global _worker_potential
-    import torch
-
-    end_with_parent()
-    torch.set_num_threads(1)
-    _worker_potential = load_potential(name, checkpoint)
-
-
-def _run(task: tuple[Callable, dict[str, Any], DemoConfig]) -> dict[str, Any]:
-    function, arguments, settings = task
-    return function(_worker_potential, settings, **arguments)
-
 
 def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settings: DemoConfig) -> list[dict[str, Any]]:
-    """Results of ``function(potential, settings, **task)`` for every task, from ``work_dir/name.jsonl`` where it is done already.
+    """Relax with the potential of the settings what ``work_dir/NAME.jsonl`` does not hold yet.
 
-    Each task needs a unique ``key``; the results come back in the order of the tasks.
+    Args:
+        name: of the file.
+        function: (potential, settings, **task) -> record, which names its task's key.
+        tasks: each with a unique ``key``.
+        settings: of the stage.
+
+    Returns:
+        The records, in the order of the tasks.
     """
-    path = Path(settings.work_dir) / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_lines(path)
-    wanted = [task for task in tasks if task["key"] not in done]
+    store = LineStore(Path(settings.work_dir) / f"{name}.jsonl", sync=True)
+    wanted = {task["key"]: task for task in tasks if task["key"] not in store}
     if wanted:
-        context = multiprocessing.get_context("spawn")
-        workers = min(settings.workers, len(wanted))
-        pool = context.Pool(workers, _start_worker, (settings.potential, settings.potential_checkpoint))
-        with pool, path.open("a", encoding="utf-8") as handle:
-            results = pool.imap_unordered(_run, [(function, task, settings) for task in wanted])
-            for result in tqdm(results, total=len(tasks), initial=len(tasks) - len(wanted), desc=name, unit="relaxation"):
-                line = json.dumps(result)
-                handle.write(line + "\n")
-                handle.flush()
-                os.fsync(handle.fileno())
-                done[result["key"]] = json.loads(line)  # what the next start would read, so that products are equal byte for byte
-    return [done[task["key"]] for task in tasks]
+        factory = partial(load_potential, settings.potential, settings.potential_checkpoint)
+        with Processes(min(settings.workers, len(wanted)), factory) as pool:
+            finished = run(partial(_relax, function, settings), wanted, store, pool)
+            for _ in tqdm(finished, total=len(tasks), initial=len(tasks) - len(wanted), desc=name, unit="relaxation"):
+                pass
+    return [{"key": task["key"], **store[task["key"]]} for task in tasks]
 
 
-def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Finished results by key; an unfinished last line of a killed run is cut off."""
-    done: dict[str, dict[str, Any]] = {}
-    if not path.is_file():
-        return done
-    good = 0
-    with path.open("rb") as handle:
-        for line in handle:
-            if not line.endswith(b"\n"):
-                break
-            result = json.loads(line)
-            done[result["key"]] = result
-            good += len(line)
-    with path.open("rb+") as handle:
-        handle.truncate(good)
-    return done
+def _relax(function: Callable, settings: DemoConfig, potential: Potential, task: dict[str, Any]) -> dict[str, Any]:
+    return function(potential, settings, **task)
 
 
 def relax_monolayer(potential: Potential, settings: DemoConfig, key: str, prototype: str, elements: list[str]) -> dict[str, Any]:

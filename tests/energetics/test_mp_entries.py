@@ -16,6 +16,7 @@ from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential
 from pipeline.errors import StageError
 from pipeline.loading import load_config
+from pipeline.store import LineStore
 from scripts import prepare_demo_data
 from scripts import prepare_demo_data as stage0
 
@@ -82,16 +83,12 @@ def emt(monkeypatch):
     relaxed = []
 
     def inline(name, function, tasks, settings):
-        path = Path(settings.work_dir) / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = stage0._read_lines(path)
+        store = LineStore(Path(settings.work_dir) / f"{name}.jsonl")
         for task in tasks:
-            if task["key"] not in done:
-                done[task["key"]] = function(potential, settings, **task)
+            if task["key"] not in store:
+                store.add(task["key"], function(potential, settings, **task))
                 relaxed.append(task["key"])
-                with path.open("a") as handle:
-                    handle.write(json.dumps(done[task["key"]]) + "\n")
-        return [done[task["key"]] for task in tasks]
+        return [store[task["key"]] for task in tasks]
 
     monkeypatch.setattr(prepare_demo_data, "relax_all", inline)
     monkeypatch.setattr(stage0, "load_potential", lambda *_: potential)

@@ -52,13 +52,11 @@ NOTHING: dict[str, Any] = {}
 def _fork_workers() -> None:
     """Worker processes of the stage are forked from it: nothing is imported again."""
     import pretrain_dimenet
-    from evaluation import judge_pool
-    from scripts import prepare_demo_data
+    from pipeline import tasks
 
     fork = multiprocessing.get_context("fork")
     pretrain_dimenet.get_context = lambda _: fork
-    for module in (judge_pool, prepare_demo_data):
-        module.multiprocessing = _Forking(fork)
+    tasks.multiprocessing = _Forking(fork)
 
 
 class _Forking:

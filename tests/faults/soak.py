@@ -30,7 +30,7 @@ from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR, write_json
 from pipeline.loading import load_config
 from pipeline.provenance import git_commit
-from pipeline.settings import Config, EvaluationConfig
+from pipeline.settings import Config
 
 SETTLED = 100  # candidates after which memory should no longer grow
 MIB = 2**20
@@ -59,7 +59,7 @@ class WatchedPool(JudgePool):
 
     def look(self) -> None:
         """Reports what the processes hold now."""
-        workers = list((getattr(self._executor, "_processes", None) or {}) if self._executor else {})
+        workers = self.processes.process_ids()
         self.seen(
             {
                 "finished": self.finished,
@@ -70,8 +70,8 @@ class WatchedPool(JudgePool):
             }
         )
 
-    def judge(self, paths: Sequence[Path], settings: EvaluationConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
-        for finished in super().judge(paths, settings):
+    def judge(self, *arguments: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        for finished in super().judge(*arguments):
             yield finished
             self.finished += 1
             if self.finished % self.every == 0:

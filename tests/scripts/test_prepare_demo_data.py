@@ -56,12 +56,32 @@ def test_reference_tasks_cover_every_element_and_pair():
     assert not {("Mo", "Ti"), ("H", "O"), ("S", "O")} & pairs
 
 
-def test_unfinished_lines_are_cut_and_done_ones_kept(tmp_path):
+def potential_number(name, checkpoint):
+    """Stands in for a potential."""
+    return len(name)
+
+
+def relax_once(potential, settings, key, number):
+    """Leaves a trace of every call."""
+    with (Path(settings.work_dir) / "calls").open("a") as handle:
+        handle.write(key)
+    return {"key": key, "energy": potential + number / 3}
+
+
+def test_unfinished_lines_are_relaxed_again_and_done_ones_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage0, "load_potential", potential_number)
+    demo = DemoConfig(work_dir=str(tmp_path), workers=2, potential="four")
+    tasks = [{"key": key, "number": n} for n, key in enumerate("abc")]
+    expected = [{"key": key, "energy": 4 + n / 3} for n, key in enumerate("abc")]
+    assert stage0.relax_all("x", relax_once, tasks, demo) == expected
     path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"key": "a"}) + "\n" + '{"key": "b", "ener')
-    assert set(stage0._read_lines(path)) == {"a"}
-    assert path.read_text() == json.dumps({"key": "a"}) + "\n"
-    assert stage0._read_lines(tmp_path / "none.jsonl") == {}
+    lines = sorted(path.read_text().splitlines())
+    assert [json.loads(line) for line in lines] == expected, "one line with its key for every task"
+    (tmp_path / "calls").unlink()
+    path.write_text(lines[0] + "\n{damaged\n" + lines[2] + "\n" + lines[1][:-5])
+    assert stage0.relax_all("x", relax_once, tasks, demo) == expected
+    assert (tmp_path / "calls").read_text() == "b" and sorted(path.read_text().splitlines()) == lines
+    assert stage0.relax_all("x", relax_once, tasks, demo) == expected and (tmp_path / "calls").read_text() == "b"
 
 
 def test_metal_surfaces_carry_one_hydrogen_and_a_fixed_layer():
