@@ -33,7 +33,7 @@ from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
 from pipeline.provenance import sidecar_path, write_sidecar
-from pipeline.settings import Config
+from pipeline.settings import Config, DatasetConfig
 
 STAGE = "material_dataset.py"
 SPLITS = ("train", "val", "test")
@@ -50,6 +50,17 @@ def summarise(split: dict[str, Any]) -> dict[str, Any]:
         "not_synthesizable": int((split["y_synth"] == 0).sum()),
         "sites": len(split["site_delta_g"]),
     }
+
+
+def split_rows(rows: list[Row], settings: DatasetConfig, seed: int) -> dict[str, list[Row]]:
+    """Rows of train, val and test, by formula. Raises StageError where one of them is empty."""
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row in rows:
+        splits[split_of(row.formula, seed, settings.val_fraction, settings.test_fraction)].append(row)
+    for name in SPLITS:
+        if not splits[name]:
+            raise StageError(f"the {name} split is empty: {len(rows)} rows are too few for dataset.val_fraction and test_fraction")
+    return splits
 
 
 def main(cfg: Config) -> None:
@@ -91,19 +102,14 @@ def main(cfg: Config) -> None:
         label_rows_by_potential(asked, cfg, store)
     else:
         label_rows(asked, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
-    labels = {row.key: store.labels[row.key] for row in asked}
+    labels = {row.key: store[row.key] for row in asked}
     status = Counter(labels[row.key]["status"] for row in asked)
     outside = sum(labels[row.key]["status"] == "ok" and not labels[row.key]["in_domain"] for row in asked)
 
     counts = {"rows_read": len(rows) + len(dropped), "kept": len(rows), "dropped": dict(reasons)}
     counts |= {"label_status": dict(status), "not_asked_for_delta_g_h": len(rows) - len(asked)}
     counts["delta_g_h_masked_outside_domain"] = outside
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in rows:
-        splits[split_of(row.formula, settings, seed)].append(row)
-    for name in SPLITS:
-        if not splits[name]:
-            raise StageError(f"the {name} split is empty: {len(rows)} rows are too few for dataset.val_fraction and test_fraction")
+    splits = split_rows(rows, settings, seed)
     # Judged candidates teach and measure nothing: validation and test stay the database's, and so do their formulas.
     held_out = {row.formula for name in SPLITS if name != "train" for row in splits[name]}
     judged, judged_labels = read_judged(settings)

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
     if sheet_connectivity(standard).dimensionality != 2:
         return "not 2D: bonds do not form a sheet"
     prototype = str(keys.get("prototype") or keys.get("crystal_type") or "")
-    formula = str(Formula(sheet.formula).reduce()[0].format("hill"))
+    formula = formula_key(sheet.formula)
     y_synth = synth_label(keys, settings.synth_e_hull_max_ev, settings.unsynth_e_hull_min_ev)
     return Row(row.id, uid, sheet, formula, prototype, e_hull, h_form, y_synth)
 
@@ -146,7 +147,7 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
                 if formula in rows or not usable or not abs(e_hull) <= settings.max_e_hull_ev:
                     continue
                 sheet = Sheet.from_atoms(atoms)
-                reduced = str(Formula(sheet.formula).reduce()[0].format("hill"))
+                reduced = formula_key(sheet.formula)
                 uid = f"{folder.parent.name}/{verdict['id']}"
                 row = rows[formula] = Row(0, uid, sheet, reduced, "", e_hull, float(verdict["e_form_ev"]), math.nan)
                 if math.isfinite(delta_g):
@@ -166,12 +167,38 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
     return list(rows.values()), labels
 
 
-def split_of(formula: str, settings: DatasetConfig, seed: int) -> str:
-    """Split of a reduced formula: a hash, so that the same formula falls on the same side whatever else the database holds."""
-    share = hash_share(f"{seed}:{formula}")
-    if share < settings.test_fraction:
+def formula_key(formula: str) -> str:
+    """Reduced formula, the key of the one split: every spelling and every multiple of a composition gives the same key.
+
+    The order is ASE's Hill order: carbon, hydrogen, then the alphabet ("Mo2S4": "MoS2", "BC": "CB", "AlH3": "H3Al").
+    """
+    return str(Formula(formula).reduce()[0].format("hill"))
+
+
+def split_of(key: str, seed: int, val_fraction: float, test_fraction: float) -> str:
+    """Side of a formula key in the one split of every model: "train", "val" or "test".
+
+    The side is a function of a hash of the key and of the arguments. A formula held out of one model is held out of all that use
+    the same seed and fractions, whatever else their data hold.
+    """
+    share = hash_share(f"{seed}:{key}")
+    if share < test_fraction:
         return "test"
-    return "val" if share < settings.test_fraction + settings.val_fraction else "train"
+    return "val" if share < test_fraction + val_fraction else "train"
+
+
+def split_formulas(
+    keys: Iterable[str], seed: int, val_fraction: float, test_fraction: float, least_val: int = 1, least_test: int = 1
+) -> dict[str, str]:
+    """Side of every formula key by ``split_of``, with at least ``least_val`` and ``least_test`` formulas held out.
+
+    A small set may have no formula with a hash in one of the ranges. Then those with the next hashes are held out instead.
+    """
+    ordered = sorted(set(keys), key=lambda key: hash_share(f"{seed}:{key}"))
+    sides = Counter(split_of(key, seed, val_fraction, test_fraction) for key in ordered)
+    num_test = max(least_test, sides["test"])
+    num_val = max(least_val, sides["test"] + sides["val"] - num_test)
+    return {key: "test" if k < num_test else "val" if k < num_test + num_val else "train" for k, key in enumerate(ordered)}
 
 
 def hash_share(text: str) -> float:

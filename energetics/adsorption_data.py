@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import torch
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
+from crystals.database import formula_key, split_formulas
 from energetics.is2re_lmdb import Is2reReader, Is2reRecord
 from geo_utils import H_TAG
 from networks.dimenet_layers import PeriodicGraph
@@ -102,18 +101,17 @@ class AdsorptionData:
 
 
 def reduced_formula(record: Is2reRecord) -> str:
-    """Reduced formula of the clean surface: of ``bulk_formula`` where the record has it, otherwise of the atoms without tag 2."""
+    """Formula key of the clean surface: of ``bulk_formula`` where the record has it, otherwise of the atoms without tag 2."""
     stated = str(record.extra.get("bulk_formula", ""))
     parts = re.findall(r"([A-Z][a-z]?)(\d*)", stated)
-    if stated and "".join(symbol + count for symbol, count in parts) == stated:
-        counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    if "".join(symbol + count for symbol, count in parts) == stated:
         for symbol, count in parts:
             counts[symbol] += int(count or 1)
-    else:
+    if not any(counts.values()):
         numbers = record.atomic_numbers[record.tags != H_TAG].tolist() or record.atomic_numbers.tolist()
         counts = Counter(chemical_symbols[n] for n in numbers)
-    divisor = reduce(math.gcd, counts.values())
-    return "".join(f"{symbol}{count // divisor if count > divisor else ''}" for symbol, count in sorted(counts.items()))
+    return formula_key("".join(f"{symbol}{count}" for symbol, count in counts.items() if count))
 
 
 def unusable(record: Is2reRecord, adsorbate: str, target_abs_max: float, max_atomic_number: int) -> str:
@@ -163,27 +161,20 @@ def read_entries(readers: Sequence[Is2reReader], cfg: DimenetConfig, max_atomic_
 
 
 def split_by_formula(entries: Sequence[Entry], cfg: DimenetConfig, seed: int) -> dict[str, list[int]]:
-    """Indices of train, val and test. All records of a bulk formula fall on one side; a validation LMDB is validation as a whole.
+    """Indices of train, val and test by the one split of formulas. A validation LMDB is validation as a whole.
+
+    A formula falls on the same side in every set of records: a network that starts from weights learnt on other records
+    (``dimenet.init_from``) has not seen its test formulas there either. A set has at least one formula in test and in val.
     A relaxation that did not converge is learnt from, but nothing is measured on it.
-
-    A formula's place is decided by a hash of it, so that it falls on the same side in every set of records: a network that starts
-    from weights learnt on other records (``dimenet.init_from``) has not seen its test formulas there either.
     """
-
-    def share(formula: str) -> float:
-        return int.from_bytes(hashlib.sha256(f"{seed}:{formula}".encode()).digest()[:8], "little") / 2**64
-
-    formulas = sorted({e.formula for e in entries if e.source == 0}, key=share)
+    formulas = {e.formula for e in entries if e.source == 0}
     own_validation = any(e.source == 1 for e in entries)
-    # A small set may have no formula in one of the ranges: then the first in line serves.
-    num_test = max(1, sum(share(f) < cfg.test_fraction for f in formulas))
-    in_both = sum(share(f) < cfg.test_fraction + cfg.val_fraction for f in formulas)
-    num_val = 0 if own_validation else max(1, in_both - num_test)
-    if len(formulas) - num_test - num_val < 1:
+    val_fraction, least_val = (0.0, 0) if own_validation else (cfg.val_fraction, 1)
+    part = split_formulas(formulas, seed, val_fraction, cfg.test_fraction, least_val)
+    if "train" not in part.values():
         raise StageError(
             f"dimenet.lmdb_path: {len(formulas)} bulk formulas are too few to split into train, val and test; add records"
         )
-    part = {formula: "test" if k < num_test else "val" if k < num_test + num_val else "train" for k, formula in enumerate(formulas)}
     split: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for number, entry in enumerate(entries):
         side = "val" if entry.source == 1 else part[entry.formula]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 from collections import Counter
@@ -36,16 +35,14 @@ class Example:
     split: str = ""
 
 
-def formula_split(formula: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """ "train", "val" or "test" of a reduced formula, by hash: the same whatever else the database holds."""
-    position = int.from_bytes(hashlib.sha256(f"{seed}:{formula}".encode()).digest()[:8], "big") / 2**64
-    return "test" if position < test_fraction else "val" if position < test_fraction + val_fraction else "train"
+def side_of(formula: str, cfg: Config) -> str:
+    """Side of a formula key in the one split, with the fractions of the dataset: what held out the generator's rows."""
+    return database.split_of(formula, cfg.run.seed, cfg.dataset.val_fraction, cfg.dataset.test_fraction)
 
 
 def select_rows(cfg: Config) -> tuple[list[tuple[int, str, int]], Counter]:
-    """(row id, reduced formula, label) of every labelled row, in row order, and the counts of what was left out and why."""
+    """(row id, formula key, label) of every labelled row, in row order, and the counts of what was left out and why."""
     import ase.db
-    from pymatgen.core import Composition
 
     path = Path(cfg.synth_lm.db_path)
     counts: Counter = Counter()
@@ -60,7 +57,7 @@ def select_rows(cfg: Config) -> tuple[list[tuple[int, str, int]], Counter]:
                 if math.isnan(label):
                     counts["unlabelled"] += 1
                 else:
-                    rows.append((int(row.id), Composition(row.formula).reduced_formula, int(label)))
+                    rows.append((int(row.id), database.formula_key(row.formula), int(label)))
     except Exception as error:  # ase raises sqlite3, JSON and plain assertion errors for files that are no ASE database
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise StageError(f"{relative_name(path)} is not a readable ASE database ({reason})") from error
@@ -99,8 +96,7 @@ def labelled_examples(cfg: Config, rows: list[tuple[int, str, int]], db_hash: st
         if not strings or strings[0].startswith("!"):
             counts[strings[0][1:] if strings else "no string"] += 1
             continue
-        split = formula_split(formula, cfg.run.seed, cfg.dataset.val_fraction, cfg.dataset.test_fraction)
-        examples.append(Example(row_id, formula, label, strings, split))
+        examples.append(Example(row_id, formula, label, strings, side_of(formula, cfg)))
     return examples
 
 

@@ -20,6 +20,7 @@ from crystals import database
 from crystals.prototypes import PROTOTYPES
 from energetics import site_labels
 from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
+from energetics.sites import SheetHER
 from generation import sheet_table
 from geo_utils import Sheet
 from models import DIMENET_KIND, DimeNetPlusPlus
@@ -264,10 +265,9 @@ def test_a_killed_labelling_goes_on_and_ends_the_same(tmp_path, predictor_path, 
 
 def test_labels_of_another_judge_are_not_reused(tmp_path, predictor_path):
     store = site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
-    store.handle.write(json.dumps({"key": "k"}) + "\n")
-    store.handle.close()
-    assert "k" in site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"}).labels
-    assert not site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"}).labels
+    store.add("k", SheetHER(sheet=None, status="no site"))
+    assert "k" in site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
+    assert not site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"})
 
 
 def test_a_sheet_outside_the_judges_domain_has_no_label():
@@ -278,8 +278,8 @@ def test_a_sheet_outside_the_judges_domain_has_no_label():
 
 
 def test_split_is_a_function_of_the_formula():
-    names = [database.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
-    assert names == [database.split_of(f"X{i}", SETTINGS, 0) for i in range(4000)]
+    names = [database.split_of(f"X{i}", 0, 0.1, 0.1) for i in range(4000)]
+    assert names == [database.split_of(f"X{i}", 0, 0.1, 0.1) for i in range(4000)]
     assert names.count("test") / 4000 == pytest.approx(0.1, abs=0.02)
     assert names.count("val") / 4000 == pytest.approx(0.1, abs=0.02)
 

@@ -46,6 +46,7 @@ def settings(db, folder, *overrides):
             f"synth_lm.db_path={db}",
             f"synth_lm.checkpoint={folder}/synth_lm.pth",
             "run.device=cpu",
+            "run.seed=8",  # a seed with every metal among the learnt formulas and both labels held out
             "run.threads=1",
             "dataset.val_fraction=0.2",
             "dataset.test_fraction=0.25",
