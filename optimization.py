@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from generation.loss import TERMS, draw_noise, loss_terms, total_loss
+from generation.loss import TERMS, loss_terms, sample_noise, total_loss
 from generation.sheet_table import DATASET_STAGE, SheetTable, seeded_generator, training_rows
 from models import DenoiserModelConfig, DenoisingEGNN, load_denoiser
 from networks.checkpoints import save_checkpoint
@@ -143,7 +143,7 @@ class Trainer:
         settings, table = self.settings, self.train_table
         rows = training_rows(table, self.step, settings.batch_size, self.seed, settings.labelled_share)
         sheets, generator = table.select(rows), seeded_generator(self.seed, 2, self.step)
-        draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+        draw = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
         terms, _ = loss_terms(self.model, sheets.to(self.device), draw, table.constraint(rows, draw.symmetric, self.device))
         loss = total_loss(terms, self.settings)
         self.optimiser.zero_grad(set_to_none=True)
@@ -200,7 +200,7 @@ def evaluate_loss(
         for number, index in enumerate(torch.arange(len(table)).split(settings.batch_size)):
             sheets = table.select(index)
             generator = seeded_generator(seed, 3, repeat, number)
-            draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+            draw = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
             terms, _ = loss_terms(model, sheets.to(device), draw, table.constraint(index, draw.symmetric, device))
             for name, value in (("total", total_loss(terms, settings)), *terms.items()):
                 sums[name] += float(value) * len(index)
@@ -222,7 +222,7 @@ def score_heads(
     predicted: dict[str, list[torch.Tensor]] = {"delta_g": [], "e_hull": [], "synth": []}
     for number, index in enumerate(torch.arange(len(table)).split(batch_size)):
         sheets = table.select(index)
-        draw = draw_noise(sheets, model.schedule.num_timesteps, 1.0, seeded_generator(seed, 4, number))
+        draw = sample_noise(sheets, model.schedule.num_timesteps, 1.0, seeded_generator(seed, 4, number))
         draw.t = torch.full_like(draw.t, t_small)
         _, properties = loss_terms(model, sheets.to(device), draw)
         for name, value in zip(predicted, (properties.delta_g, properties.e_hull, properties.synth_logit), strict=True):

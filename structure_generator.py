@@ -43,7 +43,7 @@ from generation.candidates import (
     take_place,
 )
 from generation.sampling import predict_properties, target_loss
-from generation.search import DraftVerdicts, beyond_quota, order_recipes, tilted_keys
+from generation.search import DraftVerdicts, exceeds_quota, order_recipes, tilted_keys
 from models import load_denoiser
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import StageError
@@ -166,7 +166,7 @@ def main(cfg: Config, drafts: DraftVerdicts | None = None) -> None:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-tilted_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
         if not settings.recipes:
-            late = beyond_quota([valid[k].recipe for k in chosen], settings)
+            late = exceeds_quota([valid[k].recipe for k in chosen], settings)
             chosen = chosen[np.argsort(late, kind="stable")]
     chosen = np.sort(chosen[: settings.num_structures])
     kept = [valid[k] for k in chosen]

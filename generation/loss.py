@@ -18,7 +18,7 @@ PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the com
 
 
 @dataclass
-class Draw:
+class NoiseSample:
     """Every random number that one batch needs."""
 
     t: torch.Tensor  # (B,)
@@ -29,14 +29,14 @@ class Draw:
     symmetric: torch.Tensor  # (B,) True: noise within the symmetry of the sheet
 
 
-def draw_noise(
+def sample_noise(
     sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator, symmetric_share: float = 0.0
-) -> Draw:
+) -> NoiseSample:
     """Stratified times (one per equal slice of 1..T, shuffled), standard normal noise, condition dropout, and whose noise is to be
     symmetric, on the CPU."""
     count, atoms = sheets.num_graphs, sheets.frac_coords.shape[0]
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return Draw(
+    return NoiseSample(
         t=1 + (strata * num_timesteps).long().clamp(max=num_timesteps - 1),
         frac=torch.randn(atoms, 2, generator=generator),
         height=torch.randn(atoms, generator=generator),
@@ -47,22 +47,30 @@ def draw_noise(
 
 
 def loss_terms(
-    model: Denoiser, sheets: SheetBatch, draw: Draw, kept: SymmetryConstraint | None = None
+    model: Denoiser, sheets: SheetBatch, noise_sample: NoiseSample, constraint: SymmetryConstraint | None = None
 ) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
     """The six terms of the joint loss, each of order one for an untrained model.
 
     frac: squared error of the normalised score. height, lattice: squared error of ε over ᾱ_t, which is the squared error of v.
     delta_g: |error|, e_hull: error², both over the spread of the label; synth: binary cross-entropy; weighted with ᾱ_t (the heads
-    are asked most where there is something to see) and masked where a label is unknown. kept: templates of the sheets that are
-    noised within their symmetry.
+    are asked most where there is something to see) and masked where a label is unknown.
+    constraint: templates of the sheets that are noised within their symmetry.
     """
     device = sheets.frac_coords.device
-    t = draw.t.to(device)
+    t = noise_sample.t.to(device)
     schedule = model.schedule
-    state = add_noise(schedule, sheets, t, draw.frac.to(device), draw.height.to(device), draw.lattice.to(device), kept)
+    state = add_noise(
+        schedule,
+        sheets,
+        t,
+        noise_sample.frac.to(device),
+        noise_sample.height.to(device),
+        noise_sample.lattice.to(device),
+        constraint,
+    )
     heights, cell = physical_state(schedule, state.height, state.lattice, sheets)
     encoded = model.encode(sheets.atomic_numbers, state.frac, heights, cell, sheets.batch, t)
-    drop = draw.drop.to(device)
+    drop = noise_sample.drop.to(device)
     nan = torch.full_like(sheets.delta_g, float("nan"))
     noise = model.noise(encoded, torch.where(drop, nan, sheets.delta_g), torch.where(drop, nan, sheets.e_hull))
     properties = model.properties(encoded)

@@ -44,20 +44,20 @@ def add_noise(
     frac_noise: torch.Tensor,
     height_noise: torch.Tensor,
     lattice_noise: torch.Tensor,
-    kept: SymmetryConstraint | None = None,
+    constraint: SymmetryConstraint | None = None,
 ) -> NoisedState:
     """Forward process q(x_t | x_0). t: (B,) in 1..T. The noises are standard normal: (A, 2), (A,), (B, 3).
 
-    kept: templates of the sheets, whose noise stays within their symmetry. There the lattice target is the noise that leads from
-    the clean lattice to the noised one, which was projected on the symmetric ones.
+    constraint: templates of the sheets, whose noise stays within their symmetry. There the lattice target is the noise that leads
+    from the clean lattice to the noised one, which was projected on the symmetric ones.
 
     The height noise is projected to zero mean. So is the score target of F: a crystal's density does not change under a common
     translation, the true score has no such component, and the target's only adds variance.
     """
     batch, count, dtype = sheets.batch, sheets.num_graphs, sheets.frac_coords.dtype
     sigma = schedule.sigmas[t].to(dtype)[batch, None]
-    if kept is not None:
-        frac_noise, height_noise = kept.frac(frac_noise), kept.height(height_noise)
+    if constraint is not None:
+        frac_noise, height_noise = constraint.frac(frac_noise), constraint.height(height_noise)
     displacement = sigma * frac_noise
     frac = torch.remainder(sheets.frac_coords + displacement, 1.0)
     frac_target = wrapped_normal_score(displacement, sigma.expand_as(displacement)) / schedule.score_norm[t].to(dtype)[batch, None]
@@ -66,12 +66,12 @@ def add_noise(
     clean_height = schedule.scale_heights(center(sheets.heights, batch, count), batch, sheets.num_atoms)
     clean_lattice = schedule.scale_lattice(sheets.lattice_vector, sheets.atomic_numbers, batch, sheets.num_atoms)
     lattice = alpha_bar.sqrt()[:, None] * clean_lattice + (1 - alpha_bar).sqrt()[:, None] * lattice_noise
-    if kept is not None:
-        frac_target, clean_height = kept.frac(frac_target), kept.height(clean_height)
-        clean_lattice = symmetric_lattice(schedule, kept, clean_lattice, sheets)
-        lattice = symmetric_lattice(schedule, kept, lattice, sheets)
+    if constraint is not None:
+        frac_target, clean_height = constraint.frac(frac_target), constraint.height(clean_height)
+        clean_lattice = symmetric_lattice(schedule, constraint, clean_lattice, sheets)
+        lattice = symmetric_lattice(schedule, constraint, lattice, sheets)
         effective = (lattice - alpha_bar.sqrt()[:, None] * clean_lattice) / (1 - alpha_bar).sqrt()[:, None]
-        lattice_noise = torch.where(kept.is_template[:, None], effective, lattice_noise)
+        lattice_noise = torch.where(constraint.is_template[:, None], effective, lattice_noise)
     return NoisedState(
         frac=frac,
         height=alpha_bar.sqrt()[batch] * clean_height + (1 - alpha_bar).sqrt()[batch] * height_noise,
@@ -82,11 +82,13 @@ def add_noise(
     )
 
 
-def symmetric_lattice(schedule: NoiseSchedule, kept: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch) -> torch.Tensor:
+def symmetric_lattice(
+    schedule: NoiseSchedule, constraint: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch
+) -> torch.Tensor:
     """The scaled S (B, 3) projected on the symmetric lattices; unchanged where a sheet has no template."""
     vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
-    projected = schedule.scale_lattice(kept.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
-    return torch.where(kept.is_template[:, None], projected, lattice)
+    projected = schedule.scale_lattice(constraint.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
+    return torch.where(constraint.is_template[:, None], projected, lattice)
 
 
 def physical_state(

@@ -142,10 +142,10 @@ def sample(
     noise = _Noise(**{name: value.to(device, dtype) for name, value in vars(noise).items()})
     sheets = _composition_batch(compositions).to(device)
     batch, count = sheets.batch, sheets.num_graphs
-    kept = SymmetryConstraint(templates or [None] * count, sheets.num_atoms, noise.frac)
-    frac = kept.start(noise.frac)
-    height = kept.height(center(noise.height, batch, count))
-    lattice = symmetric_lattice(schedule, kept, noise.lattice, sheets)
+    constraint = SymmetryConstraint(templates or [None] * count, sheets.num_atoms, noise.frac)
+    frac = constraint.start(noise.frac)
+    height = constraint.height(center(noise.height, batch, count))
+    lattice = symmetric_lattice(schedule, constraint, noise.lattice, sheets)
     guided = settings.guidance_scale > 0
     alpha_bars, sigmas, norms = (b.tolist() for b in (schedule.alphas_cumprod, schedule.sigmas, schedule.score_norm))
 
@@ -161,30 +161,32 @@ def sample(
                 state = [x.detach().requires_grad_() for x in (frac, height, lattice)]
                 # The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits: through the projections
                 # the gradient is the same for each of them.
-                encoded = encode(state[0], kept.height(state[1]), symmetric_lattice(schedule, kept, state[2], sheets), t)
+                encoded = encode(
+                    state[0], constraint.height(state[1]), symmetric_lattice(schedule, constraint, state[2], sheets), t
+                )
                 loss = target_loss(model.properties(encoded), settings).sum()
                 gradients = torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             if gradients is None:
                 encoded = encode(frac, height, lattice, t)
             estimate = guided_noise(model, encoded, settings)
-            score, step_noise = kept.frac(estimate.frac * norms[t]), kept.frac(noise.frac_steps[i])
+            score, step_noise = constraint.frac(estimate.frac * norms[t]), constraint.frac(noise.frac_steps[i])
             frac, tau_frac = torus_step(frac, score, sigmas[t], sigmas[s], step_noise)
             height_noise = center(noise.height_steps[i], batch, count)
             height, tau = ancestral_step(height, estimate.height, alpha_bars[t], alpha_bars[s], height_noise)
             lattice, _ = ancestral_step(lattice, estimate.lattice, alpha_bars[t], alpha_bars[s], noise.lattice_steps[i])
             if gradients is not None:
                 strength, clip = guidance_strength(schedule, t, settings), settings.guidance_clip
-                shift = guidance_shift(kept.frac(gradients[0]), tau_frac, strength, clip, batch, count)
+                shift = guidance_shift(constraint.frac(gradients[0]), tau_frac, strength, clip, batch, count)
                 frac = torch.remainder(frac + shift, 1.0)
                 height = height + guidance_shift(gradients[1], tau, strength, clip, batch, count)
                 lattice = lattice + guidance_shift(gradients[2], tau, strength, clip, None, count)
-            height = _bounded_height(kept.height(height), schedule, sheets, settings.max_thickness_angstrom)
-            lattice = symmetric_lattice(schedule, kept, lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND), sheets)
+            height = _bounded_height(constraint.height(height), schedule, sheets, settings.max_thickness_angstrom)
+            lattice = symmetric_lattice(schedule, constraint, lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND), sheets)
             if s > 0:
                 for k in range(settings.corrector_steps):
                     estimate = guided_noise(model, encode(frac, height, lattice, s), settings)
-                    score, step_noise = kept.frac(estimate.frac * norms[s]), kept.frac(noise.corrector_steps[i, k])
+                    score, step_noise = constraint.frac(estimate.frac * norms[s]), constraint.frac(noise.corrector_steps[i, k])
                     frac = torus_corrector(frac, score, sigmas[s], settings.corrector_snr, step_noise)
         _check_finite(frac, height, lattice, batch, indices, t)
         if on_step is not None:

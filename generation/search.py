@@ -75,7 +75,7 @@ def order_recipes(
         keys = tilted_keys(loss, places, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))
-        late = beyond_quota([pool[i] for i in ranked], settings, settings.oversample)
+        late = exceeds_quota([pool[i] for i in ranked], settings, settings.oversample)
         ranked = ranked[np.lexsort((late, known[ranked], ~valid[ranked]))]
         if substituted is None or round_number == settings.search_rounds:
             break
@@ -97,7 +97,7 @@ def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
     return np.array([reduced_formula(recipe.atomic_numbers) in formulas for recipe in recipes])
 
 
-def beyond_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
+def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
     """(M,) whether a recipe comes after as many others of its family, or of its composition, as may be among ``oversample`` times
     the structures asked for; one that does takes no place itself."""
     of_family = math.ceil(settings.max_family_share * oversample * settings.num_structures)

@@ -1,4 +1,4 @@
-"""How good the generator is: structure prediction on held-out formulas, and what guidance does, dose by dose.
+"""How good the generator is: structure prediction on held-out formulas, and what guidance does at each guidance scale.
 
 Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
 pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
@@ -169,8 +169,8 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     }
 
 
-def doses(settings: BenchmarkConfig, generation: GenerationConfig) -> list[tuple[str, float, float]]:
-    """(series, η, w): gradient guidance alone, classifier-free guidance alone, and the default of stage 4; no dose twice."""
+def guidance_settings(settings: BenchmarkConfig, generation: GenerationConfig) -> list[tuple[str, float, float]]:
+    """(series, η, w): gradient guidance alone, classifier-free guidance alone, and the default of stage 4; no setting twice."""
     found = [("gradient", eta, 0.0) for eta in settings.guidance_scales]
     found += [("classifier-free", 0.0, w) for w in settings.cfg_scales]
     found.append(("both", generation.guidance_scale, generation.cfg_scale))
@@ -180,23 +180,23 @@ def doses(settings: BenchmarkConfig, generation: GenerationConfig) -> list[tuple
     return [(series, eta, w) for (eta, w), series in seen.items()]
 
 
-def dose_name(eta: float, w: float) -> str:
-    """Folder of a dose, such as ``eta_0.3_w_0``."""
+def setting_name(eta: float, w: float) -> str:
+    """Folder of a setting of the guidance, such as ``eta_0.3_w_0``."""
     return f"eta_{eta:g}_w_{w:g}"
 
 
-def dose_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
-    """Part guidance: generates and judges each dose; one row per dose with every aggregate and its interval."""
+def guidance_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
+    """Part guidance: generates and judges each setting; one row per setting with every aggregate and its interval."""
     settings = cfg.benchmark
-    plan = doses(settings, cfg.generation)
+    plan = guidance_settings(settings, cfg.generation)
     rows = []
     with _pool(cfg) as pool:
         counts = {
-            (eta, w): generate(cfg, folder / dose_name(eta, w), eta, w, settings.num_structures, drafts)["counts"]
+            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, drafts)["counts"]
             for _, eta, w in plan
         }
         for series, eta, w in plan:
-            cifs = folder / dose_name(eta, w)
+            cifs = folder / setting_name(eta, w)
             row = {"series": series, "guidance_scale": eta, "cfg_scale": w}
             rows.append(row | judge_set(cfg, pool, cifs, counts[eta, w], folder / "cache"))
     return rows
@@ -205,9 +205,9 @@ def dose_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any
 def generate(
     cfg: Config, folder: Path, eta: float, w: float, number: int, drafts: dict | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Stage 4 at a dose into a folder, with further changes of its settings; returns its manifest.
+    """Stage 4 at one setting of the guidance into a folder, with further changes of its settings; returns its manifest.
 
-    drafts: shared by runs that differ in dose and number alone, because drafts are sampled without guidance.
+    drafts: shared by runs that differ in guidance and number alone, because drafts are sampled without guidance.
     """
     import structure_generator
 
@@ -335,7 +335,7 @@ def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None
 
 
 def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Dose-response curves with 95 % intervals: hits, |ΔG_H|, E_above_hull, validity and diversity against η and against w."""
+    """Curves against the guidance scale with 95 % intervals: hits, |ΔG_H|, E_above_hull, validity and diversity."""
     from pipeline.plotting import figure
 
     panels = (
@@ -355,16 +355,16 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
     both = [row for row in rows if row["series"] == "both"]
     with figure(path, nrows=2, ncols=4, figsize=(15, 7)) as (_, axes):
         for axis, (name, title) in zip(axes.flat, panels, strict=False):
-            for label, (dose, marker, line) in series.items():
+            for label, (scale, marker, line) in series.items():
                 points = none + [row for row in rows if row["series"] == label and row not in none]
                 symbol = "η" if label == "gradient" else "w"
                 if points:
-                    _errorbars(axis, [row[dose] for row in points], points, name, marker, line, f"{label}, {symbol}")
+                    _errorbars(axis, [row[scale] for row in points], points, name, marker, line, f"{label}, {symbol}")
             if both:
                 text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
                 _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)
             axis.set_title(title, fontsize=10)
-            axis.set_xlabel("dose (η or w)")
+            axis.set_xlabel("guidance scale (η or w)")
             axis.grid(alpha=0.3)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
@@ -372,10 +372,10 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.flat[0].set_ylim(top=1.6 * axes.flat[0].get_ylim()[1])  # room for the legend
 
 
-def _errorbars(axis: Any, doses: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
+def _errorbars(axis: Any, scales: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
     values = np.array([[row["aggregates"][name][key] for key in ("value", "low", "high")] for row in rows], dtype=float)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
-    axis.errorbar(doses, values[:, 0], errors, marker=marker, linestyle=line, capsize=3, label=label)
+    axis.errorbar(scales, values[:, 0], errors, marker=marker, linestyle=line, capsize=3, label=label)
 
 
 def main(cfg: Config) -> None:
@@ -411,13 +411,13 @@ def main(cfg: Config) -> None:
             cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
             print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
     if "guidance" in parts:
-        rows = dose_response(cfg, folder, drafts)
+        rows = guidance_response(cfg, folder, drafts)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
         draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
         for row in rows:
             hits, valid = row["aggregates"]["hit_rate"], row["aggregates"]["sampled_valid"]
-            dose = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
-            print(f"{dose}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
+            setting = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
+            print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
 
 
 def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 import optimization
 from generation import loss, sheet_table
 from generation.batch import SheetBatch
-from generation.loss import TERMS, draw_noise, loss_terms, total_loss
+from generation.loss import TERMS, loss_terms, sample_noise, total_loss
 from generation.sheet_table import SheetTable, training_rows
 from models import load_denoiser
 from optimization import build_model, learning_rate, roc_auc
@@ -97,7 +97,7 @@ def test_every_term_is_of_order_one_before_training(cfg):
     sheets = table.select(torch.arange(len(table))[keep])
     sums = dict.fromkeys(TERMS, 0.0)
     for draw in range(8):
-        terms, _ = loss_terms(model, sheets, draw_noise(sheets, 40, 0.15, torch.Generator().manual_seed(draw)))
+        terms, _ = loss_terms(model, sheets, sample_noise(sheets, 40, 0.15, torch.Generator().manual_seed(draw)))
         for name, value in terms.items():
             sums[name] += float(value) / 8
     for name, value in sums.items():
@@ -108,7 +108,7 @@ def test_unknown_labels_neither_count_nor_poison_the_gradient(cfg):
     table = table_of(cfg)
     model = build_model(cfg.denoiser, table, 0)
     sheets = table.select(torch.arange(9))
-    draw = draw_noise(sheets, 40, 0.0, torch.Generator().manual_seed(0))
+    draw = sample_noise(sheets, 40, 0.0, torch.Generator().manual_seed(0))
     terms, properties = loss_terms(model, sheets, draw)
     known = torch.isfinite(sheets.delta_g)
     weight = model.schedule.alphas_cumprod[draw.t].float().clamp(min=loss.PROPERTY_WEIGHT_FLOOR)
@@ -129,7 +129,7 @@ def test_condition_dropout_rate_and_times():
         torch.full((count,), 6), torch.zeros(count, 2), torch.zeros(count), torch.zeros(count, 3),
         torch.arange(count), torch.ones(count, dtype=torch.long),
     )  # fmt: skip
-    draw = draw_noise(sheets, 1000, 0.15, torch.Generator().manual_seed(0))
+    draw = sample_noise(sheets, 1000, 0.15, torch.Generator().manual_seed(0))
     assert float(draw.drop.float().mean()) == pytest.approx(0.15, abs=0.01)
     assert draw.t.min() == 1 and draw.t.max() == 1000
     assert float(draw.t.float().mean()) == pytest.approx(500.5, abs=2)
@@ -140,7 +140,7 @@ def test_dropped_conditions_do_not_reach_the_noise(cfg):
     model = build_model(cfg.denoiser, table, 0)
     sheets = table.select(torch.arange(8))
     other = dataclasses.replace(sheets, delta_g=sheets.delta_g + 1.0)
-    draw = draw_noise(sheets, 40, 1.0, torch.Generator().manual_seed(0))
+    draw = sample_noise(sheets, 40, 1.0, torch.Generator().manual_seed(0))
     assert draw.drop.all()
     first, second = (loss_terms(model, s, draw)[0] for s in (sheets, other))
     assert first["frac"] == second["frac"] and first["lattice"] == second["lattice"]

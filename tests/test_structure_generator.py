@@ -146,9 +146,9 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, "cpu")]
     assert order[2:5] == ["C5", "C5", "C6"]  # two of a composition are sampled for one that is kept
     polymorphs = [dataclasses.replace(recipes[k], family=f) for k, f in ((4, "x"), (4, "y"), (4, "z"), (5, "x"))]
-    assert search.beyond_quota(polymorphs, one).tolist() == [False, True, True, False]
-    assert search.beyond_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
-    assert not search.beyond_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
+    assert search.exceeds_quota(polymorphs, one).tolist() == [False, True, True, False]
+    assert search.exceeds_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
+    assert not search.exceeds_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
     free = dataclasses.replace(settings, guidance_scale=0.0)
     orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
     assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)

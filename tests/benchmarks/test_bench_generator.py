@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from generation.batch import SheetBatch
-from generation.loss import draw_noise, loss_terms, total_loss
+from generation.loss import loss_terms, sample_noise, total_loss
 from generation.sampling import sample
 from models import DenoiserModelConfig, DenoisingEGNN
 from pipeline.settings import DenoiserConfig, GenerationConfig
@@ -34,7 +34,7 @@ def test_training_step(benchmark, num_atoms):
     )  # fmt: skip
 
     def step():
-        draw = draw_noise(sheets, settings.num_timesteps, settings.p_uncond, torch.Generator().manual_seed(0))
+        draw = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, torch.Generator().manual_seed(0))
         total_loss(loss_terms(model, sheets, draw)[0], settings).backward()
 
     benchmark.pedantic(step, rounds=3, warmup_rounds=1)

@@ -124,11 +124,11 @@ def batch_of(sheets: list[Sheet]) -> SheetBatch:
 def test_noise_within_a_template_is_symmetric_and_leads_back(model):
     sheets = batch_of(SYMMETRIC)
     schedule, generator = model.schedule, torch.Generator().manual_seed(2)
-    kept = SymmetryConstraint([Template.of(s) for s in SYMMETRIC], sheets.num_atoms, sheets.frac_coords)
+    constraint = SymmetryConstraint([Template.of(s) for s in SYMMETRIC], sheets.num_atoms, sheets.frac_coords)
     t = torch.full((len(SYMMETRIC),), 30)
     count = len(sheets.batch)
     noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((count, 2), (count,), (len(SYMMETRIC), 3))]
-    state = add_noise(schedule, sheets, t, *noise, kept)
+    state = add_noise(schedule, sheets, t, *noise, constraint)
     heights, cell = physical_state(schedule, state.height, state.lattice, sheets)
     start = 0
     for k, sheet in enumerate(SYMMETRIC):
@@ -139,23 +139,23 @@ def test_noise_within_a_template_is_symmetric_and_leads_back(model):
     a, s = schedule.alphas_cumprod[30].sqrt(), (1 - schedule.alphas_cumprod[30]).sqrt()
     clean = schedule.scale_lattice(sheets.lattice_vector, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     torch.testing.assert_close(a * clean + s * state.lattice_target, state.lattice, atol=1e-5, rtol=0)
-    torch.testing.assert_close(kept.frac(state.frac_target), state.frac_target, atol=1e-10, rtol=0)
+    torch.testing.assert_close(constraint.frac(state.frac_target), state.frac_target, atol=1e-10, rtol=0)
 
 
 def test_the_network_answers_a_symmetric_sheet_within_its_symmetry(model):
     """Equivariance: nothing but noise has to be projected, so the restricted reverse process is that of the learnt density."""
     sheets = batch_of(SYMMETRIC)
-    kept = SymmetryConstraint([Template.of(s) for s in SYMMETRIC], sheets.num_atoms, sheets.frac_coords)
+    constraint = SymmetryConstraint([Template.of(s) for s in SYMMETRIC], sheets.num_atoms, sheets.frac_coords)
     cell = vector_to_lattice(sheets.lattice_vector)
     exact = dataclasses.replace(
         sheets,
         frac_coords=torch.cat([torch.as_tensor(symmetrise(s, 0.01)[0].frac_coords) for s in SYMMETRIC]),
-        heights=kept.height(sheets.heights),
+        heights=constraint.height(sheets.heights),
     )
     encoded = model.encode(exact.atomic_numbers, exact.frac_coords, exact.heights, cell, exact.batch, torch.full((6,), 20))
     noise = model.noise(encoded)
-    torch.testing.assert_close(kept.frac(noise.frac), noise.frac, atol=1e-7, rtol=0)
-    torch.testing.assert_close(kept.height(noise.height), noise.height, atol=1e-7, rtol=0)
+    torch.testing.assert_close(constraint.frac(noise.frac), noise.frac, atol=1e-7, rtol=0)
+    torch.testing.assert_close(constraint.height(noise.height), noise.height, atol=1e-7, rtol=0)
 
 
 def test_samples_keep_the_symmetry_of_their_template(model):

@@ -1,4 +1,4 @@
-"""The generator's scores: matching, rates, doses, and both parts through the real script with a tiny model and instant judges."""
+"""The generator's scores: matching, rates, guidance scales, and the parts by the real script with a tiny model."""
 
 from __future__ import annotations
 
@@ -57,10 +57,14 @@ def test_match_rates_by_hand():
     assert found["by_atoms"]["5-6"]["mean_rmsd@3"] is None
 
 
-def test_no_dose_is_computed_twice():
+def test_no_guidance_setting_is_computed_twice():
     settings = dataclasses.replace(BenchmarkConfig(), guidance_scales=[0.0, 1.0], cfg_scales=[0.0, 2.0])
     generation = dataclasses.replace(GenerationConfig(), guidance_scale=1.0, cfg_scale=0.0)
-    assert benchmark.doses(settings, generation) == [("gradient", 0.0, 0.0), ("gradient", 1.0, 0.0), ("classifier-free", 0.0, 2.0)]
+    assert benchmark.guidance_settings(settings, generation) == [
+        ("gradient", 0.0, 0.0),
+        ("gradient", 1.0, 0.0),
+        ("classifier-free", 0.0, 2.0),
+    ]
 
 
 @pytest.fixture
@@ -146,7 +150,7 @@ def test_steps_are_compared_by_time_and_by_judges(cfg, capsys):
     assert "s per sheet of 6 atoms" in capsys.readouterr().out
 
 
-def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
+def test_guidance_response_is_judged_by_the_other_model(cfg, capsys):
     benchmark.main(with_parts(cfg, "guidance"))
     folder = Path(cfg.benchmark.output_dir)
     content = json.loads((folder / "guidance.json").read_text())
@@ -159,7 +163,7 @@ def test_dose_response_is_judged_by_the_other_model(cfg, capsys):
     assert "hits" in capsys.readouterr().out
 
 
-def test_dose_response_without_an_unguided_dose_is_drawn(cfg):
+def test_guidance_response_without_an_unguided_setting_is_drawn(cfg):
     only = dataclasses.replace(cfg.benchmark, guidance_scales=[1.0], cfg_scales=[])
     benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=only), "guidance"))
     assert (Path(cfg.benchmark.output_dir).parent / "guidance.png").is_file()
