@@ -1,0 +1,406 @@
+"""Fills the numbers of README.md and docs/ from the committed result files.
+
+    python -m scripts.document_numbers            rewrites the texts
+    python -m scripts.document_numbers --check    changes nothing; exit code 1 where a text differs from the files
+
+A text marks a number, in a line or as a table, with two comments, between which this script writes:
+
+    <!-- numbers: weights/dimenet.json; counts/train -->2,004<!-- end -->
+    <!-- numbers: data/demo_c2db.json; metrics/share_ehull_above_0.2; .1% -->19.5 %<!-- end -->
+    <!-- numbers: comparison --> a table of this script, by its name <!-- end -->
+
+The first form names a file, the key (with / between the levels) and, if wanted, a format of Python. Needs nothing but the standard
+library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
+MISSING = "–"
+Metric = Mapping[str, Any]  # value, low, high, n_ok, n
+
+
+class NumbersError(ValueError):
+    """A mark that names no file, no key or no table."""
+
+
+def documents() -> list[Path]:
+    """Return the texts that may hold marks."""
+    return [PROJECT_DIR / "README.md", *sorted((PROJECT_DIR / "docs").glob("*.md"))]
+
+
+@lru_cache(maxsize=32)
+def load(name: str) -> Any:
+    """Read a committed file: JSON, JSON in gzip, or an ASE database, of which counts are returned.
+
+    Args:
+        name: path below the project.
+
+    Raises:
+        NumbersError: there is no such file.
+    """
+    path = PROJECT_DIR / name
+    if not path.is_file():
+        raise NumbersError(f"no file {name}")
+    if path.suffix == ".db":
+        return database_counts(path)
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def database_counts(path: Path) -> dict[str, int]:
+    """Return the numbers of clean sheets, of sheets with H, and of families in an ASE database of adsorption energies."""
+    count = "select count(*) from text_key_values where key = 'kind' and value "
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        one = lambda query: database.execute(query).fetchone()[0]  # noqa: E731
+        families = one("select count(distinct value) from text_key_values where key = 'family'")
+        return {"sheets": one(count + "= 'clean'"), "adsorption energies": one(count + "!= 'clean'"), "families": families}
+
+
+def value_at(content: Any, key: str) -> Any:
+    """Return the value under a key with / between the levels; the length, where the value is a list or an object."""
+    for part in key.split("/"):
+        if not isinstance(content, dict) or part not in content:
+            raise NumbersError(f"no key {part} of {key}")
+        content = content[part]
+    return len(content) if isinstance(content, list | dict) else content
+
+
+def formatted(value: Any, style: str = "") -> str:
+    """Write a number; counts with commas and others with two decimals unless a format of Python says otherwise."""
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        return value
+    text = format(value, style or ("," if isinstance(value, int) else ".2f"))
+    return text.replace("%", " %")
+
+
+def interval(metric: Metric, style: str) -> str:
+    """Write a metric with its 95 % interval, and for a mean the number of candidates where not all have a value.
+
+    A share is of all candidates, whether they have a value or not.
+    """
+    if metric["value"] is None:
+        return MISSING
+    text = formatted(metric["value"], style)
+    if metric.get("low") is not None:
+        low, high = (formatted(metric[end], style).removesuffix(" %") for end in ("low", "high"))
+        text += f" [{low}, {high}]"
+    of_all = style.endswith("%") or metric.get("n_ok") in (None, metric.get("n"))
+    return text if of_all else f"{text} (n {metric['n_ok']})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def metric_table(rows: Sequence[tuple[str, str, str]], sets: Mapping[str, Mapping[str, Metric]]) -> str:
+    """Return a table of metrics: one row for each (label, key, format), one column for each set."""
+    body = [[label, *(interval(found[key], style) for found in sets.values())] for label, key, style in rows]
+    return table(["", *sets], body)
+
+
+COMPARISON = (
+    ("valid", "rate_valid", ".0%"),
+    ("relaxation converges", "rate_converged", ".0%"),
+    ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
+    ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
+    ("Score_stab", "score_stab", ".2f"),
+    ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
+    ("mean abs. ΔG_H, DimeNet++ (eV)", "mae_delta_g_ev", ".2f"),
+    ("mean abs. ΔG_H, potential (eV)", "mae_delta_g_potential_ev", ".2f"),
+    ("mean abs. ΔG_H, corrected potential (eV)", "mae_delta_g_corrected_ev", ".2f"),
+    ("hit rate, DimeNet++", "hit_rate", ".0%"),
+    ("hit rate, potential", "hit_rate_potential", ".0%"),
+    ("hit rate, corrected potential", "hit_rate_corrected", ".0%"),
+    ("Rate_synth", "rate_synth", ".0%"),
+    ("composite score", "score_composite", ".2f"),
+)
+SHORT = ("rate_valid", "rate_metastable", "rate_metastable_sun", "mae_delta_g_corrected_ev", "hit_rate_corrected", "rate_synth")
+
+
+def run_sets() -> dict[str, Mapping[str, Metric]]:
+    """Return the metrics of our set and of its controls."""
+    report = load("results/report.json")
+    return {"ours": report["metrics"], **{name: control["metrics"] for name, control in report["controls"].items()}}
+
+
+def comparison() -> str:
+    """Return the table of the committed run, the external set included."""
+    external = load("results_external/report.json")
+    return metric_table(COMPARISON, {**run_sets(), external["label"]: external["metrics"]})
+
+
+def short_comparison() -> str:
+    """Return the rows of the committed run that the README shows."""
+    return metric_table([row for row in COMPARISON if row[1] in SHORT], run_sets())
+
+
+def sampled() -> str:
+    """Return what sampling gave before the choice."""
+    found = {"guided": "results/generated_cifs", "unguided": "results/controls/unguided_cifs"}
+    counts = {name: load(f"{folder}/manifest.json")["counts"] for name, folder in found.items()}
+    return table(["", *counts], [[key, *(formatted(c.get(key, 0)) for c in counts.values())] for key in ("sampled", "valid")])
+
+
+GUIDANCE = (
+    ("valid as sampled", "sampled_valid", ".0%"),
+    ("relaxation converges", "rate_converged", ".0%"),
+    ("charge-neutral possible", "rate_charge_neutral", ".0%"),
+    ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
+    ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
+    ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
+    ("unique", "rate_unique", ".0%"),
+    ("novel", "rate_novel", ".0%"),
+    ("mean abs. ΔG_H, second DimeNet++ (eV)", "mae_delta_g_ev", ".2f"),
+    ("mean abs. ΔG_H, potential (eV)", "mae_delta_g_potential_ev", ".2f"),
+    ("mean abs. ΔG_H, corrected potential (eV)", "mae_delta_g_corrected_ev", ".2f"),
+    ("hits, second DimeNet++", "hit_rate", ".1%"),
+    ("hits, potential", "hit_rate_potential", ".1%"),
+    ("hits, corrected potential", "hit_rate_corrected", ".1%"),
+)
+
+
+def dose_name(dose: Mapping[str, Any]) -> str:
+    """Return the strengths of guidance of one set, η of the gradient and w of the classifier-free one."""
+    strengths = {"η": dose["guidance_scale"], "w": dose["cfg_scale"]}
+    parts = [f"{symbol} {value:g}" for symbol, value in strengths.items() if value]
+    return ", ".join(parts) or "no guidance"
+
+
+def guidance() -> str:
+    """Return guidance dose by dose, and the large set at the default."""
+    sets = {f"{dose_name(d)} ({d['aggregates']['rate_valid']['n']})": d["aggregates"] for d in load_doses()}
+    large = load("results/benchmark/generation.json")
+    sets[f"{dose_name(large['generation'])} ({formatted(large['aggregates']['rate_valid']['n'])})"] = large["aggregates"]
+    return metric_table(GUIDANCE, sets)
+
+
+def load_doses() -> list[dict[str, Any]]:
+    """Return the sets of the benchmark of guidance."""
+    return load("results/benchmark/guidance.json")["doses"]
+
+
+def hits() -> str:
+    """Return the hits of each strength of guidance as counts."""
+    doses = load_doses()
+    body = []
+    for label, key, _ in GUIDANCE[-3:]:
+        found = [d["aggregates"][key] for d in doses]
+        body.append([label, *(f"{round(m['value'] * m['n'])} of {m['n']}" for m in found)])
+    return table(["", *(dose_name(d) for d in doses)], body)
+
+
+def sampled_large() -> str:
+    """Return which share of the sheets sampled for the large set passes the checks before anything is written."""
+    large = load("results/benchmark/generation.json")
+    rows = [
+        ("sheets sampled", formatted(large["sampled"])),
+        ("without a clash", formatted(1 - large["sampled_clash"] / large["sampled"], ".1%")),
+        (
+            "without a clash and one connected sheet",
+            formatted(1 - (large["sampled_clash"] + large["sampled_disconnected"]) / large["sampled"], ".1%"),
+        ),
+        ("distinct formulas in the set", formatted(large["formulas"])),
+    ]
+    return table(["", "value"], rows)
+
+
+def steps() -> str:
+    """Return quality and time over the number of reverse steps."""
+    found = load("results/benchmark/steps.json")["step_counts"]
+    body = [
+        ["seconds a sheet, unguided", *(formatted(s["seconds_per_sheet"]) for s in found)],
+        ["seconds a sheet, as configured", *(formatted(s["seconds_per_guided_sheet"]) for s in found)],
+        ["valid as sampled", *(interval(s["aggregates"]["sampled_valid"], ".0%") for s in found)],
+        ["median RMSD to relaxed (Å)", *(interval(s["aggregates"]["median_rmsd_angstrom"], ".2f") for s in found)],
+    ]
+    return table(["reverse steps", *(str(s["num_steps"]) for s in found)], body)
+
+
+def her_judges() -> str:
+    """Return how the judges of ΔE_H agree with values that they had not seen."""
+    truth, test = load("results/report.json")["truth"], load("weights/dimenet.json")["metrics"]["test"]
+    left_out, corrected, blind = "DFT, hosts left out", truth["potential_corrected"], truth["blind"]
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("DimeNet++", "its potential's own values, formulas held out", test),
+        ("DimeNet++, uncorrected", left_out, truth["uncorrected"]),
+        ("DimeNet++, corrected", left_out, truth),
+        (truth["potential"]["name"], left_out, truth["potential"]),
+        (corrected["name"], left_out, corrected),
+        (corrected["name"], "DFT, families left out", corrected["family_left_out"]),
+        ("DimeNet++, corrected", "DFT, blind", blind),
+        (truth["potential"]["name"], "DFT, blind", blind["potential"]),
+        (corrected["name"], "DFT, blind", blind["potential_corrected"]),
+    ]
+    body = []
+    for name, measured, m in rows:
+        body.append([name, measured, str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"]), right_order(m)])
+    return table(["judge", "measured on", "n", "MAE (eV)", "Spearman", "inert above active"], body)
+
+
+def right_order(measured: Mapping[str, Any]) -> str:
+    """Return how many pairs of an inert and an active sheet are in the right order."""
+    pairs = measured.get("inert_above_active")
+    return f"{pairs['pairs'] - len(pairs['violations'])} of {pairs['pairs']}" if pairs else MISSING
+
+
+def heads() -> str:
+    """Return the errors of the denoiser's property heads on held-out formulas."""
+    test = load("weights/denoiser.json")["metrics"]["test"]
+    body = []
+    for label, key, style in (("ΔG_H (eV)", "delta_g", ".2f"), ("E_hull (eV/atom)", "e_hull", ".3f")):
+        unit = "_ev"
+        errors = (formatted(test[f"{name}_{key}{unit}"], style) for name in ("mae", "baseline_mae"))
+        body.append([label, formatted(test[f"n_{key}"]), *errors, formatted(test[f"spearman_{key}"]), MISSING])
+    body.append(["P_synth", formatted(test["n_synth"]), MISSING, MISSING, MISSING, formatted(test["auc_synth"], ".3f")])
+    return table(["head", "rows", "MAE", "MAE of the training mean", "Spearman", "ROC-AUC"], body)
+
+
+def synthesizability() -> str:
+    """Return how the embedded language model does on held-out formulas."""
+    parts = load("weights/synth_lm.json")["metrics"]
+    columns = (
+        ("rows", "n", ","),
+        ("ROC-AUC", "roc_auc", ".3f"),
+        ("TPR", "tpr", ".2f"),
+        ("TNR", "tnr", ".2f"),
+        ("ECE", "ece", ".3f"),
+    )
+    body = [[name, *(formatted(parts[name][key], style) for _, key, style in columns)] for name in ("val", "test")]
+    return table(["split", *(head for head, _, _ in columns)], body)
+
+
+def labels() -> str:
+    """Return how many labels of ΔG_H are near zero, by the way in which their sheets were chosen."""
+    found = load("weights/denoiser.json")["labels"]
+    body = []
+    for name, group in found.items():
+        if isinstance(group, dict) and "within_0.1_ev_of_zero" in group:
+            sheets = group.get("with_delta_g_h", group["sheets"])
+            body.append([name.replace("_", " "), formatted(sheets), formatted(group["within_0.1_ev_of_zero"])])
+    return table(["chosen", "sheets with a label", "within 0.1 eV of zero"], body)
+
+
+def structure_prediction() -> str:
+    """Return the shares of held-out crystals that are found from their composition."""
+    body = []
+    for name, file in (("C2DB, shipped weights", "csp"), ("embedded data alone", "csp_embedded")):
+        found = load(f"results/benchmark/{file}.json")
+        for tolerance, part in (("StructureMatcher", found), ("normalised RMSD ≤ 0.1", found["within_0.1"])):
+            cells = []
+            for count in (1, 20):
+                low, high = part[f"match@{count}_interval"]
+                cells.append(interval({"value": part[f"match@{count}"], "low": low, "high": high}, ".0%"))
+            body.append([name, tolerance, str(part["n"]), str(found["num_steps"]), *cells, formatted(part["mean_rmsd@1"])])
+    return table(["trained on", "tolerance", "n", "steps", "match@1", "match@20", "mean normalised RMSD@1"], body)
+
+
+def hull_parity() -> str:
+    """Return how E_above_hull agrees with the values of C2DB."""
+    found = load("results/hull_parity.json")
+    body = [
+        ("rows, drawn at random", formatted(found["n_ok"])),
+        ("MAE (eV/atom)", formatted(found["mae_ev"])),
+        ("median error (eV/atom)", formatted(found["median_error_ev"])),
+        ("Spearman", formatted(found["spearman"])),
+        (f"same verdict at {found['limit_ev']:g} eV/atom", formatted(found["agree"], ".0%")),
+        ("stable here alone", formatted(found["stable_ours_only"])),
+        ("stable there alone", formatted(found["stable_theirs_only"])),
+    ]
+    return table(["E_above_hull against C2DB", "value"], body)
+
+
+def kills() -> str:
+    """Return what random kills of the stages left."""
+    found = load("tests/faults/kill_anywhere.json")
+    body = [[n.replace("_", "\\_"), str(s["kills"]), str(s["products_compared"]), s["verdict"]] for n, s in found.items()]
+    return table(["stage", "kills", "products compared", "products at the end"], body)
+
+
+def memory() -> str:
+    """Return the memory over many candidates, every eighth row and the last."""
+    rows = load("tests/faults/soak.json")["runs"][0]["rows"]
+    chosen = [*rows[:-1:8], rows[-1]]
+    body = [[formatted(r["finished"]), formatted(r["main_mib"], ",.0f"), formatted(r["workers_mib"], ",.0f")] for r in chosen]
+    return table(["candidates", "main process (MiB)", "workers, sum (MiB)"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "comparison": comparison,
+    "short comparison": short_comparison,
+    "sampled": sampled,
+    "guidance": guidance,
+    "hits": hits,
+    "sampled large": sampled_large,
+    "steps": steps,
+    "judges of the adsorption energy": her_judges,
+    "heads": heads,
+    "synthesizability": synthesizability,
+    "labels": labels,
+    "structure prediction": structure_prediction,
+    "hull parity": hull_parity,
+    "kills": kills,
+    "memory": memory,
+}
+
+
+def text_of(name: str) -> str:
+    """Return what belongs between the two comments of a mark.
+
+    Raises:
+        NumbersError: the mark names no table, file or key.
+    """
+    if name in TABLES:
+        return f"\n{TABLES[name]()}\n"
+    file, *rest = (part.strip() for part in name.split(";"))
+    if not 1 <= len(rest) <= 2:
+        raise NumbersError(f"{name} is no table of {Path(__file__).name}, and not FILE; KEY or FILE; KEY; FORMAT")
+    return formatted(value_at(load(file), rest[0]), *rest[1:])
+
+
+def filled(text: str) -> str:
+    """Return a text with every mark filled anew."""
+    return MARK.sub(lambda mark: f"<!-- numbers: {mark['name']} -->{text_of(mark['name'])}<!-- end -->", text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill the documents, or check them. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a text differs from the files")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        try:
+            new = filled(text)
+        except NumbersError as error:
+            print(f"{path.relative_to(PROJECT_DIR)}: {error}", file=sys.stderr)
+            return 2
+        if new != text:
+            stale.append(str(path.relative_to(PROJECT_DIR)))
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'differs from the result files' if check else 'filled anew'}: {', '.join(stale)}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

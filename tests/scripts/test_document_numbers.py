@@ -1,0 +1,119 @@
+"""The numbers, the links, the names of files and the length of README.md and the other texts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pipeline.files import PROJECT_DIR
+from scripts import document_numbers
+
+TEXTS = [*document_numbers.documents(), *(PROJECT_DIR / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
+TEXT_IDS = [path.name for path in TEXTS]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+ROOMS = "pipeline|crystals|networks|generation|energetics|evaluation|scripts|tests|data|weights"
+NAMED_FILE = re.compile(rf"`((?:{ROOMS})/[\w./-]+\.\w+)`")
+NAMED_CODE = re.compile(r"`([\w/]+\.py)`, ((?:`[\w.]+`(?:, | and )?)+)")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+MOST_WORDS = 1500
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a text, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_numbers_are_those_of_the_files(capsys):
+    assert document_numbers.main(["--check"]) == 0, capsys.readouterr()
+
+
+def test_every_table_stands_in_a_text():
+    names = {mark["name"] for path in document_numbers.documents() for mark in document_numbers.MARK.finditer(path.read_text())}
+    assert set(document_numbers.TABLES) <= names
+    assert len(names) > len(document_numbers.TABLES)
+
+
+def test_no_mark_is_left_open():
+    for path in document_numbers.documents():
+        text = path.read_text(encoding="utf-8")
+        marks = list(document_numbers.MARK.finditer(text))
+        assert len(marks) == text.count("<!-- numbers:") == text.count("<!-- end -->"), path.name
+        assert all("<!--" not in mark["text"] and mark["text"].strip() for mark in marks), path.name
+
+
+def test_a_stale_text_is_found_and_rewritten(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "card.json").write_text('{"counts": {"train": 2004, "share": 0.195, "rows": [1, 2, 3], "none": null}}')
+    stale = "<!-- numbers: card.json; counts/train -->7<!-- end --> of <!-- numbers: card.json; counts/share; .1% --><!-- end -->"
+    (tmp_path / "README.md").write_text(stale)
+    monkeypatch.setattr(document_numbers, "PROJECT_DIR", tmp_path)
+    document_numbers.load.cache_clear()
+    try:
+        assert document_numbers.main(["--check"]) == 1
+        assert "README.md" in capsys.readouterr().out and (tmp_path / "README.md").read_text() == stale
+        assert document_numbers.main([]) == 0
+        assert COMMENT.sub("", (tmp_path / "README.md").read_text()) == "2,004 of 19.5 %"
+        assert document_numbers.main(["--check"]) == 0
+        assert document_numbers.text_of("card.json; counts/rows") == "3"
+        assert document_numbers.text_of("card.json; counts/none") == document_numbers.MISSING
+    finally:
+        document_numbers.load.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["no such table", "missing.json; counts", "weights/dimenet.json; counts/none", "a; b; c; d"])
+def test_a_mark_that_names_nothing_is_an_error(name):
+    with pytest.raises(document_numbers.NumbersError):
+        document_numbers.text_of(name)
+
+
+def test_shares_are_of_all_and_means_name_their_number():
+    metric = {"value": 0.5, "low": 0.25, "high": 0.75, "n_ok": 3, "n": 4}
+    assert document_numbers.interval(metric, ".0%") == "50 % [25, 75]"
+    assert document_numbers.interval(metric, ".2f") == "0.50 [0.25, 0.75] (n 3)"
+    assert document_numbers.interval({**metric, "value": None}, ".2f") == document_numbers.MISSING
+
+
+def test_the_readme_is_short():
+    words = COMMENT.sub("", (PROJECT_DIR / "README.md").read_text(encoding="utf-8")).split()
+    assert len(words) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=TEXT_IDS)
+def test_links_lead_to_files_and_headings(path):
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=TEXT_IDS)
+def test_files_that_the_texts_name_exist(path):
+    missing = [name for name in NAMED_FILE.findall(path.read_text(encoding="utf-8")) if not (PROJECT_DIR / name).exists()]
+    assert not [name for name in missing if "mattersim" not in name and "NAME" not in name]
+
+
+def named_code(text: str) -> list[tuple[str, str]]:
+    """(file, name) of every function and class that a text names after its file."""
+    return [(m[1], part) for m in NAMED_CODE.finditer(text) for name in re.findall(r"`([\w.]+)`", m[2]) for part in name.split(".")]
+
+
+def test_the_method_names_functions_that_exist():
+    text = " ".join((PROJECT_DIR / "docs/method.md").read_text(encoding="utf-8").split())
+    found = named_code(text)
+    assert len(found) > 20
+    for file, name in found:
+        assert re.search(rf"(def|class) {name}\b", (PROJECT_DIR / file).read_text(encoding="utf-8")), f"{file}: {name}"
+
+
+def test_the_tree_of_the_readme_leads_to_the_formulas():
+    text = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+    places = re.findall(r"\b(process|loss|sampling|adsorption_energy)\.(\w+)", text.split("## Where things are")[1])
+    assert {module for module, _ in places} == {"process", "loss", "sampling", "adsorption_energy"}
+    for module, name in places:
+        package = "energetics" if module == "adsorption_energy" else "generation"
+        assert f"def {name}(" in (PROJECT_DIR / package / f"{module}.py").read_text(encoding="utf-8"), name
