@@ -43,6 +43,12 @@ def test_no_mark_is_left_open():
         assert all("<!--" not in mark["text"] and mark["text"].strip() for mark in marks), path.name
 
 
+def test_no_line_of_prose_begins_with_a_mark():
+    """Markdown takes such a line for HTML, and the paragraph would end there."""
+    for path in document_numbers.documents():
+        assert not re.findall(r"^[ >*-]*<!-- numbers: [^>]*;.*", path.read_text(encoding="utf-8"), re.MULTILINE), path.name
+
+
 def test_a_stale_text_is_found_and_rewritten(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / "card.json").write_text('{"counts": {"train": 2004, "share": 0.195, "rows": [1, 2, 3], "none": null}}')
