@@ -92,7 +92,7 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def verdict(row: Any, settings: Any) -> str:
-    """What our judges say about a candidate (``evaluators.CandidateResult``) in a few words: its first failure, or "hit"."""
+    """What our judges say about a candidate (``CandidateResult``) in a few words: its first failure, or "hit"."""
     if not row.reduced_formula:
         return "unreadable"
     if row.is_bulk:

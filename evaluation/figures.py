@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from evaluation import metrics
+from evaluation import scores
 from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
@@ -66,14 +66,14 @@ def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: st
         low, high = padded_limits(reach, -0.6, 0.6, MAX_DELTA_G)
         limit = max(abs(low), abs(high))
         grid = np.linspace(-limit, limit, 401)
-        right.plot(grid, metrics.log_exchange_current(grid), color="0.4", lw=1)
+        right.plot(grid, scores.log_exchange_current(grid), color="0.4", lw=1)
         right.set_xlim(-limit, limit)
-        right.set_ylim(metrics.log_exchange_current(limit), 1)
+        right.set_ylim(scores.log_exchange_current(limit), 1)
         for label, marker, shade, offset, values, errors, has_errors in drawn:
             style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
             left.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
             mark_off_scale(left, x + offset, values, low, high, shade)
-            right.errorbar(values, metrics.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
+            right.errorbar(values, scores.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
             list_off_scale(right, values, -limit, limit, shade)
         left.set_xticks(
             x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8

@@ -1,4 +1,4 @@
-"""The judging of one candidate: what is recorded about it, the judges, and the order in which they are asked.
+"""Judges one candidate: the judges, and the order in which they are asked.
 
 A judge that fails leaves NaN and a status that says why; nothing that is in a CIF stops a run.
 """
@@ -22,26 +22,28 @@ import geo_utils
 from crystals import cif, symmetry, validity
 from crystals.matching import match_structure, same_structure
 from energetics.potential_adsorption import hydrogen_at_best_sites
-from evaluation import metrics
+from evaluation import legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
-from evaluation.legacy import legacy_stability_score
+from evaluation.scores import composite_score, stability_score
 from pipeline.errors import StageError
 from pipeline.settings import DatasetConfig, EvaluationConfig
 
 log = logging.getLogger("her2d")
 KNOWN_FORMULA = "formula known to the generator"
-CLASH_TO_SKIP = 0.5
+CLASH_TO_SKIP = 0.5  # share of the sum of covalent radii below which no potential is asked
 
 
 @dataclass
 class Judges:
-    """The models that judge, and where novelty is decided.
+    """The models that judge, and what decides novelty.
 
-    potential: what ``StabilityJudge`` offers (``relax``, ``delta_e_hydrogen``, ``legacy_energy``). references: ``e_form``,
-    ``e_above_hull``, ``hull_energy``. her: ``predict_sheet``, ``legacy_bare_output``. synth: ``score``. training_structures:
-    reduced formula -> [(uid, Structure), ...] in the form of ``match_structure``; None: novelty is not decided. known_formulas:
-    reduced formulas that count as not novel without a structure to compare with. identity: what makes results of these judges
-    comparable.
+    potential: relaxes and holds H, as ``StabilityJudge`` (``relax``, ``band_gap``, ``delta_e_hydrogen``, ``legacy_energy``).
+    references: reference phases, as ``hull.References`` (``elements``, ``e_form``, ``e_above_hull``, ``hull_energy``).
+    her: DimeNet++, as ``hydrogen.HydrogenPredictor`` (``predict_sheet``, ``legacy_bare_output``).
+    synth: synthesizability, as ``SynthesizabilityJudge`` (``score``; ``method_and_precursors`` where ``suggests_routes``).
+    training_structures: reduced formula -> [(uid, Structure), ...] as ``match_structure`` makes them; None: novelty is not decided.
+    known_formulas: reduced formulas that count as not novel without a structure to compare with.
+    identity: names and hashes of the judges; results of equal identity are comparable.
     """
 
     potential: Any
@@ -54,202 +56,243 @@ class Judges:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Case:
+    """One candidate before its judges: what they read and where they write.
+
+    given: the structure as read, and in its standard setting once it is classified; None where either failed.
+    relaxed, energy: what the potential made of it (eV); None until its relaxation succeeds.
+    hydrogen: DimeNet++'s prediction over all sites (``hydrogen.SheetHER``); None until there is one with a best site.
+    problems: the parts of the status.
+    """
+
+    row: CandidateResult
+    judges: Judges
+    settings: EvaluationConfig
+    problems: list[str] = field(default_factory=list)
+    given: Atoms | None = None
+    relaxed: Atoms | None = None
+    energy: float | None = None
+    hydrogen: Any = None
+
+    @property
+    def judged(self) -> Atoms | None:
+        """The structure that is judged: relaxed where that worked."""
+        return self.given if self.relaxed is None else self.relaxed
+
+    def attempt(self, name: str, judge: Callable[[_Case], None]) -> bool:
+        """Asks one judge; returns whether it answered. Its failure is added to the problems."""
+        try:
+            judge(self)
+        except Exception as error:  # a judge may fail in any way; the row names it and the run goes on
+            self.problems.append(f"{name}: {_short(error)}")
+            log.debug("%s failed on %s", name, self.row.formula, exc_info=True)
+            return False
+        return True
+
+
 def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig) -> dict[str, Any]:
-    """Judges one CIF: ``{"row": CandidateResult without id, "structure": atoms as judged}`` in plain Python values.
+    """Judges one CIF.
 
     Never raises for what is in the file or for a judge that fails: the row says it.
+
+    Returns:
+        ``{"row": CandidateResult without id, "structure": atoms as judged}`` in plain Python values.
     """
     started = time.perf_counter()
-    row, problems = CandidateResult(), []
-    structure: Atoms | None = None
+    case = _Case(CandidateResult(), judges, settings)
+    row = case.row
     try:
         atoms = cif.read_cif(path, settings.max_atoms)
     except cif.UnreadableCif as error:
         row.dimensionality = "unreadable"
         row.status = f"unreadable: {error}"
     else:
-        structure = _judge_atoms(atoms, row, problems, judges, settings)
-        row.status = "; ".join(problems) or "ok"
+        case.given = atoms
+        _ask_all(case)
+        row.status = "; ".join(case.problems) or "ok"
     row.seconds = time.perf_counter() - started
-    return {"row": dataclasses.asdict(row), "structure": atoms_to_dict(structure)}
+    return {"row": dataclasses.asdict(row), "structure": atoms_to_dict(case.judged)}
 
 
-def _judge_atoms(
-    atoms: Atoms, row: CandidateResult, problems: list[str], judges: Judges, settings: EvaluationConfig
-) -> Atoms | None:
-    """Fills ``row``; returns the structure that was judged (relaxed where that worked)."""
-    row.formula, row.natoms = atoms.get_chemical_formula(), len(atoms)
+def _ask_all(case: _Case) -> None:
+    """Asks every judge in turn; later ones read what earlier ones found."""
+    row = case.row
+    row.formula, row.natoms = case.given.get_chemical_formula(), len(case.given)
     row.reduced_formula = Composition(row.formula).reduced_formula
-
-    def attempt(name: str, action: Callable[[], None]) -> bool:
-        try:
-            action()
-        except Exception as error:  # a judge may fail in any way; the row names it and the run goes on
-            problems.append(f"{name}: {_short(error)}")
-            log.debug("%s failed on %s", name, row.formula, exc_info=True)
-            return False
-        return True
-
-    state: dict[str, Any] = {}
-
-    def classify() -> None:
-        given, row.dimensionality, gap = validity.standardise(atoms, settings.min_vacuum_angstrom)
-        state["given"] = given
-        checks = validity.check(given, row.dimensionality, gap, settings.min_vacuum_angstrom, settings.clash_factor)
-        row.no_clash, row.single_sheet, row.vacuum_ok = checks.no_clash, checks.single_sheet, checks.vacuum_ok
-        row.charge_neutral, row.valid = checks.charge_neutral, checks.valid
-        row.min_distance_ratio, row.vacuum_angstrom = checks.min_distance_ratio, checks.vacuum_angstrom
-        row.space_group, row.layer_group = symmetry.symmetry_symbols(given, row.is_sheet)
-
-    if not attempt("structure", classify):
-        return None
-    given: Atoms = state["given"]
-    if not (row.is_sheet or row.is_bulk):
-        problems.append(f"not judged: a {row.dimensionality}, neither sheet nor bulk crystal")
-        return given
-    if row.min_distance_ratio < CLASH_TO_SKIP:
-        problems.append(f"not judged: atoms overlap (shortest distance {row.min_distance_ratio:.2f} x covalent radii)")
-        return given
-
-    def relax() -> None:
-        relaxation = judges.potential.relax(given, bulk=row.is_bulk)
-        relaxed, energy = relaxation.atoms, float(relaxation.energy)
-        finite = math.isfinite(energy) and np.isfinite(relaxed.positions).all() and np.isfinite(relaxed.cell.array).all()
-        if not finite or relaxation.status in ("exploded", "collapsed"):
-            raise ValueError(relaxation.status)
-        row.relax_steps = int(relaxation.steps)
-        row.energy_ev_per_atom = energy / len(relaxed)
-        if settings.relax:
-            row.relax_converged = bool(relaxation.converged)
-            row.relax_rmsd_angstrom, row.relax_area_change = relaxation_change(given, relaxed, row.is_bulk)
-            if not row.relax_converged:
-                problems.append(f"relaxation: {relaxation.status}")
-        if row.is_sheet:
-            row.sheet_relaxed = geo_utils.sheet_connectivity(relaxed).is_single_sheet
-        row.space_group_relaxed, row.layer_group_relaxed = symmetry.symmetry_symbols(relaxed, row.is_sheet)
-        state.update(relaxed=relaxed, energy=energy)
-
-    attempt("relaxation", relax)
-    judged: Atoms = state.get("relaxed", given)
-
-    def hull() -> None:
-        if missing := sorted(row.elements() - set(judges.references.elements)):
-            problems.append(f"hull: no reference for {', '.join(missing)}")
-            return
-        row.e_form_ev = float(judges.references.e_form(judged, state["energy"]))
-        row.e_above_hull_ev = float(judges.references.e_above_hull(judged, state["energy"]))
-        e_ref = float(judges.references.hull_energy(row.reduced_formula))
-        row.score_stab = metrics.stability_score(row.e_form_ev, settings.e_ref_ev if math.isnan(e_ref) else e_ref)
-
-    if "energy" in state:
-        attempt("hull", hull)
+    if not case.attempt("structure", _classify):
+        case.given = None
+        return
+    if reason := _unfit(row):
+        case.problems.append(f"not judged: {reason}")
+        return
+    case.attempt("relaxation", _relax)
+    if case.relaxed is not None:
+        case.attempt("hull", _hull)
     if row.is_sheet:
-        _judge_hydrogen(judged, row, problems, judges, settings, attempt, relaxed="energy" in state)
-
-    def synthesizability() -> None:
-        score = judges.synth.score([judged])[0]
-        row.p_synth, row.p_synth_label_mass = float(score.p_synth), float(score.label_mass)
-        row.synthesizable = None if math.isnan(row.p_synth) else row.p_synth >= P_SYNTH_THRESHOLD
-        if score.status != "ok":
-            problems.append(f"synthesizability: {score.status}")
-
-    attempt("synthesizability", synthesizability)
-
-    def route() -> None:
-        suggested = judges.synth.method_and_precursors(row.reduced_formula)
-        row.synthesis_method, row.synthesis_precursors = suggested.method or "", ", ".join(suggested.precursors)
-        if "not understood" in suggested.status:  # a model that is not there is no failure
-            problems.append(f"synthesis route: {suggested.status}")
-
+        _hydrogen(case)
+    case.attempt("synthesizability", _synthesizability)
     # Two texts to generate with an 8B model: only where there is something to make.
-    if row.valid and row.synthesizable and getattr(judges.synth, "suggests_routes", False):
-        attempt("synthesis route", route)
-    row.score_composite = metrics.composite_score(row.delta_g_h_ev, row.score_stab, row.p_synth)
-
-    def novelty() -> None:
-        if judges.training_structures is None or not row.is_sheet:
-            return
-        own = match_structure(judged, is_sheet=True)
-        match = next((uid for uid, known in judges.training_structures(row.reduced_formula) if same_structure(own, known)), "")
-        if not match and row.reduced_formula in judges.known_formulas:
-            match = KNOWN_FORMULA
-        row.novel, row.novel_match = not match, match
-
-    attempt("novelty", novelty)
-
-    def legacy() -> None:
-        row.legacy_delta_g_ev = float(judges.her.legacy_bare_output(given)) + judges.dataset.her_correction_ev
-        row.legacy_energy_ev_per_atom = float(judges.potential.legacy_energy(given))
-        row.legacy_score_stab = legacy_stability_score(row.legacy_energy_ev_per_atom)
-        row.legacy_score_composite = metrics.composite_score(row.legacy_delta_g_ev, row.legacy_score_stab, row.p_synth)
-
-    if settings.legacy_columns:
-        attempt("scores of the earlier baseline", legacy)
-    return judged
+    if row.valid and row.synthesizable and getattr(case.judges.synth, "suggests_routes", False):
+        case.attempt("synthesis route", _route)
+    row.score_composite = composite_score(row.delta_g_h_ev, row.score_stab, row.p_synth)
+    if row.is_sheet and case.judges.training_structures is not None:
+        case.attempt("novelty", _novelty)
+    if case.settings.legacy_columns:
+        case.attempt("scores of the earlier baseline", _legacy)
 
 
-def _judge_hydrogen(
-    judged: Atoms,
-    row: CandidateResult,
-    problems: list[str],
-    judges: Judges,
-    settings: EvaluationConfig,
-    attempt: Callable[[str, Callable[[], None]], bool],
-    relaxed: bool,
-) -> None:
-    """ΔG_H over all sites by DimeNet++, then by the potential at DimeNet++'s best sites. Only for a connected sheet without H."""
-    if "H" in judged.get_chemical_symbols():
-        problems.append("ΔG_H: the sheet itself contains H")
+def _classify(case: _Case) -> None:
+    """Puts the structure into its standard setting and checks it."""
+    row, settings = case.row, case.settings
+    case.given, row.dimensionality, gap = validity.standardise(case.given, settings.min_vacuum_angstrom)
+    checks = validity.check(case.given, row.dimensionality, gap, settings.min_vacuum_angstrom, settings.clash_factor)
+    row.no_clash, row.single_sheet, row.vacuum_ok = checks.no_clash, checks.single_sheet, checks.vacuum_ok
+    row.charge_neutral, row.valid = checks.charge_neutral, checks.valid
+    row.min_distance_ratio, row.vacuum_angstrom = checks.min_distance_ratio, checks.vacuum_angstrom
+    row.space_group, row.layer_group = symmetry.symmetry_symbols(case.given, row.is_sheet)
+
+
+def _unfit(row: CandidateResult) -> str:
+    """Why no judge is asked about a structure; empty where they are."""
+    if not (row.is_sheet or row.is_bulk):
+        return f"a {row.dimensionality}, neither sheet nor bulk crystal"
+    if row.min_distance_ratio < CLASH_TO_SKIP:
+        return f"atoms overlap (shortest distance {row.min_distance_ratio:.2f} x covalent radii)"
+    return ""
+
+
+def _relax(case: _Case) -> None:
+    """Relaxes the structure with the potential; every later judge sees the relaxed one."""
+    row, given = case.row, case.given
+    relaxation = case.judges.potential.relax(given, bulk=row.is_bulk)
+    relaxed, energy = relaxation.atoms, float(relaxation.energy)
+    finite = math.isfinite(energy) and np.isfinite(relaxed.positions).all() and np.isfinite(relaxed.cell.array).all()
+    if not finite or relaxation.status in ("exploded", "collapsed"):
+        raise ValueError(relaxation.status)
+    row.relax_steps = int(relaxation.steps)
+    row.energy_ev_per_atom = energy / len(relaxed)
+    if case.settings.relax:
+        row.relax_converged = bool(relaxation.converged)
+        row.relax_rmsd_angstrom, row.relax_area_change = relaxation_change(given, relaxed, row.is_bulk)
+        if not row.relax_converged:
+            case.problems.append(f"relaxation: {relaxation.status}")
+    if row.is_sheet:
+        row.sheet_relaxed = geo_utils.sheet_connectivity(relaxed).is_single_sheet
+    row.space_group_relaxed, row.layer_group_relaxed = symmetry.symmetry_symbols(relaxed, row.is_sheet)
+    case.relaxed, case.energy = relaxed, energy
+
+
+def _hull(case: _Case) -> None:
+    """Puts the energy against the reference phases: formation energy, E_above_hull and the stability score."""
+    row, references = case.row, case.judges.references
+    if missing := sorted(row.elements() - set(references.elements)):
+        case.problems.append(f"hull: no reference for {', '.join(missing)}")
         return
-    if not geo_utils.sheet_connectivity(judged).is_single_sheet:
-        problems.append("ΔG_H: not one connected sheet")
+    row.e_form_ev = float(references.e_form(case.relaxed, case.energy))
+    row.e_above_hull_ev = float(references.e_above_hull(case.relaxed, case.energy))
+    e_ref = float(references.hull_energy(row.reduced_formula))
+    row.score_stab = stability_score(row.e_form_ev, case.settings.e_ref_ev if math.isnan(e_ref) else e_ref)
+
+
+def _hydrogen(case: _Case) -> None:
+    """Asks for ΔG_H over all sites, then at the best of them by the potential. Only for a connected sheet without H."""
+    row, settings = case.row, case.settings
+    if "H" in case.judged.get_chemical_symbols():
+        case.problems.append("ΔG_H: the sheet itself contains H")
         return
-    found: dict[str, Any] = {}
-
-    def dimenet() -> None:
-        result = judges.her.predict_sheet(judged, judges.dataset, judges.potential.band_gap)
-        row.band_gap_ev = result.band_gap
-        if result.best is None:
-            problems.append(f"ΔG_H: {result.status}")
-            return
-        best = int(result.best)
-        row.delta_g_h_ev, row.delta_g_h_std_ev = float(result.delta_g[best]), float(result.std[best])
-        row.h_site_kind, row.h_site_face = result.sites[best].kind, result.sites[best].face
-        row.h_n_sites, row.h_coverage = len(result.sites), float(result.coverage)
-        row.h_in_domain, row.h_domain_note = bool(result.in_domain), str(result.domain_reason)
-        found["result"] = result
-
-    attempt("ΔG_H", dimenet)
-    if not found or not relaxed or settings.potential_h_sites == 0:
+    if not geo_utils.sheet_connectivity(case.judged).is_single_sheet:
+        case.problems.append("ΔG_H: not one connected sheet")
+        return
+    case.attempt("ΔG_H", _hydrogen_by_dimenet)
+    if case.hydrogen is None or case.relaxed is None or settings.potential_h_sites == 0:
         return
     if row.e_above_hull_ev > settings.potential_h_max_e_hull_ev:
-        problems.append(f"ΔG_H of the potential: not asked, E_above_hull over {settings.potential_h_max_e_hull_ev:g} eV/atom")
+        limit = settings.potential_h_max_e_hull_ev
+        case.problems.append(f"ΔG_H of the potential: not asked, E_above_hull over {limit:g} eV/atom")
         return
+    case.attempt("ΔG_H of the potential", _hydrogen_by_potential)
 
-    def potential() -> None:
-        result = found["result"]
-        found_at = hydrogen_at_best_sites(judges.potential, result, settings.potential_h_sites)
-        bound = [h for h in found_at.values() if h.is_bound]
-        row.h_desorbed = any(h.desorbed for h in found_at.values()) and not bound
-        if not bound:
-            problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
-            return
-        best = min(bound, key=lambda h: h.delta_e)
-        row.delta_g_h_potential_ev = best.delta_e + judges.dataset.her_correction_ev
-        corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
-        row.delta_g_h_corrected_ev = corrected.corrected + judges.dataset.her_correction_ev
-        row.delta_g_h_corrected_std_ev = corrected.corrected_std
-        if not best.converged:
-            problems.append("ΔG_H of the potential: H relaxation not converged")
 
-    attempt("ΔG_H of the potential", potential)
+def _hydrogen_by_dimenet(case: _Case) -> None:
+    """Predicts ΔG_H with DimeNet++ over all sites; the best one counts."""
+    row, judges = case.row, case.judges
+    result = judges.her.predict_sheet(case.judged, judges.dataset, judges.potential.band_gap)
+    row.band_gap_ev = result.band_gap
+    if result.best is None:
+        case.problems.append(f"ΔG_H: {result.status}")
+        return
+    best = int(result.best)
+    row.delta_g_h_ev, row.delta_g_h_std_ev = float(result.delta_g[best]), float(result.std[best])
+    row.h_site_kind, row.h_site_face = result.sites[best].kind, result.sites[best].face
+    row.h_n_sites, row.h_coverage = len(result.sites), float(result.coverage)
+    row.h_in_domain, row.h_domain_note = bool(result.in_domain), str(result.domain_reason)
+    case.hydrogen = result
+
+
+def _hydrogen_by_potential(case: _Case) -> None:
+    """Relaxes H with the potential at DimeNet++'s best sites.
+
+    Its own ΔG_H and the one corrected from DFT are each the lowest over the sites that keep H.
+    """
+    row, judges = case.row, case.judges
+    at_sites = hydrogen_at_best_sites(judges.potential, case.hydrogen, case.settings.potential_h_sites).values()
+    bound = [h for h in at_sites if h.is_bound]
+    row.h_desorbed = any(h.desorbed for h in at_sites) and not bound
+    if not bound:
+        case.problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
+        return
+    best = min(bound, key=lambda h: h.delta_e)
+    row.delta_g_h_potential_ev = best.delta_e + judges.dataset.her_correction_ev
+    corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
+    row.delta_g_h_corrected_ev = corrected.corrected + judges.dataset.her_correction_ev
+    row.delta_g_h_corrected_std_ev = corrected.corrected_std
+    if not best.converged:
+        case.problems.append("ΔG_H of the potential: H relaxation not converged")
+
+
+def _synthesizability(case: _Case) -> None:
+    """Asks the language model for P_synth."""
+    row = case.row
+    score = case.judges.synth.score([case.judged])[0]
+    row.p_synth, row.p_synth_label_mass = float(score.p_synth), float(score.label_mass)
+    row.synthesizable = None if math.isnan(row.p_synth) else row.p_synth >= P_SYNTH_THRESHOLD
+    if score.status != "ok":
+        case.problems.append(f"synthesizability: {score.status}")
+
+
+def _route(case: _Case) -> None:
+    """Asks the language model for a synthesis method and precursors."""
+    row = case.row
+    suggested = case.judges.synth.method_and_precursors(row.reduced_formula)
+    row.synthesis_method, row.synthesis_precursors = suggested.method or "", ", ".join(suggested.precursors)
+    if "not understood" in suggested.status:  # a model that is not there is no failure
+        case.problems.append(f"synthesis route: {suggested.status}")
+
+
+def _novelty(case: _Case) -> None:
+    """Compares with the training structures of the same formula."""
+    row, judges = case.row, case.judges
+    own = match_structure(case.judged, is_sheet=True)
+    match = next((uid for uid, known in judges.training_structures(row.reduced_formula) if same_structure(own, known)), "")
+    if not match and row.reduced_formula in judges.known_formulas:
+        match = KNOWN_FORMULA
+    row.novel, row.novel_match = not match, match
+
+
+def _legacy(case: _Case) -> None:
+    """Scores the structure before relaxation as the earlier public baseline did."""
+    legacy.score(case.row, case.given, case.judges.her, case.judges.potential, case.judges.dataset.her_correction_ev)
 
 
 def relaxation_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, float]:
-    """(RMSD in Å, relative change of the in-plane area, or of the volume of a bulk crystal).
+    """Measures how far a relaxation moved the atoms and stretched the cell.
 
-    Atoms are paired in order by their nearest images in fractional coordinates; the common translation is removed and the
-    differences are measured in the mean of the two cells, so that a pure strain of the cell counts as area and not as RMSD.
+    Atoms are paired in order by their nearest images in fractional coordinates. The common translation is removed. Differences are
+    measured in the mean of the two cells, so that a pure strain of the cell counts as area and not as RMSD.
+
+    Returns:
+        (RMSD in Å, relative change of the in-plane area, or of the volume of a bulk crystal).
     """
     periodic = np.array([True, True, bulk])
     mean_cell = 0.5 * (given.cell.array + relaxed.cell.array)

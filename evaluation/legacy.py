@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
+from evaluation.candidate import CandidateResult
 from evaluation.decisions import verdict
+from evaluation.scores import composite_score
 
 LEGACY_DOC = "mean score of the earlier public baseline's scoring, for comparison only"
 LEGACY_TOP = 10
@@ -21,6 +24,22 @@ def legacy_stability_score(energy_per_atom: float) -> float:
     score is near 1 for every crystal and says nothing about stability. Shown for comparison only.
     """
     return max(0.0, 1.0 - math.exp(min(energy_per_atom + 0.5, 1.0))) if not math.isnan(energy_per_atom) else math.nan
+
+
+def score(row: CandidateResult, given: Atoms, her: Any, potential: Any, her_correction_ev: float) -> None:
+    """Sets the ``legacy_*`` fields of a row: what the earlier public baseline would give the structure as it is.
+
+    Args:
+        row: its ``p_synth`` enters the composite score.
+        given: the structure before relaxation.
+        her: offers ``legacy_bare_output`` (eV), DimeNet++'s output without hydrogen, which the baseline took for ΔE_H.
+        potential: offers ``legacy_energy`` (eV/atom), the total energy after a relaxation of the positions.
+        her_correction_ev: added to ΔE_H.
+    """
+    row.legacy_delta_g_ev = float(her.legacy_bare_output(given)) + her_correction_ev
+    row.legacy_energy_ev_per_atom = float(potential.legacy_energy(given))
+    row.legacy_score_stab = legacy_stability_score(row.legacy_energy_ev_per_atom)
+    row.legacy_score_composite = composite_score(row.legacy_delta_g_ev, row.legacy_score_stab, row.p_synth)
 
 
 def legacy_ranking(rows: Sequence[Any], settings: Any, top: int = LEGACY_TOP) -> dict[str, Any] | None:

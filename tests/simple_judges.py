@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,9 @@ import geo_utils
 from energetics.potential_adsorption import HydrogenAtSite
 from energetics.potentials import Potential
 from energetics.sites import adsorption_sites, h_supercell
+from evaluation.evaluate import Evaluation, evaluate
 from evaluation.judging import Judges
-from pipeline.settings import DatasetConfig
+from pipeline.settings import DatasetConfig, EvaluationConfig
 
 # A good CIF, in parts that a test can spoil.
 CELL = """data_x
@@ -41,6 +43,30 @@ _atom_site_occupancy
 """
 SITES = "Mo1 Mo 0 0 0.5 1\nS1 S 0.3333 0.6667 0.568 1\nS2 S 0.3333 0.6667 0.432 1\n"
 GOOD = CELL + LOOP + SITES
+# Files that are no crystal: content, and what the reader says.
+MALFORMED = {
+    "empty": (b"", "empty"),
+    "spaces": (b" \n\n", "empty"),
+    "prose": (b"this is not a crystal", "no CIF data block"),
+    "binary": (bytes(range(256)), "binary"),
+    "no_cell": (("data_x\n" + LOOP + SITES).encode(), "no unit cell"),
+    "no_atoms": (CELL.encode(), "no atoms"),
+    "nan_cell": (GOOD.replace("3.18", "nan").encode(), "not finite"),
+    "infinite_cell": (GOOD.replace("_cell_length_c 23", "_cell_length_c inf").encode(), "not finite"),
+    "flat_cell": (GOOD.replace("_cell_length_c 23", "_cell_length_c 0").encode(), "volume"),
+    "nan_site": (GOOD.replace("0.568", "nan").encode(), "not a readable CIF"),
+    "word_site": (GOOD.replace("0.568", "abc").encode(), "not a readable CIF"),
+    "unknown_site": (GOOD.replace("0.568", "?").encode(), "not a readable CIF"),
+    "unknown_element": (GOOD.replace("Mo1 Mo", "Xx1 Xx").encode(), "unknown element"),
+    "mixed_site": ((CELL + LOOP + "Mo1 Mo 0 0 0.5 0.5\nW1 W 0 0 0.5 0.5\n").encode(), "partial occupancy"),
+    "vacancies": (GOOD.replace("0.568 1", "0.568 0.8").encode(), "partial occupancy"),
+    "stacked": (GOOD.replace("0.568", "0.432").encode(), "on top of each other"),
+    "truncated": (GOOD[:-24].encode(), "not a readable CIF"),
+    "two_crystals": ((GOOD + GOOD.replace("data_x", "data_y")).encode(), "2 structures"),
+    "cartesian": (GOOD.replace("_fract_", "_Cartn_").encode(), "no atoms"),
+}
+
+SETTINGS = EvaluationConfig(bootstrap=50)
 
 
 def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:
@@ -62,6 +88,19 @@ def write_cifs(folder, structures: dict[str, Atoms]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, atoms in structures.items():
         write(folder / f"{name}.cif", atoms, format="cif")
+
+
+def evaluated(
+    folder: Path,
+    structures: dict[str, Atoms],
+    judges_: Judges | None = None,
+    settings: EvaluationConfig = SETTINGS,
+    name: str = "cifs",
+    **arguments: Any,
+) -> Evaluation:
+    """Writes the structures below ``folder`` and evaluates them, with ``judges()`` unless others are given."""
+    write_cifs(folder / name, structures)
+    return evaluate(folder / name, judges_ or judges(), settings, folder / "out", "ours", **arguments)
 
 
 def bulk_copper() -> Atoms:
@@ -193,7 +232,7 @@ class Deadly(Springs):
 
 
 def slow_judges(cfg: Any) -> Judges:
-    """What ``evaluators.load_judges`` gives, instantly: judges that take a tenth of a second and have every element."""
+    """What ``judges.load_judges`` gives, instantly: judges that take a tenth of a second and have every element."""
     table = Table()
     table.elements = AnyElement()
     return judges(potential=SlowSprings(), references=table)

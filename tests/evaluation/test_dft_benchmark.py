@@ -1,0 +1,57 @@
+"""The judges of hydrogen against DFT."""
+
+from __future__ import annotations
+
+import math
+
+import ase.db
+import numpy as np
+import pytest
+import simple_judges as simple
+from ase import Atoms
+
+from evaluation import dft_benchmark
+
+
+def test_truth_report_pairs_predictions_with_dft(tmp_path):
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        for k, energy in enumerate((0.1, 0.5, 1.5)):
+            slab = simple.sheet().repeat((1, k + 1, 1))
+            slab += Atoms("H", [[0, 0, slab.positions[:, 2].max() + 1.4]])
+            slab.pbc = (True, True, False)
+            database.write(slab, kind="slab_H", name=f"s{k}", host="MoS2", site="topS", dE_dft=energy, dE_7net0=energy - 0.2)
+        database.write(simple.sheet(), kind="clean", name="s0")
+    (tmp_path / "truth.csv").write_text(
+        "system,structure,site,coverage,delta_e_ev,delta_g_ev,method,source\n"
+        "MoS2,s1,topS,0.5,0.5,0.77,PBE,own\nPt(111),,fcc,0.25,-0.33,-0.06,PBE,literature\n"
+    )
+    report = dft_benchmark.truth_report(simple.Hydrogen(), tmp_path / "truth.db", tmp_path / "truth.csv")
+    assert report["n"] == 3 and report["spearman"] == pytest.approx(1.0)
+    assert report["mae_ev"] == pytest.approx(np.mean(np.abs(np.array([0.4, 0.7, 1.0]) - [0.1, 0.5, 1.5])))
+    assert report["potential"]["mae_ev"] == pytest.approx(0.2) and report["potential"]["mean_error_ev"] == pytest.approx(-0.2)
+    assert report["table"]["n"] == 1 and len(report["table"]["rows"]) == 2
+    assert dft_benchmark.truth_report(simple.Hydrogen(), tmp_path / "missing.db") is None
+
+
+def test_inert_sheets_must_come_out_above_active_ones():
+    table = [
+        {"structure": "db#MoS2", "activity": "inert"},
+        {"structure": "db#BN", "activity": "inert"},
+        {"structure": "db#NbS2", "activity": "active"},
+        {"structure": "db#TiS2", "activity": ""},
+        {"structure": "db#nowhere", "activity": "active"},
+    ]
+    rows = [
+        {"name": "MoS2", "e": 1.2},
+        {"name": "MoS2", "e": 0.9},
+        {"name": "BN", "e": 2.0},
+        {"name": "NbS2", "e": 1.0},
+        {"name": "NbS2", "e": 1.5},
+        {"name": "TiS2", "e": 3.0},
+    ]
+    found = dft_benchmark.inert_above_active(rows, table, "e")
+    assert found == {"pairs": 2, "violations": ["MoS2 < NbS2"]}, "the lowest site speaks for a sheet"
+    rows[1]["e"] = 1.1
+    assert dft_benchmark.inert_above_active(rows, table, "e")["violations"] == []
+    rows[1]["e"] = math.nan
+    assert dft_benchmark.inert_above_active(rows[1:], table, "e")["violations"] == ["MoS2 < NbS2"], "no value is no proof"

@@ -1,0 +1,140 @@
+"""A set of CIFs: damaged files, resume, and independence of order and workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import simple_judges as simple
+from simple_judges import MALFORMED, SETTINGS, evaluated
+
+from evaluation import evaluate
+from evaluation.judge_pool import JudgePool, cache_key
+from pipeline.errors import StageError
+from pipeline.files import PROJECT_DIR
+
+
+def test_corpus_never_stops_a_run_and_counts_as_failed(tmp_path):
+    folder = tmp_path / "cifs"
+    simple.write_cifs(folder, {"good": simple.sheet()})
+    for kind, (content, _) in MALFORMED.items():
+        (folder / f"{kind}.cif").write_bytes(content)
+    (folder / "folder.cif").mkdir()
+    evaluation = evaluate.evaluate(folder, simple.judges(), SETTINGS, tmp_path / "out", "ours")
+    rows = {row.id: row for row in evaluation.rows}
+    assert len(rows) == len(MALFORMED) + 2
+    assert rows["good"].status == "ok" and rows["good"].valid
+    for kind in (*MALFORMED, "folder"):
+        assert rows[kind].status.startswith("unreadable: "), kind
+        assert math.isnan(rows[kind].e_above_hull_ev) and rows[kind].hit is not True
+    assert evaluation.aggregates["rate_valid"].value == pytest.approx(1 / len(rows))
+    assert evaluation.aggregates["mae_delta_g_ev"].n_ok == 1
+
+
+def comparable(evaluation):
+    rows = [{**dataclasses.asdict(row), "seconds": 0} for row in evaluation.rows]
+    return json.dumps([rows, [dataclasses.asdict(m) for m in evaluation.aggregates.values()]])
+
+
+def test_result_depends_on_neither_order_nor_workers(tmp_path):
+    structures = {f"x{k}": simple.sheet(a=3.0 + 0.05 * k) for k in range(4)} | {"bulk": simple.bulk_copper()}
+    first = evaluated(tmp_path / "1", structures)
+    second = evaluated(tmp_path / "2", dict(reversed(structures.items())), workers=2)
+    assert comparable(first) == comparable(second)
+
+
+def test_second_run_judges_nothing_again(tmp_path):
+    calls: list[str] = []
+    judges = simple.judges(potential=simple.Springs(calls=calls))
+    structures = {"a": simple.sheet(), "copy_of_a": simple.sheet(), "b": simple.sheet("WS2")}
+    first = evaluated(tmp_path, structures, judges)
+    assert sorted(calls) == ["MoS2", "S2W"]
+    second = evaluated(tmp_path, structures, judges)
+    assert len(calls) == 2 and comparable(first) == comparable(second)
+    assert [row.seconds for row in first.rows] == [row.seconds for row in second.rows]
+    damaged = next((tmp_path / "out" / "cache").glob("*.json"))
+    damaged.write_text('{"row": ')
+    assert comparable(evaluated(tmp_path, structures, judges)) == comparable(first) and len(calls) == 3
+    evaluated(tmp_path, structures, judges, dataclasses.replace(SETTINGS, max_steps=7))
+    assert len(calls) == 5
+
+
+def test_interrupted_run_goes_on(tmp_path):
+    class Stopped(simple.Springs):
+        def relax(self, atoms, bulk):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().relax(atoms, bulk)
+
+    calls: list[str] = []
+    structures = {f"x{k}": simple.sheet(a=3.0 + 0.05 * k) for k in range(4)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, structures, simple.judges(potential=Stopped(calls=calls)))
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+    evaluation = evaluated(tmp_path, structures, simple.judges(potential=simple.Springs(calls=calls)))
+    assert len(calls) == 4 and len(evaluation.rows) == 4
+
+
+def test_cache_key_follows_content_judges_and_settings():
+    identity = {"her": {"path": "a.pth", "sha256": "1"}}
+    key = cache_key(b"x", identity, SETTINGS)
+    assert key == cache_key(b"x", {"her": {"path": "elsewhere/a.pth", "sha256": "1"}}, SETTINGS)
+    assert key == cache_key(b"x", identity, dataclasses.replace(SETTINGS, top_k=3))
+    assert key != cache_key(b"y", identity, SETTINGS)
+    assert key != cache_key(b"x", {"her": {"path": "a.pth", "sha256": "2"}}, SETTINGS)
+    assert key != cache_key(b"x", identity, dataclasses.replace(SETTINGS, fmax_ev_per_angstrom=0.1))
+
+
+def test_a_dying_worker_costs_one_candidate(tmp_path):
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet(), "b": simple.bulk_copper(), "c": simple.sheet("WS2")})
+    with JudgePool(simple.deadly_judges, simple.judges().identity, 2) as pool:
+        evaluation = evaluate.evaluate(tmp_path / "cifs", pool, SETTINGS, tmp_path / "out", "ours")
+    rows = {row.id: row for row in evaluation.rows}
+    assert "worker process died" in rows["b"].status
+    assert rows["a"].valid and rows["c"].valid
+    assert len(list((tmp_path / "out" / "cache").glob("*.json"))) == 2
+
+
+def test_no_folder_and_no_cif_are_one_line(tmp_path):
+    with pytest.raises(StageError, match="no folder of CIFs"):
+        evaluate.find_cifs(tmp_path / "missing")
+    with pytest.raises(StageError, match="no CIF in"):
+        evaluate.find_cifs(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet()})
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[1:3]\n"
+        "import simple_judges as simple\n"
+        "from evaluation.evaluate import evaluate\n"
+        "from evaluation.judge_pool import JudgePool\n"
+        "from pipeline.settings import EvaluationConfig\n"
+        "if __name__ == '__main__':\n"
+        "    pool = JudgePool(simple.judges, {}, 1)\n"
+        "    evaluate(sys.argv[3], pool, EvaluationConfig(bootstrap=10), sys.argv[4], 'ours')\n"
+        "    print(*pool.processes.process_ids(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    paths = [str(PROJECT_DIR), str(PROJECT_DIR / "tests"), str(tmp_path / "cifs"), str(tmp_path / "out")]
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), *paths], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
