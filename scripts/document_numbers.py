@@ -316,7 +316,8 @@ def structure_prediction() -> str:
                     str(found["num_steps"]),
                     *cells,
                     formatted(part["mean_rmsd@1"]),
-                    formatted(part["mean_rmsd@20"]),
+            errors = [formatted(part[f"mean_rmsd@{count}"]) for count in (1, 20)]
+            body.append([name, tolerance, str(part["n"]), str(found["num_steps"]), *cells, *errors])
                 ]
             )
     return table(["trained on", "tolerance", "n", "steps", "match@1", "match@20", "RMSD@1", "RMSD@20"], body)

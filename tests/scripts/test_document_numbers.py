@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 
 from pipeline.files import PROJECT_DIR
+from pipeline.settings import Config, section_fields
 from scripts import document_numbers
 
 TEXTS = [*document_numbers.documents(), *(PROJECT_DIR / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
@@ -123,3 +125,12 @@ def test_the_tree_of_the_readme_leads_to_the_formulas():
     for module, name in places:
         package = "energetics" if module == "adsorption_energy" else "generation"
         assert f"def {name}(" in (PROJECT_DIR / package / f"{module}.py").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=TEXT_IDS)
+def test_settings_that_the_texts_name_exist(path):
+    sections = {field.name: {f.name for f in section_fields(field.name)} for field in dataclasses.fields(Config)}
+    text = COMMENT.sub("", path.read_text(encoding="utf-8"))
+    named = re.findall(rf"(?<![\w/.])({'|'.join(sections)})\.([a-z_]+)(?![\w.(])", text)
+    files = {"py", "json", "pth", "db", "csv"}
+    assert not [f"{section}.{key}" for section, key in named if key not in sections[section] | files]
