@@ -308,18 +308,8 @@ def structure_prediction() -> str:
             for count in (1, 20):
                 low, high = part[f"match@{count}_interval"]
                 cells.append(interval({"value": part[f"match@{count}"], "low": low, "high": high}, ".0%"))
-            body.append(
-                [
-                    name,
-                    tolerance,
-                    str(part["n"]),
-                    str(found["num_steps"]),
-                    *cells,
-                    formatted(part["mean_rmsd@1"]),
             errors = [formatted(part[f"mean_rmsd@{count}"]) for count in (1, 20)]
             body.append([name, tolerance, str(part["n"]), str(found["num_steps"]), *cells, *errors])
-                ]
-            )
     return table(["trained on", "tolerance", "n", "steps", "match@1", "match@20", "RMSD@1", "RMSD@20"], body)
 
 
