@@ -20,6 +20,7 @@ from ase.data import atomic_numbers, reference_states
 from ase.db import connect
 
 from crystals.database import check_ase_database
+from energetics.adsorption_energy import adsorption_energy
 from energetics.potentials import Potential
 from energetics.relaxation import HydrogenRelaxation, h2_energy, relax_hydrogen, relax_positions, relax_sheet
 from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
@@ -93,7 +94,7 @@ def sheet_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]] | 
     supercell = h_supercell(sheet, task["image_distance"])
     atoms = add_hydrogen(sheet, site, supercell)
     rng = np.random.default_rng(task["seed"])
-    atoms.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
+    atoms.positions[-1, :2] += _jitter(rng)
     description = {
         "bulk_formula": sheet.get_chemical_formula("hill"),
         "family": task["prototype"],
@@ -101,6 +102,11 @@ def sheet_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]] | 
         "coverage": 1.0 / (supercell[0] * supercell[1]),
     }
     return atoms, description
+
+
+def _jitter(rng: np.random.Generator) -> np.ndarray:
+    """Draws (2,) Å, at most H_JITTER long: records start from many positions, where a judge starts from one (``beside_site``)."""
+    return rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
 
 
 def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
@@ -114,7 +120,7 @@ def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
     atoms.set_constraint(FixAtoms(np.flatnonzero(layers == 3)))
     atoms.pbc = (True, True, False)
     rng = np.random.default_rng(task["seed"])
-    atoms.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
+    atoms.positions[-1, :2] += _jitter(rng)
     description = {"bulk_formula": task["element"], "family": f"metal {task['surface']}", "site": task["site"], "coverage": 0.25}
     return atoms, description
 
@@ -282,7 +288,7 @@ def relax_host(potential: Potential, settings: DemoConfig, key: str, atoms: dict
     for number in rng.permutation(len(sites))[: settings.sites_per_host]:
         supercell = _random_supercell(sheet, rng)
         slab = add_hydrogen(sheet, sites[number], supercell)
-        slab.positions[-1, :2] += rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
+        slab.positions[-1, :2] += _jitter(rng)
         clean = slab[slab.get_tags() != H_TAG]
         energy = relax_positions(clean, potential, settings.fmax_ev_per_angstrom, 0).energy
         result = relax_hydrogen(slab, energy, potential, settings.fmax_ev_per_angstrom, settings.max_h_steps)
@@ -315,8 +321,8 @@ def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: d
     except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
         return {"key": key, "status": f"not usable: {str(error)[:60]}", "records": []}
     rng = np.random.default_rng(seed)
-    reference = relax_positions(sheet, potential, settings.fmax_ev_per_angstrom, 0).energy / len(sheet)
-    half_h2 = 0.5 * h2_energy(potential)
+    per_atom = relax_positions(sheet, potential, settings.fmax_ev_per_angstrom, 0).energy / len(sheet)
+    h2 = h2_energy(potential)
     records = []
     for number in range(settings.snapshots_per_host):
         site = sites[rng.integers(len(sites))]
@@ -329,7 +335,8 @@ def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: d
             slab.positions[:-1][near] += rng.normal(0, SNAPSHOT_RATTLE, (int(near.sum()), 3))
         if has_clash(slab, 0.6):
             continue
-        delta_e = relax_positions(slab, potential, 1.0, 0).energy - reference * (len(slab) - 1) - half_h2
+        energy = relax_positions(slab, potential, 1.0, 0).energy
+        delta_e = adsorption_energy(energy, per_atom * (len(slab) - 1), h2)
         if not np.isfinite(delta_e) or abs(delta_e) > MAX_SNAPSHOT_EV:
             continue
         description = {

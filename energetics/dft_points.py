@@ -16,6 +16,7 @@ from ase.db import connect
 
 from crystals.database import check_ase_database
 from energetics import band_gap
+from energetics.adsorption_energy import adsorption_energy
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -100,9 +101,9 @@ def element_properties(symbol: str) -> tuple[float, float]:
 
 
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:
-    """(n,) eV: a potential's ΔE_H at the DFT geometries, E(sheet+H) − E(sheet) − ½E(H2): as stored, otherwise computed; NaN where
+    """(n,) eV: a potential's ΔE_H at the DFT geometries, ``adsorption_energy``: as stored, otherwise computed; NaN where
     neither is possible because the clean sheet is not known."""
-    from energetics.relaxation import h2_energy
+    from energetics.relaxation import h2_energy, single_point
 
     values = np.array([point.energies.get(potential.name, np.nan) for point in points])
     missing = [k for k in np.flatnonzero(np.isnan(values)) if points[k].clean is not None]
@@ -110,17 +111,16 @@ def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarra
         return values
 
     def energy(atoms: Atoms) -> float:
-        work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
-        work.calc = potential.calculator
-        return float(work.get_potential_energy())
+        sheet = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
+        return single_point(sheet, potential.calculator)
 
-    half_h2 = 0.5 * h2_energy(potential)
+    h2 = h2_energy(potential)
     sheets: dict[str, float] = {}
     for k in missing:
         name = points[k].name
         if name not in sheets:
             sheets[name] = energy(points[k].clean)
-        values[k] = energy(points[k].atoms) - sheets[name] - half_h2
+        values[k] = adsorption_energy(energy(points[k].atoms), sheets[name], h2)
     return values
 
 

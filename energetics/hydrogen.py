@@ -18,6 +18,7 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from energetics.adsorption_energy import free_energy
 from energetics.dft_correction import DftCorrection
 from energetics.site_cache import SiteStore, place_sites
 from energetics.sites import SheetHER, add_hydrogen, adsorbed_hydrogen
@@ -287,5 +288,5 @@ class _SheetJob:
         pairs = zip(raw.tolist(), raw_std.tolist(), strict=True)
         self.result.complaints = [judge.domain.complaint(numbers, *pair) for pair in pairs]
         delta_e, std = judge.corrected(self.structures, raw, raw_std, np.full(len(raw), self.result.band_gap))
-        self.result.delta_e, self.result.delta_g, self.result.std = delta_e, delta_e + settings.her_correction_ev, std
+        self.result.delta_e, self.result.delta_g, self.result.std = delta_e, free_energy(delta_e, settings.her_correction_ev), std
         return self.result

@@ -1,4 +1,4 @@
-"""Relaxation and hydrogen adsorption by one potential, corrected from DFT."""
+"""Judges a structure with one interatomic potential: relaxation, and hydrogen adsorption corrected from DFT."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from ase import Atoms
 
 from energetics import band_gap as band_gap_module
 from energetics import sites
+from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
 MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 LEGACY_FMAX = 0.05  # eV/Å
-FAR_ABOVE_EV = 0.3  # a site whose H is this far above another's after a few steps will not become the best
-OFF_SITE = np.array([0.08, 0.06, 0.0])  # Å
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,23 @@ class HydrogenAtSite:
         return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
 
 
-def hydrogen_at_best_sites(potential: Any, placed: Any, num_sites: int) -> dict[int, HydrogenAtSite]:
-    """H relaxed by the potential at the best ``num_sites`` sites of ``placed`` (``SheetHER``), by number, best first."""
-    found: dict[int, HydrogenAtSite] = {}
-    for index in np.argsort(np.asarray(placed.delta_g, dtype=float), kind="stable")[:num_sites].tolist():
-        best = min((h.delta_e for h in found.values() if h.is_bound), default=math.inf)
-        found[index] = potential.delta_e_hydrogen(placed.sheet, placed.sites[index], placed.supercell, best, placed.band_gap)
-    return found
+def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> dict[int, HydrogenAtSite]:
+    """Relaxes H with the potential at the best sites of a prediction.
+
+    Args:
+        potential: a ``StabilityJudge``.
+        prediction: sites of a sheet with their predicted ΔG_H (``SheetHER``).
+        num_sites: how many of them, lowest ΔG_H first.
+
+    Returns:
+        Number of the site in the prediction -> H relaxed from it, in the order of the relaxations.
+    """
+    at_sites: dict[int, HydrogenAtSite] = {}
+    sheet, supercell, gap = prediction.sheet, prediction.supercell, prediction.band_gap
+    for index in np.argsort(np.asarray(prediction.delta_g, dtype=float), kind="stable")[:num_sites].tolist():
+        best = min((h.delta_e for h in at_sites.values() if h.is_bound), default=math.inf)
+        at_sites[index] = potential.delta_e_hydrogen(sheet, prediction.sites[index], supercell, best, gap)
+    return at_sites
 
 
 class StabilityJudge:
@@ -67,7 +76,7 @@ class StabilityJudge:
         self.with_gap = with_gap
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
-        """``potentials.Relaxation`` of a sheet (in-plane cell free) or a bulk crystal (whole cell free)."""
+        """Relaxes a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
         from energetics.relaxation import relax_bulk, relax_sheet
 
         steps = self.settings.max_steps if self.settings.relax else 0
@@ -75,11 +84,11 @@ class StabilityJudge:
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
 
     def band_gap(self, sheet: Atoms) -> float:
-        """In eV, where it is asked for and the method finds one; otherwise NaN."""
+        """Computes the band gap in eV; NaN where none is asked for or the method finds none."""
         return band_gap_module.band_gap(sheet) if self.with_gap else NAN
 
     def legacy_energy(self, atoms: Atoms) -> float:
-        """Total energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
+        """Computes the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
 
         What the earlier public baseline took for a formation energy; NaN where the potential leaves its domain.
         """
@@ -96,19 +105,19 @@ class StabilityJudge:
         best: float = math.inf,
         gap: float = NAN,
     ) -> HydrogenAtSite:
-        """E(sheet+H) − E(sheet) − ½E(H2), H and the atoms around it relaxed from ``site``.
+        """Relaxes H and the atoms around it from ``site``, and corrects its ΔE_H.
 
-        best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays far above. gap: of the
-        sheet, eV, for the correction. H starts 0.1 Å beside the site, because on top of an atom or in a hollow symmetry alone can
-        hold it.
+        Args:
+            sheet: the primitive cell that ``site`` refers to.
+            site: H starts beside it (``sites.beside_site``).
+            supercell: cells along a and b.
+            best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays FAR_ABOVE_EV above.
+            gap: eV, band gap of the sheet, for the correction.
         """
-        from energetics.relaxation import h2_energy, relax_hydrogen
+        from energetics.relaxation import FAR_ABOVE_EV, relax_hydrogen, single_point
 
-        clean = sheet.copy()
-        clean.calc = self.potential.calculator
-        energy = supercell[0] * supercell[1] * float(clean.get_potential_energy())
-        with_h = sites.add_hydrogen(sheet, site, supercell)
-        with_h.positions[-1] += OFF_SITE
+        energy = supercell[0] * supercell[1] * single_point(sheet, self.potential.calculator)
+        with_h = sites.beside_site(sheet, site, supercell)
         fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps
         relaxed = relax_hydrogen(with_h, energy, self.potential, fmax, steps, give_up_above=best + FAR_ABOVE_EV)
         outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
@@ -118,13 +127,16 @@ class StabilityJudge:
             return HydrogenAtSite(*outcome)
         energies = [relaxed.delta_e]
         if self.second is not None:
-            parts = []
-            for atoms in (relaxed.atoms, sheet):
-                work = atoms.copy()
-                work.calc = self.second.calculator
-                parts.append(float(work.get_potential_energy()))
-            energies.append(parts[0] - supercell[0] * supercell[1] * parts[1] - 0.5 * h2_energy(self.second))
+            energies.append(self._second_delta_e(relaxed.atoms, sheet, supercell))
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
             return HydrogenAtSite(*outcome)
         value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1), np.array([gap]))
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
+
+    def _second_delta_e(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
+        """Computes ΔE_H (eV) by the second potential at the geometries of the first."""
+        from energetics.relaxation import h2_energy, single_point
+
+        energy = single_point(with_h, self.second.calculator)
+        clean = supercell[0] * supercell[1] * single_point(sheet, self.second.calculator)
+        return adsorption_energy(energy, clean, h2_energy(self.second))

@@ -1,9 +1,4 @@
-"""Interatomic potentials behind one interface, relaxations, and energies against reference phases.
-
-``load_potential`` gives SevenNet (inside its wheel) or MatterSim (a checkpoint of the user's) under the same interface; nothing
-ever stands in for another under its name. Energies are eV, forces eV/Å. Reference phases carry the identity of the potential that
-made them, because energies of two potentials must never be mixed.
-"""
+"""Relaxes sheets, crystals, molecules, and H on a sheet with an interatomic potential. Energies are eV, forces eV/Å."""
 
 from __future__ import annotations
 
@@ -12,18 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 from ase.filters import FrechetCellFilter
 from ase.geometry import find_mic
 from ase.optimize import BFGS, LBFGS
 
+from energetics.adsorption_energy import adsorption_energy
 from energetics.potentials import Potential
 from energetics.sites import adsorbed_hydrogen
 
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it
 DESORBED_SCALE = 1.7  # H has left when no atom is closer than this times the sum of covalent radii
 GIVE_UP_AFTER = 8  # steps of a relaxation of H after which a site may be given up
+FAR_ABOVE_EV = 0.3  # a site whose H is this far above another's after these steps will not become the best
 MAX_ENERGY_PER_ATOM = 50.0  # eV; beyond any bonded solid: a potential that has left its domain
 MAX_STRAIN = 0.5  # in-plane lengths may change by this share before a relaxation counts as collapsed
 
@@ -90,7 +88,7 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
 
 
 def is_sane(energy: float, num_atoms: int) -> bool:
-    """Whether an energy in eV can be that of a solid; potentials fall into bottomless wells where atoms overlap."""
+    """Says whether an energy in eV can be that of a solid; potentials fall into bottomless wells where atoms overlap."""
     return bool(np.isfinite(energy) and abs(energy) <= MAX_ENERGY_PER_ATOM * num_atoms)
 
 
@@ -112,24 +110,33 @@ def relax_hydrogen(
     free_radius: float = FREE_RADIUS,
     give_up_above: float = math.inf,
 ) -> HydrogenRelaxation:
-    """Relaxes H (the atom with tag 2) and the atoms within ``free_radius`` Å of it, in a fixed cell.
+    """Relaxes H and the atoms around it on a sheet, in a fixed cell, and gives its ``adsorption_energy``.
 
-    sheet_energy: eV, energy of the clean sheet of the same supercell with the same potential. give_up_above: eV, a delta_e that a
-    relaxation must have come below after ``GIVE_UP_AFTER`` steps to be carried on; its status is "given up" otherwise.
-    delta_e = E(sheet+H) − E(sheet) − ½E(H2). Raises ValueError when there is not exactly one H with tag 2.
+    Args:
+        atoms: a sheet with one H, the atom with tag 2.
+        sheet_energy: eV, energy of the clean sheet of the same supercell with the same potential.
+        potential: gives energies and forces.
+        fmax: eV/Å, the largest force at which the relaxation counts as converged.
+        max_steps: of the optimiser.
+        free_radius: Å, atoms this close to H relax with it.
+        give_up_above: eV, a ΔE_H that a relaxation must have come below after GIVE_UP_AFTER steps to be carried on. Its status is
+            "given up" otherwise.
+
+    Raises:
+        ValueError: there is not exactly one H with tag 2.
     """
     hydrogen = adsorbed_hydrogen(atoms)
     work = atoms.copy()
     distances = work.get_distances(hydrogen, range(len(work)), mic=True)
     work.set_constraint(FixAtoms([i for i in range(len(work)) if distances[i] > free_radius]))
     work.calc = potential.calculator
-    reference = sheet_energy + 0.5 * h2_energy(potential)
+    h2 = h2_energy(potential)
     optimiser = LBFGS(work, logfile=None, maxstep=0.1)
     try:
-        initial = float(work.get_potential_energy()) - reference
+        initial = adsorption_energy(float(work.get_potential_energy()), sheet_energy, h2)
         converged = bool(optimiser.run(fmax=fmax, steps=min(max_steps, GIVE_UP_AFTER)))
         energy = float(work.get_potential_energy())
-        given_up = not converged and energy - reference > give_up_above
+        given_up = not converged and adsorption_energy(energy, sheet_energy, h2) > give_up_above
         if not (converged or given_up) and max_steps > GIVE_UP_AFTER:
             converged = bool(optimiser.run(fmax=fmax, steps=max_steps - GIVE_UP_AFTER))
             energy = float(work.get_potential_energy())
@@ -143,22 +150,30 @@ def relax_hydrogen(
         return HydrogenRelaxation(final, energy, False, optimiser.nsteps, "exploded", float("nan"), initial, False)
     desorbed = has_desorbed(final, hydrogen)
     status = "desorbed" if desorbed else "ok" if converged else "given up" if given_up else "not converged"
-    return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, energy - reference, initial, desorbed)
+    delta_e = adsorption_energy(energy, sheet_energy, h2)
+    return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, delta_e, initial, desorbed)
 
 
 def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:
-    """True when no atom is within DESORBED_SCALE times the sum of covalent radii of the H."""
+    """Says whether H has left: no atom is within DESORBED_SCALE times the sum of covalent radii of it."""
     others = [i for i in range(len(atoms)) if i != hydrogen]
     vectors = atoms.positions[others] - atoms.positions[hydrogen]
     _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
     return bool((distances > DESORBED_SCALE * (covalent_radii[atoms.numbers[others]] + covalent_radii[1])).all())
 
 
+def single_point(atoms: Atoms, calculator: Calculator) -> float:
+    """Computes the energy of the cell in eV, as it is."""
+    work = atoms.copy()
+    work.calc = calculator
+    return float(work.get_potential_energy())
+
+
 _H2_ENERGIES: dict[tuple, float] = {}
 
 
 def h2_energy(potential: Potential) -> float:
-    """Energy in eV of H2 relaxed with the potential, in a 12 Å box."""
+    """Gives the energy in eV of H2 relaxed with the potential, in a 12 Å box."""
     key = tuple(sorted(potential.identity.items()))
     if key not in _H2_ENERGIES:
         molecule = Atoms("H2", [[6, 6, 6], [6, 6, 6.75]], cell=[12] * 3, pbc=True)
@@ -167,7 +182,7 @@ def h2_energy(potential: Potential) -> float:
 
 
 def relaxation_rmsd(before: Atoms, after: Atoms) -> float:
-    """Root-mean-square displacement in Å between two states of one sheet, strain and rigid shift removed.
+    """Measures the root-mean-square displacement in Å between two states of one sheet, strain and rigid shift removed.
 
     Fractional in-plane coordinates are compared in the relaxed cell, heights directly; minimum image, mean displacement subtracted.
     """

@@ -1,4 +1,4 @@
-"""Hydrogen on a sheet: sites, supercells, placing, and what is predicted at each site."""
+"""Puts hydrogen on a sheet: its sites, the supercell, the position of H, and the predictions at each site."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
 SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
 TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
 HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
+# Å, start of a relaxation of H beside its site: exactly on top of an atom, or in a hollow, symmetry alone can hold it.
+BESIDE_SITE = (0.08, 0.06, 0.0)
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,24 @@ class AdsorptionSite:
     multiplicity: int
 
     def label(self, atoms: Atoms) -> str:
-        """Such as 'top S upper' or 'hollow S-S-S lower'."""
+        """Names the site, such as 'top S upper' or 'hollow S-S-S lower'."""
         return f"{self.kind} {'-'.join(sorted(atoms.symbols[i] for i in self.neighbors))} {self.face}"
 
 
 def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite]:
-    """Symmetry-distinct top, bridge and hollow sites on both faces of a standardised sheet.
+    """Finds the symmetry-distinct top, bridge and hollow sites on both faces of a standardised sheet.
 
     Surface atoms are those within 1 Å of the outermost one; bridges and hollows are the edges and the circumcentres of their
     periodic Delaunay triangulation, tops all exposed atoms down to 2.5 Å. H touches the covalent sphere (r_H + r_X) of whatever
     lies below it and starts at least 0.5 Å above the surface layer over a bridge or hollow. Sites that a symmetry of the sheet
     maps onto each other, mirror images on the other face included, are listed once.
     """
-    found: list[AdsorptionSite] = []
-    for face in ("upper", "lower"):
-        for site in _face_sites(atoms, +1 if face == "upper" else -1):
-            found.append(AdsorptionSite(site[0], site[1], face, site[2], 1))
-    return _symmetry_distinct(atoms, found, symprec)
+    all_sites = [
+        AdsorptionSite(position, kind, face, neighbors, 1)
+        for face, sign in (("upper", +1), ("lower", -1))
+        for position, kind, neighbors in _face_sites(atoms, sign)
+    ]
+    return _symmetry_distinct(atoms, all_sites, symprec)
 
 
 def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[int, ...]]]:
@@ -147,7 +150,7 @@ def _symmetry_distinct(atoms: Atoms, sites: list[AdsorptionSite], symprec: float
 
 
 def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
-    """Smallest na x nb supercell in which periodic images of H are at least ``min_image_distance`` Å apart.
+    """Finds the smallest na x nb supercell (na, nb) in which periodic images of H are at least ``min_image_distance`` Å apart.
 
     Among equal areas the one with the more distant images. Coverage is 1 / (na nb) H per cell.
     """
@@ -165,7 +168,7 @@ def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
 
 
 def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] = (1, 1)) -> Atoms:
-    """The na x nb supercell of a sheet with one H at ``site`` as its last atom; OC20 tags, the vacuum kept around both.
+    """Makes the na x nb supercell of a sheet with one H at ``site`` as its last atom; OC20 tags, the vacuum kept around both.
 
     Tags: 2 for H, 1 for the atoms of the surface layer on its side, 0 for the rest.
     """
@@ -173,6 +176,13 @@ def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] 
     slab.append("H")
     slab.positions[-1] = site.position
     tag_last_hydrogen(slab)
+    return slab
+
+
+def beside_site(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int]) -> Atoms:
+    """Gives ``add_hydrogen`` with H at the start of its relaxation, BESIDE_SITE from the site."""
+    slab = add_hydrogen(atoms, site, supercell)
+    slab.positions[-1] += BESIDE_SITE
     return slab
 
 
@@ -190,12 +200,16 @@ def tag_last_hydrogen(atoms: Atoms) -> None:
 
 
 def adsorbed_hydrogen(atoms: Atoms) -> int:
-    """Index of the H adatom. Raises ValueError unless exactly one atom has tag 2 and it is H: a bare sheet has no ΔE_H."""
-    found = np.flatnonzero(atoms.get_tags() == H_TAG)
-    if len(found) != 1 or atoms.numbers[found[0]] != 1:
-        tagged = str(atoms.symbols[found]) if len(found) else "no atom"
+    """Finds the index of the H adatom.
+
+    Raises:
+        ValueError: not exactly one atom has tag 2, or it is not H; a bare sheet has no ΔE_H.
+    """
+    adsorbate = np.flatnonzero(atoms.get_tags() == H_TAG)
+    if len(adsorbate) != 1 or atoms.numbers[adsorbate[0]] != 1:
+        tagged = str(atoms.symbols[adsorbate]) if len(adsorbate) else "no atom"
         raise ValueError(f"{atoms.get_chemical_formula()}: {tagged} tagged as adsorbate, expected one H (a bare sheet has no ΔE_H)")
-    return int(found[0])
+    return int(adsorbate[0])
 
 
 @dataclass

@@ -1,0 +1,32 @@
+"""The two formulas of the hydrogen evolution reaction: adsorption energy ΔE_H and free energy ΔG_H of one H on a sheet."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+
+Energy = TypeVar("Energy", float, np.ndarray)
+
+
+def adsorption_energy(with_hydrogen: float, clean: float, h2: float) -> float:
+    """ΔE_H = E(sheet+H) − E(sheet) − ½ E(H2), eV; negative where the sheet binds H more strongly than H2 does.
+
+    Args:
+        with_hydrogen: energy of the cell with one H, eV.
+        clean: energy of the same cell without it, eV.
+        h2: energy of one H2 molecule, eV; all three by one method.
+    """
+    return with_hydrogen - (clean + 0.5 * h2)
+
+
+def free_energy(delta_e: Energy, correction: float) -> Energy:
+    """ΔG_H = ΔE_H + ΔE_ZPE − T ΔS_H, eV: H is bound neither too weakly nor too strongly where it is zero.
+
+    Nørskov et al., J. Electrochem. Soc. 152, J23 (2005).
+
+    Args:
+        delta_e: ΔE_H, eV, a number or an array.
+        correction: ΔE_ZPE − T ΔS_H, eV: zero-point energy and entropy at 298 K (setting ``dataset.her_correction_ev``).
+    """
+    return delta_e + correction
