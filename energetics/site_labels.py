@@ -1,10 +1,9 @@
-"""ΔG_H labels of database rows, kept on disk."""
+"""Labels database rows with ΔG_H, once: labels are stored on the disk."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,26 @@ from energetics.site_cache import SiteStore
 from energetics.sites import SheetHER
 from pipeline.cli import resolve_device
 from pipeline.settings import Config, DatasetConfig
+from pipeline.store import LineStore
 
 log = logging.getLogger("her2d")
 LABEL_CHUNK = 16  # sheets judged together
 
 
 def rows_to_label(rows: list[Row], cfg: Config) -> list[Row]:
-    """Rows that get a ΔG_H label, in the order in which the potential labels them: first formulas up to ``label_fraction``, of
-    which a larger one only adds some, then ``label_more`` rows in the order of what the heads of ``label_model`` say of them."""
+    """Return the rows that get a ΔG_H label, in the order in which the potential labels them.
+
+    First come the formulas up to ``label_fraction``, to which a larger fraction only adds some; then ``label_more`` rows, those
+    first of which the heads of ``label_model`` predict a ΔG_H nearest to the target.
+    """
     settings, seed = cfg.dataset, cfg.run.seed
     largest = settings.label_max_atoms or settings.max_atoms
     allowed = [row for row in rows if len(row.sheet) <= largest and row.e_hull <= settings.label_max_e_hull_ev]
     allowed.sort(key=lambda row: (label_rank(row.formula, seed), row.row_id))
-    asked = [row for row in allowed if label_rank(row.formula, seed) < settings.label_fraction]
-    rest = allowed[len(asked) :]
+    requested = [row for row in allowed if label_rank(row.formula, seed) < settings.label_fraction]
+    rest = allowed[len(requested) :]
     if not (settings.label_more and rest):
-        return asked
+        return requested
     from generation.sampling import predict_properties
     from models import load_denoiser
 
@@ -43,51 +46,28 @@ def rows_to_label(rows: list[Row], cfg: Config) -> list[Row]:
     rest = [row for row in rest if set(row.sheet.atomic_numbers.tolist()) <= known]
     predicted = predict_properties(model.double(), [row.sheet for row in rest], device).delta_g.numpy()
     nearest = np.argsort(np.round(np.abs(predicted - cfg.generation.target_delta_g), 5), kind="stable")
-    return asked + [rest[k] for k in nearest[: settings.label_more]]
+    return requested + [rest[k] for k in nearest[: settings.label_more]]
 
 
 def label_rank(formula: str, seed: int) -> float:
-    """Place of a reduced formula, in [0, 1), in the order in which formulas get labels."""
+    """Return the place of a reduced formula, in [0, 1), in the order in which formulas get labels."""
     return hash_share(f"label:{seed}:{formula}")
 
 
-class LabelStore:
-    """ΔG_H labels by structure in an append-only file; the first line names the judge, and another judge starts a new file."""
+class LabelStore(LineStore):
+    """ΔG_H labels by structure in a file of JSON lines. The first line names the judge, and another judge starts a new file."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.labels: dict[str, dict[str, Any]] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps({"identity": identity}, sort_keys=True)
-        good = 0
-        if path.is_file():
-            with path.open("rb") as handle:
-                first = handle.readline()
-                if first == (head + "\n").encode():
-                    good = len(first)
-                    for line in handle:
-                        if not line.endswith(b"\n"):
-                            break
-                        try:
-                            label = json.loads(line)
-                            self.labels[label["key"]] = label
-                        except (ValueError, TypeError, KeyError):
-                            log.warning("%s is damaged: labels from line %d on are made anew", path.name, len(self.labels) + 2)
-                            break
-                        good += len(line)
-                else:
-                    log.info("labels.jsonl is of another judge or setting: labelling anew")
-        if good:
-            os.truncate(path, good)
-            self.handle = path.open("a", encoding="utf-8")
-        else:
-            self.handle = path.open("w", encoding="utf-8")
-            self.handle.write(head + "\n")
+        super().__init__(path, {"identity": identity})
 
-    def add(self, key: str, her: SheetHER) -> None:
-        """Stores the answer of the judge for one structure."""
+    @property
+    def labels(self) -> Mapping[str, dict[str, Any]]:
+        """The labels by structure, which are those of the store."""
+        return self
+
+    def add(self, key: str, her: SheetHER) -> dict[str, Any]:
+        """Store what the judge says of one structure."""
         label = {
-            "key": key,
             "status": her.status,
             "coverage": her.coverage,
             "delta_g": [round(float(v), 5) for v in her.delta_g],
@@ -96,12 +76,7 @@ class LabelStore:
             "face": [site.face for site in her.sites],
             "in_domain": her.in_domain,
         }
-        line = json.dumps(label)
-        stored = json.loads(line)  # what the next start would read, so that products are equal byte for byte
-        if self.labels.get(key) != stored:  # part of a chunk may be there already
-            self.handle.write(line + "\n")
-            self.handle.flush()
-            self.labels[key] = stored
+        return super().add(key, label)
 
 
 def label_rows(
@@ -109,9 +84,9 @@ def label_rows(
     predictor: HydrogenPredictor,
     settings: DatasetConfig,
     store: LabelStore,
-    places: SiteStore | None = None,
+    site_cache: SiteStore | None = None,
 ) -> None:
-    """Fills the store for every row that is not in it yet, showing rate and time left.
+    """Fill the store for every row that is not in it yet, showing rate and time left.
 
     Sheets are judged in fixed chunks, because the last digits of a prediction depend on what else is in its batch: a chunk that a
     killed run left unfinished is judged again as a whole, and the labels are those of an uninterrupted run.
@@ -121,9 +96,9 @@ def label_rows(
     with tqdm(total=len(unique), desc="label", unit="sheet") as bar:
         for at in range(0, len(unique), LABEL_CHUNK):
             chunk = unique[at : at + LABEL_CHUNK]
-            if not all(row.key in store.labels for row in chunk):
+            if not all(row.key in store for row in chunk):
                 sheets = (row.sheet.to_atoms() for row in chunk)
-                for row, her in zip(chunk, predictor.predict_many(sheets, settings, places), strict=True):
+                for row, her in zip(chunk, predictor.predict_many(sheets, settings, site_cache), strict=True):
                     store.add(row.key, her)
                     sites += len(her.sites)
             bar.update(len(chunk))
@@ -131,13 +106,11 @@ def label_rows(
 
 
 def label_rows_by_potential(rows: list[Row], cfg: Config, store: LabelStore) -> None:
-    """``label_rows`` with the potential of section ``evaluation`` instead of DimeNet++."""
-    unique = list({row.key: row for row in rows}.values())
-    missing = [row for row in unique if row.key not in store.labels]
+    """Do what ``label_rows`` does with the potential of section ``evaluation`` instead of DimeNet++."""
+    sheets = {row.key: row.sheet.to_atoms() for row in rows}
+    missing = {key: sheet for key, sheet in sheets.items() if key not in store}
     if not missing:
         return
-    answers = label_sheets([row.sheet.to_atoms() for row in missing], cfg)
-    with tqdm(total=len(unique), initial=len(unique) - len(missing), desc="label", unit="sheet") as bar:
-        for row, her in zip(missing, answers, strict=True):
-            store.add(row.key, her)
+    with tqdm(total=len(sheets), initial=len(sheets) - len(missing), desc="label", unit="sheet") as bar:
+        for _ in label_sheets(missing, cfg, store):
             bar.update()

@@ -100,7 +100,7 @@ class LineStore(Store):
         """
         line = json.dumps(self._pack(key, record))
         key, stored = self._unpack(json.loads(line))
-        if self._records.get(key) != stored:
+        if key not in self._records or json.dumps(self._records[key]) != json.dumps(stored):  # as text, in which NaN is NaN
             self._mend()
             self._append((b"\n" if self._needs_newline else b"") + line.encode() + b"\n")
             self._needs_newline = False

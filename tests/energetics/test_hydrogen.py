@@ -253,7 +253,6 @@ def test_kept_sites_give_the_same_answer_and_are_not_searched_again(predictor, t
     plain = list(predictor.predict_many(sheets, settings))
     store = site_cache.SiteStore(tmp_path / "sites.jsonl", settings.h_image_distance_angstrom)
     first = list(predictor.predict_many(sheets, settings, store))
-    store.close()
     path = tmp_path / "sites.jsonl"
     path.write_bytes(path.read_bytes() + b'{"key": "half a li')
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import material_dataset as stage2
 from crystals.database import Row, clean_row, read_rows
 from energetics import dft_points, site_labels
+from energetics.sites import SheetHER
 from evaluation import synth_examples
 from pipeline.errors import StageError
 from pipeline.loading import load_config
@@ -229,14 +230,19 @@ BROKEN_LINES = [b"{\n", b"[1, 2]\n", b'{"delta_g": []}\n', b"\xff\xfe\n", b"null
 @pytest.mark.parametrize("line", BROKEN_LINES)
 def test_damaged_labels_are_made_anew(tmp_path, line):
     identity = {"checkpoint_sha256": "a"}
-    store = site_labels.LabelStore(tmp_path / "labels.jsonl", identity)
-    store.handle.write('{"key": "first"}\n')
-    store.handle.close()
+    first = SheetHER(sheet=None, status="first")
+    site_labels.LabelStore(tmp_path / "labels.jsonl", identity).add("first", first)
     kept = (tmp_path / "labels.jsonl").read_bytes()
     (tmp_path / "labels.jsonl").write_bytes(kept + line + b'{"key": "after"}\n')
     store = site_labels.LabelStore(tmp_path / "labels.jsonl", identity)
-    store.handle.close()
-    assert list(store.labels) == ["first"] and (tmp_path / "labels.jsonl").read_bytes() == kept
+    good = ["first", "after"] if line.endswith(b"\n") else ["first"]  # two lines that have become one are one damaged line
+    assert list(store) == good
+    store.add("first", first)
+    assert line in (tmp_path / "labels.jsonl").read_bytes(), "nothing is written where nothing is new"
+    store.add("new", first)
+    again = site_labels.LabelStore(tmp_path / "labels.jsonl", identity)
+    assert list(again) == [*good, "new"] and line not in (tmp_path / "labels.jsonl").read_bytes()
+    assert (tmp_path / "labels.jsonl").read_bytes().startswith(kept)
 
 
 @pytest.mark.parametrize("kind", ["text", "cut short", "a column gone"])
