@@ -21,7 +21,6 @@ from crystals.prototypes import PROTOTYPES
 from energetics import site_labels
 from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
 from energetics.sites import SheetHER
-from energetics.sites import SheetHER
 from generation import sheet_table
 from geo_utils import Sheet
 from models import DIMENET_KIND, DimeNetPlusPlus
