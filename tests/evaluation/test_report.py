@@ -15,6 +15,7 @@ import simple_judges as simple
 from matplotlib.image import imread
 
 from evaluation import comparison, decisions, evaluate, figures, report
+from pipeline import plotting
 from pipeline.files import write_json
 from pipeline.loading import load_config
 
@@ -109,7 +110,7 @@ def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeyp
         row.delta_g_h_ev, row.delta_g_h_std_ev = value, 0.1
         row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev = value + 0.2, 0.3
     seen = []
-    monkeypatch.setattr(figures, "save", lambda fig, path: seen.append(fig))
+    monkeypatch.setattr(plotting, "save", lambda fig, path: seen.append(fig))
     figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
     left, right = seen[0].axes
     assert [text.get_text() for text in left.texts] == [text.get_text() for text in right.texts] == ["-9.0", "-8.8"]

@@ -1,0 +1,113 @@
+"""Says how far each number of a report can be trusted, and on what measurement that rests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.summary import metric_text, plain_number
+
+Row = tuple[str, str]  # number, evidence
+
+
+def trust(report: Mapping[str, Any]) -> list[Row]:
+    """Lists (number, measured evidence) for every kind of number. report: the content of ``report.json``."""
+    judges = report["provenance"]["judges"]
+    delta_g = _delta_g_rows(report["truth"], report["metrics"])
+    return [*delta_g, *_stability_rows(judges, report.get("hull_parity")), *_set_rows(judges)]
+
+
+def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Row]:
+    """Evidence for ΔG_H by each judge: its errors against DFT."""
+    if not truth.get("n"):
+        return [("ΔG_H", "No DFT truth was at hand: the numbers are unverified.")]
+    rows = [
+        (
+            "ΔG_H by DimeNet++",
+            f"Against our DFT (PBE) values on the same geometries, {truth.get('source', '')}: {_errors(truth)}; "
+            f"{truth.get('protocol', '')}. Without it: {_errors(truth.get('uncorrected', {}))}. Inside its training "
+            f"domain: {metric_text(found['rate_her_in_domain'])}. ± is one calibrated standard error.",
+        ),
+        (
+            "ΔG_H by the potential",
+            f"{truth['potential'].get('name', '')} against the same values: {_errors(truth['potential'])}. Potentials bind H "
+            "too strongly on inert basal planes; this is a second opinion that did not guide the generator.",
+        ),
+    ]
+    if corrected := truth.get("potential_corrected"):
+        rows.append(
+            (
+                "ΔG_H by the potential, corrected",
+                f"ΔE_H from {corrected.get('name', '')}, by a fit to the same DFT values, each host predicted by a fit without "
+                f"it: {_errors(corrected)}.",
+            )
+        )
+    if blind := truth.get("blind"):
+        rows.append(
+            (
+                "ΔG_H, blind",
+                f"{blind['n']} DFT values of {blind['source']} on sheets drawn at random, which nothing was fitted on: "
+                f"DimeNet++ {_errors(blind)}; the potential {_errors(blind['potential'])}; corrected "
+                f"{_errors(blind['potential_corrected'])}.",
+            )
+        )
+    if table := truth.get("table"):
+        listed = f"{len(table['rows'])} rows of {table['source']}, those with a structure"
+        rows.append(("ΔE_H, table of truth", f"{listed}: {_errors(table)}."))
+    return rows
+
+
+def _errors(score: Mapping[str, Any]) -> str:
+    mae, shift, rank = (plain_number(score.get(key)) for key in ("mae_ev", "mean_error_ev", "spearman"))
+    text = f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)})"
+    order = score.get("inert_above_active") or {}
+    if pairs := order.get("pairs"):
+        right = pairs - len(order["violations"])
+        text += f"; an inert sheet comes out above an active one in {right} of {pairs} pairs"
+    return text
+
+
+def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -> list[Row]:
+    """Evidence for the energies of formation and for the probability of a synthesis."""
+    potential = judges.get("potential", {}).get("name", "the potential")
+    synth = judges.get("synthesizability", {})
+    auc = synth.get("test_roc_auc")
+    return [
+        (
+            "E_form, E_above_hull",
+            f"{potential} against elements and competing phases of the same potential only. A phase that is not among the "
+            f"references cannot lower the hull: E_above_hull is a lower bound. {_hull_text(hull)}",
+        ),
+        (
+            "P_synth",
+            f"{synth.get('name', '')}: probability of the label 'synthesizable'"
+            + (f"; ROC-AUC {auc:.2f} on held-out formulas" if auc else "")
+            + ". It ranks; it is no promise that a synthesis exists.",
+        ),
+    ]
+
+
+def _hull_text(hull: Mapping[str, Any] | None) -> str:
+    if not hull or not hull["n_ok"]:
+        return "It was not compared with a DFT hull (evaluation.hull_db)."
+    agrees = f"the verdict at {hull['limit_ev']:g} eV/atom agrees for {100 * hull['agree']:.0f} %"
+    return (
+        f"On {hull['n_ok']} of {hull['n']} monolayers drawn from {hull['source']}: MAE {plain_number(hull['mae_ev'])} eV/atom, "
+        f"median error {plain_number(hull['median_error_ev'])} eV/atom, Spearman {plain_number(hull['spearman'])}; {agrees} "
+        f"({hull['stable_ours_only']} stable only here, {hull['stable_theirs_only']} only there)."
+    )
+
+
+def _set_rows(judges: Mapping[str, Any]) -> list[Row]:
+    """Evidence for what depends on the whole set: uniqueness, novelty, intervals."""
+    matcher = ", ".join(f"{key} {value}" for key, value in judges.get("structure_matcher", {}).items())
+    known = judges.get("training_set", {}).get("path", "the training database")
+    return [
+        ("unique, novel", f"StructureMatcher {matcher}; novel means absent from {known}, not from the literature."),
+        ("charge-neutral possible", "SMACT with alloys of metals allowed: necessary, not sufficient."),
+        (
+            "intervals",
+            "95 %, bootstrap over candidates (Wilson where all candidates agree): they carry the luck of the draw, not the error "
+            "of the judges.",
+        ),
+    ]
