@@ -24,22 +24,30 @@ log = logging.getLogger("her2d")
 NAN = float("nan")
 
 
-def truth_report(
+def dft_benchmark(
     her: Any,
     truth_db_path: str | os.PathLike,
     table_path: str | os.PathLike | None = None,
     potentials: Sequence[Any] = (),
     with_gap: bool = False,
 ) -> dict[str, Any] | None:
-    """How well ΔE_H agrees with DFT: ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``.
+    """Measure how well ΔE_H agrees with DFT.
 
-    truth_db_path: ASE database of DFT points (see ``dft_correction.read_truth``). Where the judge carries a correction fitted on
-    such points, each is predicted by a correction fitted without any point of its host, so that no row is judged by itself.
-    table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source); rows
-    whose ``structure`` names a database row take its prediction, the others are listed without one; its column ``activity`` marks
-    sheets that everybody agrees on, and every inert one must come out above every active one. potentials: those of the evaluation,
-    the judge first; without any, those whose values the database holds. with_gap: whether the corrections may use
-    the band gap. Returns None when the database is not there: the report then says "unverified".
+    Where the judge carries a correction fitted on these points, each is predicted by a correction fitted without any point of its
+    host, so that no row is judged by itself.
+
+    Args:
+        her: DimeNet++ as ``hydrogen.HydrogenPredictor``.
+        truth_db_path: ASE database of DFT points (see ``dft_points.read_truth``).
+        table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source).
+            Rows whose ``structure`` names a database row take its prediction, the others are listed without one. Its column
+            ``activity`` marks sheets that everybody agrees on: every inert one must come out above every active one.
+        potentials: those of the evaluation, the judge first; without any, those whose values the database holds.
+        with_gap: whether the corrections may use the band gap.
+
+    Returns:
+        ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``, or None when the database is not
+        there: the report then says "unverified".
     """
     path = Path(truth_db_path)
     if not path.is_file():
@@ -49,64 +57,81 @@ def truth_report(
     if not points:
         log.warning("%s holds no DFT point: ΔG_H stays unverified", relative_name(path))
         return None
-    truth = np.array([point.delta_e for point in points])
-    raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
-    predicted = raw
-    if her.correction is not None:
-        correction = her.correction
-        predicted, sigma = dft_correction.left_out_predictions(
-            points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
-        )
-        own_error = std if correction.teacher else 0.0  # a fit on the network's own values has its error in it
-        std = np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
+    reference = [point.delta_e for point in points]
+    raw, predicted, std = _by_dimenet(her, points, with_gap)
     stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
-    energies = np.full((len(points), max(1, len(potentials))), np.nan)
-    for k, potential in enumerate(potentials):
-        energies[:, k] = dft_points.potential_delta_e(points, potential)
+    energies = _by_potentials(points, potentials)
     own, name = energies[:, 0], potentials[0].name if potentials else "none"
     own_corrected, _ = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
     own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family", with_gap=with_gap)
-    rows = [
-        {
-            "name": point.name,
-            "host": point.host,
-            "site": point.site,
-            "delta_e_dft_ev": point.delta_e,
-            "delta_e_dimenet_ev": float(predicted[k]),
-            "std_ev": float(std[k]),
-            "delta_e_uncorrected_ev": float(raw[k]),
-            "delta_e_potential_ev": float(own[k]),
-            "delta_e_potential_corrected_ev": float(own_corrected[k]),
-            "delta_e_potential_family_left_out_ev": float(own_by_family[k]),
-            "family": point.family,
-        }
-        for k, point in enumerate(points)
-    ]
+    columns = {
+        "delta_e_dimenet_ev": predicted,
+        "std_ev": std,
+        "delta_e_uncorrected_ev": raw,
+        "delta_e_potential_ev": own,
+        "delta_e_potential_corrected_ev": own_corrected,
+        "delta_e_potential_family_left_out_ev": own_by_family,
+    }
+    rows = _benchmark_rows(points, columns)
     table = read_table(table_path) if table_path is not None and Path(table_path).is_file() else []
 
-    def agreement(values: np.ndarray, key: str) -> dict[str, Any]:
-        return {**metrics.agreement(truth.tolist(), values.tolist()), "inert_above_active": inert_above_active(rows, table, key)}
+    def agreement(key: str) -> dict[str, Any]:
+        return {
+            **metrics.agreement(reference, columns[key].tolist()),
+            "inert_above_active": inert_above_active(rows, table, key),
+        }
 
     report = {
         "source": relative_name(path),
         "sha256": file_sha256(path),
         "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
         "hosts": len({point.host for point in points}),
-        **agreement(predicted, "delta_e_dimenet_ev"),
-        "uncorrected": agreement(raw, "delta_e_uncorrected_ev"),
-        "potential": {"name": name, **agreement(own, "delta_e_potential_ev")},
+        **agreement("delta_e_dimenet_ev"),
+        "uncorrected": agreement("delta_e_uncorrected_ev"),
+        "potential": {"name": name, **agreement("delta_e_potential_ev")},
         "potential_corrected": {
             "name": " + ".join([*(p.name for p in potentials), *(["band gap"] if with_gap else [])]),
-            **agreement(own_corrected, "delta_e_potential_corrected_ev"),
-            "family_left_out": agreement(own_by_family, "delta_e_potential_family_left_out_ev"),
+            **agreement("delta_e_potential_corrected_ev"),
+            "family_left_out": agreement("delta_e_potential_family_left_out_ev"),
         },
         "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
     if table:
-        report["table"] = truth_table(rows, table, table_path)
+        report["table"] = literature_table(rows, table, table_path)
     return report
+
+
+def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predict ΔE_H: (without correction, with one that was fitted without the point's host, standard error), (N,) in eV each."""
+    raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
+    correction = her.correction
+    if correction is None:
+        return raw, raw, std
+    predicted, sigma = dft_correction.left_out_predictions(
+        points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
+    )
+    own_error = std if correction.teacher else 0.0  # a fit on the network's own values has its error in it
+    return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
+
+
+def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarray:
+    """ΔE_H (N, potentials) in eV; one column of NaN without a potential."""
+    energies = np.full((len(points), max(1, len(potentials))), np.nan)
+    for k, potential in enumerate(potentials):
+        energies[:, k] = dft_points.potential_delta_e(points, potential)
+    return energies
+
+
+def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Make one dictionary per point: its name, DFT's value, the columns, its family."""
+    return [
+        {"name": point.name, "host": point.host, "site": point.site, "delta_e_dft_ev": point.delta_e}
+        | {key: float(values[k]) for key, values in columns.items()}
+        | {"family": point.family}
+        for k, point in enumerate(points)
+    ]
 
 
 def blind_report(
@@ -180,7 +205,7 @@ def inert_above_active(rows: Sequence[dict[str, Any]], table: Sequence[dict[str,
     return {"pairs": len(pairs), "violations": [f"{i} < {a}" for i, a in pairs if not lowest[i] > lowest[a]]}
 
 
-def truth_table(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
+def literature_table(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
     """The rows of ``her_truth.csv`` beside the predictions on the structures they name; agreement over the rows that have both."""
     by_name = {(str(row["name"]), str(row["site"])): row for row in rows}
     listed = []

@@ -18,8 +18,8 @@ from energetics.potential_loading import (
     potential_identity,
     uses_gap,
 )
-from evaluation import dft_benchmark
 from evaluation.csllm import CSLLMJudge
+from evaluation.dft_benchmark import blind_report, dft_benchmark
 from evaluation.embedded_lm import EmbeddedLMJudge
 from evaluation.judging import Judges
 from evaluation.synthesizability import SynthesizabilityJudge
@@ -88,8 +88,6 @@ def load_judges(cfg: Config) -> Judges:
     """The judges that the configuration names. Raises StageError with one line when one cannot be loaded."""
     from energetics import hull, hydrogen
 
-    pass  # was lazy import
-
     settings = cfg.evaluation
     device = resolve_device(cfg.run)
     judge = load_stability_judge(cfg)
@@ -128,16 +126,16 @@ def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
 
 
 def load_truth(cfg: Config, her: Any) -> dict[str, Any] | None:
-    """``her_truth.truth_report`` of the judges of ΔE_H that the configuration names."""
+    """Run ``dft_benchmark`` on the judges of ΔE_H that the configuration names."""
     from energetics import potentials
 
     settings = cfg.evaluation
     own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
     both = [p for p in (own, load_second_potential(settings)) if p is not None]
     truth_path, with_gap = settings.dft_truth_path, uses_gap(settings)
-    report = dft_benchmark.truth_report(her, truth_path, settings.truth_table_path, both, with_gap)
+    report = dft_benchmark(her, truth_path, settings.truth_table_path, both, with_gap)
     if report is not None and settings.dft_blind_path:
-        report["blind"] = dft_benchmark.blind_report(her, settings.dft_blind_path, truth_path, both, with_gap)
+        report["blind"] = blind_report(her, settings.dft_blind_path, truth_path, both, with_gap)
     return report
 
 

@@ -37,23 +37,24 @@ class Metric:
 def bootstrap_interval(
     values: Sequence[float], statistic: Callable[..., np.ndarray], resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of ``statistic(values, axis=-1)``; (nan, nan) for fewer than two values."""
+    """Return the 95 % percentile bootstrap interval of ``statistic(values, axis=-1)``; (nan, nan) for fewer than two values."""
     array = np.asarray(values, dtype=float)
     if len(array) < 2:
         return math.nan, math.nan
+    # scipy.stats.bootstrap draws the same samples but sums them in another order, which would change last digits of a report.
     draws = rng.integers(0, len(array), size=(resamples, len(array)))
     low, high = np.percentile(statistic(array[draws], axis=-1), [2.5, 97.5])
     return float(low), float(high)
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson, JASA 22, 209 (1927))."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion (Wilson, JASA 22, 209 (1927)); (nan, nan) for n = 0."""
     if n == 0:
         return math.nan, math.nan
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_metric(

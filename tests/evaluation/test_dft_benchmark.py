@@ -13,7 +13,7 @@ from ase import Atoms
 from evaluation import dft_benchmark
 
 
-def test_truth_report_pairs_predictions_with_dft(tmp_path):
+def test_dft_benchmark_pairs_predictions_with_dft(tmp_path):
     with ase.db.connect(tmp_path / "truth.db") as database:
         for k, energy in enumerate((0.1, 0.5, 1.5)):
             slab = simple.sheet().repeat((1, k + 1, 1))
@@ -25,12 +25,12 @@ def test_truth_report_pairs_predictions_with_dft(tmp_path):
         "system,structure,site,coverage,delta_e_ev,delta_g_ev,method,source\n"
         "MoS2,s1,topS,0.5,0.5,0.77,PBE,own\nPt(111),,fcc,0.25,-0.33,-0.06,PBE,literature\n"
     )
-    report = dft_benchmark.truth_report(simple.Hydrogen(), tmp_path / "truth.db", tmp_path / "truth.csv")
+    report = dft_benchmark.dft_benchmark(simple.Hydrogen(), tmp_path / "truth.db", tmp_path / "truth.csv")
     assert report["n"] == 3 and report["spearman"] == pytest.approx(1.0)
     assert report["mae_ev"] == pytest.approx(np.mean(np.abs(np.array([0.4, 0.7, 1.0]) - [0.1, 0.5, 1.5])))
     assert report["potential"]["mae_ev"] == pytest.approx(0.2) and report["potential"]["mean_error_ev"] == pytest.approx(-0.2)
     assert report["table"]["n"] == 1 and len(report["table"]["rows"]) == 2
-    assert dft_benchmark.truth_report(simple.Hydrogen(), tmp_path / "missing.db") is None
+    assert dft_benchmark.dft_benchmark(simple.Hydrogen(), tmp_path / "missing.db") is None
 
 
 def test_inert_sheets_must_come_out_above_active_ones():
