@@ -27,6 +27,7 @@ from geo_utils import standard_sheet
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, relative_name, write_json
 from pipeline.settings import Config, EvaluationConfig
+from pipeline.store import LineStore
 
 log = logging.getLogger("her2d")
 
@@ -61,41 +62,36 @@ def measure(
         raise StageError(f"evaluation.hull_db: {relative_name(db_path)} has no row with a finite ehull")
     identity = {"db": file_sha256(db_path), "references": file_sha256(settings.references_path)}
     mark = hashlib.sha256(json.dumps([identity, potential.identity], sort_keys=True).encode()).hexdigest()
-    done = _read(cache, mark)
+    store = LineStore(cache, pack=_pack, unpack=_unpack)
     database = connect(db_path)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a", encoding="utf-8") as handle:
-        for row_id in tqdm([k for k in ids if k not in done], desc="hull parity", unit="row"):
-            row = database.get(id=row_id)
-            ours, status = math.nan, "ok"
-            try:
-                atoms = standard_sheet(row.toatoms(), READ_VACUUM)
-                if missing := sorted(set(atoms.symbols) - set(references.elements)):
-                    status = f"no reference for {', '.join(missing)}"
-                else:
-                    relaxed = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
-                    status = relaxed.status
-                    ours = float(references.e_above_hull(relaxed.atoms, relaxed.energy))
-            except (ValueError, KeyError) as error:  # KeyError: a pair of elements without a competing compound
-                status = str(error).strip("'\"")[:80]
-            done[row_id] = {"mark": mark, "id": row_id, "theirs": float(row.ehull), "ours": ours, "status": status}
-            handle.write(json.dumps(done[row_id]) + "\n")
-            handle.flush()
-    return summarise([done[k] for k in ids], settings.hit_e_hull_ev) | {"source": db_path.name, "identity": identity}
+    for row_id in tqdm([k for k in ids if (mark, k) not in store], desc="hull parity", unit="row"):
+        store.add((mark, row_id), _measure_row(database.get(id=row_id), potential, references, settings))
+    return summarise([store[mark, k] for k in ids], settings.hit_e_hull_ev) | {"source": db_path.name, "identity": identity}
 
 
-def _read(cache: Path, mark: str) -> dict[int, dict[str, Any]]:
-    """Finished rows of this potential and these references; an unfinished last line is left aside."""
-    done: dict[int, dict[str, Any]] = {}
-    if cache.is_file():
-        for line in cache.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry.get("mark") == mark:
-                done[entry["id"]] = entry
-    return done
+def _measure_row(row: Any, potential: Potential, references: References, settings: EvaluationConfig) -> dict[str, Any]:
+    """Return E_above_hull of a database row by the database (``theirs``) and here (``ours``), eV/atom, and what went wrong."""
+    ours, status = math.nan, "ok"
+    try:
+        atoms = standard_sheet(row.toatoms(), READ_VACUUM)
+        if missing := sorted(set(atoms.symbols) - set(references.elements)):
+            status = f"no reference for {', '.join(missing)}"
+        else:
+            relaxed = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
+            status = relaxed.status
+            ours = float(references.e_above_hull(relaxed.atoms, relaxed.energy))
+    except (ValueError, KeyError) as error:  # KeyError: a pair of elements without a competing compound
+        status = str(error).strip("'\"")[:80]
+    return {"theirs": float(row.ehull), "ours": ours, "status": status}
+
+
+def _pack(key: tuple[str, int], record: dict[str, Any]) -> dict[str, Any]:
+    """Name a row by its id, and by the mark of the potential and references that it was measured with."""
+    return {"mark": key[0], "id": key[1], **record}
+
+
+def _unpack(entry: dict[str, Any]) -> tuple[tuple[str, int], dict[str, Any]]:
+    return (entry["mark"], entry["id"]), {name: entry[name] for name in ("theirs", "ours", "status")}
 
 
 def summarise(rows: list[dict[str, Any]], limit: float) -> dict[str, Any]:
