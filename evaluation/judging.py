@@ -21,6 +21,7 @@ from pymatgen.core import Composition, Structure
 import geo_utils
 from crystals import cif, symmetry, validity
 from crystals.matching import match_structure, same_structure
+from energetics.adsorption_energy import free_energy
 from energetics.potential_adsorption import hydrogen_at_best_sites
 from evaluation import legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
@@ -243,9 +244,9 @@ def _hydrogen_by_potential(case: _Case) -> None:
         case.problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
         return
     best = min(bound, key=lambda h: h.delta_e)
-    row.delta_g_h_potential_ev = best.delta_e + judges.dataset.her_correction_ev
+    row.delta_g_h_potential_ev = free_energy(best.delta_e, judges.dataset.her_correction_ev)
     corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
-    row.delta_g_h_corrected_ev = corrected.corrected + judges.dataset.her_correction_ev
+    row.delta_g_h_corrected_ev = free_energy(corrected.corrected, judges.dataset.her_correction_ev)
     row.delta_g_h_corrected_std_ev = corrected.corrected_std
     if not best.converged:
         case.problems.append("ΔG_H of the potential: H relaxation not converged")
