@@ -134,3 +134,13 @@ def test_settings_that_the_texts_name_exist(path):
     named = re.findall(rf"(?<![\w/.])({'|'.join(sections)})\.([a-z_]+)(?![\w.(])", text)
     files = {"py", "json", "pth", "db", "csv"}
     assert not [f"{section}.{key}" for section, key in named if key not in sections[section] | files]
+
+
+def test_the_guide_to_extending_names_functions_that_exist():
+    text = " ".join((PROJECT_DIR / "docs/extending.md").read_text(encoding="utf-8").split())
+    found = re.findall(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`", text)
+    assert len(found) > 6
+    for *names, file in found:
+        source = (PROJECT_DIR / file).read_text(encoding="utf-8")
+        for name in filter(None, ".".join(names).split(".")):
+            assert re.search(rf"\b(def |class )?{name}\b", source), f"{file}: {name}"
