@@ -3,7 +3,8 @@
 
     python3 scripts/verify_dft.py STRUCTURE... [--work-dir results/dft] [--database results/dft/h_on_2d_dft.db]
 
-Needs ase, numpy and GPAW and nothing else of this project, so that a system Python with GPAW can run it (Debian and Ubuntu:
+Needs ase, numpy and GPAW, and of this project only ``pipeline.store``, which needs the standard library alone, so that a system
+Python with GPAW can run it (Debian and Ubuntu:
 ``apt-get install --no-install-recommends gpaw gpaw-data``, then ``/usr/bin/python3 scripts/verify_dft.py``).
 
 STRUCTURE  an extxyz file (or a folder of them): the clean sheet first, then the same cell with one H as the last atom, one frame
@@ -30,6 +31,10 @@ import numpy as np
 from ase import Atoms
 from ase.db import connect
 from ase.io import read
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is started as a file, from anywhere
+
+from pipeline.store import FolderStore
 
 # Converged to about 0.05 eV in ΔE_H against denser k-points, a larger basis and literature values.
 SETTINGS = {"mode": "PW", "ecut_ev": 350, "xc": "PBE", "smearing_ev": 0.1, "vacuum_angstrom": 6.0, "h2_bond_angstrom": 0.7514}
@@ -146,30 +151,16 @@ class WorkFolder:
     """Single points on disk: KEY.json is a result, KEY.lock (the process's id inside) one in work, KEY.txt GPAW's own log."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.store = path, FolderStore(path)
         path.mkdir(parents=True, exist_ok=True)
 
     def result(self, key: str) -> dict | None:
         """The finished single point, or None."""
-        path = self.path / f"{key}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self.store.get(key)
 
     def claim(self, key: str) -> bool:
         """True when this process may compute the single point; a lock of a process that no longer lives is taken over."""
-        lock, own = self.path / f"{key}.lock", self.path / f"{key}.{os.getpid()}"
-        own.write_text(str(os.getpid()), encoding="utf-8")
-        try:
-            for _ in range(2):
-                try:
-                    os.link(own, lock)  # appears with its content or not at all
-                    return True
-                except FileExistsError:
-                    if _is_alive(lock):
-                        return False
-                    lock.unlink(missing_ok=True)
-            return False
-        finally:
-            own.unlink(missing_ok=True)
+        return self.store.claim(key)
 
     def compute(self, key: str, label: str, atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> dict | None:
         """The result, computed here unless it exists; None while another process works on it."""
@@ -184,23 +175,11 @@ class WorkFolder:
         except Exception as error:  # a calculation that does not converge is a result; the next one must not wait for it
             result["error"] = f"{type(error).__name__}: {str(error)[:200]}"
         result["seconds"] = round(time.time() - started, 1)
-        temporary = self.path / f"{key}.tmp"
-        temporary.write_text(json.dumps(result), encoding="utf-8")
-        os.replace(temporary, self.path / f"{key}.json")
-        (self.path / f"{key}.lock").unlink(missing_ok=True)
+        result = self.store.add(key, result)
+        self.store.release(key)
         outcome = f"{result['energy']:.4f} eV" if result["error"] is None else f"failed ({result['error']})"
         print(f"{label}: {outcome}, {result['seconds']:.0f} s", flush=True)
         return result
-
-
-def _is_alive(lock: Path) -> bool:
-    try:
-        os.kill(int(lock.read_text(encoding="utf-8")), 0)
-    except (ProcessLookupError, ValueError, FileNotFoundError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def points_of(path: Path) -> tuple[str, list[tuple[str, Atoms, Atoms, tuple[int, int], bool]]]:

@@ -61,7 +61,13 @@ def test_it_imports_nothing_but_ase_numpy_and_gpaw():
             roots |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.split(".")[0])
-    assert roots - set(sys.stdlib_module_names) == {"ase", "numpy", "gpaw"}
+    assert roots - set(sys.stdlib_module_names) == {"ase", "numpy", "gpaw", "pipeline"}
+    code = (
+        "import sys; before = set(sys.modules); import pipeline.store\n"
+        "print(*{n for n in set(sys.modules) - before if n.split('.')[0] not in sys.stdlib_module_names})"
+    )
+    run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == {"pipeline", "pipeline.store", "pipeline.files", "pipeline.errors"}
 
 
 def test_delta_e_is_the_difference_of_three_energies(tmp_path, calls, capsys):
