@@ -1,4 +1,4 @@
-"""Compounds that compete with candidates beside the simple binaries of ``reference_phases``: molecules, chains, layers, crystals.
+"""Compounds that compete with candidates beside the simple binaries of ``simple_phases``: molecules, chains, layers, crystals.
 
 Families of compounds that exist, as starting structures for the potential: high-valent halides and oxides, which are molecules or
 chains, halides and hydrides of single metals, carbides, borides, oxyhalides, perovskites, carbonates and the like. Each family is

@@ -232,17 +232,17 @@ class HydrogenPredictor:
         return job.finish(*self.predict_raw(job.structures, settings.label_batch_size), self, settings)
 
     def predict_many(
-        self, sheets: Iterable[Atoms], settings: HydrogenSettings, places: SiteStore | None = None
+        self, sheets: Iterable[Atoms], settings: HydrogenSettings, site_cache: SiteStore | None = None
     ) -> Iterator[SheetHER]:
         """``predict_sheet`` of a stream, in its order, the sites of different sheets sharing batches of ``label_batch_size``.
 
         A sheet that cannot be judged comes back with its reason as ``status``. Holds one batch in memory, however long the stream.
-        places: where sites are looked up and kept.
+        site_cache: where sites are looked up and kept.
         """
         waiting: list[_SheetJob] = []
         pending = 0
         for atoms in sheets:
-            job = _SheetJob.build(atoms, settings, self.max_atomic_number, places)
+            job = _SheetJob.build(atoms, settings, self.max_atomic_number, site_cache)
             waiting.append(job)
             pending += len(job.structures)
             if pending >= settings.label_batch_size:
@@ -272,11 +272,13 @@ class _SheetJob:
     structures: list[Atoms]
 
     @classmethod
-    def build(cls, atoms: Atoms, settings: HydrogenSettings, max_atomic_number: int, places: SiteStore | None = None) -> _SheetJob:
+    def build(
+        cls, atoms: Atoms, settings: HydrogenSettings, max_atomic_number: int, site_cache: SiteStore | None = None
+    ) -> _SheetJob:
         if len(atoms) and atoms.numbers.max() > max_atomic_number:
             reason = f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element"
             return cls(SheetHER(sheet=None, status=reason), [])
-        result = places(atoms) if places is not None else place_sites(atoms, settings.h_image_distance_angstrom)
+        result = site_cache(atoms) if site_cache is not None else place_sites(atoms, settings.h_image_distance_angstrom)
         return cls(result, [add_hydrogen(result.sheet, site, result.supercell) for site in result.sites])
 
     def finish(self, raw: np.ndarray, raw_std: np.ndarray, judge: HydrogenPredictor, settings: HydrogenSettings) -> SheetHER:

@@ -21,7 +21,7 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import missing_file, relative_name
 
 log = logging.getLogger("her2d")
 
@@ -40,7 +40,7 @@ def read_entries(path: str | Path) -> tuple[list[tuple[str, Atoms]], dict[str, i
     """
     path = Path(path)
     if not path.is_file():
-        raise StageError(f"demo.mp_entries_path: no file at {relative_name(path)}")
+        raise missing_file("demo.mp_entries_path", path)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as handle:
             content = json.load(handle)

@@ -25,7 +25,7 @@ from evaluation.judging import Judges
 from evaluation.synthesizability import SynthesizabilityJudge
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import missing_file, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path
 from pipeline.settings import Config, EvaluationConfig
 
@@ -49,7 +49,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
     for key, (path, hint) in needed.items():
         if not Path(path).is_file():
-            raise StageError(f"{key}: no file at {relative_name(path)}: {hint}")
+            raise missing_file(key, path, hint)
 
     potential = potential_identity(settings)
     if settings.synthesizability == "embedded":

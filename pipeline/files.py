@@ -108,6 +108,18 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+def missing_file(key: str, path: str | os.PathLike, hint: str = "") -> StageError:
+    """Return the error that names a file that is not there.
+
+    Args:
+        key: the setting that names the file.
+        path: where it should be; an empty one is shown as such.
+        hint: what to do.
+    """
+    shown = relative_name(path) if str(path) else "(empty)"
+    return StageError(f"{key}: no file at {shown}" + (f": {hint}" if hint else ""))
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file, or of the sorted list of (name, SHA-256) of the files of a folder."""
     path = Path(path)
