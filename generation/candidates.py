@@ -19,9 +19,10 @@ from tqdm import tqdm
 from crystals.recipes import FORMULA, Recipe, recipe_template
 from crystals.symmetry import Symmetry, Template, symmetrise
 from crystals.templates import TemplateLibrary, spread_draw
+from crystals.validity import sheet_fault
 from generation.batch import Denoiser
 from generation.sampling import sample
-from geo_utils import Sheet, has_clash, sheet_connectivity
+from geo_utils import Sheet
 from pipeline.files import write_json
 from pipeline.settings import Config, GenerationConfig
 
@@ -48,11 +49,8 @@ class Candidate:
 
 def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
     """'ok', or the first reason to reject: 'clash', 'disconnected', 'too thick'."""
-    atoms = sheet.to_atoms(settings.vacuum_angstrom)
-    if has_clash(atoms, settings.clash_factor):
-        return "clash"
-    if not sheet_connectivity(atoms).is_single_sheet:
-        return "disconnected"
+    if fault := sheet_fault(sheet.to_atoms(settings.vacuum_angstrom), settings.clash_factor):
+        return fault
     return "too thick" if sheet.thickness > settings.max_thickness_angstrom else "ok"
 
 
@@ -162,9 +160,12 @@ def export_atoms(sheet: Sheet, vacuum: float) -> Atoms:
     return Atoms(numbers=atoms.numbers, scaled_positions=scaled + 0.0, cell=cell + 0.0, pbc=(True, True, False))
 
 
-def take_place(new: Path, folder: Path) -> None:
-    """Moves finished products to where those of an earlier run are. Nothing is written any more, so that a full disk cannot leave
-    half of either; a run that is killed on the way has no manifest and does it again."""
+def replace_products(new: Path, folder: Path) -> None:
+    """Replaces the products of an earlier run in ``folder`` by the finished ones in ``new``.
+
+    Files are only renamed, so that a full disk cannot leave half of a product. The manifest goes first and comes back last: a run
+    that is killed in between has none and repeats this step.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
     names = sorted((path.name for path in new.iterdir()), key=lambda name: (name == MANIFEST, name))
     for stale in folder.glob("gen_*.cif"):

@@ -1,4 +1,4 @@
-"""The joint loss: denoising, ΔG_H, E_hull and P_synth."""
+"""The joint loss of the denoiser (Eq. 3): noise of coordinates, heights and lattice, and the heads ΔG_H, E_hull and P_synth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the com
 
 @dataclass
 class NoiseSample:
-    """Every random number that one batch needs."""
+    """Every random number that the loss of one batch needs."""
 
     t: torch.Tensor  # (B,)
     frac: torch.Tensor  # (A, 2)
@@ -32,8 +32,11 @@ class NoiseSample:
 def sample_noise(
     sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator, symmetric_share: float = 0.0
 ) -> NoiseSample:
-    """Stratified times (one per equal slice of 1..T, shuffled), standard normal noise, condition dropout, and whose noise is to be
-    symmetric, on the CPU."""
+    """Samples the random numbers of one batch on the CPU.
+
+    Times are stratified: one per equal slice of 1..T, shuffled. Noise is standard normal. Conditions are hidden with probability
+    ``p_uncond``; a share ``symmetric_share`` of the sheets is noised within its symmetry.
+    """
     count, atoms = sheets.num_graphs, sheets.frac_coords.shape[0]
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return NoiseSample(
@@ -49,7 +52,7 @@ def sample_noise(
 def loss_terms(
     model: Denoiser, sheets: SheetBatch, noise_sample: NoiseSample, constraint: SymmetryConstraint | None = None
 ) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
-    """The six terms of the joint loss, each of order one for an untrained model.
+    """The six terms of the joint loss (Eq. 3), each of order one for an untrained model.
 
     frac: squared error of the normalised score. height, lattice: squared error of ε over ᾱ_t, which is the squared error of v.
     delta_g: |error|, e_hull: error², both over the spread of the label; synth: binary cross-entropy; weighted with ᾱ_t (the heads
@@ -100,7 +103,7 @@ def loss_terms(
 
 
 def total_loss(terms: dict[str, torch.Tensor], settings: DenoiserConfig) -> torch.Tensor:
-    """The weighted sum of the terms."""
+    """The weighted sum of the terms, Eq. 3: L = Σ_k w_k L_k."""
     weights = {
         "frac": settings.weight_frac,
         "height": settings.weight_height,

@@ -1,4 +1,9 @@
-"""Joint diffusion of a two-dimensional crystal: the noise schedule, the forward process and the steps of the reverse process.
+"""Forward noise and reverse steps of the joint diffusion of a two-dimensional crystal.
+
+``add_noise``: forward noise, Eq. 1 (heights, lattice) and Eq. 2 (fractional coordinates). ``ancestral_step``, ``guidance_shift``:
+reverse step with guidance, Eq. 4. ``torus_step``, ``torus_corrector``: reverse step of fractional coordinates, Eq. 5. The loss
+(Eq. 3) is in ``generation.loss``; classifier-free guidance (Eq. 6), the target loss (Eq. 7) and the sampler that calls these steps
+are in ``generation.sampling``; the widths of the noise are in ``generation.schedule``. ``docs/method.md`` has the same numbers.
 
 State of a sheet with N atoms, atomic numbers given: in-plane fractional coordinates F (N, 2) on the torus, heights z (N,) in Å with
 zero mean, and the in-plane lattice as S = ½ log(L Lᵀ), three numbers (S11, S22, S12). F receives wrapped normal noise of width σ(t)
@@ -46,13 +51,23 @@ def add_noise(
     lattice_noise: torch.Tensor,
     constraint: SymmetryConstraint | None = None,
 ) -> NoisedState:
-    """Forward process q(x_t | x_0). t: (B,) in 1..T. The noises are standard normal: (A, 2), (A,), (B, 3).
+    """Draws the noised state x_t from the clean one, q(x_t | x_0).
 
-    constraint: templates of the sheets, whose noise stays within their symmetry. There the lattice target is the noise that leads
-    from the clean lattice to the noised one, which was projected on the symmetric ones.
+    Eq. 1, scaled heights and scaled S: x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε with ε ~ N(0, 1) (variance preserving).
+    Eq. 2, fractional coordinates: F_t = (F_0 + σ_t ε) mod 1, a wrapped normal of width σ_t; the target is its score
+    ∇ log q(F_t | F_0) over the root mean square of that score.
 
     The height noise is projected to zero mean. So is the score target of F: a crystal's density does not change under a common
-    translation, the true score has no such component, and the target's only adds variance.
+    translation, so that the true score has no such component, and in the target it would only add variance.
+
+    Args:
+        t: (B,) times in 1..T.
+        frac_noise, height_noise, lattice_noise: (A, 2), (A,), (B, 3) standard normal numbers.
+        constraint: templates of the sheets; their noise stays within their symmetry. The lattice target is then the noise that
+            leads from the clean lattice to the noised one after projection on the symmetric lattices.
+
+    Returns:
+        The noised state and the targets of the network.
     """
     batch, count, dtype = sheets.batch, sheets.num_graphs, sheets.frac_coords.dtype
     sigma = schedule.sigmas[t].to(dtype)[batch, None]
@@ -85,7 +100,7 @@ def add_noise(
 def symmetric_lattice(
     schedule: NoiseSchedule, constraint: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch
 ) -> torch.Tensor:
-    """The scaled S (B, 3) projected on the symmetric lattices; unchanged where a sheet has no template."""
+    """Projects the scaled S (B, 3) on the symmetric lattices; unchanged where a sheet has no template."""
     vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     projected = schedule.scale_lattice(constraint.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     return torch.where(constraint.is_template[:, None], projected, lattice)
@@ -103,7 +118,7 @@ def physical_state(
 def ancestral_step(
     x: torch.Tensor, epsilon: torch.Tensor, alpha_bar_t: float, alpha_bar_s: float, noise: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """One DDPM step t -> s < t of a variance-preserving variable, any stride.
+    """Takes one DDPM step t -> s < t of a variance-preserving variable, of any stride (Eq. 4; Ho et al. 2020).
 
     x_s = (x_t − (1 − α)/√(1 − ᾱ_t) ε) / √α + τ ξ with α = ᾱ_t/ᾱ_s and τ² = (1 − α)(1 − ᾱ_s)/(1 − ᾱ_t); the textbook step at stride
     one. Returns the new state and τ, the noise of the step (0 for the last).
@@ -117,7 +132,7 @@ def ancestral_step(
 def torus_step(
     frac: torch.Tensor, score: torch.Tensor, sigma_t: float, sigma_s: float, noise: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """One reverse step t -> s < t of the variance-exploding noise of F: score (A, 2) in 1/fractional units.
+    """Takes one reverse step t -> s < t of the fractional coordinates on the torus (Eq. 5). score: (A, 2), 1/fractional units.
 
     F_s = F_t + (σ_t² − σ_s²) score + τ ξ with τ = (σ_s/σ_t) √(σ_t² − σ_s²), wrapped. Returns the new state and τ.
     """
@@ -127,7 +142,7 @@ def torus_step(
 
 
 def torus_corrector(frac: torch.Tensor, score: torch.Tensor, sigma: float, snr: float, noise: torch.Tensor) -> torch.Tensor:
-    """One Langevin step at fixed noise: F + δ score + √(2δ) ξ with δ = (snr σ)², wrapped."""
+    """Takes one Langevin step at fixed noise, the corrector of Eq. 5: F + δ score + √(2δ) ξ with δ = (snr σ)², wrapped."""
     step = (snr * sigma) ** 2
     return torch.remainder(frac + step * score + math.sqrt(2 * step) * noise, 1.0)
 
@@ -135,7 +150,7 @@ def torus_corrector(frac: torch.Tensor, score: torch.Tensor, sigma: float, snr: 
 def guidance_shift(
     gradient: torch.Tensor, spread: float, strength: float, clip: float, batch: torch.Tensor | None, num_graphs: int
 ) -> torch.Tensor:
-    """−strength τ² ∇L, the step towards a lower L that tilts the sampled density by exp(−strength L), clipped per structure.
+    """The guidance term of Eqs. 4 and 5, −strength τ² ∇L: it tilts the sampled density by exp(−strength L); clipped per structure.
 
     gradient: ∂L/∂x of nodes (A, ...) with their ``batch``, or of graphs (B, k) without. spread: τ of this reverse step. The root
     mean square of the shift over a structure's components is at most ``clip`` τ. Components that are not finite count as zero.

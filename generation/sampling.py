@@ -36,7 +36,7 @@ def candidate_generator(seed: int, index: int) -> torch.Generator:
 
 
 def target_loss(properties: PropertyEstimate, settings: GenerationConfig) -> torch.Tensor:
-    """L_target = |ΔG_H − target| + c1 relu(E_hull) + c2 (−log P_synth), (B,), in eV."""
+    """The target loss (Eq. 7): L_target = |ΔG_H − target| + c1 relu(E_hull) + c2 (−log P_synth), (B,), in eV."""
     return (
         (properties.delta_g - settings.target_delta_g).abs()
         + settings.weight_e_hull * torch.relu(properties.e_hull)
@@ -57,7 +57,9 @@ class _Noise:
     corrector_steps: torch.Tensor  # (n, k, A, 2)
 
 
-def _draw(compositions: Sequence[Sequence[int]], indices: Sequence[int], num_steps: int, corrector_steps: int, seed: int) -> _Noise:
+def _sample_noise(
+    compositions: Sequence[Sequence[int]], indices: Sequence[int], num_steps: int, corrector_steps: int, seed: int
+) -> _Noise:
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in _Noise.__dataclass_fields__}
     for numbers, index in zip(compositions, indices, strict=True):
         generator, n = candidate_generator(seed, index), len(numbers)
@@ -90,7 +92,7 @@ def _composition_batch(compositions: Sequence[Sequence[int]]) -> SheetBatch:
 
 
 def guided_noise(model: Denoiser, encoded, settings: GenerationConfig) -> NoiseEstimate:
-    """ε = ε_uncond + w (ε_cond − ε_uncond); one pass where w is 0 or 1."""
+    """Classifier-free guidance (Eq. 6): ε = ε_uncond + w (ε_cond − ε_uncond); one pass where w is 0 or 1."""
     w = settings.cfg_scale
     if w == 0:
         return model.noise(encoded)
@@ -132,13 +134,14 @@ def sample(
     """Sheets with the given atomic numbers, one per composition; ``indices`` are the candidates' numbers.
 
     The model must be in float64 (``model.double()``) for results that do not depend on the batch. Each reverse step t -> s is the
-    DDPM step of heights and lattice and the torus step of F, each with its guidance term, then the Langevin corrector of F at s.
-    Noise and steps of a sheet with a template stay within its symmetry; the composition stands in the template's order of atoms.
+    DDPM step of heights and lattice (Eq. 4) and the torus step of F (Eq. 5), each with its guidance term. The Langevin corrector
+    of F at s follows. Noise and steps of a sheet with a template stay within its symmetry; its composition stands in the order of
+    the template's atoms.
     """
     schedule = model.schedule
     dtype = next(model.parameters()).dtype
     times = schedule.timesteps(settings.num_steps).tolist()
-    noise = _draw(compositions, indices, len(times) - 1, settings.corrector_steps, seed)
+    noise = _sample_noise(compositions, indices, len(times) - 1, settings.corrector_steps, seed)
     noise = _Noise(**{name: value.to(device, dtype) for name, value in vars(noise).items()})
     sheets = _composition_batch(compositions).to(device)
     batch, count = sheets.batch, sheets.num_graphs
@@ -192,10 +195,7 @@ def sample(
         if on_step is not None:
             on_step()
 
-    with torch.no_grad():
-        heights = schedule.unscale_heights(height, batch, sheets.num_atoms)
-        vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, batch, sheets.num_atoms)
-    return _to_sheets(sheets, frac, heights, vector)
+    return _to_sheets(schedule, sheets, frac, height, lattice)
 
 
 def _check_finite(
@@ -213,8 +213,13 @@ def _check_finite(
     )
 
 
-def _to_sheets(sheets: SheetBatch, frac: torch.Tensor, heights: torch.Tensor, vector: torch.Tensor) -> list[Sheet]:
-    """Rounded states as standardised sheets; what follows is a function of the rounded numbers alone."""
+@torch.no_grad()
+def _to_sheets(
+    schedule: NoiseSchedule, sheets: SheetBatch, frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor
+) -> list[Sheet]:
+    """Turns scaled states into standardised sheets. The states are rounded first; the rest is a function of the rounded numbers."""
+    heights = schedule.unscale_heights(height, sheets.batch, sheets.num_atoms)
+    vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     rounded = [torch.round(x.detach().cpu().double(), decimals=STATE_DECIMALS) for x in (frac, heights, vector)]
     cells = vector_to_lattice(rounded[2]).numpy()
     result, start = [], 0

@@ -72,7 +72,7 @@ def order_recipes(
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
         valid, loss = judge_drafts(model, pool, settings, seed, device, drafts)
-        keys = tilted_keys(loss, places, settings.guidance_scale, seed + 1)
+        keys = gumbel_keys(loss, places, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))
         late = exceeds_quota([pool[i] for i in ranked], settings, settings.oversample)
@@ -89,7 +89,7 @@ def order_recipes(
 
 def _untilted_order(recipes: Sequence[Recipe], known_formulas: set[str], seed: int) -> np.ndarray:
     sizes = Counter(recipe.family for recipe in recipes)
-    prior = tilted_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
+    prior = gumbel_keys(np.zeros(len(recipes)), range(len(recipes)), 0.0, seed) - np.log([sizes[r.family] for r in recipes])
     return np.lexsort((-prior, _are_known(recipes, known_formulas)))
 
 
@@ -99,7 +99,7 @@ def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
 
 def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
     """(M,) whether a recipe comes after as many others of its family, or of its composition, as may be among ``oversample`` times
-    the structures asked for; one that does takes no place itself."""
+    the structures asked for. A recipe that exceeds a quota is not counted towards one."""
     of_family = math.ceil(settings.max_family_share * oversample * settings.num_structures)
     of_composition = math.ceil(settings.max_per_composition * oversample) or len(recipes)
     families: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversam
     return np.array(late, dtype=bool)
 
 
-def tilted_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed: int) -> np.ndarray:
+def gumbel_keys(loss: np.ndarray, numbers: Sequence[int], strength: float, seed: int) -> np.ndarray:
     """Keys whose k largest are a draw of k without replacement with weights exp(−strength L / 0.1 eV) (Gumbel top-k, Kool et al.,
     ICML 2019). The random part of an entry depends on the seed and its number alone."""
     gumbel = np.array([np.random.default_rng([seed, 0x5EED, int(k)]).gumbel() for k in numbers])

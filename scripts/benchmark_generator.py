@@ -24,21 +24,21 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from crystals.recipes import Recipe
-from evaluation.candidate import JUDGED_SETTINGS
 from evaluation.statistics import rate_metric
-from geo_utils import Sheet
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import ConfigError, StageError
 from pipeline.files import file_sha256, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
+
+# Packages that import torch or pymatgen are imported where they are used, so that --help does not wait for them.
+if TYPE_CHECKING:
+    from geo_utils import Sheet
 
 STAGE = "benchmark_generator.py"
 CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot be another polymorph
@@ -53,6 +53,7 @@ SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
     """(uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms, drawn at random."""
     from generation.sheet_table import SheetDataset
+    from geo_utils import Sheet
 
     table = SheetDataset(Path(processed_dir) / "test.pt").table
     sizes = (table["ptr"][1:] - table["ptr"][:-1]).numpy()
@@ -114,12 +115,12 @@ def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: 
 def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk. Sample s of a row takes the
     s-th template that the library of the model's training set suggests for its composition; the row's own symmetry is not used."""
-    from crystals.recipes import FORMULA
+    from crystals.recipes import FORMULA, Recipe
     from crystals.templates import TemplateLibrary
     from generation.candidates import SampleStore, plan_candidate
+    from generation.generate import CHECKPOINT_HINT
     from generation.sampling import sample
     from models import load_denoiser
-    from structure_generator import CHECKPOINT_HINT
 
     settings, seed = cfg.benchmark, cfg.run.seed
     device = resolve_device(cfg.run)
@@ -209,13 +210,16 @@ def generate(
 
     drafts: shared by runs that differ in guidance and number alone, because drafts are sampled without guidance.
     """
-    import structure_generator
+    from generation.generate import CHECKPOINT_HINT, generate_structures
+    from generation.generate import STAGE as GENERATOR_STAGE
+    from models import load_denoiser
 
     generation = dataclasses.replace(
         cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder), **changes
     )
-    structure_generator.main(dataclasses.replace(cfg, generation=generation), drafts)
-    return read_sidecar(folder, stage=structure_generator.STAGE)
+    model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
+    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, drafts)
+    return read_sidecar(folder, stage=GENERATOR_STAGE)
 
 
 def _pool(cfg: Config) -> Any:
@@ -260,8 +264,8 @@ def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache:
 def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
     """Part generation: sheets of the configured stage 4, judged, with their layer groups beside those of the training set."""
     from crystals.templates import TemplateLibrary
+    from generation.generate import CHECKPOINT_HINT
     from models import load_denoiser
-    from structure_generator import CHECKPOINT_HINT
 
     cifs = folder / "generation"
     settings = cfg.generation
@@ -286,15 +290,15 @@ def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     seconds_per_sheet, seconds_per_guided_sheet: of sampling ``generation.batch_size`` sheets of six atoms on ``run.threads``
     threads, without guidance and as configured.
     """
+    from generation.generate import CHECKPOINT_HINT
     from generation.sampling import sample
     from models import load_denoiser
-    from structure_generator import CHECKPOINT_HINT
 
     device = resolve_device(cfg.run)
     model = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)[0].double()
     compositions = [SIX_ATOMS] * cfg.generation.batch_size
     first = dataclasses.replace(cfg.generation, num_steps=2)
-    sample(model, compositions, range(len(compositions)), first, cfg.run.seed, device)  # what is made once does not count
+    sample(model, compositions, range(len(compositions)), first, cfg.run.seed, device)  # untimed: the first call fills caches
     rows = []
     with _pool(cfg) as pool:
         for count in cfg.benchmark.step_counts:
@@ -402,6 +406,8 @@ def main(cfg: Config) -> None:
         rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
         print(f"generation of {found['sampled']} sheets: {rates}")
     if "steps" in parts:
+        import torch
+
         rows = step_scores(cfg, folder)
         threads = {"threads": torch.get_num_threads(), "device": str(resolve_device(cfg.run))}
         _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {**threads, "step_counts": rows})
@@ -421,6 +427,8 @@ def main(cfg: Config) -> None:
 
 
 def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[str, Any]) -> None:
+    from evaluation.candidate import JUDGED_SETTINGS
+
     write_json(
         path,
         {

@@ -20,8 +20,9 @@ from crystals.symmetry import symmetrise
 from generation import candidates, search
 from generation.batch import NoiseEstimate, PropertyEstimate
 from generation.candidates import export_atoms
+from generation.generate import STAGE
 from generation.sampling import draft, guidance_strength, guided_noise, predict_properties, sample, target_loss
-from generation.search import order_recipes, tilted_keys
+from generation.search import gumbel_keys, order_recipes
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN
 from networks.checkpoints import save_checkpoint
@@ -299,7 +300,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 def test_products(cfg, model):
     structure_generator.main(cfg)
     folder = Path(cfg.generation.output_dir)
-    manifest = read_sidecar(folder, stage=structure_generator.STAGE)
+    manifest = read_sidecar(folder, stage=STAGE)
     assert manifest["counts"]["kept"] == 4 and manifest["counts"]["sampled"] == 8
     assert manifest["counts"]["clash"] == 1
     frames = ase.io.read(folder / "candidates.extxyz", ":")
@@ -362,10 +363,10 @@ def test_selection_draws_with_the_tilt_of_the_guidance():
     """Of two candidates, the worse by 0.1 eV is drawn with probability 1/(1+e) at η = 1, and as often as the other at η = 0."""
     loss, trials = np.array([0.1, 0.2]), 4000
     for strength, expected in ((1.0, 1 / (1 + np.e)), (0.0, 0.5)):
-        worse = sum(np.argmax(tilted_keys(loss, [2 * k, 2 * k + 1], strength, 0)) for k in range(trials))
+        worse = sum(np.argmax(gumbel_keys(loss, [2 * k, 2 * k + 1], strength, 0)) for k in range(trials))
         assert worse / trials == pytest.approx(expected, abs=4 * 0.5 / trials**0.5)
-    keys = tilted_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
-    np.testing.assert_array_equal(tilted_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
+    keys = gumbel_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
+    np.testing.assert_array_equal(gumbel_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
 
 
 def test_too_few_valid_sheets(cfg, monkeypatch, caplog):

@@ -1,0 +1,292 @@
+"""Stage 4 as a function: chooses recipes, samples candidates, selects among the valid ones and writes the products.
+
+The caller passes the loaded network in, as this package does not know its class.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections import Counter
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import torch
+from pymatgen.core import Composition
+
+from crystals import recipes as recipes_module
+from crystals.cif import cif_text
+from crystals.recipes import Recipe, parse_recipes
+from crystals.templates import TemplateLibrary
+from generation.batch import Denoiser, PropertyEstimate
+from generation.candidates import (
+    MANIFEST,
+    MAX_ROUNDS,
+    PARTIAL_DIR,
+    Candidate,
+    SampleStore,
+    export_atoms,
+    finish_candidates,
+    generation_fingerprint,
+    plan_candidate,
+    replace_products,
+    sample_candidates,
+)
+from generation.sampling import predict_properties, target_loss
+from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_recipes
+from pipeline.cli import resolve_device
+from pipeline.errors import StageError
+from pipeline.files import atomic_path, file_sha256, relative_name
+from pipeline.provenance import write_sidecar
+from pipeline.settings import Config, GenerationConfig
+
+log = logging.getLogger("her2d")
+
+STAGE = "structure_generator.py"
+CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
+
+
+def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], drafts: DraftVerdicts | None = None) -> None:
+    """Samples, checks, selects and writes the structures of ``generation.output_dir``; does nothing where they are complete.
+
+    Args:
+        cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
+        model: the trained network, on the device of ``run.device``. It is turned to float64.
+        content: its checkpoint, of which the elements, formulas and templates of the training set are read.
+        drafts: verdicts on drafts, shared by runs of one model, seed and target. New ones are added.
+
+    Raises:
+        StageError: no recipe is left to sample, or no sampled sheet is valid.
+    """
+    settings, seed = cfg.generation, cfg.run.seed
+    device = resolve_device(cfg.run)
+    model = model.double()
+    checkpoint_hash = file_sha256(cfg.denoiser.checkpoint)
+    folder = Path(settings.output_dir)
+    fingerprint = generation_fingerprint(cfg, checkpoint_hash)
+    if is_complete(folder, fingerprint):
+        log.info("%s is complete for these settings and this model; nothing to do", relative_name(folder))
+        return
+
+    library = TemplateLibrary.from_state_dict(content.get("templates", []))
+    recipes = choose_recipes(model, content, library, settings, seed, device, drafts)
+    store = SampleStore(folder / PARTIAL_DIR, fingerprint)
+    candidates = sample_until_enough(model, recipes, library, cfg, store, device)
+    valid = [c for c in candidates if c.status == "ok"]
+    if not valid:
+        raise StageError(
+            f"none of {len(candidates)} sampled sheets is valid ({_rejections(candidates)}); train the denoiser longer"
+        )
+    selected, properties = select_candidates(model, valid, settings, seed, device)
+    new = folder / PARTIAL_DIR / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    rows = write_products(selected, properties, new, settings)
+    write_manifest(new, cfg, rows, candidates, len(recipes), fingerprint, checkpoint_hash)
+    replace_products(new, folder)
+    store.remove()
+    _report(folder, candidates, rows, settings)
+
+
+def choose_recipes(
+    model: Denoiser,
+    content: dict[str, Any],
+    library: TemplateLibrary,
+    settings: GenerationConfig,
+    seed: int,
+    device: torch.device,
+    drafts: DraftVerdicts | None = None,
+) -> list[Recipe]:
+    """The recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
+
+    Raises StageError where none is of elements of the training set and small enough.
+    """
+    elements = set(content["elements"])
+    if settings.recipes:
+        return parse_recipes(settings.recipes, elements)
+    recipes = []
+    if settings.recipe_source in ("prototypes", "all"):
+        recipes += recipes_module.recipes(elements, settings.mixed_recipes)
+    if settings.recipe_source in ("substitutions", "all"):
+        recipes += library.substitutions(elements)
+    recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
+    if not recipes:
+        raise StageError(
+            f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
+            "and of elements that the model was trained on"
+        )
+    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+    substituted = partial(library.further_substitutions, elements=elements)
+    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted)
+
+
+def sample_until_enough(
+    model: Denoiser, recipes: list[Recipe], library: TemplateLibrary, cfg: Config, store: SampleStore, device: torch.device
+) -> list[Candidate]:
+    """Samples and checks candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds; all of them, in order.
+
+    With gradient guidance the first round has ``oversample`` times as many, to select from.
+    """
+    settings = cfg.generation
+    round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
+    candidates: list[Candidate] = []
+    num_valid = 0
+    for _ in range(MAX_ROUNDS):
+        if candidates:  # later rounds make up for what was not valid
+            missing = settings.num_structures - num_valid
+            round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
+        indices = range(len(candidates), len(candidates) + round_size)
+        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed) for k in indices]
+        fresh = sample_candidates(model, plans, cfg, store, device)
+        finish_candidates(fresh, settings)
+        candidates += fresh
+        num_valid = sum(c.status == "ok" for c in candidates)
+        if num_valid >= settings.num_structures:
+            break
+    return candidates
+
+
+def select_candidates(
+    model: Denoiser, valid: list[Candidate], settings: GenerationConfig, seed: int, device: torch.device
+) -> tuple[list[Candidate], PropertyEstimate]:
+    """At most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
+
+    With gradient guidance they are sampled without replacement with weights exp(−η L_target / 0.1 eV); candidates of a family or
+    composition that exceeds its quota come last. Without it the first ones are taken: a control must not be selected by the heads.
+    """
+    properties = predict_properties(model, [c.sheet for c in valid], device)
+    chosen = np.arange(len(valid))
+    if settings.guidance_scale > 0:
+        loss = np.round(target_loss(properties, settings).double().numpy(), 6)
+        chosen = np.argsort(-gumbel_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
+        if not settings.recipes:
+            late = exceeds_quota([valid[k].recipe for k in chosen], settings)
+            chosen = chosen[np.argsort(late, kind="stable")]
+    chosen = np.sort(chosen[: settings.num_structures])
+    picked = torch.as_tensor(chosen)
+    properties = PropertyEstimate(properties.delta_g[picked], properties.e_hull[picked], properties.synth_logit[picked])
+    return [valid[k] for k in chosen], properties
+
+
+def write_products(
+    selected: list[Candidate], properties: PropertyEstimate, folder: Path, settings: GenerationConfig
+) -> list[dict[str, Any]]:
+    """Writes one CIF per candidate and ``candidates.extxyz`` to an empty folder.
+
+    properties: of the candidates, (len(selected),) each. Returns one row of the manifest per candidate.
+    """
+    rows, frames = [], []
+    for k, candidate in enumerate(selected):
+        symmetry = candidate.symmetry
+        row = {
+            "id": candidate.name,
+            "formula": candidate.recipe.formula,
+            "family": candidate.recipe.family,
+            "num_atoms": len(candidate.sheet),
+            "delta_g_pred": round(float(properties.delta_g[k]), 4),
+            "e_hull_pred": round(float(properties.e_hull[k]), 4),
+            "p_synth_pred": round(float(torch.sigmoid(properties.synth_logit[k])), 4),
+            "space_group": symmetry.space_group,
+            "space_group_number": symmetry.space_group_number,
+            "layer_group_number": symmetry.layer_group_number,
+            "symmetry_tolerance": symmetry.tolerance,
+            "template_layer_group": candidate.template_layer_group,
+            "thickness": round(candidate.sheet.thickness, 4),
+        }
+        atoms = export_atoms(candidate.sheet, settings.vacuum_angstrom)
+        with atomic_path(folder / f"{candidate.name}.cif") as temporary:
+            temporary.write_text(cif_text(atoms, candidate.name), encoding="utf-8")
+        atoms.info.update(row)
+        rows.append(row)
+        frames.append(atoms)
+    buffer = StringIO()
+    ase.io.write(buffer, frames, format="extxyz")
+    with atomic_path(folder / "candidates.extxyz") as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+    return rows
+
+
+def write_manifest(
+    folder: Path,
+    cfg: Config,
+    rows: list[dict[str, Any]],
+    candidates: list[Candidate],
+    num_recipes: int,
+    fingerprint: str,
+    checkpoint_hash: str,
+) -> None:
+    """Writes the sidecar of the products: counts of all sampled candidates, mean predictions and one row per exported one."""
+    settings = cfg.generation
+    files = [f"{row['id']}.cif" for row in rows] + ["candidates.extxyz"]
+    counts = Counter(c.status for c in candidates)
+    write_sidecar(
+        folder,
+        stage=STAGE,
+        seed=cfg.run.seed,
+        settings=settings,
+        inputs=[cfg.denoiser.checkpoint],
+        counts={
+            "recipes": num_recipes,
+            "sampled": len(candidates),
+            "clash": counts["clash"],
+            "disconnected": counts["disconnected"],
+            "too_thick": counts["too thick"],
+            "valid": counts["ok"],
+            "kept": len(rows),
+            "symmetric": sum(row["space_group_number"] > 1 for row in rows),
+        },
+        metrics={
+            "valid_fraction": counts["ok"] / len(candidates),
+            "mean_abs_delta_g_pred": float(np.mean([abs(row["delta_g_pred"] - settings.target_delta_g) for row in rows])),
+            "mean_e_hull_pred": float(np.mean([row["e_hull_pred"] for row in rows])),
+            "mean_p_synth_pred": float(np.mean([row["p_synth_pred"] for row in rows])),
+        },
+        selection="drawn from the valid with weights exp(−η L_target / 0.1 eV)"
+        if settings.guidance_scale > 0
+        else "first valid, in the order of sampling",
+        fingerprint=fingerprint,
+        checkpoint_sha256=checkpoint_hash,
+        files={name: file_sha256(folder / name) for name in files},
+        candidates=rows,
+    )
+
+
+def is_complete(folder: Path, fingerprint: str) -> bool:
+    """Whether the folder holds unchanged products of these settings and this model."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
+        return False
+    files = content.get("files", {}).items()
+    return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in files)
+
+
+def _rejections(candidates: list[Candidate]) -> str:
+    """How many candidates were rejected for each reason."""
+    counts = Counter(c.status for c in candidates)
+    return ", ".join(f"{counts[reason]} {reason}" for reason in ("clash", "disconnected", "too thick"))
+
+
+def _report(folder: Path, candidates: list[Candidate], rows: list[dict[str, Any]], settings: GenerationConfig) -> None:
+    """Prints what was generated; warns where it is less than asked for."""
+    summary, valid = _rejections(candidates), sum(c.status == "ok" for c in candidates)
+    print(f"generated: {len(rows)} of {settings.num_structures} asked for, in {relative_name(folder)}")
+    print(f"  sampled {len(candidates)}, valid {valid} ({summary})")
+    print(f"  {sum(row['space_group_number'] > 1 for row in rows)} of {len(rows)} symmetric beyond P1")
+    if len(rows) < settings.num_structures:
+        log.warning(
+            "only %d valid sheets after %d sampled (%s): fewer than generation.num_structures=%d",
+            len(rows),
+            len(candidates),
+            summary,
+            settings.num_structures,
+        )
