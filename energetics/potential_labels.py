@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from energetics.adsorption_energy import free_energy
 from energetics.potential_adsorption import hydrogen_at_best_sites
 from energetics.potential_loading import load_stability_judge, potential_identity, without_paths
 from energetics.sites import SheetHER
@@ -77,7 +78,7 @@ class SheetLabeller:
             **about,
             sites=[ranked.sites[k] for k in bound],
             delta_e=delta_e,
-            delta_g=delta_e + self.dataset.her_correction_ev,
+            delta_g=free_energy(delta_e, self.dataset.her_correction_ev),
             std=np.array([h.corrected_std for h in bound.values()]),
             complaints=[""] * len(bound),
         )
