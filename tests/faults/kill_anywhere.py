@@ -51,11 +51,9 @@ NOTHING: dict[str, Any] = {}
 
 def _fork_workers() -> None:
     """Worker processes of the stage are forked from it: nothing is imported again."""
-    import pretrain_dimenet
     from pipeline import tasks
 
     fork = multiprocessing.get_context("fork")
-    pretrain_dimenet.get_context = lambda _: fork
     tasks.multiprocessing = _Forking(fork)
 
 

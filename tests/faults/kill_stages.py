@@ -28,9 +28,9 @@ class Stage:
 
 
 def _resume_often() -> None:
-    import pretrain_dimenet
+    from networks import training
 
-    pretrain_dimenet.RESUME_EVERY_S = 0.02
+    training.RESUME_EVERY_S = 0.02
 
 
 def _label_few_at_a_time() -> None:
