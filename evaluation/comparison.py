@@ -1,4 +1,4 @@
-"""Our candidates beside the controls and beside somebody else's."""
+"""Sets our candidates beside the controls and beside somebody else's."""
 
 from __future__ import annotations
 
@@ -18,10 +18,33 @@ from pipeline.settings import Config
 
 
 def update_comparison(cfg: Config) -> dict[str, Any]:
-    """Brings together ours, both controls and the external set from the two ``report.json``, and writes ``comparison.csv``,
-    ``comparison.png`` and ``report.html`` beside each of them. Sets judged by other judges or settings are not compared."""
-    ours_dir, external_dir = Path(cfg.evaluation.output_dir), Path(cfg.external.output_dir)
-    ours, external = read_report(ours_dir), read_report(external_dir)
+    """Brings together ours, both controls and the external set, and writes the comparison beside each of the two reports.
+
+    Sets judged by other judges or settings are not compared. Written are ``comparison.csv``, ``comparison.png``, ``report.json``
+    with the comparison in it, and ``report.html``.
+
+    Returns:
+        sets: label -> {metrics (None where not compared), note}; verdicts: label -> metric -> the set against ours.
+    """
+    folders = (Path(cfg.evaluation.output_dir), Path(cfg.external.output_dir))
+    ours, external = (read_report(folder) for folder in folders)
+    sets = _sets(cfg, ours, external)
+    content = {
+        "sets": sets,
+        "verdicts": {
+            label: metrics.compare(found["metrics"], sets[OURS]["metrics"])
+            for label, found in sets.items()
+            if label != OURS and found["metrics"] and sets[OURS]["metrics"]
+        },
+    }
+    for folder, report in zip(folders, (ours, external), strict=True):
+        if report is not None:
+            _write_comparison(content, report, folder)
+    return content
+
+
+def _sets(cfg: Config, ours: Mapping[str, Any] | None, external: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Metrics and note of every set by its label; no metrics where a set was not run or was judged otherwise than the newest."""
     newest = max((r for r in (ours, external) if r), key=lambda r: r["provenance"]["created_utc"], default=None)
     name = cfg.external.name
     sets: dict[str, dict[str, Any]] = {}
@@ -41,28 +64,19 @@ def update_comparison(cfg: Config) -> dict[str, Any]:
     random_dir = Path(cfg.evaluation.random_cif_dir)
     if sets[name]["metrics"] and random_dir.is_dir() and external["provenance"]["cif_dir_sha256"] == file_sha256(random_dir):
         sets[name]["note"] = "these are the files of the random-decoration control"
-    content = {
-        "sets": sets,
-        "verdicts": {
-            label: metrics.compare(found["metrics"], sets[OURS]["metrics"])
-            for label, found in sets.items()
-            if label != OURS and found["metrics"] and sets[OURS]["metrics"]
-        },
-    }
-    for folder, report in ((ours_dir, ours), (external_dir, external)):
-        if report is None:
-            continue
-        write_comparison_table(content, folder / "comparison.csv")
-        figures.comparison({label: found["metrics"] for label, found in sets.items()}, folder / "comparison.png")
-        report["comparison"] = content
-        report["summary"] = summary(report)
-        last = ("provenance", "candidates", "structures")
-        write_json(
-            folder / "report.json",
-            {k: report[k] for k in (*(k for k in report if k not in last), *(k for k in last if k in report))},
-        )
-        write_page(folder)
-    return content
+    return sets
+
+
+def _write_comparison(content: Mapping[str, Any], report: dict[str, Any], folder: Path) -> None:
+    """Writes the comparison beside one report, and the report anew with it."""
+    write_comparison_table(content, folder / "comparison.csv")
+    figures.comparison({label: found["metrics"] for label, found in content["sets"].items()}, folder / "comparison.png")
+    report["comparison"] = content
+    report["summary"] = summary(report)
+    last = ("provenance", "candidates", "structures")
+    order = (*(key for key in report if key not in last), *(key for key in last if key in report))
+    write_json(folder / "report.json", {key: report[key] for key in order})
+    write_page(folder)
 
 
 def _judged_by(report: Mapping[str, Any] | None) -> Any:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
@@ -19,7 +18,6 @@ from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
 
-matplotlib.use("Agg")
 DELTA_G = r"$\Delta G_\mathrm{H}$"
 DELTA_E = r"$\Delta E_\mathrm{H}$"
 E_HULL = r"$E_\mathrm{above\ hull}$"
@@ -228,27 +226,29 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{corrected.get('name')}, corrected", corrected),
     )
     with figure(path, figsize=(6.4, 7)) as (_, axis):
-        dft = np.array([_nan(r["delta_e_dft_ev"]) for r in rows])
+        dft = np.array([as_float(r["delta_e_dft_ev"]) for r in rows])
         everything = [dft]
         for key, marker, color, name, score in judges:
-            values = np.array([_nan(r.get(key)) for r in rows])
+            values = np.array([as_float(r.get(key)) for r in rows])
             if not np.isfinite(values).any():
                 continue
             everything.append(values)
-            mae, rank_correlation = _nan(score["mae_ev"]), _nan(score["spearman"])
+            mae, rank_correlation = as_float(score["mae_ev"]), as_float(score["spearman"])
             text = f"{name}: MAE {mae:.2f} eV, Spearman {rank_correlation:.2f}, n = {score['n']}"
             axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=5, label=text)
             if marker == "o":
-                errors = np.nan_to_num([_nan(r["std_ev"]) for r in rows])
+                errors = np.nan_to_num([as_float(r["std_ev"]) for r in rows])
                 axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
                 everything += [values - errors, values + errors]
         if (blind := truth.get("blind")) and blind["potential_corrected"]["n"]:
             points = [
-                np.array([_nan(r[key]) for r in blind["rows"]]) for key in ("delta_e_dft_ev", "delta_e_potential_corrected_ev")
+                np.array([as_float(r[key]) for r in blind["rows"]]) for key in ("delta_e_dft_ev", "delta_e_potential_corrected_ev")
             ]
             everything += points
             score = blind["potential_corrected"]
-            text = f"the same on sheets of no fit: MAE {_nan(score['mae_ev']):.2f} eV, Spearman {_nan(score['spearman']):.2f}"
+            text = (
+                f"the same on sheets of no fit: MAE {as_float(score['mae_ev']):.2f} eV, Spearman {as_float(score['spearman']):.2f}"
+            )
             axis.plot(*points, "*", color="#b2182b", ms=9, label=f"{text}, n = {score['n']}")
         low, high = padded_limits(np.concatenate(everything), 0.0, 0.0, math.inf)
         axis.plot([low, high], [low, high], color="0.4", lw=0.8)
@@ -265,8 +265,8 @@ COMPARISON_PANELS = (
     ("hit_rate", "hits by DimeNet++"),
     ("hit_rate_potential", "hits by the potential"),
     ("hit_rate_corrected", "hits, potential corrected"),
-    ("mae_delta_g_ev", "mean |ΔG_H| (eV)"),
-    ("mae_delta_g_corrected_ev", "the same, corrected (eV)"),
+    ("mae_delta_g_ev", "mean |ΔG_H|"),
+    ("mae_delta_g_corrected_ev", "the same, corrected"),
     ("score_stab", "Score_stab"),
     ("rate_synth", "Rate_synth"),
     ("rate_metastable_sun", "metastable S.U.N."),
@@ -299,15 +299,16 @@ def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.Path
                     continue
                 metric = found[name]
                 value = float(metric["value"])
-                low, high = _nan(metric["low"]), _nan(metric["high"])
+                low, high = as_float(metric["low"]), as_float(metric["high"])
                 error = [[max(0.0, value - low)], [max(0.0, high - value)]] if not math.isnan(low) else None
                 axis.bar(
                     position, value, 0.7, yerr=error, capsize=3, color=set_color(label), edgecolor="0.2", lw=0.5, error_kw={"lw": 1}
                 )
                 highest = max(highest, value, value if math.isnan(high) else high)
                 axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
-            better = next((f[name]["better"] for f in sets.values() if f and name in f), 0)
-            axis.set_title(title + {1: "  ↑", -1: "  ↓"}.get(better, ""), fontsize=9)
+            metric = next((found[name] for found in sets.values() if found and name in found), {"better": 0, "unit": ""})
+            unit = f" ({metric['unit']})" if metric["unit"] not in ("", "share") else ""
+            axis.set_title(title + unit + {1: "  ↑", -1: "  ↓"}.get(metric["better"], ""), fontsize=9)
             axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=8)
             axis.set_xlim(-0.6, len(sets) - 0.4)
             axis.grid(axis="x", visible=False)
@@ -318,5 +319,6 @@ def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.Path
         )
 
 
-def _nan(value: float | None) -> float:
+def as_float(value: float | None) -> float:
+    """A value of ``report.json``, NaN where it is missing."""
     return math.nan if value is None else float(value)

@@ -1,6 +1,6 @@
-"""Products of an evaluation: figures, ``comparison.csv``, ``report.json`` and ``report.html``, one self-contained page.
+"""Writes the figures and ``report.json`` of an evaluation.
 
-``report.json`` holds everything the page shows, so that the page can be written again when another set has been judged.
+``report.json`` holds everything the page shows, so that ``page`` can write it again when ``comparison`` has another set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from evaluation import figures, structure_figures, structure_viewer
 from evaluation.evaluate import Evaluation
 from evaluation.legacy import legacy_ranking
-from evaluation.report_files import metrics
+from evaluation.report_files import metric_dicts
 from pipeline.files import PROJECT_DIR, atomic_path, file_sha256, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit
 from pipeline.settings import Config
@@ -34,16 +34,27 @@ def write_report(
     hull: Mapping[str, Any] | None = None,
     script: str,
 ) -> dict[str, Any]:
-    """Writes figures, ``report.json``, ``comparison.*`` and ``report.html`` of one set; returns the content of ``report.json``.
+    """Writes figures and ``report.json`` of one set.
 
-    controls: label -> judged control, or one line that says why it was not run.
+    Args:
+        evaluation: the judged set.
+        cfg: the whole configuration; its evaluation settings go into the provenance.
+        output_dir: where the files go.
+        controls: label -> judged control, or one line that says why it was not run.
+        truth: errors of the judges of ΔG_H against DFT.
+        her_provenance: where the weights of DimeNet++ come from.
+        hull: E_above_hull beside that of a database.
+        script: the stage that asks, such as "test.py".
+
+    Returns:
+        The content of ``report.json``.
     """
     output_dir = Path(output_dir)
     settings = cfg.evaluation
-    judged_controls = {label: found for label, found in (controls or {}).items() if isinstance(found, Evaluation)}
+    judged_controls = [found for found in (controls or {}).values() if isinstance(found, Evaluation)]
     best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
     figures.her_performance(evaluation, settings, output_dir / "her_performance.png")
-    figures.stability_curve([evaluation, *judged_controls.values()], settings, output_dir / "stability_curve.png")
+    figures.stability_curve([evaluation, *judged_controls], settings, output_dir / "stability_curve.png")
     counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
     if truth and truth["n"]:
         figures.truth_parity(truth, output_dir / "truth_parity.png")
@@ -53,36 +64,44 @@ def write_report(
         "schema_version": SCHEMA_VERSION,
         "stage": script,
         "label": evaluation.label,
-        "metrics": metrics(evaluation.aggregates),
-        "bulk": {"n": sum(row.is_bulk for row in evaluation.rows), "metrics": metrics(evaluation.bulk_aggregates)},
+        "metrics": metric_dicts(evaluation.aggregates),
+        "bulk": {"n": sum(row.is_bulk for row in evaluation.rows), "metrics": metric_dicts(evaluation.bulk_aggregates)},
         "funnel": counts,
         "best": best,
         "legacy": legacy_ranking(evaluation.rows, settings),
         "truth": dict(truth) if truth else {"n": 0, "mae_ev": None, "spearman": None, "rows": []},
         "hull_parity": dict(hull) if hull else None,
-        "controls": {
-            label: {"metrics": metrics(found.aggregates), "cif_dir": relative_name(found.cif_dir), "note": ""}
-            if isinstance(found, Evaluation)
-            else {"metrics": None, "note": found}
-            for label, found in (controls or {}).items()
-        },
-        "provenance": {
-            "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "git_commit": git_commit(),
-            "seed": cfg.run.seed,
-            "cif_dir": relative_name(evaluation.cif_dir),
-            "cif_dir_sha256": file_sha256(evaluation.cif_dir),
-            "judges": evaluation.identity,
-            "her": dict(her_provenance or {}),
-            "settings": {k: v for k, v in dataclasses.asdict(settings).items() if not (isinstance(v, str) and os.path.isabs(v))},
-            "seconds": evaluation.elapsed_seconds,
-        },
+        "controls": {label: _control(found) for label, found in (controls or {}).items()},
+        "provenance": _provenance(evaluation, cfg, her_provenance or {}),
         "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
         "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
     }
     # The page and every later reader see the same content: what JSON keeps.
     write_json(output_dir / "report.json", content)
     return json.loads((output_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def _control(found: Evaluation | str) -> dict[str, Any]:
+    """What ``report.json`` holds of a control: its metrics, or why there are none."""
+    if isinstance(found, Evaluation):
+        return {"metrics": metric_dicts(found.aggregates), "cif_dir": relative_name(found.cif_dir), "note": ""}
+    return {"metrics": None, "note": found}
+
+
+def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any]) -> dict[str, Any]:
+    """Which files, judges, settings and code gave the numbers."""
+    settings = dataclasses.asdict(cfg.evaluation)
+    return {
+        "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git_commit": git_commit(),
+        "seed": cfg.run.seed,
+        "cif_dir": relative_name(evaluation.cif_dir),
+        "cif_dir_sha256": file_sha256(evaluation.cif_dir),
+        "judges": evaluation.identity,
+        "her": dict(her),
+        "settings": {k: v for k, v in settings.items() if not (isinstance(v, str) and os.path.isabs(v))},
+        "seconds": evaluation.elapsed_seconds,
+    }
 
 
 def copy_loss_curve(cfg: Config, output_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names of what the report consists of, and reading it back."""
+"""Names the sets and figures of a report, and reads its ``report.json``."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ FIGURES = {
 }
 
 
-def metrics(found: Mapping[str, statistics.Metric]) -> dict[str, Any]:
+def metric_dicts(found: Mapping[str, statistics.Metric]) -> dict[str, Any]:
+    """Metrics by name as ``report.json`` holds them."""
     return {name: dataclasses.asdict(metric) for name, metric in found.items()}
 
 
 def read_report(output_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """``report.json`` of a folder; None where there is none of this schema."""
+    """Reads ``report.json`` of a folder; None where there is none of this schema."""
     path = Path(output_dir) / "report.json"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""One style for every figure."""
+"""Draws every figure in one style and saves it as PNG and PDF. matplotlib is imported by the first figure, not with this module."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import matplotlib.pyplot as plt
 
 from pipeline.files import atomic_path
 
@@ -31,7 +29,12 @@ STYLE = {
 
 @contextmanager
 def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in the common style, saved when the block ends (see ``save``). path: of the PNG."""
+    """Opens a figure in the common style; it is saved when the block ends (see ``save``). path: of the PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: no display is needed
+    import matplotlib.pyplot as plt
+
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(layout="constrained", **arguments)
         try:
@@ -51,7 +54,7 @@ def save(fig: Any, path: str | os.PathLike) -> None:
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic vertical axis with plain numbers; matplotlib's own labels need mathtext, which names from files may not use."""
+    """Makes the vertical axis logarithmic with plain numbers; matplotlib's own labels need mathtext, which is off here."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")
