@@ -239,6 +239,3 @@ def _legacy_cells(legacy: Mapping[str, Any]) -> dict[str, Any]:
         numbers = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("score_composite", *LEGACY_COLUMNS)]
         rows.append({"texts": [row["rank"], ours, row["id"], row["formula"], row["verdict"]], "numbers": numbers})
     return {"summary": legacy_summary(legacy), "max_steps": legacy["max_steps"], "rows": rows}
-
-
-_candidate_table = candidate_table

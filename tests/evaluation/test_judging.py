@@ -13,7 +13,7 @@ from simple_judges import SETTINGS, evaluated
 
 from crystals import matching
 from evaluation import candidate
-from evaluation.page import _candidate_table
+from evaluation.page import candidate_table
 
 
 def test_row_against_hand_computed_numbers(tmp_path):
@@ -68,9 +68,9 @@ def test_synthesis_routes_reach_the_table_for_synthesizable_valid_sheets(tmp_pat
     with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as handle:
         table = {row["id"]: row for row in csv.DictReader(handle)}
     assert table["a"]["synthesis_precursors"] == "MoO3, S" and table["b"]["synthesis_method"] == ""
-    page = _candidate_table([dataclasses.asdict(row) for row in evaluation.rows], "cifs")
+    page = candidate_table([dataclasses.asdict(row) for row in evaluation.rows], "cifs")
     assert "precursors" in page and "MoO3, S" in page
-    assert "precursors" not in _candidate_table([dataclasses.asdict(rows["b"])], "cifs"), "no empty columns without CSLLM"
+    assert "precursors" not in candidate_table([dataclasses.asdict(rows["b"])], "cifs"), "no empty columns without CSLLM"
 
 
 def test_a_formula_of_the_generator_is_new_only_where_its_structures_are_at_hand(tmp_path):
