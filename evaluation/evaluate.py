@@ -19,7 +19,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from evaluation.judging import Judges
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, relative_name
 from pipeline.settings import EvaluationConfig
+from pipeline.store import FolderStore
 
 log = logging.getLogger("her2d")
 
@@ -85,62 +86,27 @@ def evaluate(
 ) -> Evaluation:
     """Judges every CIF of a folder and writes ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
 
-    judges: ``Judges`` (used in this process, or pickled to ``workers`` processes) or a running ``JudgePool``, which serves several
-    sets. cache_dir: where finished candidates are stored (default ``output_dir/cache``); also_cached: folders of earlier runs in
-    which they may be found. Identical files are judged once. Raises StageError when there is nothing to judge.
+    Identical files are judged once.
+
+    Args:
+        judges: ``Judges`` (used in this process, or pickled to ``workers`` processes) or a running ``JudgePool``, which serves
+            several sets.
+        label: name of the set in tables and figures.
+        seed: of the bootstrap.
+        cache_dir: where finished candidates are stored; ``output_dir/cache`` unless given.
+        also_cached: folders of earlier runs that may hold finished candidates.
+
+    Raises:
+        StageError: there is nothing to judge.
     """
     started = time.perf_counter()
     paths = find_cifs(cif_dir)
     output_dir = Path(output_dir)
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
     store = record_store(cache, [Path(p) for p in also_cached])
-
-    keys: dict[Path, str] = {}
-    records: dict[str, dict[str, Any]] = {}
-    to_judge: dict[str, Path] = {}
-    for path in paths:
-        try:
-            if not path.is_file():  # a pipe or device would be waited for
-                raise OSError(f"{path.name} is not a file")
-            with path.open("rb") as handle:
-                content = handle.read(cif.MAX_CIF_BYTES + 1)
-        except OSError:
-            content = b"unreadable " + os.fsencode(path.name)
-        key = keys[path] = cache_key(content, judges.identity, settings)
-        if key not in records and key not in to_judge:
-            record = store.get(key)
-            if record is None:
-                to_judge[key] = path
-            else:
-                records[key] = record
-    if records:
-        log.info("%s: %d of %d candidates were judged before", label, len(records), len(set(keys.values())))
-
-    own_pool = None
-    if isinstance(judges, JudgePool):
-        finished = judges.judge(to_judge, settings, store)
-    elif workers > 1 and to_judge:
-        own_pool = JudgePool(partial(_unchanged, judges), judges.identity, workers)
-        finished = own_pool.judge(to_judge, settings, store)
-    else:
-        finished = judge_inline(judges, to_judge, settings, store)
-    try:
-        for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
-            records[key] = record
-    finally:
-        if own_pool is not None:
-            own_pool.close()
-
-    rows, structures = [], {}
-    ids = candidate_ids(paths)
-    for path in paths:
-        record = records[keys[path]]
-        row = result_from_dict(record["row"])
-        row.id, row.source_file = ids[path], os.fsencode(path.name).decode("utf-8", "replace")
-        rows.append(row)
-        if record["structure"] is not None:
-            structures[row.id] = Atoms(**record["structure"])
-    rows.sort(key=lambda row: row.id)
+    keys = {path: cache_key(_content(path), judges.identity, settings) for path in paths}
+    records = _records(keys, judges, settings, store, label, workers)
+    rows, structures = _rows(keys, records)
     mark_unique(rows, structures)
     decide(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
@@ -157,6 +123,62 @@ def evaluate(
     write_table(rows, output_dir / "metrics.csv")
     write_structures(evaluation, output_dir / "relaxed.extxyz")
     return evaluation
+
+
+def _content(path: Path) -> bytes:
+    """Read what names a file in the store: its bytes, as many as a CIF may have, or a mark where there are none."""
+    try:
+        if not path.is_file():  # a pipe or device would be waited for
+            raise OSError(f"{path.name} is not a file")
+        with path.open("rb") as handle:
+            return handle.read(cif.MAX_CIF_BYTES + 1)
+    except OSError:
+        return b"unreadable " + os.fsencode(path.name)
+
+
+def _records(
+    keys: Mapping[Path, str], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str, workers: int
+) -> dict[str, dict[str, Any]]:
+    """Take the records of the files from the store, and judge those that it lacks; key -> record."""
+    records: dict[str, dict[str, Any]] = {}
+    to_judge: dict[str, Path] = {}
+    for path, key in keys.items():
+        if key not in records and key not in to_judge:
+            record = store.get(key)
+            if record is None:
+                to_judge[key] = path
+            else:
+                records[key] = record
+    if records:
+        log.info("%s: %d of %d candidates were judged before", label, len(records), len(set(keys.values())))
+    own_pool = None
+    if isinstance(judges, JudgePool):
+        finished = judges.judge(to_judge, settings, store)
+    elif workers > 1 and to_judge:
+        own_pool = JudgePool(partial(_unchanged, judges), judges.identity, workers)
+        finished = own_pool.judge(to_judge, settings, store)
+    else:
+        finished = judge_inline(judges, to_judge, settings, store)
+    try:
+        for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
+            records[key] = record
+    finally:
+        if own_pool is not None:
+            own_pool.close()
+    return records
+
+
+def _rows(keys: Mapping[Path, str], records: Mapping[str, Mapping[str, Any]]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
+    """Make the rows, sorted by id, and id -> judged structure."""
+    rows, structures = [], {}
+    for path, identifier in candidate_ids(list(keys)).items():
+        record = records[keys[path]]
+        row = result_from_dict(record["row"])
+        row.id, row.source_file = identifier, os.fsencode(path.name).decode("utf-8", "replace")
+        rows.append(row)
+        if record["structure"] is not None:
+            structures[row.id] = Atoms(**record["structure"])
+    return sorted(rows, key=lambda row: row.id), structures
 
 
 def _unchanged(judges: Judges) -> Judges:
