@@ -21,7 +21,8 @@ from ase.db import connect
 from ase.formula import Formula
 from tqdm import tqdm
 
-from geo_utils import Sheet, has_clash, sheet_connectivity
+from crystals.validity import sheet_fault
+from geo_utils import Sheet
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.settings import DatasetConfig
@@ -97,11 +98,8 @@ def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
         return f"not 2D: {str(error).split(' of at least')[0]}"
     if sheet.thickness > settings.max_thickness_angstrom:
         return "thicker than dataset.max_thickness_angstrom"
-    standard = sheet.to_atoms()
-    if has_clash(standard, settings.clash_factor):
-        return "clash"
-    if sheet_connectivity(standard).dimensionality != 2:
-        return "not 2D: bonds do not form a sheet"
+    if fault := sheet_fault(sheet.to_atoms(), settings.clash_factor, single=False):
+        return "clash" if fault == "clash" else "not 2D: bonds do not form a sheet"
     prototype = str(keys.get("prototype") or keys.get("crystal_type") or "")
     formula = formula_key(sheet.formula)
     y_synth = synth_label(keys, settings.synth_e_hull_max_ev, settings.unsynth_e_hull_min_ev)

@@ -79,6 +79,21 @@ def standardise(atoms: Atoms, min_vacuum: float) -> tuple[Atoms, str, float]:
     return atoms, kind, gap
 
 
+def sheet_fault(atoms: Atoms, clash_factor: float = 0.7, single: bool = True) -> str:
+    """Say why atoms are no sheet: "clash", "disconnected", or empty where they are one.
+
+    Args:
+        atoms: the structure, with pbc (True, True, False) or enough vacuum.
+        clash_factor: least distance of two atoms, as a share of the sum of their covalent radii.
+        single: whether the bonds must join all atoms to one sheet; otherwise sheets in several pieces pass.
+    """
+    if geo_utils.has_clash(atoms, clash_factor):
+        return "clash"
+    connectivity = geo_utils.sheet_connectivity(atoms)
+    is_sheet = connectivity.is_single_sheet if single else connectivity.dimensionality == 2
+    return "" if is_sheet else "disconnected"
+
+
 def check(atoms: Atoms, dimensionality: str, gap: float, min_vacuum: float, clash_factor: float) -> Validity:
     """Validity of a structure that ``standardise`` returned."""
     ratio = float(geo_utils.min_distance_ratio(atoms))
