@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,86 +107,61 @@ CIFS = tuple((f"random_{k:05d}.cif", folder) for k, folder in ((0, "cifs"), (1, 
 EVALUATION = ("run", "evaluation", "dimenet", "dataset")
 
 
+# Stages that are the same whoever judges.
+PLAIN = {
+    "material_dataset": Stage(
+        "material_dataset.py", ("run", "dimenet", "dataset"), {**SPLIT, **TRAINED}, patches=(_label_few_at_a_time,)
+    ),
+    "pretrain_csllm": Stage(
+        "scripts.pretrain_csllm",
+        ("run", "dataset", "synth_lm"),
+        {
+            "synth_lm.epochs": 2,
+            "synth_lm.hidden_size": 32,
+            "synth_lm.num_layers": 1,
+            "synth_lm.num_heads": 2,
+            "synth_lm.augmentations": 1,
+            "synth_lm.max_rows": 40,
+        },
+    ),
+    "optimization": Stage(
+        "optimization.py",
+        ("run", "dataset", "denoiser"),
+        {
+            **SPLIT,
+            "denoiser.hidden_channels": 16,
+            "denoiser.num_layers": 1,
+            "denoiser.num_timesteps": 100,
+            "denoiser.max_steps": 6,
+            "denoiser.eval_every": 3,
+            "denoiser.batch_size": 8,
+            "dataset.processed_dir": "{given}/material_dataset/processed",
+        },
+        given=("material_dataset",),
+    ),
+    "structure_generator": Stage(
+        "structure_generator.py",
+        ("run", "denoiser", "generation"),
+        {
+            "denoiser.checkpoint": TRAINED["denoiser.checkpoint"],
+            "generation.num_structures": 3,
+            "generation.num_steps": 8,
+            "generation.batch_size": 2,
+            "generation.recipes": "[MoS2,TiC2,ZrO2]",
+        },
+    ),
+}
+
+
 def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
     """Every stage by name."""
     simple = judges == "simple"
     judged = JUDGED | ({"evaluation.dft_truth_path": "", "evaluation.max_h_steps": 20} if simple else {})
     judging = (_simple_judges,) if simple else ()
     table = {
-        "prepare_demo_data": Stage(
-            "scripts.prepare_demo_data",
-            ("run", "demo", "evaluation"),
-            {
-                "demo.db_path": "{run}/demo.db",
-                "demo.lmdb_path": "{run}/is2re/data.lmdb",
-                "demo.references_path": "{run}/references.json.gz",
-                "demo.random_cif_dir": "{run}/random",
-                "demo.work_dir": "{run}/work",
-                "demo.num_monolayers": 4 if simple else 2,
-                "demo.num_adsorption": 6 if simple else 3,
-                "demo.num_random": 4,
-                "demo.max_steps": 60,
-                "demo.max_h_steps": 10,
-            },
-            patches=(_still_atoms if simple else _few_metals,),
-            in_parts=True,
-        ),
-        "pretrain_dimenet": Stage(
-            "pretrain_dimenet.py",
-            ("run", "dimenet"),
-            {
-                "run.threads": 2 if spawn else 1,  # an open LMDB file must not cross a fork: members in workers only where spawned
-                "dimenet.lmdb_path": "{given}/small.lmdb",
-                "dimenet.ensemble_size": 2,
-                "dimenet.epochs": 3,
-                "dimenet.batch_size": 4,
-                "dimenet.val_fraction": 0.2,
-                "dimenet.test_fraction": 0.2,
-            },
-            patches=(_resume_often,),
-            prepare=_small_lmdb,
-        ),
-        "material_dataset": Stage(
-            "material_dataset.py", ("run", "dimenet", "dataset"), {**SPLIT, **TRAINED}, patches=(_label_few_at_a_time,)
-        ),
-        "pretrain_csllm": Stage(
-            "scripts.pretrain_csllm",
-            ("run", "dataset", "synth_lm"),
-            {
-                "synth_lm.epochs": 2,
-                "synth_lm.hidden_size": 32,
-                "synth_lm.num_layers": 1,
-                "synth_lm.num_heads": 2,
-                "synth_lm.augmentations": 1,
-                "synth_lm.max_rows": 40,
-            },
-        ),
-        "optimization": Stage(
-            "optimization.py",
-            ("run", "dataset", "denoiser"),
-            {
-                **SPLIT,
-                "denoiser.hidden_channels": 16,
-                "denoiser.num_layers": 1,
-                "denoiser.num_timesteps": 100,
-                "denoiser.max_steps": 6,
-                "denoiser.eval_every": 3,
-                "denoiser.batch_size": 8,
-                "dataset.processed_dir": "{given}/material_dataset/processed",
-            },
-            given=("material_dataset",),
-        ),
-        "structure_generator": Stage(
-            "structure_generator.py",
-            ("run", "denoiser", "generation"),
-            {
-                "denoiser.checkpoint": TRAINED["denoiser.checkpoint"],
-                "generation.num_structures": 3,
-                "generation.num_steps": 8,
-                "generation.batch_size": 2,
-                "generation.recipes": "[MoS2,TiC2,ZrO2]",
-            },
-        ),
+        "prepare_demo_data": _data_stage(simple),
+        "pretrain_dimenet": _dimenet_stage(spawn),
+        **{name: replace(stage) for name, stage in PLAIN.items()},
         "test": Stage("test.py", EVALUATION, judged, patches=judging, files=CIFS),
         "evaluate_external": Stage("evaluate_external.py", ("external", *EVALUATION), judged, ("test",), judging, CIFS),
     }
@@ -194,3 +169,42 @@ def stages(judges: str, spawn: bool = False) -> dict[str, Stage]:
         for stage in table.values():
             stage.patches = (*stage.patches, _plain_figures)
     return table
+
+
+def _data_stage(simple: bool) -> Stage:
+    return Stage(
+        "scripts.prepare_demo_data",
+        ("run", "demo", "evaluation"),
+        {
+            "demo.db_path": "{run}/demo.db",
+            "demo.lmdb_path": "{run}/is2re/data.lmdb",
+            "demo.references_path": "{run}/references.json.gz",
+            "demo.random_cif_dir": "{run}/random",
+            "demo.work_dir": "{run}/work",
+            "demo.num_monolayers": 4 if simple else 2,
+            "demo.num_adsorption": 6 if simple else 3,
+            "demo.num_random": 4,
+            "demo.max_steps": 60,
+            "demo.max_h_steps": 10,
+        },
+        patches=(_still_atoms if simple else _few_metals,),
+        in_parts=True,
+    )
+
+
+def _dimenet_stage(spawn: bool) -> Stage:
+    return Stage(
+        "pretrain_dimenet.py",
+        ("run", "dimenet"),
+        {
+            "run.threads": 2 if spawn else 1,  # an open LMDB file must not cross a fork: members in workers only where spawned
+            "dimenet.lmdb_path": "{given}/small.lmdb",
+            "dimenet.ensemble_size": 2,
+            "dimenet.epochs": 3,
+            "dimenet.batch_size": 4,
+            "dimenet.val_fraction": 0.2,
+            "dimenet.test_fraction": 0.2,
+        },
+        patches=(_resume_often,),
+        prepare=_small_lmdb,
+    )
