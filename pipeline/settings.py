@@ -244,9 +244,9 @@ class BenchmarkConfig:
     generation_structures: int = setting(1000, "part generation: structures", low=2)
     step_counts: list[int] = setting([10, 20, 30, 50], "part steps: numbers of reverse steps")
     step_structures: int = setting(64, "part steps: structures by each", low=2)
-    guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: doses η, at w = 0")
-    cfg_scales: list[float] = setting([2.0], "part guidance: doses w, at η = 0")
-    num_structures: int = setting(256, "part guidance: structures at each dose", low=2)
+    guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: guidance scales η, at w = 0")
+    cfg_scales: list[float] = setting([2.0], "part guidance: classifier-free scales w, at η = 0")
+    num_structures: int = setting(256, "part guidance: structures at each setting", low=2)
     judge_checkpoint: str = setting(
         "weights/dimenet_second.pth", "part guidance: DimeNet++ that judges, not the one that labelled", path=True
     )

@@ -177,34 +177,34 @@ GUIDANCE = (
 )
 
 
-def dose_name(dose: Mapping[str, Any]) -> str:
+def setting_name(setting: Mapping[str, Any]) -> str:
     """Return the strengths of guidance of one set, η of the gradient and w of the classifier-free one."""
-    strengths = {"η": dose["guidance_scale"], "w": dose["cfg_scale"]}
+    strengths = {"η": setting["guidance_scale"], "w": setting["cfg_scale"]}
     parts = [f"{symbol} {value:g}" for symbol, value in strengths.items() if value]
     return ", ".join(parts) or "no guidance"
 
 
 def guidance() -> str:
-    """Return guidance dose by dose, and the large set at the default."""
-    sets = {f"{dose_name(d)} ({d['aggregates']['rate_valid']['n']})": d["aggregates"] for d in load_doses()}
+    """Return guidance setting by setting, and the large set at the default."""
+    sets = {f"{setting_name(d)} ({d['aggregates']['rate_valid']['n']})": d["aggregates"] for d in load_settings()}
     large = load("results/benchmark/generation.json")
-    sets[f"{dose_name(large['generation'])} ({formatted(large['aggregates']['rate_valid']['n'])})"] = large["aggregates"]
+    sets[f"{setting_name(large['generation'])} ({formatted(large['aggregates']['rate_valid']['n'])})"] = large["aggregates"]
     return metric_table(GUIDANCE, sets)
 
 
-def load_doses() -> list[dict[str, Any]]:
+def load_settings() -> list[dict[str, Any]]:
     """Return the sets of the benchmark of guidance."""
     return load("results/benchmark/guidance.json")["doses"]
 
 
 def hits() -> str:
     """Return the hits of each strength of guidance as counts."""
-    doses = load_doses()
+    settings = load_settings()
     body = []
     for label, key, _ in GUIDANCE[-3:]:
-        found = [d["aggregates"][key] for d in doses]
+        found = [d["aggregates"][key] for d in settings]
         body.append([label, *(f"{round(m['value'] * m['n'])} of {m['n']}" for m in found)])
-    return table(["", *(dose_name(d) for d in doses)], body)
+    return table(["", *(setting_name(d) for d in settings)], body)
 
 
 def sampled_large() -> str:
