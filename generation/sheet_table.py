@@ -1,4 +1,4 @@
-"""All sheets of one split as flat tensors, and the rows of every training batch."""
+"""Holds the sheets of one split: the file that stage 2 writes, its reader, and the training table with the rows of each batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from torch_geometric.data import Data
 from tqdm import tqdm
 
 from crystals.database import Row
@@ -28,110 +26,15 @@ DATASET_STAGE = "material_dataset.py"
 SYMMETRY_TOLERANCE = 0.02  # Å, within which a sheet of the training set must show its symmetry
 
 
-@dataclass
-class SheetTable:
-    """All sheets of one split as flat tensors; ``ptr`` (M + 1,) delimits them."""
-
-    sheets: SheetBatch
-    ptr: torch.Tensor
-    formulas: list[str]
-    uids: list[str]
-    templates: list[Template] | None = None  # of each sheet, once they are found
-
-    def __len__(self) -> int:
-        return self.ptr.shape[0] - 1
-
-    @classmethod
-    def load(cls, path: str | Path) -> SheetTable:
-        """Reads ``train.pt``, ``val.pt`` or ``test.pt`` of stage 2; raises StageError when it cannot be used."""
-        data = SheetDataset(path).table
-        ptr = data["ptr"].long()
-        sizes = ptr[1:] - ptr[:-1]
-        sheets = SheetBatch(
-            atomic_numbers=data["atomic_numbers"].long(),
-            frac_coords=data["frac_coords"].float(),
-            heights=data["heights"].float(),
-            lattice_vector=lattice_to_vector(data["lattice"].double()).float(),
-            batch=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
-            num_atoms=sizes,
-            delta_g=data["delta_g_h"].float(),
-            e_hull=data["e_hull"].float(),
-            synth=data["y_synth"].float(),
-        )
-        return cls(sheets, ptr, list(data["formula"]), list(data["uid"]))
-
-    def sheet(self, index: int) -> Sheet:
-        """One sheet, in float64."""
-        s, atoms = self.sheets, slice(int(self.ptr[index]), int(self.ptr[index + 1]))
-        lattice = vector_to_lattice(s.lattice_vector[index].double()).numpy()
-        arrays = (x[atoms].numpy() for x in (s.atomic_numbers, s.frac_coords.double(), s.heights.double()))
-        return Sheet(*arrays, lattice)
-
-    def find_templates(self, name: str) -> None:
-        """Finds the symmetry template of every sheet."""
-        self.templates = [
-            Template.of(self.sheet(k), SYMMETRY_TOLERANCE)
-            for k in tqdm(range(len(self)), desc=f"symmetry of {name}", unit="sheet", mininterval=1.0)
-        ]
-
-    def template_library(self) -> TemplateLibrary:
-        """The distinct templates of the table, with the elements that they occur with."""
-        return TemplateLibrary.build(((self.sheet(k), template) for k, template in enumerate(self.templates)))
-
-    def constraint(self, index: torch.Tensor, symmetric: torch.Tensor, device: torch.device) -> SymmetryConstraint | None:
-        """The templates of the sheets of the given indices (B,) where ``symmetric`` (B,); None where none is asked for."""
-        if self.templates is None or not symmetric.any():
-            return None
-        chosen = [self.templates[k] if wanted else None for k, wanted in zip(index.tolist(), symmetric.tolist(), strict=True)]
-        chosen = [None if template is None or template.layer_group == 1 else template for template in chosen]
-        return SymmetryConstraint(chosen, self.sheets.num_atoms[index], self.sheets.frac_coords.to(device))
-
-    def select(self, index: torch.Tensor) -> SheetBatch:
-        """The sheets of the given indices (B,), as a batch."""
-        sizes = self.sheets.num_atoms[index]
-        batch = torch.repeat_interleave(torch.arange(len(index)), sizes)
-        start = torch.cumsum(sizes, 0) - sizes
-        atoms = torch.arange(int(sizes.sum())) + (self.ptr[index] - start)[batch]
-        s = self.sheets
-        return SheetBatch(
-            s.atomic_numbers[atoms],
-            s.frac_coords[atoms],
-            s.heights[atoms],
-            s.lattice_vector[index],
-            batch,
-            sizes,
-            s.delta_g[index],
-            s.e_hull[index],
-            s.synth[index],
-        )
-
-
-def training_rows(table: SheetTable, step: int, batch_size: int, seed: int, labelled_share: float = 0.0) -> torch.Tensor:
-    """Sheets (B,) of batch ``step`` = 0, 1, ... of an endless sequence of shuffled epochs; a function of its arguments, so that
-    there is nothing to restore. The first ``labelled_share`` of them come from epochs of the sheets with a ΔG_H label."""
-    labelled = torch.nonzero(torch.isfinite(table.sheets.delta_g)).flatten()
-    count = min(round(labelled_share * batch_size), len(labelled))
-    first = labelled[_shuffled(len(labelled), step, count, (seed, 5))] if count else labelled[:0]
-    return torch.cat([first, _shuffled(len(table), step, batch_size - count, (seed, 1))])
-
-
-def _shuffled(total: int, step: int, count: int, key: tuple[int, ...]) -> torch.Tensor:
-    """Numbers below ``total``, (count,), of batch ``step`` of endless shuffled epochs."""
-    if not count:
-        return torch.zeros(0, dtype=torch.long)
-    epoch, position = divmod(step, max(total // count, 1))
-    return torch.randperm(total, generator=seeded_generator(*key, epoch))[position * count : (position + 1) * count]
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """A random generator that is a function of the key."""
-    digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
 def pack(rows: list[Row], labels: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The flat tensors of one split; see ``SheetDataset`` for shapes."""
-    best = [_best_site(labels.get(row.key)) for row in rows]
+    """Build the columns of one split, with the names and shapes of ``read_split``.
+
+    Args:
+        rows: the sheets, in order.
+        labels: by ``Row.key``, ΔG_H and its standard error (eV), kind and face of each adsorption site, the coverage, and whether
+            the sheet is inside the domain of the judge. A row without an entry is unlabelled.
+    """
+    best = [most_stable_site(labels.get(row.key)) for row in rows]
     site_counts = [len(labels[row.key]["delta_g"]) if row.key in labels else 0 for row in rows]
     with_sites = [labels[row.key] for row, count in zip(rows, site_counts, strict=True) if count]
 
@@ -167,56 +70,166 @@ def pack(rows: list[Row], labels: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _best_site(label: dict[str, Any] | None) -> tuple[float, float]:
-    """(ΔG_H, standard error) of the most stable site; NaN where the judge has no value or is outside its domain."""
+def most_stable_site(label: dict[str, Any] | None) -> tuple[float, float]:
+    """Return (ΔG_H, standard error) in eV of the site that binds H most; NaN without a value or outside the judge's domain."""
     if label is None or not label["delta_g"] or not label["in_domain"]:
         return math.nan, math.nan
     index = int(np.argmin(label["delta_g"]))
     return label["delta_g"][index], label["std"][index]
 
 
-class SheetDataset(Dataset):
-    """Reader of ``processed/{train,val,test}.pt``.
+def read_split(path: str | os.PathLike) -> dict[str, Any]:
+    """Read and check ``processed/{train,val,test}.pt``, the only reader of these files.
 
-    The file is one dict: atomic_numbers (A,), frac_coords (A, 2), heights (A,) Å, ptr (M + 1,), lattice (M, 2, 2) Å; delta_g_h,
-    delta_g_h_std, e_hull, h_form, y_synth (M,), eV or eV/atom, NaN where unlabelled; uid, formula, prototype: M strings; and the
-    site table site_ptr (M + 1,), site_delta_g, site_std (S,), site_kind, site_face, site_coverage (M,). Items are PyG ``Data``.
+    Returns:
+        The columns of M sheets with A atoms and S adsorption sites: atomic_numbers (A,), frac_coords (A, 2), heights (A,) Å,
+        ptr (M + 1,), lattice (M, 2, 2) Å, row vectors; delta_g_h, delta_g_h_std, e_hull, h_form, y_synth (M,), eV or eV/atom, NaN
+        where unlabelled; uid, formula, prototype, M strings each; and the sites: site_ptr (M + 1,), site_delta_g, site_std (S,)
+        eV, site_kind, site_face (S strings each), site_coverage (M,).
+
+    Raises:
+        StageError: the file is missing, damaged, of another schema, or lacks columns or rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StageError(f"{relative_name(path)} is missing: run {DATASET_STAGE}")
+    try:
+        columns = torch.load(path, weights_only=True)
+        schema = columns["schema_version"]
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
+        raise StageError(f"{relative_name(path)} is not a readable dataset: rerun {DATASET_STAGE}") from error
+    if schema != SCHEMA_VERSION:
+        raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}: rerun {DATASET_STAGE}")
+    if missing := [name for name in pack([], {}) if name not in columns]:
+        raise StageError(f"{relative_name(path)} has no {', '.join(missing[:3])}: rerun {DATASET_STAGE}")
+    sizes = {name: len(columns[name]) for name in ("lattice", "delta_g_h", "e_hull", "y_synth", "uid")}
+    if any(size != len(columns["ptr"]) - 1 for size in sizes.values()):
+        raise StageError(f"{relative_name(path)} has columns of unequal length: rerun {DATASET_STAGE}")
+    return columns
+
+
+@dataclass
+class SheetTable:
+    """Holds the sheets of one split for training: the columns of ``read_split`` that the denoiser learns from.
+
+    ``sheets`` has all A atoms of the M sheets, in float32, with each lattice as its three-number vector; the atoms of sheet k are
+    ``ptr[k]`` to ``ptr[k + 1]``, ``ptr`` (M + 1,). ``templates`` has one template a sheet once ``find_templates`` has run.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        path = Path(path)
-        if not path.is_file():
-            raise StageError(f"{relative_name(path)} is missing: run {DATASET_STAGE}")
-        try:
-            self.table = torch.load(path, weights_only=True)
-            schema = self.table["schema_version"]
-        except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged files
-            raise StageError(f"{relative_name(path)} is not a readable dataset: rerun {DATASET_STAGE}") from error
-        if schema != SCHEMA_VERSION:
-            raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}: rerun {DATASET_STAGE}")
-        if missing := [name for name in pack([], {}) if name not in self.table]:
-            raise StageError(f"{relative_name(path)} has no {', '.join(missing[:3])}: rerun {DATASET_STAGE}")
-        sizes = {name: len(self.table[name]) for name in ("lattice", "delta_g_h", "e_hull", "y_synth", "uid")}
-        if any(size != len(self.table["ptr"]) - 1 for size in sizes.values()):
-            raise StageError(f"{relative_name(path)} has columns of unequal length: rerun {DATASET_STAGE}")
+    sheets: SheetBatch
+    ptr: torch.Tensor
+    formulas: list[str]
+    uids: list[str]
+    templates: list[Template] | None = None
 
     def __len__(self) -> int:
-        return len(self.table["uid"])
+        return self.ptr.shape[0] - 1
 
-    def __getitem__(self, index: int) -> Data:
-        table = self.table
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        atoms = slice(int(table["ptr"][index]), int(table["ptr"][index + 1]))
-        return Data(
-            atomic_numbers=table["atomic_numbers"][atoms],
-            frac_coords=table["frac_coords"][atoms],
-            heights=table["heights"][atoms],
-            lattice=table["lattice"][index : index + 1],
-            delta_g_h=table["delta_g_h"][index : index + 1],
-            e_hull=table["e_hull"][index : index + 1],
-            y_synth=table["y_synth"][index : index + 1],
-            num_nodes=atoms.stop - atoms.start,
-            uid=table["uid"][index],
+    @classmethod
+    def load(cls, path: str | Path) -> SheetTable:
+        """Build the table from ``train.pt``, ``val.pt`` or ``test.pt`` of stage 2. Raises StageError as ``read_split`` does."""
+        data = read_split(path)
+        ptr = data["ptr"].long()
+        sizes = ptr[1:] - ptr[:-1]
+        sheets = SheetBatch(
+            atomic_numbers=data["atomic_numbers"].long(),
+            frac_coords=data["frac_coords"].float(),
+            heights=data["heights"].float(),
+            lattice_vector=lattice_to_vector(data["lattice"].double()).float(),
+            batch=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+            num_atoms=sizes,
+            delta_g=data["delta_g_h"].float(),
+            e_hull=data["e_hull"].float(),
+            synth=data["y_synth"].float(),
         )
+        return cls(sheets, ptr, list(data["formula"]), list(data["uid"]))
+
+    def sheet(self, index: int) -> Sheet:
+        """Return one sheet in float64, its lattice symmetric (as ``vector_to_lattice`` gives it). Raises IndexError."""
+        index = range(len(self))[index]
+        s, atoms = self.sheets, slice(int(self.ptr[index]), int(self.ptr[index + 1]))
+        lattice = vector_to_lattice(s.lattice_vector[index].double()).numpy()
+        arrays = (x[atoms].numpy() for x in (s.atomic_numbers, s.frac_coords.double(), s.heights.double()))
+        return Sheet(*arrays, lattice)
+
+    def find_templates(self, name: str) -> None:
+        """Find the symmetry template of every sheet, with a progress bar that names the split."""
+        self.templates = [
+            Template.of(self.sheet(k), SYMMETRY_TOLERANCE)
+            for k in tqdm(range(len(self)), desc=f"symmetry of {name}", unit="sheet", mininterval=1.0)
+        ]
+
+    def template_library(self) -> TemplateLibrary:
+        """Collect the distinct templates of the table with the elements that occur in each; ``find_templates`` comes first."""
+        return TemplateLibrary.build(((self.sheet(k), template) for k, template in enumerate(self.templates)))
+
+    def constraint(self, index: torch.Tensor, symmetric: torch.Tensor, device: torch.device) -> SymmetryConstraint | None:
+        """Constrain a batch to the symmetry of its sheets.
+
+        Args:
+            index: (B,) numbers of the sheets.
+            symmetric: (B,) bool, which of them keep their template.
+            device: where the sampled coordinates live.
+
+        Returns:
+            The constraint, or None where no sheet keeps a template.
+        """
+        if self.templates is None or not symmetric.any():
+            return None
+        chosen = [self.templates[k] if wanted else None for k, wanted in zip(index.tolist(), symmetric.tolist(), strict=True)]
+        chosen = [None if template is None or template.layer_group == 1 else template for template in chosen]
+        return SymmetryConstraint(chosen, self.sheets.num_atoms[index], self.sheets.frac_coords.to(device))
+
+    def select(self, index: torch.Tensor) -> SheetBatch:
+        """Gather the sheets of the given indices (B,) as a batch."""
+        sizes = self.sheets.num_atoms[index]
+        batch = torch.repeat_interleave(torch.arange(len(index)), sizes)
+        start = torch.cumsum(sizes, 0) - sizes
+        atoms = torch.arange(int(sizes.sum())) + (self.ptr[index] - start)[batch]
+        s = self.sheets
+        return SheetBatch(
+            s.atomic_numbers[atoms],
+            s.frac_coords[atoms],
+            s.heights[atoms],
+            s.lattice_vector[index],
+            batch,
+            sizes,
+            s.delta_g[index],
+            s.e_hull[index],
+            s.synth[index],
+        )
+
+
+def training_rows(table: SheetTable, step: int, batch_size: int, seed: int, labelled_share: float = 0.0) -> torch.Tensor:
+    """Choose the sheets of one batch of an endless sequence of shuffled epochs.
+
+    The choice is a function of the arguments, so that a resumed training has nothing to restore.
+
+    Args:
+        table: the training split.
+        step: number of the batch, from 0.
+        batch_size: B.
+        seed: of the shuffles.
+        labelled_share: share of the batch, its first rows, that comes from epochs of the sheets with a ΔG_H label.
+
+    Returns:
+        (B,) int64, numbers of sheets.
+    """
+    labelled = torch.nonzero(torch.isfinite(table.sheets.delta_g)).flatten()
+    count = min(round(labelled_share * batch_size), len(labelled))
+    first = labelled[_shuffled(len(labelled), step, count, (seed, 5))] if count else labelled[:0]
+    return torch.cat([first, _shuffled(len(table), step, batch_size - count, (seed, 1))])
+
+
+def _shuffled(total: int, step: int, count: int, key: tuple[int, ...]) -> torch.Tensor:
+    """Draw (count,) numbers below ``total``: batch ``step`` of endless shuffled epochs."""
+    if not count:
+        return torch.zeros(0, dtype=torch.long)
+    epoch, position = divmod(step, max(total // count, 1))
+    return torch.randperm(total, generator=seeded_generator(*key, epoch))[position * count : (position + 1) * count]
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """Return a random generator that is a function of the key."""
+    digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -52,10 +52,10 @@ SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 
 def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
     """(uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms, drawn at random."""
-    from generation.sheet_table import SheetDataset
+    from generation.sheet_table import read_split
     from geo_utils import Sheet
 
-    table = SheetDataset(Path(processed_dir) / "test.pt").table
+    table = read_split(Path(processed_dir) / "test.pt")
     sizes = (table["ptr"][1:] - table["ptr"][:-1]).numpy()
     allowed = np.flatnonzero(sizes <= max_atoms)
     if not len(allowed):

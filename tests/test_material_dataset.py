@@ -114,7 +114,7 @@ def test_labels_are_the_judges_own(processed):
     folder = Path(processed.dataset.processed_dir)
     predictor = HydrogenPredictor.load(processed.dimenet.checkpoint)
     table = torch.load(folder / "train.pt", weights_only=True)
-    dataset = sheet_table.SheetDataset(folder / "train.pt")
+    dataset = sheet_table.SheetTable.load(folder / "train.pt")
     for index in (0, len(dataset) - 1):
         row = next(connect(processed.dataset.db_path).select(uid=table["uid"][index]))
         her = predictor.predict_sheet(row.toatoms(), processed.dataset)
@@ -123,11 +123,11 @@ def test_labels_are_the_judges_own(processed):
         assert table["delta_g_h"][index] == pytest.approx(her.best_delta_g, abs=1e-3)
         assert table["site_coverage"][index] == pytest.approx(her.coverage)
         assert table["site_kind"][sites.start] == her.sites[0].kind
-        item = dataset[index]
-        assert item.num_nodes == 3 and item.lattice.shape == (1, 2, 2) and item.uid == table["uid"][index]
-        np.testing.assert_allclose(item.heights.sum(), 0, atol=1e-5)
+        sheet = dataset.sheet(index)
+        assert len(sheet) == 3 and sheet.lattice.shape == (2, 2) and dataset.uids[index] == table["uid"][index]
+        np.testing.assert_allclose(sheet.heights.sum(), 0, atol=1e-5)
     with pytest.raises(IndexError):
-        dataset[len(dataset)]
+        dataset.sheet(len(dataset))
 
 
 def test_a_share_of_the_formulas_is_labelled(tmp_path, predictor_path, processed):
@@ -214,7 +214,7 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
     plain = configure(tmp_path, predictor_path)
     stage2.main(plain)
     folder = Path(plain.dataset.processed_dir)
-    before = {name: sheet_table.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    before = {name: sheet_table.read_split(folder / f"{name}.pt") for name in stage2.SPLITS}
     held_out = Formula(before["test"]["formula"][0]).count()
     assert len(held_out) == 2 and max(held_out.values()) == 2  # an MX2
     metal, anion = sorted(held_out, key=held_out.get)
@@ -229,7 +229,7 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
     second = judged_folder(tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], e_above_hull_ev=[0.5, "nan"])
     cfg = configure(tmp_path, predictor_path, dataset__judged_dirs=[str(first), str(second)])
     stage2.main(cfg)
-    after = {name: sheet_table.SheetDataset(folder / f"{name}.pt").table for name in stage2.SPLITS}
+    after = {name: sheet_table.read_split(folder / f"{name}.pt") for name in stage2.SPLITS}
     for name in ("val", "test"):
         assert after[name]["uid"] == before[name]["uid"] and torch.equal(after[name]["e_hull"], before[name]["e_hull"])
     n = len(before["train"]["uid"])
@@ -268,13 +268,6 @@ def test_labels_of_another_judge_are_not_reused(tmp_path, predictor_path):
     store.add("k", SheetHER(sheet=None, status="no site"))
     assert "k" in site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "a"})
     assert not site_labels.LabelStore(tmp_path / "labels.jsonl", {"checkpoint_sha256": "b"})
-
-
-def test_a_sheet_outside_the_judges_domain_has_no_label():
-    label = {"delta_g": [0.2, -0.1], "std": [0.1, 0.3], "in_domain": True}
-    assert sheet_table._best_site(label) == (-0.1, 0.3)
-    assert np.isnan(sheet_table._best_site(label | {"in_domain": False})).all()
-    assert np.isnan(sheet_table._best_site(None)).all()
 
 
 def test_split_is_a_function_of_the_formula():

@@ -16,7 +16,7 @@ from energetics import hull
 from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
 from evaluation.embedded_lm import EmbeddedLMJudge
 from generation import sheet_table
-from generation.sheet_table import SheetDataset, pack
+from generation.sheet_table import pack, read_split
 from models import DIMENET_KIND, DenoiserModelConfig, DenoisingEGNN, DimeNetPlusPlus, load_denoiser
 from networks.checkpoints import CheckpointError, load_checkpoint, load_ocp_checkpoint, save_checkpoint
 from networks.dimenet_layers import DimeNetPlusPlusConfig
@@ -267,7 +267,7 @@ TABLES = {
 @pytest.mark.parametrize("kind", TABLES)
 def test_processed_tables_that_cannot_be_used(tmp_path, capsys, kind):
     TABLES[kind](tmp_path / "train.pt")
-    code, line = one_line(capsys, lambda cfg: SheetDataset(tmp_path / "train.pt"), [])
+    code, line = one_line(capsys, lambda cfg: read_split(tmp_path / "train.pt"), [])
     assert code == 1 and "train.pt" in line and "run material_dataset.py" in line.replace("rerun", "run")
     assert not (tmp_path / "was_here").exists()
 
