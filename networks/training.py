@@ -68,6 +68,8 @@ class LoopSettings:
         ema_decay: decay of the moving average in step 0, 1, ...; None evaluates and keeps the weights as they are.
         title: of the progress bar.
         position: row of the progress bar.
+        score_name: name of the best score behind the progress bar.
+        keep_bar: leave the bar on the screen at the end, and show it where the output is no terminal.
     """
 
     steps: int
@@ -77,6 +79,8 @@ class LoopSettings:
     ema_decay: Callable[[int], float] | None = None
     title: str = "training"
     position: int = 0
+    score_name: str = "best"
+    keep_bar: bool = False
 
 
 def warming_decay(decay: float, updates: int) -> float:
@@ -243,7 +247,7 @@ class Trainer:
         saved_at = time.monotonic()
         bar = tqdm(
             total=settings.steps, initial=self.step, desc=settings.title, unit="step",
-            position=settings.position, mininterval=1.0, disable=None, leave=False,
+            position=settings.position, mininterval=1.0, disable=False if settings.keep_bar else None, leave=settings.keep_bar,
         )  # fmt: skip
         with bar:
             while self.step < settings.steps:
@@ -252,7 +256,8 @@ class Trainer:
                 if due:
                     self.evaluate()
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best['score']:.3f}" if self.best else "-", refresh=False)
+                score = self.best["score"] if self.best else math.inf
+                bar.set_postfix({"loss": f"{loss:.3f}", settings.score_name: f"{score:.3f}"}, refresh=False)
                 if on_step is not None:
                     on_step(self.step)
                 if due or time.monotonic() - saved_at > RESUME_EVERY_S:

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import optimization
-from generation import loss, sheet_table
+from generation import denoiser_training, loss, sheet_table
 from generation.batch import SheetBatch
+from generation.denoiser_training import learning_rate, roc_auc
 from generation.loss import TERMS, loss_terms, sample_noise, total_loss
 from generation.sheet_table import SheetTable, training_rows
 from models import load_denoiser
-from optimization import build_model, learning_rate, roc_auc
+from networks.training import Trainer
+from optimization import build_model
 from pipeline.errors import StageError
 from pipeline.provenance import read_sidecar, write_sidecar
 from pipeline.settings import Config, DenoiserConfig
@@ -70,7 +72,7 @@ def cfg(tmp_path) -> Config:
     processed.mkdir()
     for seed, (name, count) in enumerate({"train": 40, "val": 12, "test": 12}.items()):
         write_split(processed / f"{name}.pt", count, seed)
-        write_sidecar(processed / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
+        write_sidecar(processed / f"{name}.pt", stage=sheet_table.DATASET_STAGE, seed=0, settings={})
     base = Config()
     return dataclasses.replace(
         base,
@@ -82,7 +84,7 @@ def cfg(tmp_path) -> Config:
 
 @pytest.fixture(autouse=True)
 def few_validation_draws(monkeypatch):
-    monkeypatch.setattr(optimization, "VALIDATION_DRAWS", 12)
+    monkeypatch.setattr(denoiser_training, "VALIDATION_DRAWS", 12)
 
 
 def table_of(cfg: Config, name: str = "train") -> SheetTable:
@@ -209,7 +211,7 @@ def test_training_resumes_bit_identically(cfg, tmp_path, monkeypatch):
     second = dataclasses.replace(
         cfg, denoiser=dataclasses.replace(cfg.denoiser, checkpoint=str(tmp_path / "again" / "denoiser.pth"))
     )
-    calls, original = {"n": 0}, optimization.Trainer.train_step
+    calls, original = {"n": 0}, Trainer.train_step
 
     def dies_in_the_fourth_step(self):
         calls["n"] += 1
@@ -217,11 +219,11 @@ def test_training_resumes_bit_identically(cfg, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(optimization.Trainer, "train_step", dies_in_the_fourth_step)
+    monkeypatch.setattr(Trainer, "train_step", dies_in_the_fourth_step)
     with pytest.raises(KeyboardInterrupt):
         optimization.main(second)
     assert not Path(second.denoiser.checkpoint).exists(), "no product before the end"
-    monkeypatch.setattr(optimization.Trainer, "train_step", original)
+    monkeypatch.setattr(Trainer, "train_step", original)
     torch.manual_seed(999)  # the state of the process must not matter
     optimization.main(second)
     resumed = torch.load(second.denoiser.checkpoint, weights_only=True)
@@ -264,7 +266,7 @@ def test_training_may_start_from_other_weights(cfg, tmp_path):
         table["lattice"] *= 1.5
         table["formula"] = [f"G{k}" for k in range(len(table["formula"]))]
         torch.save(table, Path(cfg.dataset.processed_dir) / f"{name}.pt")
-        write_sidecar(Path(cfg.dataset.processed_dir) / f"{name}.pt", stage=optimization.DATASET_STAGE, seed=0, settings={})
+        write_sidecar(Path(cfg.dataset.processed_dir) / f"{name}.pt", stage=sheet_table.DATASET_STAGE, seed=0, settings={})
     start = dataclasses.replace(cfg.denoiser, init_from=cfg.denoiser.checkpoint, checkpoint=str(tmp_path / "next" / "denoiser.pth"))
     fresh = build_model(start, table_of(cfg), 0)
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), first.parameters(), strict=True))
@@ -282,11 +284,11 @@ def test_training_may_start_from_other_weights(cfg, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_a_saved_state(cfg, monkeypatch):
     original = loss.loss_terms
 
-    def breaks(model, sheets, draw, kept):
-        terms, properties = original(model, sheets, draw, kept)
+    def breaks(model, sheets, noise, constraint):
+        terms, properties = original(model, sheets, noise, constraint)
         return terms | {"frac": terms["frac"] * float("nan")}, properties
 
-    monkeypatch.setattr(optimization, "loss_terms", breaks)
+    monkeypatch.setattr(denoiser_training, "loss_terms", breaks)
     with pytest.raises(StageError, match="step 1: frac is not finite.*resume.pt"):
         optimization.main(cfg)
     assert (Path(cfg.denoiser.checkpoint).parent / "resume.pt").is_file()

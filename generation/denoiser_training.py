@@ -1,0 +1,179 @@
+"""Training of the denoiser: batches, loss, validation, scores of the property heads and the loss curve."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from generation.batch import Denoiser
+from generation.loss import TERMS, loss_terms, sample_noise, total_loss
+from generation.sheet_table import SheetTable, seeded_generator, training_rows
+from networks.training import LoopSettings, warming_decay
+from pipeline.files import atomic_path
+from pipeline.settings import DenoiserConfig
+
+VALIDATION_DRAWS = 512  # noised sheets per validation, at least
+TEST_TIME_FRACTION = 0.01  # t/T at which the heads are scored on the test split
+
+
+def learning_rate(step: int, settings: DenoiserConfig) -> float:
+    """Rate of step 1..max_steps: linear warm-up, then a cosine to 1 % of the peak."""
+    if step <= settings.warmup_steps:
+        return settings.learning_rate * step / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(settings.max_steps - settings.warmup_steps, 1)
+    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def loop_settings(settings: DenoiserConfig) -> LoopSettings:
+    """Return the settings of the training loop."""
+    return LoopSettings(
+        steps=settings.max_steps,
+        eval_every=settings.eval_every,
+        grad_clip=settings.grad_clip,
+        rate=lambda step: learning_rate(step + 1, settings),
+        ema_decay=lambda step: warming_decay(settings.ema_decay, step + 1),
+        score_name="val",
+        keep_bar=True,
+    )
+
+
+class DenoiserTask:
+    """Task of the training loop: the joint loss of noise and property heads."""
+
+    def __init__(self, settings: DenoiserConfig, train: SheetTable, val: SheetTable, seed: int, device: torch.device) -> None:
+        self.settings, self.train, self.val, self.seed, self.device = settings, train, val, seed, device
+
+    def loss(self, model: Denoiser, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of a step, and it and its terms as numbers."""
+        settings = self.settings
+        rows = training_rows(self.train, step, settings.batch_size, self.seed, settings.labelled_share)
+        sheets, generator = self.train.select(rows), seeded_generator(self.seed, 2, step)
+        noise = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+        constraint = self.train.constraint(rows, noise.symmetric, self.device)
+        terms, _ = loss_terms(model, sheets.to(self.device), noise, constraint)
+        loss = total_loss(terms, settings)
+        return loss, {name: float(term.detach()) for name, term in (("total", loss), *terms.items())}
+
+    def evaluate(self, model: Denoiser, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
+        """Return a row of the loss curve and the validation loss."""
+        row: dict[str, Any] = {"step": step, "lr": learning_rate(step, self.settings)}
+        row |= {f"train_{name}": sums[name] / steps for name in ("total", *TERMS)}
+        losses = evaluate_loss(model, self.val, self.settings, self.seed, self.device)
+        row |= {f"val_{name}": value for name, value in losses.items()}
+        return row, losses["total"]
+
+    def not_finite(self, step: int, names: list[str], resume: str) -> str:
+        """Return the message of a step without a finite loss."""
+        bad = ", ".join(name for name in names if name != "total") or "gradient"
+        return (
+            f"training stopped at step {step + 1}: {bad} is not finite; the state before it is in {resume}; "
+            "lower denoiser.learning_rate"
+        )
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: Denoiser, table: SheetTable, settings: DenoiserConfig, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Return the loss terms on a split, with the same times, noise and dropout at every call."""
+    repeats = max(1, math.ceil(VALIDATION_DRAWS / len(table)))
+    sums, count = dict.fromkeys(("total", *TERMS), 0.0), 0
+    for repeat in range(repeats):
+        for number, index in enumerate(torch.arange(len(table)).split(settings.batch_size)):
+            sheets = table.select(index)
+            generator = seeded_generator(seed, 3, repeat, number)
+            noise = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+            terms, _ = loss_terms(model, sheets.to(device), noise, table.constraint(index, noise.symmetric, device))
+            for name, value in (("total", total_loss(terms, settings)), *terms.items()):
+                sums[name] += float(value) * len(index)
+            count += len(index)
+    return {name: value / count for name, value in sums.items()}
+
+
+@torch.no_grad()
+def score_heads(
+    model: Denoiser, table: SheetTable, train: SheetTable, batch_size: int, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Scores of the heads at little noise: mean absolute errors, ROC-AUC and the number of labels behind each.
+
+    ``baseline_*`` is the error of always answering the mean of the training labels.
+    """
+    t_small = max(1, round(TEST_TIME_FRACTION * model.schedule.num_timesteps))
+    predicted: dict[str, list[torch.Tensor]] = {"delta_g": [], "e_hull": [], "synth": []}
+    for number, index in enumerate(torch.arange(len(table)).split(batch_size)):
+        sheets = table.select(index)
+        noise = sample_noise(sheets, model.schedule.num_timesteps, 1.0, seeded_generator(seed, 4, number))
+        noise.t = torch.full_like(noise.t, t_small)
+        _, properties = loss_terms(model, sheets.to(device), noise)
+        for name, value in zip(predicted, (properties.delta_g, properties.e_hull, properties.synth_logit), strict=True):
+            predicted[name].append(value.cpu())
+    values = {name: torch.cat(parts) for name, parts in predicted.items()}
+    labels = {"delta_g": table.sheets.delta_g, "e_hull": table.sheets.e_hull, "synth": table.sheets.synth}
+    scores: dict[str, Any] = {"t": t_small}
+    for name, learnt in (("delta_g", train.sheets.delta_g), ("e_hull", train.sheets.e_hull)):
+        known = torch.isfinite(labels[name])
+        scores[f"n_{name}"] = int(known.sum())
+        if known.any():
+            scores[f"mae_{name}_ev"] = float((values[name] - labels[name])[known].abs().mean())
+            scores[f"baseline_mae_{name}_ev"] = float((learnt.nanmean() - labels[name][known]).abs().mean())
+            scores[f"spearman_{name}"] = rank_correlation(values[name][known].numpy(), labels[name][known].numpy())
+    known = torch.isfinite(labels["synth"])
+    scores["n_synth"] = int(known.sum())
+    scores["auc_synth"] = roc_auc(values["synth"][known].numpy(), labels["synth"][known].numpy())
+    return scores
+
+
+def rank_correlation(predicted: np.ndarray, label: np.ndarray) -> float:
+    """Spearman's; nan for fewer than three values."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predicted, label).statistic) if len(label) > 2 else float("nan")
+
+
+def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
+    """Area under the ROC curve, ties counted half; nan when one class is absent."""
+    from sklearn.metrics import roc_auc_score
+
+    positive = label > 0.5
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def write_curve(history: list[dict[str, float]], folder: Path) -> None:
+    """``loss_curve.csv`` and ``loss_curve.png`` with its PDF: every term, training and validation."""
+    with atomic_path(folder / "loss_curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+    from pipeline.plotting import figure, logarithmic
+
+    titles = {
+        "total": "weighted sum",
+        "frac": "in-plane coordinates (score)",
+        "height": "heights (noise)",
+        "lattice": "lattice (noise)",
+        "delta_g": "ΔG_H, |error| / spread",
+        "e_hull": "E_hull, (error / spread)²",
+        "synth": "synthesizability, cross-entropy",
+    }
+    steps = [row["step"] for row in history]
+    with figure(folder / "loss_curve.png", nrows=2, ncols=4, figsize=(13, 6), sharex=True) as (_, axes):
+        for axis, (name, title) in zip(axes.flat, titles.items(), strict=False):
+            axis.plot(steps, [row[f"train_{name}"] for row in history], color="0.55", label="training (running mean)")
+            axis.plot(steps, [row[f"val_{name}"] for row in history], color="0.0", linestyle="--", label="validation (EMA)")
+            axis.set_title(title, fontsize=10)
+            if all(row[f"{split}_{name}"] > 0 for row in history for split in ("train", "val")):
+                logarithmic(axis)
+            axis.grid(alpha=0.3, which="both")
+        axes[0, 0].set_ylabel("loss (dimensionless)")
+        axes[1, 0].set_ylabel("loss (dimensionless)")
+        for axis in axes[1]:
+            axis.set_xlabel("optimiser step")
+        axes[1, 3].set_axis_off()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        axes[1, 3].legend(handles, labels, loc="center", fontsize=10)
