@@ -30,11 +30,21 @@ class NotTwoDimensional(ValueError):
 
 
 def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Minkowski (Lagrange-Gauss) reduction of an in-plane lattice, right-handed.
+    """Reduce an in-plane lattice by Minkowski's (in two dimensions Lagrange and Gauss's) conditions, right-handed.
 
-    lattice: (2, 2) Å, row vectors. Returns (reduced, transform) with ``reduced = transform @ lattice``, |a| <= |b|,
-    |a·b| <= |a|²/2 and det > 0; transform is an integer matrix of determinant ±1. Raises ValueError for a lattice without area.
+    Args:
+        lattice: (2, 2) Å, row vectors.
+
+    Returns:
+        (reduced, transform) with ``reduced = transform @ lattice``, |a| <= |b|, |a·b| <= |a|²/2 and det > 0; transform is an
+        integer matrix of determinant ±1.
+
+    Raises:
+        ValueError: the lattice has no area, or is not finite.
     """
+    # ``ase.geometry.minkowski_reduce`` chooses another of several equivalent bases: for 35 of the 909 lattices of
+    # data/demo_c2db.db, all with |a| = |b| within 1e-6 Å and reduced already, where this one changes nothing. The tolerance on
+    # such ties is why this one stays.
     transform = np.eye(2, dtype=int)
     reduced = np.asarray(lattice, dtype=float).copy()
     if not np.isfinite(reduced).all() or abs(np.linalg.det(reduced)) < 1e-6:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import spglib
@@ -27,6 +28,7 @@ log = logging.getLogger("her2d")
 
 EXACT = 1e-3  # Å, tolerance within which a symmetrised sheet shows its symmetry
 ANGLE_TOLERANCE = 8.0  # degrees
+SYMPREC_ANGSTROM = 0.1  # Å, within which the symbols of a given or relaxed structure are found
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,13 @@ def symmetrise(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLE
 
 def layer_group_number(sheet: Sheet) -> int:
     """Number of the layer group, 1 to 80, of a sheet whose symmetry is exact; 1 where spglib finds none."""
-    layer = spglib.get_layergroup(_spglib_cell(sheet), aperiodic_dir=2, symprec=EXACT)
+    layer = _layer_group(_spglib_cell(sheet), EXACT)
     return int(layer.number) if layer is not None else 1
+
+
+def _layer_group(cell: tuple[np.ndarray, np.ndarray, np.ndarray], symprec: float) -> Any:
+    """Return spglib's layer group (``number``, ``international``) of (lattice, scaled positions, numbers), c aperiodic, or None."""
+    return spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
 
 
 def _spglib_cell(sheet: Sheet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -289,13 +296,8 @@ class SymmetryConstraint:
         return torch.einsum("bij,bj->bi", matrices, padded.flatten(1)).view_as(padded)[self._batch, self._slot]
 
 
-SYMPREC_ANGSTROM = 0.1
-
-
 def symmetry_symbols(atoms: Atoms, is_sheet: bool, symprec: float = SYMPREC_ANGSTROM) -> tuple[str, str]:
     """International symbols (space group, layer group) by spglib; an empty string where there is none to be found."""
-    import spglib
-
     cell = (np.asarray(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
     space, layer = "", ""
     with warnings.catch_warnings():
@@ -304,7 +306,7 @@ def symmetry_symbols(atoms: Atoms, is_sheet: bool, symprec: float = SYMPREC_ANGS
             dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
             space = dataset.international if dataset is not None else ""
             if is_sheet:
-                dataset = spglib.get_layergroup(cell, aperiodic_dir=2, symprec=symprec)
+                dataset = _layer_group(cell, symprec)
                 layer = dataset.international if dataset is not None else ""
         except (spglib.SpglibError, RuntimeError, TypeError) as error:
             log.debug("no symmetry of %s: %s", atoms.get_chemical_formula(), error)
