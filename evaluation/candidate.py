@@ -42,7 +42,7 @@ class CandidateResult:
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is GFN2-xTB's, a
     descriptor of the correction. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
     potential's after its correction from DFT. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that it calls
-    synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``metrics.legacy_stability_score``), for
+    synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
     """
 

@@ -23,8 +23,8 @@ from crystals.validity import sheet_fault
 from generation.batch import Denoiser
 from generation.sampling import sample
 from geo_utils import Sheet
-from pipeline.files import write_json
 from pipeline.settings import Config, GenerationConfig
+from pipeline.store import FolderStore
 
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 PARTIAL_DIR = ".partial"
@@ -63,36 +63,38 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
 
 
 class SampleStore:
-    """Sampled sheets of an unfinished run, one JSON file per batch; belongs to one fingerprint."""
+    """Sampled sheets of an unfinished run by candidate number, kept batch by batch; they belong to one fingerprint."""
 
     def __init__(self, folder: Path, fingerprint: str):
-        self.folder, self.fingerprint = folder, fingerprint
+        self._batches = FolderStore(folder, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
         self.sheets: dict[int, Sheet] = {}
-        for path in sorted(folder.glob("batch_*.json")):
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                content = {}
-            if content.get("fingerprint") != fingerprint:
-                path.unlink()
-                continue
-            for row in content["sheets"]:
-                self.sheets[row["index"]] = Sheet(
-                    np.array(row["atomic_numbers"], dtype=np.int64),
-                    np.array(row["frac_coords"], dtype=float).reshape(-1, 2),
-                    np.array(row["heights"], dtype=float),
-                    np.array(row["lattice"], dtype=float),
-                )
+        for key in self._batches:
+            self.sheets.update(_sheets_of(self._batches[key]))
 
     def add(self, indices: Sequence[int], sheets: Sequence[Sheet]) -> None:
+        """Keep a finished batch: candidate numbers and their sheets."""
         rows = [
             {"index": k, **{name: value.tolist() for name, value in vars(s).items()}} for k, s in zip(indices, sheets, strict=True)
         ]
-        write_json(self.folder / f"batch_{indices[0]:06d}.json", {"fingerprint": self.fingerprint, "sheets": rows})
+        self._batches.add(f"{indices[0]:06d}", {"sheets": rows})
         self.sheets.update(zip(indices, sheets, strict=True))
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder."""
+        shutil.rmtree(self._batches.folder, ignore_errors=True)
+
+
+def _sheets_of(batch: dict[str, Any]) -> dict[int, Sheet]:
+    """Return the sheets of a stored batch by candidate number; raises KeyError, TypeError or ValueError for a damaged one."""
+    return {
+        row["index"]: Sheet(
+            np.array(row["atomic_numbers"], dtype=np.int64),
+            np.array(row["frac_coords"], dtype=float).reshape(-1, 2),
+            np.array(row["heights"], dtype=float),
+            np.array(row["lattice"], dtype=float),
+        )
+        for row in batch["sheets"]
+    }
 
 
 @dataclass(frozen=True)

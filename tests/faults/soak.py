@@ -2,7 +2,7 @@
 
     python tests/faults/soak.py CIFS NUMBER OUTPUT.json [--every 50] [section.key=value ...]
 
-Judges NUMBER candidates with ``evaluators.evaluate`` and the ordinary pool of judges, and records after every 50 finished ones the
+Judges NUMBER candidates with ``evaluation.evaluate`` and the ordinary pool of judges, and records after every 50 finished ones the
 resident memory of the main process and of its workers (sum over workers; pages that they share count in each). Where the folder
 holds fewer CIFs, the others are made from them by small strains. A run that is stopped goes on where it was; memory belongs to a
 process, so each start has its own series in OUTPUT.json, and its own slope after the first hundred candidates.
