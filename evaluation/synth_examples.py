@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -17,9 +15,10 @@ from tqdm import tqdm
 from crystals import database
 from evaluation import material_strings
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import relative_name
 from pipeline.provenance import SCHEMA_VERSION
 from pipeline.settings import Config
+from pipeline.store import LineStore
 
 IGNORE = -100
 
@@ -76,20 +75,14 @@ def labelled_examples(cfg: Config, rows: list[tuple[int, str, int]], db_hash: st
     import ase.db
 
     path = Path(cfg.synth_lm.checkpoint).parent / "strings.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"schema_version": SCHEMA_VERSION, "db": db_hash}
     header |= {"augmentations": cfg.synth_lm.augmentations, "seed": cfg.run.seed}
-    cached = _read_cache(path, header)
-    if cached is None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(header) + "\n", encoding="utf-8")
-        cached = {}
+    cached = LineStore(path, header, pack=lambda row_id, strings: [row_id, strings], unpack=_cached_strings)
     missing = [row for row in rows if row[0] not in cached]
     if missing:
-        with ase.db.connect(cfg.synth_lm.db_path) as db, path.open("a", encoding="utf-8") as handle:
+        with ase.db.connect(cfg.synth_lm.db_path) as db:
             for row_id, _, _ in tqdm(missing, desc="material strings", unit="row", mininterval=1):
-                cached[row_id] = _strings_of(db.get(id=row_id).toatoms(), row_id, cfg.synth_lm.augmentations, cfg.run.seed)
-                handle.write(json.dumps([row_id, cached[row_id]]) + "\n")
+                cached.add(row_id, _strings_of(db.get(id=row_id).toatoms(), row_id, cfg.synth_lm.augmentations, cfg.run.seed))
     examples = []
     for row_id, formula, label in rows:
         strings = cached[row_id]
@@ -117,20 +110,12 @@ def _strings_of(atoms: Any, row_id: int, number: int, seed: int) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _read_cache(path: Path, header: dict[str, Any]) -> dict[int, list[str]] | None:
-    """Cached strings by row id; None when the cache is of another database or setting. A half-written last line is cut off."""
-    if not path.is_file():
-        return None
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        content = content[: content.rfind(b"\n") + 1]
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-    lines = content.decode("utf-8").splitlines()
-    with contextlib.suppress(json.JSONDecodeError):
-        if lines and json.loads(lines[0]) == header:
-            return {int(row_id): strings for row_id, strings in map(json.loads, lines[1:])}
-    return None
+def _cached_strings(entry: list[Any]) -> tuple[int, list[str]]:
+    """Return (row id, strings) of a line of the cache; raises ValueError or TypeError for one that is damaged."""
+    row_id, strings = entry
+    if not all(isinstance(text, str) for text in strings):
+        raise TypeError("no strings")
+    return int(row_id), strings
 
 
 class Encoder:
