@@ -8,12 +8,11 @@ import pytest
 import torch
 from ase.build import mx2
 
-from evaluation import embedded_lm, material_strings, synth_examples
+from evaluation import embedded_lm, material_strings, synth_calibration, synth_examples, synth_training
 from pipeline.errors import StageError
 from pipeline.files import file_sha256
 from pipeline.loading import load_config
 from pipeline.provenance import read_sidecar, sidecar_path
-from scripts import pretrain_csllm
 from scripts import pretrain_csllm as stage
 
 SYNTHESIZABLE = ("Mo", "W", "Nb", "Ta", "Ti", "Zr", "Hf")
@@ -82,7 +81,7 @@ def assert_same(first, second):
 
 
 def test_a_separable_set_is_learned_and_reported(trained):
-    sidecar = read_sidecar(trained.synth_lm.checkpoint, stage=stage.STAGE)
+    sidecar = read_sidecar(trained.synth_lm.checkpoint, stage=synth_training.STAGE)
     test = sidecar["metrics"]["test"]
     assert test["roc_auc"] > 0.9 and test["n"] >= 12
     assert {"tpr", "tnr", "accuracy", "ece", "reliability"} <= set(test)
@@ -90,7 +89,7 @@ def test_a_separable_set_is_learned_and_reported(trained):
     assert sidecar["counts"]["rows"] == 114 and sidecar["counts"]["unlabelled"] == 1 and sidecar["counts"]["not 2D"] == 1
     assert sum(sidecar["counts"][f"{part} crystals"] for part in ("train", "val", "test")) == 112
     assert (sidecar_path(trained.synth_lm.checkpoint).parent / "synth_lm_calibration.png").stat().st_size > 10_000
-    assert not stage._resume_path(Path(trained.synth_lm.checkpoint)).exists()
+    assert not synth_training.resume_path(Path(trained.synth_lm.checkpoint)).exists()
 
 
 def test_the_judge_reproduces_the_reported_scores(trained):
@@ -101,7 +100,7 @@ def test_the_judge_reproduces_the_reported_scores(trained):
     with ase.db.connect(trained.synth_lm.db_path) as db:
         found = judge.score([db.get(id=example.row_id).toatoms() for example in held_out])
     p, labels = np.array([score.p_synth for score in found]), np.array([float(example.label) for example in held_out])
-    again = stage.scores(p, labels, np.array([score.label_mass for score in found]))
+    again = synth_calibration.scores(p, labels, np.array([score.label_mass for score in found]))
     assert again["roc_auc"] == pytest.approx(judge.metrics["test"]["roc_auc"], abs=1e-9)
     assert again["log_loss"] == pytest.approx(judge.metrics["test"]["log_loss"], rel=1e-3)
     assert all(score.status == "ok" and score.in_domain and score.label_mass > 0.9 for score in found)
@@ -119,7 +118,7 @@ def test_formulas_never_straddle_the_split(trained):
 
 
 def test_complete_means_nothing_to_do_and_a_changed_setting_does_not(trained, caplog, monkeypatch):
-    monkeypatch.setattr(stage, "select_rows", lambda cfg: pytest.fail("worked again"))
+    monkeypatch.setattr(synth_training, "select_rows", lambda cfg: pytest.fail("worked again"))
     with caplog.at_level(logging.INFO, logger="her2d"):
         stage.main(trained)
     assert "nothing to do" in caplog.text
@@ -130,7 +129,7 @@ def test_complete_means_nothing_to_do_and_a_changed_setting_does_not(trained, ca
 
 def test_killed_and_started_again_ends_bit_identical(trained, toy_db, tmp_path, monkeypatch):
     cfg = settings(toy_db, tmp_path)
-    real_loss, real_string, calls = stage.training_loss, material_strings.material_string, {"loss": 0, "string": 0}
+    real_loss, real_string, calls = synth_training.training_loss, material_strings.material_string, {"loss": 0, "string": 0}
 
     def string_then_kill(structure):
         calls["string"] += 1
@@ -151,7 +150,7 @@ def test_killed_and_started_again_ends_bit_identical(trained, toy_db, tmp_path, 
     cached = cache.read_bytes().count(b"\n") - 1
     with cache.open("ab") as handle:
         handle.write(b'[25, ["187 |3.1')  # a line cut by the kill
-    monkeypatch.setattr(pretrain_csllm, "training_loss", loss_then_kill)
+    monkeypatch.setattr(synth_training, "training_loss", loss_then_kill)
     with pytest.raises(KeyboardInterrupt):
         stage.main(cfg)
     assert cached > 5 and calls["string"] <= 50 + 2 * (113 - cached) + 2  # cached strings are not made again
@@ -163,19 +162,23 @@ def test_killed_and_started_again_ends_bit_identical(trained, toy_db, tmp_path, 
 def test_a_loss_that_is_not_finite_stops_with_a_saved_state(toy_db, trained, tmp_path, monkeypatch):
     (tmp_path / "strings.jsonl").write_bytes((Path(trained.synth_lm.checkpoint).parent / "strings.jsonl").read_bytes())
     cfg = settings(toy_db, tmp_path)
-    real, calls = stage.training_loss, []
+    real, calls = synth_training.training_loss, []
 
     def poisoned(*args):
         calls.append(1)
         loss, label_loss = real(*args)
         return (loss * float("nan"), label_loss) if len(calls) == 30 else (loss, label_loss)
 
-    monkeypatch.setattr(pretrain_csllm, "training_loss", poisoned)
+    monkeypatch.setattr(synth_training, "training_loss", poisoned)
     with pytest.raises(StageError, match="not finite in epoch") as error:
         stage.main(cfg)
     assert "\n" not in str(error.value)
     saved = torch.load(tmp_path / "synth_lm.resume.pth", weights_only=True)
-    assert saved["epoch"] >= 1 and all(torch.isfinite(value).all() for value in saved["model"].values())
+    assert (
+        saved["step"] == 29
+        and saved["history"][-1]["epoch"] >= 1
+        and all(torch.isfinite(value).all() for value in saved["model"].values())
+    )
     assert not (tmp_path / "synth_lm.pth").exists()
 
 
@@ -196,15 +199,15 @@ def test_calibration_recovers_a_known_temperature_and_bias():
     rng = np.random.default_rng(0)
     odds = rng.normal(0, 4, 20_000)
     labels = (rng.random(20_000) < 1 / (1 + np.exp(-(odds / 2.5 - 0.7)))).astype(float)
-    temperature, bias = stage.fit_calibration(odds, labels)
+    temperature, bias = synth_calibration.fit_calibration(odds, labels)
     assert temperature == pytest.approx(2.5, rel=0.1) and bias == pytest.approx(-0.7, abs=0.08)
     p = 1 / (1 + np.exp(-(odds / temperature + bias)))
-    assert stage.scores(p, labels, np.ones(20_000))["ece"] < 0.015
-    assert stage.scores(1 / (1 + np.exp(-odds)), labels, np.ones(20_000))["ece"] > 0.05
+    assert synth_calibration.scores(p, labels, np.ones(20_000))["ece"] < 0.015
+    assert synth_calibration.scores(1 / (1 + np.exp(-odds)), labels, np.ones(20_000))["ece"] > 0.05
 
 
 def test_scores_by_hand():
-    found = stage.scores(np.array([0.9, 0.6, 0.4, 0.2]), np.array([1.0, 0.0, 1.0, 0.0]), np.ones(4))
+    found = synth_calibration.scores(np.array([0.9, 0.6, 0.4, 0.2]), np.array([1.0, 0.0, 1.0, 0.0]), np.ones(4))
     assert (found["roc_auc"], found["tpr"], found["tnr"], found["accuracy"]) == (0.75, 0.5, 0.5, 0.5)
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.6 + 0.2) / 4)
 
@@ -214,8 +217,8 @@ def test_padding_and_batching_change_nothing(trained):
     rows, counts = synth_examples.select_rows(trained)
     examples = synth_examples.labelled_examples(trained, rows, file_sha256(trained.synth_lm.db_path), counts)
     encoder = synth_examples.Encoder(judge.tokenizer, examples)
-    alone, _ = stage.log_odds(judge.model, encoder, [3], 1)
-    together, mass = stage.log_odds(judge.model, encoder, list(range(len(examples))), 8)
+    alone, _ = synth_training.log_odds(judge.model, encoder, [3], 1)
+    together, mass = synth_training.log_odds(judge.model, encoder, list(range(len(examples))), 8)
     assert together[3] == pytest.approx(alone[0], abs=1e-4)
     assert encoder.prompt_ids(3)[0] == judge.tokenizer.encode(material_strings.prompt(examples[3].strings[0]))
     assert (mass <= 1 + 1e-9).all()
