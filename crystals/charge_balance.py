@@ -2,9 +2,10 @@
 
 There are two rules because there are two questions. ``charge_neutral(formula, strict=True)`` asks whether a composition that no
 known crystal vouches for is worth sampling: one common oxidation state an element, since SMACT's lists hold so many rare states
-that nearly every composition passes. ``charge_neutral_possible`` asks whether a finished candidate must be refused; there rare states,
-elements and alloys count in its favour. The two disagree on 196 of the 823 formulas of ``data/demo_c2db.db``: 187 balance by SMACT
-alone (Al2Te2, As4) and 9 in common states alone (MoTe2, whose metal is more electronegative than its anion, which SMACT refuses).
+that nearly every composition passes. ``charge_neutral_possible`` asks whether a finished candidate must be refused; there rare
+states, elements and alloys count in its favour. The two disagree on 196 of the 823 formulas of ``data/demo_c2db.db``: 187 balance
+by SMACT alone (Al2Te2, As4) and 9 in common states alone (MoTe2, whose metal is more electronegative than its anion, which SMACT
+refuses).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import product
 
 from pymatgen.core import Composition
 
-from crystals.prototypes import CHALCOGENS, HALOGENS
+from crystals.elements import CHALCOGENS, HALOGENS
 
 # Common oxidation states in solids; a formula with another element does not balance.
 _COMMON_STATES = {

@@ -1,16 +1,29 @@
-"""Properties of the elements."""
+"""Properties of the elements, and groups of elements that behave alike in layered crystals."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
+CHALCOGENS = ("O", "S", "Se", "Te")
+HEAVY_CHALCOGENS = ("S", "Se", "Te")
+HALOGENS = ("F", "Cl", "Br", "I")
+HEAVY_HALOGENS = ("Cl", "Br", "I")
+GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
 
 
 def element_descriptors() -> torch.Tensor:
-    """(119, D) descriptors of the elements, row Z: group and period (one-hot), electronegativity, ionisation energy, covalent
-    radius, valence electrons by shell. Standardised over the first 96 elements, so that an element absent from training is still
-    placed near its relatives. Row 0 is unused."""
+    """Return descriptors of the elements, (119, 31) float64, row Z; row 0 is unused.
+
+    Columns: group and period (one-hot), electronegativity, ionisation energy, covalent radius, valence electrons by shell. They are
+    standardised over the first 96 elements, so that an element absent from training is still placed near its relatives.
+    """
     import warnings
 
+    import torch
     from ase.data import covalent_radii
     from pymatgen.core import Element
 

@@ -15,17 +15,11 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
+from crystals.elements import CHALCOGENS, GROUP4_TO_6, HALOGENS, HEAVY_CHALCOGENS, HEAVY_HALOGENS
 from geo_utils import Sheet
 
 A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
 Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
-
-NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
-CHALCOGENS = ("O", "S", "Se", "Te")
-HEAVY_CHALCOGENS = ("S", "Se", "Te")
-HALOGENS = ("F", "Cl", "Br", "I")
-HEAVY_HALOGENS = ("Cl", "Br", "I")
-GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
 
 
 @dataclass(frozen=True)

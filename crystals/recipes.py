@@ -15,7 +15,8 @@ from ase.data import atomic_numbers
 from pymatgen.core import Composition
 
 from crystals.charge_balance import charge_neutral
-from crystals.prototypes import NONMETALS, PROTOTYPE_LIST, PROTOTYPES, Prototype
+from crystals.elements import NONMETALS
+from crystals.prototypes import PROTOTYPE_LIST, PROTOTYPES, Prototype
 from crystals.symmetry import Template, kinds_of
 from geo_utils import Sheet
 from pipeline.errors import StageError

@@ -18,7 +18,8 @@ from ase.data import atomic_numbers, covalent_radii
 from ase.spacegroup import crystal
 
 from crystals.charge_balance import charge_neutral
-from crystals.prototypes import CHALCOGENS, GROUP4_TO_6, HALOGENS, HEAVY_CHALCOGENS, HEAVY_HALOGENS, Prototype
+from crystals.elements import CHALCOGENS, GROUP4_TO_6, HALOGENS, HEAVY_CHALCOGENS, HEAVY_HALOGENS
+from crystals.prototypes import Prototype
 
 BOX = 14.0  # Å, molecules
 GAP = 11.0  # Å, between chains

@@ -14,7 +14,8 @@ from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
 from ase.spacegroup import crystal
 
-from crystals.prototypes import HALOGENS, NONMETALS, elemental_planar, puckered
+from crystals.elements import HALOGENS, NONMETALS
+from crystals.prototypes import elemental_planar, puckered
 
 DIATOMIC_BONDS = {"H": 0.74, "N": 1.10, "O": 1.21, "F": 1.42, "Cl": 1.99, "Br": 2.28, "I": 2.67}  # Å
 TETRAHEDRAL = ("B", "Al", "Ga", "In", "Be", "Mg", "Zn", "Cd", "Hg", "Cu", "Si", "Ge", "C")

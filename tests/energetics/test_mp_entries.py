@@ -11,14 +11,13 @@ from monty.serialization import dumpfn
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 
-from energetics import mp_entries
+from energetics import embedded_data, mp_entries
+from energetics import embedded_data as stage0
 from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential
 from pipeline.errors import StageError
 from pipeline.loading import load_config
 from pipeline.store import LineStore
-from scripts import prepare_demo_data
-from scripts import prepare_demo_data as stage0
 
 NONSENSE = -999.0  # an energy that must never reach a hull
 
@@ -90,7 +89,7 @@ def emt(monkeypatch):
                 relaxed.append(task["key"])
         return [store[task["key"]] for task in tasks]
 
-    monkeypatch.setattr(prepare_demo_data, "relax_all", inline)
+    monkeypatch.setattr(embedded_data, "relax_all", inline)
     monkeypatch.setattr(stage0, "load_potential", lambda *_: potential)
     return potential, relaxed
 
@@ -116,7 +115,7 @@ def test_entries_join_the_references_with_energies_of_the_potential(tmp_path, em
         ],
     )
     with caplog.at_level("WARNING", logger="her2d"):
-        stage0.main(cfg)
+        stage0.build_parts(cfg)
     references = References.load(path, potential)
     alloy = next(phase for phase in references.phases if phase.prototype == "MP mp-12086")
     assert alloy.formula == "CuPt" and abs(alloy.energy_per_atom) < 5, "the energy of the entry itself is never used"
@@ -127,7 +126,7 @@ def test_entries_join_the_references_with_energies_of_the_potential(tmp_path, em
     assert references.elements == {"Cu", "Pt"}
     first, count = path.read_bytes(), len(relaxed)
     assert any(key.startswith("mp:mp-12086:") for key in relaxed)
-    stage0.main(cfg)
+    stage0.build_parts(cfg)
     assert len(relaxed) == count, "a second run finds everything done"
     assert path.read_bytes() == first
 

@@ -40,20 +40,19 @@ def _label_few_at_a_time() -> None:
 
 
 def _few_metals() -> None:
-    from energetics import adsorption_records
-    from scripts import prepare_demo_data
+    from energetics import adsorption_records, embedded_data
 
-    for module in (prepare_demo_data, adsorption_records):
+    for module in (embedded_data, adsorption_records):
         module.SURFACE_METALS = ["Cu"]
 
 
 def _still_atoms() -> None:
     import simple_judges
 
-    from scripts import prepare_demo_data
+    from energetics import embedded_data
 
     _few_metals()
-    prepare_demo_data.load_potential = simple_judges.still_potential
+    embedded_data.load_potential = simple_judges.still_potential
 
 
 def _simple_judges() -> None:

@@ -11,10 +11,10 @@ from ase.db import connect
 import geo_utils as geo
 from crystals.prototypes import PROTOTYPES
 from energetics import adsorption_records
+from energetics import embedded_data as stage0
 from energetics.hull import References
 from pipeline.loading import load_config
 from pipeline.settings import DemoConfig
-from scripts import prepare_demo_data as stage0
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DB = ROOT / "data" / "demo_c2db.db"
@@ -99,7 +99,7 @@ def test_a_small_build_and_its_repetition(tmp_path, monkeypatch):
 
     for module in (stage0, adsorption_records):
         monkeypatch.setattr(module, "SURFACE_METALS", ["Cu"])
-    stage0.main(settings(tmp_path))
+    stage0.build_parts(settings(tmp_path))
     rows = list(connect(tmp_path / "demo.db").select())
     assert rows and {"uid", "hform", "ehull", "prototype"} <= set(rows[0].key_value_pairs)
     references = References.load(tmp_path / "references.json.gz")
@@ -114,7 +114,7 @@ def test_a_small_build_and_its_repetition(tmp_path, monkeypatch):
     # Cut the last line of every intermediate file as a kill would, and start again.
     for path in (tmp_path / "work").glob("*.jsonl"):
         path.write_bytes(path.read_bytes()[:-20])
-    stage0.main(settings(tmp_path))
+    stage0.build_parts(settings(tmp_path))
     for path, content in products.items():
         assert path.read_bytes() == content, path.name
 
