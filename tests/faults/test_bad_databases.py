@@ -188,7 +188,7 @@ def test_a_database_of_bad_rows_says_what_was_dropped(tmp_path, capsys, monkeypa
         def load(cls, *_):
             return cls()
 
-    monkeypatch.setattr(stage2, "HydrogenPredictor", NoJudge)
+    monkeypatch.setattr("energetics.hydrogen.HydrogenPredictor", NoJudge)
     with connect(tmp_path / "x.db") as db:
         db.write(bulk("Cu"), uid="a", ehull=0.1)
         db.write(good(), uid="b")

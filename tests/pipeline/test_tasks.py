@@ -153,7 +153,9 @@ def test_workers_load_once_and_serve_several_sets(tmp_path):
         assert not pool.process_ids(), "they start with the first task"
         for _ in range(3):
             assert len(dict(tasks.run(product, NUMBERS, None, pool))) == 7
-        assert {path.name for path in tmp_path.iterdir()} == {str(pid) for pid in pool.process_ids()}
+            pids = {str(pid) for pid in pool.process_ids()}
+        loaded = {path.name for path in tmp_path.iterdir()}
+        assert loaded and loaded <= pids and len(pids) == 2, "a fast worker may leave nothing to do for the other"
     assert not pool.process_ids()
 
 
@@ -199,7 +201,7 @@ def test_remarks_of_libraries_are_not_shown():
 def test_an_interrupted_run_ends_its_workers(tmp_path):
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), tasks.Processes(2) as pool:
-        next(found := tasks.run(process_id, {str(k): k for k in range(1000)}, None, pool))
+        next(found := tasks.run(process_id, {str(k): k for k in range(200_000)}, None, pool))
         pids = pool.process_ids()
         timer.start()
         list(found)
