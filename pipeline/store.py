@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ MOST_NAMED = 5  # damaged lines that a warning names
 class Store(Mapping):
     """Finished records by key."""
 
+    @abstractmethod
     def add(self, key: Hashable, record: Any) -> Any:
         """Store a record, and return it as the next start would read it."""
-        raise NotImplementedError
 
 
 def _keyed(key: Hashable, record: Any) -> Any:
