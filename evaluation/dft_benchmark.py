@@ -50,12 +50,8 @@ def dft_benchmark(
         there: the report then says "unverified".
     """
     path = Path(truth_db_path)
-    if not path.is_file():
-        log.warning("no DFT truth at %s: ΔG_H stays unverified", relative_name(path))
-        return None
-    points = dft_points.read_truth(path)
+    points = _points_of(path)
     if not points:
-        log.warning("%s holds no DFT point: ΔG_H stays unverified", relative_name(path))
         return None
     reference = [point.delta_e for point in points]
     raw, predicted, std = _by_dimenet(her, points, with_gap)
@@ -101,6 +97,17 @@ def dft_benchmark(
     if table:
         report["table"] = literature_table(rows, table, table_path)
     return report
+
+
+def _points_of(path: Path) -> list[Any]:
+    """Return the DFT points of a database; none, and a warning, where there is no database or no point."""
+    if not path.is_file():
+        log.warning("no DFT truth at %s: ΔG_H stays unverified", relative_name(path))
+        return []
+    points = dft_points.read_truth(path)
+    if not points:
+        log.warning("%s holds no DFT point: ΔG_H stays unverified", relative_name(path))
+    return points
 
 
 def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,15 +161,11 @@ def sample(
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         gradients = None
         if guided and s > 0:
-            with torch.enable_grad():
-                state = [x.detach().requires_grad_() for x in (frac, height, lattice)]
-                # The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits: through the projections
-                # the gradient is the same for each of them.
-                encoded = encode(
-                    state[0], constraint.height(state[1]), symmetric_lattice(schedule, constraint, state[2], sheets), t
-                )
-                loss = target_loss(model.properties(encoded), settings).sum()
-                gradients = torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
+
+            def encode_symmetric(frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int = t):
+                return encode(frac, constraint.height(height), symmetric_lattice(schedule, constraint, lattice, sheets), t)
+
+            encoded, gradients = _target_gradients(model, encode_symmetric, (frac, height, lattice), settings)
         with torch.no_grad():
             if gradients is None:
                 encoded = encode(frac, height, lattice, t)
@@ -196,6 +193,21 @@ def sample(
             on_step()
 
     return _to_sheets(schedule, sheets, frac, height, lattice)
+
+
+def _target_gradients(
+    model: Denoiser, encode: Callable[..., Any], state: Sequence[torch.Tensor], settings: GenerationConfig
+) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """Return the encoded sheets of a state (F, z, S), and the gradients of the target loss (Eq. 7) with respect to it.
+
+    The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits. ``encode`` projects the state on its
+    symmetry, so that the gradient is the same for each of them.
+    """
+    with torch.enable_grad():
+        state = [x.detach().requires_grad_() for x in state]
+        encoded = encode(*state)
+        loss = target_loss(model.properties(encoded), settings).sum()
+        return encoded, torch.autograd.grad(loss, state, allow_unused=True, materialize_grads=True)
 
 
 def _check_finite(

@@ -63,18 +63,26 @@ def radius_graph_pbc(
         i, j, offsets, distances = i[keep], j[keep], offsets[keep], distances[keep]
 
         if max_neighbors is not None:
-            order = torch.argsort(distances, stable=True)
-            order = order[torch.argsort(i[order], stable=True)]
-            i, j, offsets, distances = i[order], j[order], offsets[order], distances[order]
-            degree = torch.bincount(i, minlength=pos.shape[0])
-            start = torch.cumsum(degree, 0) - degree
-            last = start + degree.clamp(max=max_neighbors) - 1
-            limit = torch.full((pos.shape[0],), torch.inf, dtype=pos.dtype, device=device)
-            occupied = degree > 0
-            limit[occupied] = distances[last[occupied]] + SHELL_TOLERANCE
-            keep = distances <= limit[i]
-            i, j, offsets = i[keep], j[keep], offsets[keep]
+            nearest = _nearest_shells(i, distances, pos.shape[0], max_neighbors)
+            i, j, offsets = i[nearest], j[nearest], offsets[nearest]
         return torch.stack([j, i]), offsets
+
+
+def _nearest_shells(target: torch.Tensor, distances: torch.Tensor, num_atoms: int, max_neighbors: int) -> torch.Tensor:
+    """Return the numbers of the edges to keep, sorted by target and distance: ``max_neighbors`` per target, the last shell whole.
+
+    target, distances: (E,), Å.
+    """
+    order = torch.argsort(distances, stable=True)
+    order = order[torch.argsort(target[order], stable=True)]
+    target, distances = target[order], distances[order]
+    degree = torch.bincount(target, minlength=num_atoms)
+    start = torch.cumsum(degree, 0) - degree
+    last = start + degree.clamp(max=max_neighbors) - 1
+    limit = torch.full((num_atoms,), torch.inf, dtype=distances.dtype, device=distances.device)
+    occupied = degree > 0
+    limit[occupied] = distances[last[occupied]] + SHELL_TOLERANCE
+    return order[distances <= limit[target]]
 
 
 def _ranks(counts: torch.Tensor) -> torch.Tensor:
