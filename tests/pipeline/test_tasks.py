@@ -198,10 +198,18 @@ def test_remarks_of_libraries_are_not_shown():
     assert run(tasks.Processes(1), warned, {"a": 1}) == {"a": {"filters": ["ignore"], "caught": 0}}
 
 
-def test_an_interrupted_run_ends_its_workers(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Makes Ctrl-C raise KeyboardInterrupt: programs that a shell starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_run_ends_its_workers(ctrl_c):
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), tasks.Processes(2) as pool:
-        next(found := tasks.run(process_id, {str(k): k for k in range(200_000)}, None, pool))
+        next(found := tasks.run(process_id, {str(k): k for k in range(20_000)}, None, pool))
         pids = pool.process_ids()
         timer.start()
         list(found)
