@@ -24,7 +24,7 @@ from tqdm import tqdm
 from crystals.validity import sheet_fault
 from geo_utils import Sheet
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import missing_file, relative_name
 from pipeline.settings import DatasetConfig
 
 
@@ -110,7 +110,7 @@ def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
     """(row id, uid, clean row or reason) of every row of the database, lazily."""
     path = Path(settings.db_path)
     if not path.is_file():
-        raise StageError(f"no database at {relative_name(path)}: set dataset.db_path, or run python -m scripts.prepare_demo_data")
+        raise missing_file("dataset.db_path", path, "name C2DB, or run python -m scripts.prepare_demo_data")
     try:
         check_ase_database(path)
         database = connect(path)

@@ -26,7 +26,7 @@ from energetics.relaxation import HydrogenRelaxation, h2_energy, relax_hydrogen,
 from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
 from geo_utils import H_TAG, SURFACE_TAG, Sheet, has_clash, primitive_sheet, sheet_connectivity
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import missing_file, relative_name
 from pipeline.provenance import write_sidecar
 from pipeline.settings import DemoConfig
 
@@ -243,8 +243,8 @@ def host_tasks(settings: DemoConfig, seed: int, count: int) -> list[dict[str, An
     periodic table. Raises StageError when the database is missing or holds no usable sheet.
     """
     path = Path(settings.host_db_path)
-    if not settings.host_db_path or not path.is_file():
-        raise StageError(f"demo.host_db_path: no database at {relative_name(path) if settings.host_db_path else '(empty)'}")
+    if not path.is_file():
+        raise missing_file("demo.host_db_path", settings.host_db_path, "name a database of sheets, such as C2DB")
     check_ase_database(path)
     rows = []
     for row in connect(path).select(include_data=False):

@@ -19,7 +19,7 @@ from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import missing_file, relative_name
 
 log = logging.getLogger("her2d")
 # Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
@@ -58,7 +58,7 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
     """
     path = Path(path)
     if not path.is_file():
-        raise StageError(f"no DFT reference points at {relative_name(path)}")
+        raise missing_file("database of DFT points", path)
     try:
         check_ase_database(path)
         clean = {str(row.get("name", "")): row.toatoms() for row in connect(path).select(kind="clean")}

@@ -25,7 +25,7 @@ from networks.checkpoints import load_checkpoint, save_checkpoint
 from networks.dimenet_layers import DimeNetPlusPlusConfig
 from pipeline.cli import resolve_device, seed_everything
 from pipeline.errors import StageError
-from pipeline.files import file_sha256, relative_name, write_json
+from pipeline.files import file_sha256, missing_file, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DimenetConfig
 
@@ -119,9 +119,10 @@ def _inputs(settings: DimenetConfig) -> tuple[dict[str, Path], list[Is2reReader]
     """Input files by key of the setting, and the open LMDBs; StageError where one cannot be used."""
     keys = ("lmdb_path", "val_lmdb_path", "init_from", "dft_path")
     inputs = {key: Path(getattr(settings, key)) for key in keys if getattr(settings, key)}
-    readers = [open_is2re(inputs[key]) for key in keys[:2] if key in inputs]
-    if "init_from" in inputs and not inputs["init_from"].is_file():
-        raise StageError(f"dimenet.init_from: no file at {relative_name(inputs['init_from'])}")
+    readers = [open_is2re(inputs[key], f"dimenet.{key}") for key in keys[:2] if key in inputs]
+    for key in keys[2:]:
+        if key in inputs and not inputs[key].is_file():
+            raise missing_file(f"dimenet.{key}", inputs[key])
     if "dft_path" in inputs:
         read_truth(inputs["dft_path"])
     return inputs, readers

@@ -46,7 +46,7 @@ from energetics.relaxation import is_sane, relax_bulk, relax_positions, relax_sh
 from energetics.simple_phases import binary_phases, cation_and_anion, elemental_phases, is_molecular
 from geo_utils import NotTwoDimensional, Sheet, has_clash, sheet_connectivity
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DemoConfig
 from pipeline.store import LineStore
@@ -414,7 +414,7 @@ def build_parts(cfg: Config) -> None:
         summary["truth"]["band gap"] = store_gaps(path)
     if "random" in parts:
         if not Path(settings.db_path).is_file():
-            raise StageError(f"no database at {relative_name(settings.db_path)}: build monolayers first (demo.parts=[monolayers])")
+            raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")
         summary["random"] = {"cifs": write_random_decorations(settings, seed)}
     for part, values in summary.items():
         print(f"{part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))

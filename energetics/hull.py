@@ -18,7 +18,7 @@ from ase import Atoms
 from energetics.potentials import Potential
 from energetics.simple_phases import cation_and_anion
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
 MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
@@ -69,7 +69,7 @@ class References:
         path = Path(path)
         hint = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
         if not path.is_file():
-            raise StageError(f"no reference energies at {relative_name(path)}; {hint}")
+            raise missing_file("evaluation.references_path", path, hint)
         try:
             with gzip.open(path, "rt", encoding="utf-8") as handle:
                 content = json.load(handle)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.safe_pickle import AttributeBag, RefusedClassError, safe_loads
 
 log = logging.getLogger("her2d")
@@ -171,9 +171,9 @@ class Is2reReader:
     Can be sent to another process; each process opens the files itself.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, key: str = "dimenet.lmdb_path") -> None:
         self.path = Path(path)
-        self.files = _lmdb_files(self.path)
+        self.files = _lmdb_files(self.path, key)
         self._environments: dict[int, lmdb.Environment] = {}
         self._keys = [_record_keys(self._environment(number), file) for number, file in enumerate(self.files)]
         self._starts = np.cumsum([0] + [len(keys) for keys in self._keys])
@@ -229,24 +229,32 @@ class Is2reReader:
         return self._environments[number]
 
 
-def open_is2re(path: str | os.PathLike) -> Is2reReader:
-    """Opens an IS2RE LMDB file, or all ``*.lmdb`` files of a folder in the order of their names. Raises StageError."""
-    return Is2reReader(path)
+def open_is2re(path: str | os.PathLike, key: str = "dimenet.lmdb_path") -> Is2reReader:
+    """Open an IS2RE LMDB.
+
+    Args:
+        path: file, or folder whose ``*.lmdb`` files are read in the order of their names.
+        key: setting that names it, for the message where nothing is there.
+
+    Raises:
+        StageError: there is no such file, or it is damaged, truncated or without a record.
+    """
+    return Is2reReader(path, key)
 
 
-def _lmdb_files(path: Path) -> list[Path]:
+def _lmdb_files(path: Path, key: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
         files = sorted(p / "data.mdb" if p.is_dir() else p for p in path.glob("*.lmdb"))
         if missing := [file for file in files if not file.is_file()]:
-            raise StageError(f"{relative_name(missing[0])} is not a file")
+            raise missing_file(key, missing[0])
         if not files and (path / "data.mdb").is_file():
             files = [path / "data.mdb"]
         if files:
             return files
         raise StageError(f"{relative_name(path)} is a folder without *.lmdb files")
-    raise StageError(f"no IS2RE LMDB at {relative_name(path)}: set dimenet.lmdb_path, or run python -m scripts.prepare_demo_data")
+    raise missing_file(key, path, "name an IS2RE LMDB, or run python -m scripts.prepare_demo_data")
 
 
 _OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDictionary()

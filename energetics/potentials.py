@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import StageError
-from pipeline.files import file_sha256, relative_name
+from pipeline.files import file_sha256, missing_file, relative_name
 from pipeline.settings import POTENTIALS
 
 
@@ -50,13 +50,10 @@ def _load_sevennet(name: str, device: str) -> Potential:
 
 @lru_cache(maxsize=2)
 def _load_mattersim(checkpoint: str, device: str) -> Potential:
-    if not checkpoint:
-        raise StageError(
-            "potential mattersim needs a checkpoint file: set evaluation.potential_checkpoint to MatterSim-v1.0.0-1M.pth"
-        )
     path = Path(checkpoint)
     if not path.is_file():
-        raise StageError(f"no MatterSim checkpoint at {relative_name(path)}: download it and set evaluation.potential_checkpoint")
+        hint = "potential mattersim needs its checkpoint, MatterSim-v1.0.0-1M.pth: download it and name it here"
+        raise missing_file("evaluation.potential_checkpoint", checkpoint, hint)
     from mattersim.forcefield import MatterSimCalculator
 
     _check_mattersim_keys(path)

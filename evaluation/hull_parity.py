@@ -25,7 +25,7 @@ from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
 from geo_utils import standard_sheet
 from pipeline.errors import StageError
-from pipeline.files import file_sha256, relative_name, write_json
+from pipeline.files import file_sha256, missing_file, relative_name, write_json
 from pipeline.settings import Config, EvaluationConfig
 from pipeline.store import LineStore
 
@@ -55,7 +55,7 @@ def measure(
     references. Raises StageError when the database is missing or has no row with ``ehull``.
     """
     if not db_path.is_file():
-        raise StageError(f"evaluation.hull_db: no database at {relative_name(db_path)}")
+        raise missing_file("evaluation.hull_db", db_path)
     check_ase_database(db_path)
     ids = sample_rows(db_path, settings.hull_rows, seed)
     if not ids:

@@ -24,7 +24,7 @@ from networks.checkpoints import save_checkpoint
 from networks.training import LoopSettings, Trainer, fingerprint, is_complete
 from pipeline.cli import resolve_device, seed_everything
 from pipeline.errors import StageError
-from pipeline.files import file_sha256, relative_name
+from pipeline.files import file_sha256, missing_file, relative_name
 from pipeline.provenance import write_sidecar
 from pipeline.settings import Config
 
@@ -236,8 +236,7 @@ def train_stage(cfg: Config) -> None:
     """Labels, material strings, training, calibration, checkpoint, sidecar and figure."""
     settings, checkpoint = cfg.synth_lm, Path(cfg.synth_lm.checkpoint)
     if not Path(settings.db_path).is_file():
-        where = relative_name(settings.db_path)
-        raise StageError(f"no database at {where}: run python -m scripts.prepare_demo_data or set synth_lm.db_path to a C2DB file")
+        raise missing_file("synth_lm.db_path", settings.db_path, "name C2DB, or run python -m scripts.prepare_demo_data")
     started = time.time()
     device = resolve_device(cfg.run)
     db_hash = file_sha256(settings.db_path)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
 
@@ -38,7 +38,7 @@ def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str |
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no {kind} checkpoint at {relative_name(path)}: {hint}")
+        raise missing_file(f"{kind} checkpoint", path, hint, CheckpointError)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged or hostile files
@@ -71,7 +71,7 @@ def load_ocp_checkpoint(path: str | os.PathLike, model: nn.Module) -> tuple[floa
     """
     path, name = Path(path), relative_name(path)
     if not path.is_file():
-        raise CheckpointError(f"dimenet.init_from: no file at {name}")
+        raise missing_file("dimenet.init_from", path, error=CheckpointError)
     numpy_types = [np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct]
     numpy_types += [(t, t.__module__.replace("_core", "core") + "." + t.__name__) for t in numpy_types[2:]]
     numpy_types += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]

@@ -108,16 +108,17 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def missing_file(key: str, path: str | os.PathLike, hint: str = "") -> StageError:
-    """Return the error that names a file that is not there.
+def missing_file(key: str, path: str | os.PathLike, hint: str = "", error: type[StageError] = StageError) -> StageError:
+    """Return the error for a file that is not there.
 
     Args:
-        key: the setting that names the file.
+        key: setting that names the file; where several settings can, what the file is.
         path: where it should be; an empty one is shown as such.
         hint: what to do.
+        error: class of the error.
     """
     shown = relative_name(path) if str(path) else "(empty)"
-    return StageError(f"{key}: no file at {shown}" + (f": {hint}" if hint else ""))
+    return error(f"{key}: no file at {shown}" + (f": {hint}" if hint else ""))
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, first_line
-from pipeline.files import PROJECT_DIR
+from pipeline.files import PROJECT_DIR, missing_file
 from pipeline.settings import Config, section_fields
 
 
@@ -46,7 +46,7 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
     if config_path is not None:
         path = Path(config_path)
         if not path.is_file():
-            raise ConfigError(f"no configuration file at {path}")
+            raise missing_file("--config", path, error=ConfigError)
         base_dir = path.resolve().parent
         try:
             loaded = OmegaConf.load(path)

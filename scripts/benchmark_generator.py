@@ -32,7 +32,7 @@ from tqdm import tqdm
 from evaluation.statistics import rate_metric
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import ConfigError, StageError
-from pipeline.files import file_sha256, relative_name, write_json
+from pipeline.files import file_sha256, missing_file, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
@@ -229,10 +229,8 @@ def _pool(cfg: Config) -> Any:
 
     judge = cfg.benchmark.judge_checkpoint
     if not Path(judge).is_file():
-        raise StageError(
-            f"benchmark.judge_checkpoint: no file at {relative_name(judge)}: train one with "
-            "pretrain_dimenet.py run.seed=1 dimenet.checkpoint=..., because the model that labelled must not judge"
-        )
+        hint = "train one with pretrain_dimenet.py run.seed=1 dimenet.checkpoint=...: the model that labelled must not judge"
+        raise missing_file("benchmark.judge_checkpoint", judge, hint)
     judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=judge))
     return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers)
 

@@ -381,5 +381,5 @@ def test_too_few_valid_sheets(cfg, monkeypatch, caplog):
 
 def test_missing_checkpoint_is_one_line(cfg):
     missing = dataclasses.replace(cfg, denoiser=dataclasses.replace(cfg.denoiser, checkpoint="/nonexistent/denoiser.pth"))
-    with pytest.raises(StageError, match="no denoiser checkpoint.*run optimization.py"):
+    with pytest.raises(StageError, match="denoiser checkpoint: no file.*run optimization.py"):
         structure_generator.main(missing)

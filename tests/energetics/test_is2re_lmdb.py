@@ -239,7 +239,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(StageError, match=r"without \*.lmdb"):
         open_is2re(tmp_path / "folder")
-    with pytest.raises(StageError, match="no IS2RE LMDB"):
+    with pytest.raises(StageError, match=r"dimenet.lmdb_path: no file at .*nowhere\.lmdb: .*IS2RE LMDB"):
         open_is2re(tmp_path / "nowhere.lmdb")
 
 

@@ -148,7 +148,7 @@ def test_mattersim_loads_through_its_real_loader(tiny_mattersim, sheet):
 def test_mattersim_refusals_are_one_line(tiny_mattersim, tmp_path):
     with pytest.raises(StageError, match="potential_checkpoint"):
         potentials.load_potential("mattersim")
-    with pytest.raises(StageError, match="no MatterSim checkpoint"):
+    with pytest.raises(StageError, match=r"potential_checkpoint: no file at .*none\.pth: .*MatterSim"):
         potentials.load_potential("mattersim", str(tmp_path / "none.pth"))
     content = torch.load(tiny_mattersim, weights_only=True)
     content["model"] = {f"other.{key}": value for key, value in content["model"].items()}
@@ -203,7 +203,7 @@ def test_references_belong_to_one_potential(tmp_path):
     assert loaded.elements == {"Mo", "S"} and len(loaded.phases) == len(PHASES)
     with pytest.raises(StageError, match="made with x"):
         References.load(path, Potential("sevennet-0", {"name": "sevennet-0", "sha256": "1"}, EMT()))
-    with pytest.raises(StageError, match="no reference energies"):
+    with pytest.raises(StageError, match=r"references_path: no file at .*none\.json\.gz"):
         References.load(tmp_path / "none.json.gz")
     path.write_bytes(first[: len(first) // 2])
     with pytest.raises(StageError, match="not a readable reference file"):

@@ -79,5 +79,5 @@ def test_the_figure_is_drawn_and_missing_databases_are_named(setting, tmp_path):
     (tmp_path / "text.db").write_text("no database")
     with pytest.raises(StageError, match="text.db is not a readable ASE database"):
         hull_parity.measure(tmp_path / "text.db", potential, references, settings, 0, path / "c.jsonl")
-    with pytest.raises(StageError, match=r"no database at .*none\.db"):
+    with pytest.raises(StageError, match=r"evaluation.hull_db: no file at .*none\.db"):
         hull_parity.measure(tmp_path / "none.db", potential, references, settings, 0, path / "c.jsonl")

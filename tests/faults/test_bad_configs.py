@@ -75,8 +75,8 @@ OVERRIDES = {
     "dataset.clash_factor=5": "at most 1.2",
     "--seed=1": "unknown option",
     "-x": "unknown option",
-    "--config=": "no configuration file",
-    "--config=/no/such.yaml": "no configuration file",
+    "--config=": "--config: no file at",
+    "--config=/no/such.yaml": "--config: no file at",
     "--config": "needs a file name",
 }
 
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_used(tmp_path, monkeypatch, capsys, kind):
 def test_things_that_are_no_file(tmp_path, capsys, make):
     make(tmp_path / "mine.yaml")
     code, line = one_line(capsys, never, ["--config", str(tmp_path / "mine.yaml")])
-    assert code == 2 and "no configuration file" in line
+    assert code == 2 and "--config: no file at" in line
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "null\n", "{}\n", "---\n"])

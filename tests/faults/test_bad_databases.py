@@ -151,8 +151,8 @@ def cut(path):
 
 
 NO_DATABASE = {
-    "nothing there": (lambda path: None, "no database at"),
-    "folder": (lambda path: path.mkdir(), "no database at"),
+    "nothing there": (lambda path: None, "no file at"),
+    "folder": (lambda path: path.mkdir(), "no file at"),
     "empty": (no_database(b""), "is empty"),
     "text": (no_database(b"not a database " * 300), "not a readable ASE database"),
     "csv": (no_database(b"uid,ehull\nx,0.1\n"), "not a readable ASE database"),

@@ -70,7 +70,7 @@ def test_what_cannot_be_used_is_refused_by_name(override, complaint):
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    with pytest.raises(ConfigError, match="no configuration file"):
+    with pytest.raises(ConfigError, match="--config: no file at"):
         load_config(tmp_path / "missing.yaml")
     (tmp_path / "broken.yaml").write_text("run: [1, 2")
     with pytest.raises(ConfigError, match="not readable YAML"):

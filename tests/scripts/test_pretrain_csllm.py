@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_saved_state(toy_db, trained, tmp
 
 
 def test_user_errors_are_one_line(tmp_path, toy_db):
-    with pytest.raises(StageError, match="no database at"):
+    with pytest.raises(StageError, match="synth_lm.db_path: no file at"):
         stage.main(settings(tmp_path / "none.db", tmp_path))
     (tmp_path / "broken.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(StageError, match="not a readable ASE database") as error:
