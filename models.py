@@ -116,7 +116,7 @@ class DimeNetPlusPlus(nn.Module):
         num_nodes = z.shape[0]
         read, weights = slice(None), None
         if self.settings.readout == "adsorbate":
-            weights = self._readout_weights(distance, batch, tags, graph, cell.shape[0])
+            weights = self.readout_weights(distance, batch, tags, graph, cell.shape[0])
             # Messages are read where an atom has weight; leaving the others out of the output changes nothing but the time.
             read = torch.nonzero(weights[target] > 0).squeeze(1)
         x = self.emb(z, rbf, target, source)
@@ -138,7 +138,7 @@ class DimeNetPlusPlus(nn.Module):
             tables.append(table.view(num_nodes, depth, -1))
         return tables[0].transpose(1, 2).contiguous(), tables[1]
 
-    def _readout_weights(
+    def readout_weights(
         self, distance: torch.Tensor, batch: torch.Tensor, tags: torch.Tensor | None, graph: PeriodicGraph, num_graphs: int
     ) -> torch.Tensor:
         """Weight of each atom in ΔE, (N,): 1 on adsorbate atoms, u(d) on the atoms at distance d from one, divided by their number.

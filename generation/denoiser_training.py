@@ -17,7 +17,7 @@ from networks.training import LoopSettings, warming_decay
 from pipeline.files import atomic_path
 from pipeline.settings import DenoiserConfig
 
-VALIDATION_DRAWS = 512  # noised sheets per validation, at least
+VALIDATION_SHEETS = 512  # noised sheets per validation, at least
 TEST_TIME_FRACTION = 0.01  # t/T at which the heads are scored on the test split
 
 
@@ -81,7 +81,7 @@ def evaluate_loss(
     model: Denoiser, table: SheetTable, settings: DenoiserConfig, seed: int, device: torch.device
 ) -> dict[str, float]:
     """Return the loss terms on a split, with the same times, noise and dropout at every call."""
-    repeats = max(1, math.ceil(VALIDATION_DRAWS / len(table)))
+    repeats = max(1, math.ceil(VALIDATION_SHEETS / len(table)))
     sums, count = dict.fromkeys(("total", *TERMS), 0.0), 0
     for repeat in range(repeats):
         for number, index in enumerate(torch.arange(len(table)).split(settings.batch_size)):

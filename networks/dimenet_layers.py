@@ -26,7 +26,7 @@ class DimeNetPlusPlusConfig:
 
     max_neighbors: edges kept per atom, nearest first, whole shells; None: all within the cutoff (the energy is then smooth).
     readout: "all" sums the atomic outputs of the whole cell, as published. "adsorbate" is local and intensive, as ΔE is: see
-    ``DimeNetPlusPlus._readout_weights``.
+    ``DimeNetPlusPlus.readout_weights``.
     """
 
     hidden_channels: int = 64

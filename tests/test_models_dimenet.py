@@ -1,46 +1,20 @@
-"""DimeNet++: exact symmetries, periodic triplets, forces, intensive readout, official checkpoints."""
+"""DimeNet++: exact symmetries, periodic triplets, forces, intensive readout."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import mx2
+from small_dimenet import energy, make_model, sheet_with_h
 from torch_geometric.nn.models.dimenet import DimeNetPlusPlus as PyGDimeNetPlusPlus
 from torch_geometric.nn.models.dimenet import InteractionPPBlock, SphericalBasisLayer
 
 from energetics.hydrogen import batch_atoms
 from models import DimeNetPlusPlus
-from networks.checkpoints import CheckpointError, load_ocp_checkpoint
-from networks.dimenet_layers import DimeNetPlusPlusConfig, SphericalBasis
+from networks.dimenet_layers import DimeNetPlusPlusConfig
 
 TOLERANCE = 1e-10
-
-
-def sheet_with_h() -> Atoms:
-    """A rattled 2H-MoS2 cell with H above one S: no symmetry that could hide an error."""
-    atoms = mx2("MoS2", "2H", a=3.18, thickness=3.13, size=(2, 1, 1), vacuum=8.0)
-    atoms.pbc = (True, True, False)
-    atoms.rattle(0.1, seed=1)
-    top = int(np.argmax(atoms.positions[:, 2]))
-    atoms.append("H")
-    atoms.positions[-1] = atoms.positions[top] + [0.2, 0.1, 1.4]
-    atoms.set_tags([1, 0, 1, 1, 0, 1, 2])
-    return atoms
-
-
-def make_model(readout: str = "adsorbate", **changes) -> DimeNetPlusPlus:
-    torch.manual_seed(0)
-    settings = replace(DimeNetPlusPlusConfig.preset("small"), hidden_channels=16, out_emb_channels=16, int_emb_size=8)
-    return DimeNetPlusPlus(replace(settings, readout=readout, **changes)).double().eval()
-
-
-@torch.no_grad()
-def energy(model: DimeNetPlusPlus, *structures: Atoms) -> np.ndarray:
-    return model(*batch_atoms(structures, torch.float64, "cpu")).numpy()
 
 
 @pytest.fixture(params=["adsorbate", "all"])
@@ -156,7 +130,7 @@ def test_energy_is_the_explicit_sum_over_triplets(readout, max_neighbors):
         x = InteractionPPBlock.forward(interaction, x, rbf, sbf, idx_kj, idx_ji)
         atomic = atomic + output(x, rbf, target, len(atoms))
     if readout == "adsorbate":
-        atomic = atomic[:, 0] * model._readout_weights(distance, batch, tags, graph, 1)
+        atomic = atomic[:, 0] * model.readout_weights(distance, batch, tags, graph, 1)
     expected = atomic.sum().item()
     # PyG rounds the roots of the Bessel functions to float32.
     assert energy(model, atoms)[0] == pytest.approx(expected, rel=2e-5) and abs(expected) > 1e-3
@@ -195,32 +169,6 @@ def test_collinear_atoms_have_finite_gradients():
     (gradient,) = torch.autograd.grad(make_model()(z, pos, cell, batch, tags).sum(), pos)
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-8
     assert gradient[:, :2].abs().max() < 1e-12
-
-
-def test_spherical_basis_against_pyg():
-    basis, oracle = SphericalBasis(7, 6, 6.0, 5), SphericalBasisLayer(7, 6, 6.0, 5)
-    distance = torch.linspace(0.9, 6.2, 60, dtype=torch.float64)
-    angle = torch.linspace(0, np.pi, 60, dtype=torch.float64)
-    one = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64).expand(60, 3) / 3
-    across = torch.tensor([[2.0, -2.0, 1.0]], dtype=torch.float64) / 3
-    other = torch.cos(angle)[:, None] * one + torch.sin(angle)[:, None] * across
-    index = torch.arange(59, -1, -1)
-    expected = oracle(distance, angle, index)
-
-    def product(dtype):
-        legendre = torch.stack(
-            [
-                (basis.angular(one.to(dtype)) * basis.angular(other.to(dtype)))[:, degree**2 : (degree + 1) ** 2].sum(1)
-                for degree in range(7)
-            ],
-            1,
-        )
-        return (basis.radial(distance.to(dtype))[index] * legendre[:, :, None]).flatten(1)
-
-    # PyG rounds the roots of the Bessel functions to float32.
-    torch.testing.assert_close(product(torch.float64), expected, rtol=1e-3, atol=1e-5)
-    # float32 distances keep six digits, where closed forms in float32 lose them.
-    torch.testing.assert_close(product(torch.float32).double(), expected, rtol=1e-3, atol=2e-5)
 
 
 def test_energy_is_continuous_at_the_cutoff():
@@ -267,46 +215,3 @@ def test_half_precision_messages_stay_close():
             mixed = model(*inputs)
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, full, rtol=0.1, atol=0.05)
-
-
-# ------------------------------------------------------------------------------------------- official OCP checkpoints
-
-
-def emulated_ocp(path, model: DimeNetPlusPlus, normalizer: str = "target", prefix: str = "module.module.", **extra) -> None:
-    state = {prefix + key: value for key, value in model.state_dict().items()}
-    content = {
-        "epoch": 20,
-        "step": 1000.0,
-        "state_dict": state | {prefix + key: value for key, value in extra.items()},
-        "normalizers": {normalizer: {"mean": torch.tensor(-1.525913), "std": torch.tensor(2.279365)}},
-        "config": {"model": "dimenetplusplus", "model_attributes": {"hidden_channels": 256}},
-        "val_metrics": {"energy_mae": {"metric": np.float64(0.55), "total": 1.0, "numel": 2}},
-    }
-    torch.save(content, path)
-
-
-@pytest.mark.parametrize("normalizer", ["target", "energy"])
-@pytest.mark.parametrize("prefix", ["module.module.", "module.", ""])
-def test_ocp_checkpoint_loads_strictly(tmp_path, normalizer, prefix):
-    source = make_model("all")
-    emulated_ocp(tmp_path / "ocp.pt", source, normalizer, prefix)
-    torch.manual_seed(5)
-    model = DimeNetPlusPlus(source.settings).double()
-    assert not np.allclose(energy(model, sheet_with_h()), energy(source, sheet_with_h()))
-    assert load_ocp_checkpoint(tmp_path / "ocp.pt", model) == pytest.approx((-1.525913, 2.279365))
-    np.testing.assert_array_equal(energy(model, sheet_with_h()), energy(source, sheet_with_h()))
-
-
-def test_ocp_checkpoint_with_wrong_keys_is_refused_by_name(tmp_path):
-    model = make_model("all")
-    emulated_ocp(tmp_path / "extra.pt", model, **{"output_blocks.9.lin.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="unexpected output_blocks.9.lin.weight"):
-        load_ocp_checkpoint(tmp_path / "extra.pt", model)
-    emulated_ocp(tmp_path / "wide.pt", make_model("all", basis_emb_size=4))
-    with pytest.raises(CheckpointError, match=r"lin_rbf1.weight is \(4, 6\), expected \(8, 6\)"):
-        load_ocp_checkpoint(tmp_path / "wide.pt", model)
-    with pytest.raises(CheckpointError, match="no file"):
-        load_ocp_checkpoint(tmp_path / "missing.pt", model)
-    torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="state_dict"):
-        load_ocp_checkpoint(tmp_path / "other.pt", model)

@@ -28,6 +28,7 @@ class Stage:
 
 
 def _resume_often() -> None:
+    """Make the training loop write its resume file after nearly every step, so that kills fall between evaluations too."""
     from networks import training
 
     training.RESUME_EVERY_S = 0.02
@@ -122,6 +123,7 @@ PLAIN = {
             "synth_lm.augmentations": 1,
             "synth_lm.max_rows": 40,
         },
+        patches=(_resume_often,),
     ),
     "optimization": Stage(
         "optimization.py",
@@ -137,6 +139,7 @@ PLAIN = {
             "dataset.processed_dir": "{given}/material_dataset/processed",
         },
         given=("material_dataset",),
+        patches=(_resume_often,),
     ),
     "structure_generator": Stage(
         "structure_generator.py",

@@ -1,13 +1,21 @@
-"""The file of one split and what training reads from it."""
+"""The file of one split, what training reads from it, and the rows of its batches."""
 
 import numpy as np
 import pytest
 import torch
+from tiny_sheets import table_of, tiny_config
 
 from crystals.database import Row
 from crystals.prototypes import PROTOTYPES
 from generation import sheet_table
+from generation.sheet_table import training_rows
 from geo_utils import Sheet
+from pipeline.settings import Config
+
+
+@pytest.fixture
+def cfg(tmp_path) -> Config:
+    return tiny_config(tmp_path)
 
 
 def test_a_sheet_outside_the_judges_domain_has_no_label():
@@ -34,3 +42,31 @@ def test_a_written_split_is_read_as_one_table(tmp_path):
             table.sheet(index)
     batch = table.select(torch.tensor([1, 0]))
     assert batch.atomic_numbers[:3].tolist() == sheets[1].atomic_numbers.tolist() and batch.num_atoms.tolist() == [3, 3]
+
+
+def test_batches_cover_an_epoch_once_and_differ_between_epochs(cfg):
+    table = table_of(cfg)
+    epochs = []
+    for epoch in range(2):
+        seen = [training_rows(table, epoch * 5 + k, 8, 3) for k in range(5)]
+        epochs.append(torch.cat(seen))
+        assert epochs[-1].sort().values.tolist() == list(range(len(table)))
+    assert not torch.equal(*epochs)
+
+
+def test_a_share_of_each_batch_is_labelled(cfg):
+    table = table_of(cfg)
+    table.sheets.delta_g[:] = float("nan")
+    table.sheets.delta_g[[3, 7, 11]] = 0.5
+    batches = [training_rows(table, k, 8, 3, labelled_share=0.25) for k in range(20)]
+    assert all(len(batch) == 8 and set(batch[:2].tolist()) <= {3, 7, 11} for batch in batches)
+    assert set(torch.cat([batch[:2] for batch in batches]).tolist()) == {3, 7, 11}
+    assert set(torch.cat([batch[2:] for batch in batches]).tolist()) == set(range(len(table)))
+
+
+def test_selection_of_sheets_is_exact(cfg):
+    table = table_of(cfg)
+    picked = table.select(torch.tensor([5, 2]))
+    atoms = torch.cat([torch.arange(table.ptr[k], table.ptr[k + 1]) for k in (5, 2)])
+    assert torch.equal(picked.heights, table.sheets.heights[atoms])
+    assert torch.equal(picked.batch, torch.repeat_interleave(torch.arange(2), table.sheets.num_atoms[[5, 2]]))
