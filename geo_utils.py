@@ -1,4 +1,4 @@
-"""Geometry of two-dimensional crystals: the periodic graph, the sheet convention, adsorption sites and structural checks.
+"""Geometry of two-dimensional crystals: in-plane lattices, the sheet convention and structural checks.
 
 Conventions: Å; row-vector cells, ``r = f @ cell``; a sheet lies in the xy plane with ``pbc = (True, True, False)``, c along z,
 centred in the cell. In-plane lattices are Minkowski-reduced, right-handed, with γ in [90°, 120°] and a along x.
@@ -13,8 +13,7 @@ import numpy as np
 import spglib
 import torch
 from ase import Atoms
-from ase.data import atomic_numbers as ATOMIC_NUMBERS
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 from ase.geometry.dimensionality.rank_determination import RDA
 from ase.neighborlist import neighbor_list
 from scipy.sparse import coo_array
@@ -22,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 DEFAULT_VACUUM = 20.0  # Å, cell height minus thickness at export
 BOND_SCALE = 1.25  # bonded: distance below this times the sum of covalent radii
+CLASH_FACTOR = 0.7  # clash: distance below this times the sum of covalent radii
 H_TAG, SURFACE_TAG, SUBSURFACE_TAG = 2, 1, 0  # OC20 tags
 
 
@@ -30,21 +30,20 @@ class NotTwoDimensional(ValueError):
 
 
 def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce an in-plane lattice by Minkowski's (in two dimensions Lagrange and Gauss's) conditions, right-handed.
+    """Return the Minkowski-reduced basis of an in-plane lattice (Lagrange-Gauss reduction), right-handed.
 
     Args:
         lattice: (2, 2) Å, row vectors.
 
     Returns:
-        (reduced, transform) with ``reduced = transform @ lattice``, |a| <= |b|, |a·b| <= |a|²/2 and det > 0; transform is an
+        (reduced, transform) with ``reduced = transform @ lattice``, |a| <= |b|, |a·b| <= |a|²/2 and det > 0. transform is an
         integer matrix of determinant ±1.
 
     Raises:
         ValueError: the lattice has no area, or is not finite.
     """
-    # ``ase.geometry.minkowski_reduce`` chooses another of several equivalent bases: for 35 of the 909 lattices of
-    # data/demo_c2db.db, all with |a| = |b| within 1e-6 Å and reduced already, where this one changes nothing. The tolerance on
-    # such ties is why this one stays.
+    # ``ase.geometry.minkowski_reduce`` is not used because it has no tolerance on ties. It changes the basis of 35 of the 909
+    # lattices of data/demo_c2db.db that are reduced already (|a| = |b| within 1e-6 Å); this function leaves them as they are.
     transform = np.eye(2, dtype=int)
     reduced = np.asarray(lattice, dtype=float).copy()
     if not np.isfinite(reduced).all() or abs(np.linalg.det(reduced)) < 1e-6:
@@ -66,10 +65,15 @@ def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
-    """S = ½ log(L Lᵀ) of in-plane lattices, as (S11, S22, S12).
+    """Return S = ½ log(L Lᵀ) of in-plane lattices, which describes the size and shape of the cell but not its orientation.
 
-    lattice: (..., 2, 2) Å, row vectors. Rotations of the sheet leave S unchanged: it holds the shape and nothing else.
     The closed form of the 2x2 logarithm has finite gradients where the eigenvalues meet.
+
+    Args:
+        lattice: (..., 2, 2) Å, row vectors.
+
+    Returns:
+        (..., 3): S11, S22, S12. A rotation of the sheet leaves them unchanged.
     """
     metric = lattice @ lattice.transpose(-1, -2)
     area = torch.linalg.det(lattice).abs()
@@ -83,9 +87,15 @@ def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
 
 
 def vector_to_lattice(vector: torch.Tensor) -> torch.Tensor:
-    """The symmetric lattice L = exp(S) with ½ log(L Lᵀ) = S. vector: (..., 3). Returns (..., 2, 2) Å, differentiable.
+    """Return the symmetric lattice L = exp(S), for which ½ log(L Lᵀ) = S.
 
     The closed form of the 2x2 exponential, exp(m) (cosh δ + sinh δ / δ (S − m)), has finite gradients where the eigenvalues meet.
+
+    Args:
+        vector: (..., 3): S11, S22, S12 as ``lattice_to_vector`` returns them.
+
+    Returns:
+        (..., 2, 2) Å, row vectors, differentiable.
     """
     s11, s22, s12 = vector.unbind(-1)
     mean, half = 0.5 * (s11 + s22), 0.5 * (s11 - s22)
@@ -101,14 +111,14 @@ def vector_to_lattice(vector: torch.Tensor) -> torch.Tensor:
 
 
 def vacuum_gap(atoms: Atoms) -> tuple[float, int]:
-    """Widest empty slab normal to a face of the cell: (width in Å, index of the lattice vector that crosses it)."""
+    """Return the widest empty slab parallel to a face of the cell: its width in Å and the index of the lattice vector across it."""
     gaps = _gaps(atoms)
     axis = int(np.argmax([gap for gap, _ in gaps]))
     return gaps[axis][0], axis
 
 
 def _gaps(atoms: Atoms) -> list[tuple[float, float]]:
-    """For each lattice vector: width of the widest empty slab (Å) and the fractional coordinate of its middle."""
+    """Return, for each lattice vector, the width of the widest empty slab (Å) and the fractional coordinate of its middle."""
     cell = atoms.cell.complete()
     heights = 1 / np.linalg.norm(np.linalg.inv(cell.array), axis=0)
     scaled = np.linalg.solve(cell.array.T, atoms.positions.T).T % 1.0
@@ -125,8 +135,11 @@ def _gaps(atoms: Atoms) -> list[tuple[float, float]]:
 class Sheet:
     """A two-dimensional crystal in the convention of this project.
 
-    atomic_numbers: (N,) int64. frac_coords: (N, 2) in [0, 1), in-plane. heights: (N,) Å, zero mean. lattice: (2, 2) Å, row vectors,
-    Minkowski-reduced, a along x, γ in [90°, 120°].
+    Attributes:
+        atomic_numbers: (N,) int64.
+        frac_coords: (N, 2) in [0, 1), in-plane.
+        heights: (N,) Å, zero mean.
+        lattice: (2, 2) Å, row vectors, Minkowski-reduced, a along x, γ in [90°, 120°].
     """
 
     atomic_numbers: np.ndarray
@@ -136,10 +149,18 @@ class Sheet:
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, min_vacuum: float = 10.0) -> Sheet:
-        """Finds the vacuum, unwraps the sheet across it and brings it into the convention.
+        """Find the vacuum, unwrap the sheet across it and return it in the convention.
 
-        The vacuum axis is the one not periodic where exactly one is flagged so, otherwise the only one with a gap of at least
-        ``min_vacuum`` Å. Raises NotTwoDimensional when there is none or more than one, ValueError for an unusable cell.
+        The vacuum axis is the one without periodicity, if ``pbc`` names exactly one. Otherwise it is the only one with a gap of at
+        least ``min_vacuum``.
+
+        Args:
+            atoms: a sheet in any orientation.
+            min_vacuum: Å.
+
+        Raises:
+            NotTwoDimensional: no axis has vacuum, or more than one has.
+            ValueError: there are no atoms, positions or cell are not finite, or the cell has no volume.
         """
         if len(atoms) == 0:
             raise ValueError("no atoms")
@@ -175,10 +196,11 @@ class Sheet:
 
     @classmethod
     def _standard(cls, numbers: np.ndarray, frac: np.ndarray, heights: np.ndarray, lattice: np.ndarray) -> Sheet:
+        """Return the sheet with its lattice reduced and obtuse, a along x, and heights of zero mean."""
         reduced, transform = reduce_lattice_2d(lattice)
         frac = frac @ np.linalg.inv(transform)
         if np.dot(reduced[0], reduced[1]) > 1e-9 * np.dot(reduced[0], reduced[0]):
-            # Acute basis: look at the sheet from its other face (a rotation by 180° about a), which makes it obtuse.
+            # The basis is acute. A rotation of the sheet by 180° about a makes it obtuse.
             frac, heights = frac * [1.0, -1.0], -heights
             reduced = reduced * np.array([[1.0], [-1.0]])
             reduced[:, 1] *= -1
@@ -191,24 +213,24 @@ class Sheet:
 
     @property
     def thickness(self) -> float:
-        """Distance in Å between the outermost nuclei."""
+        """Return the distance in Å between the outermost nuclei along z."""
         return float(np.ptp(self.heights))
 
     @property
     def area(self) -> float:
-        """In-plane cell area in Å²."""
+        """Return the area of the in-plane cell in Å²."""
         return float(abs(np.linalg.det(self.lattice)))
 
     @property
     def formula(self) -> str:
-        """Formula of the cell in Hill order."""
+        """Return the formula of the cell in Hill order."""
         return Atoms(numbers=self.atomic_numbers).get_chemical_formula("hill")
 
     def __len__(self) -> int:
         return len(self.atomic_numbers)
 
     def to_atoms(self, vacuum: float = DEFAULT_VACUUM) -> Atoms:
-        """ASE atoms, pbc (T, T, F), centred in a cell of height thickness + ``vacuum``."""
+        """Return ASE atoms with pbc (T, T, F), centred in a cell of height thickness + ``vacuum`` (Å)."""
         height = self.thickness + vacuum
         cell = np.zeros((3, 3))
         cell[:2, :2] = self.lattice
@@ -218,7 +240,7 @@ class Sheet:
         return Atoms(numbers=self.atomic_numbers, positions=positions, cell=cell, pbc=(True, True, False))
 
     def to_structure(self, vacuum: float = DEFAULT_VACUUM):
-        """pymatgen Structure of ``to_atoms`` (fully periodic, as pymatgen expects)."""
+        """Return ``to_atoms(vacuum)`` as a pymatgen Structure, periodic in three directions as pymatgen expects."""
         from pymatgen.io.ase import AseAtomsAdaptor
 
         atoms = self.to_atoms(vacuum)
@@ -226,20 +248,25 @@ class Sheet:
         return AseAtomsAdaptor.get_structure(atoms)
 
     def repeat(self, na: int, nb: int) -> Atoms:
-        """ASE atoms of the na x nb supercell, in the same frame as ``to_atoms``."""
+        """Return ASE atoms of the na x nb supercell, in the frame of ``to_atoms``."""
         return self.to_atoms().repeat((na, nb, 1))
 
 
 def standard_sheet(atoms: Atoms, min_vacuum: float = 10.0, vacuum: float = DEFAULT_VACUUM) -> Atoms:
-    """``Sheet.from_atoms(atoms).to_atoms()``: the same sheet in the convention of this project."""
+    """Return the same sheet in the convention of this project: ``Sheet.from_atoms(atoms).to_atoms()``; lengths in Å."""
     return Sheet.from_atoms(atoms, min_vacuum).to_atoms(vacuum)
 
 
 def primitive_sheet(atoms: Atoms, symprec: float = 0.02, min_vacuum: float = 10.0) -> Atoms:
-    """The symmetrised primitive cell of a sheet, in the convention of this project.
+    """Return the symmetrised primitive cell of a sheet, in the convention of this project.
 
-    Supercells, rotated, shifted and wrapped copies of one sheet all give the same crystal, so that everything computed from it
-    (sites, coverage, ΔG_H) agrees. Where no symmetry is found within ``symprec`` Å the sheet comes back as it is.
+    Supercells and rotated, shifted or wrapped copies of one sheet give the same cell, so that everything computed from it (sites,
+    coverage, ΔG_H) agrees.
+
+    Args:
+        atoms: the sheet.
+        symprec: tolerance of spglib, Å. Where it finds no symmetry, the sheet is returned in its own cell.
+        min_vacuum: see ``Sheet.from_atoms``, Å.
     """
     standard = standard_sheet(atoms, min_vacuum)
     cell = spglib.standardize_cell(
@@ -256,34 +283,35 @@ def primitive_sheet(atoms: Atoms, symprec: float = 0.02, min_vacuum: float = 10.
 
 
 def min_distance_ratio(atoms: Atoms) -> float:
-    """Smallest interatomic distance over the sum of the covalent radii; inf when no pair is closer than twice that sum."""
+    """Return the smallest ratio of an interatomic distance to the sum of the two covalent radii; inf where all are above 2."""
     radii = covalent_radii[atoms.numbers]
     i, j, d = neighbor_list("ijd", atoms, list(2 * radii))
     return float(np.min(d / (radii[i] + radii[j]))) if len(d) else float("inf")
 
 
-def has_clash(atoms: Atoms, factor: float = 0.7) -> bool:
-    """True when two atoms are closer than ``factor`` times the sum of their covalent radii."""
+def has_clash(atoms: Atoms, factor: float = CLASH_FACTOR) -> bool:
+    """Tell whether two atoms are closer than ``factor`` times the sum of their covalent radii."""
     return min_distance_ratio(atoms) < factor
 
 
 @dataclass(frozen=True)
 class Connectivity:
-    """Bonded components of a structure and the largest number of directions in which one is periodic (0 to 3)."""
+    """Number of bonded components of a structure, and the largest number of directions (0 to 3) in which one is periodic."""
 
     num_components: int
     dimensionality: int
 
     @property
     def is_single_sheet(self) -> bool:
-        """One component, periodic in exactly two directions."""
+        """Tell whether there is one component, periodic in exactly two directions."""
         return self.num_components == 1 and self.dimensionality == 2
 
 
 def sheet_connectivity(atoms: Atoms, scale: float = BOND_SCALE) -> Connectivity:
-    """Components of the bond graph (distance < ``scale`` x sum of covalent radii) and their periodicity.
+    """Return the components of the bond graph and their periodicity.
 
-    The rank of the lattice translations that connect an atom to its own images, with ASE's rank determination algorithm
+    Two atoms are bonded where their distance is below ``scale`` times the sum of their covalent radii. A component is periodic in
+    as many directions as the rank of the lattice translations that connect an atom to its own images. ASE determines that rank
     (Larsen et al., Phys. Rev. Materials 3, 034003 (2019)).
     """
     i, j, offsets = neighbor_list("ijS", atoms, list(scale * covalent_radii[atoms.numbers]))
@@ -294,11 +322,3 @@ def sheet_connectivity(atoms: Atoms, scale: float = BOND_SCALE) -> Connectivity:
     bonds = coo_array((np.ones(len(i)), (i, j)), shape=(len(atoms), len(atoms)))
     num_components, _ = connected_components(bonds, directed=False)
     return Connectivity(int(num_components), max((dim for dim, count in enumerate(counts) if count), default=0))
-
-
-def element_set(symbols: list[str] | tuple[str, ...]) -> set[int]:
-    """Atomic numbers of element symbols. Raises ValueError, naming it, for an unknown one."""
-    unknown = [symbol for symbol in symbols if symbol not in ATOMIC_NUMBERS or symbol == chemical_symbols[0]]
-    if unknown:
-        raise ValueError(f"unknown element: {', '.join(unknown)}")
-    return {ATOMIC_NUMBERS[symbol] for symbol in symbols}

@@ -1,11 +1,11 @@
 """Judges whether the charges of a composition can balance: by common oxidation states for new recipes, by SMACT for verdicts.
 
-There are two rules because there are two questions. ``charge_neutral(formula, strict=True)`` asks whether a composition that no
-known crystal vouches for is worth sampling: one common oxidation state an element, since SMACT's lists hold so many rare states
-that nearly every composition passes. ``charge_neutral_possible`` asks whether a finished candidate must be refused; there rare
-states, elements and alloys count in its favour. The two disagree on 196 of the 823 formulas of ``data/demo_c2db.db``: 187 balance
-by SMACT alone (Al2Te2, As4) and 9 in common states alone (MoTe2, whose metal is more electronegative than its anion, which SMACT
-refuses).
+There are two rules because there are two questions. ``charge_neutral(formula, strict=True)`` asks whether a composition without a
+known crystal is worth sampling. It allows one common oxidation state per element, because SMACT's lists hold so many rare states
+that nearly every composition passes. ``charge_neutral_possible`` asks whether a finished candidate must be refused. There rare
+states, elements and alloys count in its favour. The two disagree on 196 of the 823 formulas of ``data/demo_c2db.db``. Of these, 187
+balance by SMACT alone (Al2Te2, As4) and 9 in common states alone (MoTe2: its metal is more electronegative than its anion, which
+SMACT refuses).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def charge_neutral(formula: str, strict: bool = False) -> bool:
 
     Args:
         formula: of one cell, with whole amounts.
-        strict: decide by the common states, one per element, without a test of electronegativities; for compositions that no known
-            crystal vouches for. Otherwise decide by SMACT, where alloys need to balance as well;
-            this differs from ``charge_neutral_possible`` for no formula of the demo database and no decoration of a prototype.
+        strict: decide by the common states, one per element, without a test of electronegativities; meant for compositions without
+            a known crystal. Otherwise decide by SMACT, where alloys need to balance as well. On all formulas of the demo database
+            and all decorations of the prototypes this agrees with ``charge_neutral_possible``.
     """
     if not strict:
         return _balances_by_smact(formula, include_alloys=False)
@@ -56,7 +56,7 @@ def charge_neutral_possible(formula: str) -> bool:
     with non-integer mixed valence can fail although they exist.
 
     Raises:
-        ValueError: no oxidation state is known of an element (beyond Lr).
+        ValueError: an element beyond Lr, of which no oxidation state is known.
     """
     if heavy := sorted(element.symbol for element in Composition(formula) if element.Z > 103):
         raise ValueError(f"no oxidation states are known of {', '.join(heavy)}")
@@ -64,7 +64,7 @@ def charge_neutral_possible(formula: str) -> bool:
 
 
 def _balances_by_smact(formula: str, include_alloys: bool) -> bool:
-    """Ask SMACT 4 (ICSD24 states) for states that sum to zero, with cations less electronegative than anions (Pauling test)."""
+    """Tell whether SMACT 4 (ICSD24 states) finds states that sum to zero, with cations less electronegative than anions."""
     from smact.screening import smact_validity
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Reads CIF files of any origin, and writes ours."""
+"""Reads CIF files of any origin and refuses unsafe or ambiguous ones; writes the CIF text of the candidates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from ase import Atoms
 from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
+MAX_CIF_BYTES = 5_000_000
+MAX_LINE = 2048  # characters, the limit of the CIF standard
+MAX_CELL_ANGSTROM = 1000.0
+
 
 def cif_text(atoms: Atoms, name: str) -> str:
-    """CIF with every atom listed (P1), so that no reader has to rebuild the sheet from symmetry operations."""
+    """Return a CIF with every atom listed (P1), so that no reader has to rebuild the sheet from symmetry operations.
+
+    Args:
+        atoms: the structure, Å.
+        name: name of the data block.
+    """
     from pymatgen.core import Lattice, Structure
 
     structure = Structure(Lattice(atoms.cell.array), atoms.numbers, atoms.get_scaled_positions(wrap=False))
@@ -24,22 +33,19 @@ def cif_text(atoms: Atoms, name: str) -> str:
     return text.replace(text.split("\n", 2)[1], f"data_{name}", 1) if text.startswith("#") else text
 
 
-MAX_CIF_BYTES = 5_000_000
-MAX_LINE = 2048  # characters, as the CIF standard has it
-MAX_CELL_ANGSTROM = 1000.0
-
-
 class UnreadableCif(ValueError):
-    """A file that holds no single, ordered, finite crystal; the message says why in a few words."""
+    """The file does not hold one ordered, finite crystal; the message says why in a few words."""
 
 
 def read_cif(path: str | Path, max_atoms: int = 500) -> Atoms:
-    """The one crystal of a CIF, fully periodic, cell and positions in Å.
+    """Return the one crystal of a CIF, fully periodic, cell and positions in Å.
 
-    Raises UnreadableCif for anything else: an empty or binary file, no cell or no atoms, numbers that are not finite, partial
-    occupancy or disorder, unknown elements, several structures, atoms on top of each other, or more than ``max_atoms`` atoms.
-    pymatgen reads it because ASE drops the second species of a mixed site without a word; what pymatgen itself would guess or
-    leave out is refused before.
+    pymatgen parses the file, because ASE drops the second species of a mixed site without a warning. Files in which pymatgen would
+    guess or leave something out are refused before.
+
+    Raises:
+        UnreadableCif: the file is empty or binary; has no cell, no atoms, several structures or more than ``max_atoms`` atoms; or
+            holds numbers that are not finite, unknown elements, partial occupancy, disorder or atoms on top of each other.
     """
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifFile, CifParser
@@ -83,7 +89,7 @@ def read_cif(path: str | Path, max_atoms: int = 500) -> Atoms:
 
 
 def _crystal_block(path: Path) -> str:
-    """The text of the one data block of a CIF that holds a cell, in ASCII. Raises UnreadableCif when there is no such block."""
+    """Return the one data block of a CIF that holds a cell, as ASCII text. Raises UnreadableCif for any other number of them."""
     try:
         if not path.is_file():
             raise UnreadableCif("not a regular file")
@@ -96,7 +102,8 @@ def _crystal_block(path: Path) -> str:
         raise UnreadableCif("empty file")
     if b"\0" in content:
         raise UnreadableCif("binary file, not text")
-    # pymatgen deletes what is not ASCII, and a minus sign or half a symbol with it: a question mark is no number and no element.
+    # pymatgen deletes characters that are not ASCII, which can turn a number or a symbol into another one. A question mark in their
+    # place is neither a number nor an element, so that such a file is refused.
     text = re.sub(r"[^\x00-\x7f]", "?", content.decode("utf-8-sig", errors="replace"))
     if any(len(line) > MAX_LINE for line in text.splitlines()):
         raise UnreadableCif(f"a line longer than {MAX_LINE} characters")
@@ -114,10 +121,10 @@ def _crystal_block(path: Path) -> str:
 
 
 def _refuse_guesses(data: Mapping[str, Any], max_atoms: int) -> None:
-    """Raises UnreadableCif where pymatgen would go on with something else than what the block of a CIF says.
+    """Raise UnreadableCif where pymatgen would read something else than the data block of a CIF says.
 
-    It drops sites without occupancy or with a name it cannot read, cuts names down to an element (Uuo: U), takes operations with
-    an unknown letter, lengths below zero and angles above 180° as they come, and leaves out hydrogen without positions.
+    pymatgen drops sites without occupancy and sites whose name it cannot read. It cuts names down to an element (Uuo: U). It takes
+    symmetry operations with an unknown letter, negative lengths and angles above 180°. It leaves out hydrogen without positions.
     """
     lengths = [_number(data.get(f"_cell_length_{axis}")) for axis in "abc"]
     angles = [_number(data.get(f"_cell_angle_{angle}", "90")) for angle in ("alpha", "beta", "gamma")]
@@ -154,13 +161,13 @@ def _refuse_guesses(data: Mapping[str, Any], max_atoms: int) -> None:
 
 
 def _column(data: Mapping[str, Any], key: str) -> list[str]:
-    """Values of a CIF item, inside a loop or not."""
+    """Return the values of a CIF item, which may stand in a loop or alone."""
     value = data.get(key, [])
     return [value] if isinstance(value, str) else list(value)
 
 
 def _number(value: Any) -> float:
-    """A number of a CIF, its standard uncertainty in brackets left out; NaN for what is none."""
+    """Return a number of a CIF without its standard uncertainty in brackets; NaN for text that is no number."""
     try:
         return float(re.sub(r"\(\d+\)?$", "", value))
     except (TypeError, ValueError):
@@ -168,6 +175,7 @@ def _number(value: Any) -> float:
 
 
 def _is_symmetry_operation(text: str) -> bool:
+    """Tell whether a text is an operation such as "-x, y+1/2, z" with a rotation of determinant ±1."""
     from pymatgen.core.operations import SymmOp
 
     if not re.fullmatch(r"[xyz\d+\-*/., ]+", text.lower()):
@@ -180,13 +188,13 @@ def _is_symmetry_operation(text: str) -> bool:
 
 
 def _stated_space_group(data: Mapping[str, Any]) -> str:
-    """Name or number of the space group of a block, empty where it states none or P 1."""
+    """Return the name or number of the space group that a block states; "" where it states none or P 1."""
     keys = [key for key in data if re.search(r"space_group_(name|IT_number)|Int_Tables_number", key, re.IGNORECASE)]
     return next((str(data[key]) for key in keys if re.sub(r"[\s_]", "", str(data[key])) not in ("", "?", ".", "1", "P1")), "")
 
 
 def _adds_up(composition: Composition, stated: str) -> bool:
-    """Whether atoms have the proportions of the stated formula; a formula that cannot be read states nothing."""
+    """Tell whether atoms have the proportions of the stated formula; True where the formula cannot be read."""
     try:
         expected = Composition(stated).fractional_composition
     except (ValueError, KeyError, ZeroDivisionError):
@@ -195,13 +203,14 @@ def _adds_up(composition: Composition, stated: str) -> bool:
 
 
 def _is_element(symbol: str) -> bool:
+    """Tell whether a symbol is that of an element."""
     from pymatgen.core import Element
 
     return Element.is_valid_symbol(symbol)
 
 
 def _reading_error(error: Exception) -> str:
-    """A parser's message in a few words of plain text."""
+    """Return a parser's message in a few words of plain text."""
     message = " ".join(str(error).replace("No structure parsed for section 1 in CIF.", "").split()) or type(error).__name__
     if "exceeded tolerance" in message:
         return "atoms on top of each other (occupancy above 1)"

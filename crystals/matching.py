@@ -1,4 +1,4 @@
-"""Tells whether two crystals are the same."""
+"""Compares crystals: tells whether two are the same, and looks up training structures by formula."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import geo_utils
 from crystals.database import check_ase_database
 
 log = logging.getLogger("her2d")
-# Structures are compared in boxes of thickness + 4 Å: with 20 Å of vacuum the site tolerance, which grows with the cube root of the
-# volume per atom, is so wide that 1T and 2H are the same. Volumes are not rescaled: a sheet has no volume to scale by.
-MATCH_VACUUM = 4.0
+# Sheets are compared in boxes of thickness + 4 Å. The site tolerance grows with the cube root of the volume per atom. With 20 Å of
+# vacuum it is so wide that 1T and 2H match. Volumes are not rescaled, because the volume of a sheet is not defined.
+MATCH_VACUUM = 4.0  # Å
 MATCHER_SETTINGS = {"ltol": 0.15, "stol": 0.2, "angle_tol": 5, "primitive_cell": True, "scale": False, "attempt_supercell": False}
 
 
 class TrainingStructures:
-    """Structures of an ASE database by reduced formula, read when they are asked for."""
+    """The sheets of an ASE database by reduced formula. The file is read at the first call, a structure at each."""
 
     def __init__(self, db_path: str | Path) -> None:
         self.db_path = Path(db_path)
         self._ids: dict[str, list[int]] | None = None
 
     def __call__(self, reduced_formula: str) -> list[tuple[str, Structure]]:
+        """Return (uid, structure as ``match_structure`` returns it) of each sheet of a reduced formula."""
         database = self._connect()
         found = []
         for row_id in self._rows_of(database).get(reduced_formula, []):
@@ -38,7 +39,7 @@ class TrainingStructures:
         return found
 
     def formulas(self) -> set[str]:
-        """Reduced formulas of all rows."""
+        """Return the reduced formulas of all rows."""
         return set(self._rows_of(self._connect()))
 
     def _connect(self) -> Any:
@@ -56,7 +57,7 @@ class TrainingStructures:
 
 
 def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:
-    """The form in which structures are compared: a sheet in a box of its thickness + 4 Å, a bulk crystal as it is."""
+    """Return the form in which structures are compared: a sheet in a box of its thickness + 4 Å, a bulk crystal as it is."""
     from pymatgen.io.ase import AseAtomsAdaptor
 
     if is_sheet:
@@ -65,7 +66,7 @@ def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:
 
 
 def same_structure(first: Structure, second: Structure) -> bool:
-    """pymatgen's StructureMatcher with ``MATCHER_SETTINGS``."""
+    """Tell whether two structures match, by pymatgen's StructureMatcher with ``MATCHER_SETTINGS``."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return bool(StructureMatcher(**MATCHER_SETTINGS).fit(first, second))

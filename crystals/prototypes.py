@@ -1,8 +1,9 @@
-"""Families of real two-dimensional crystals: how each is built from elements, and the recipes they give.
+"""Prototypes: families of known two-dimensional crystals, with the elements of each site and a function that builds the sheet.
 
-A prototype is a stoichiometry with named sites, the elements that occur there in known monolayers, and a builder that places
-them with bond lengths from covalent radii. The structures are starting points for a relaxation, not results. They serve three
-purposes: the embedded database, the random-decoration baseline, and the recipe templates of the generator.
+A builder places atoms with bond lengths from covalent radii. The structures are starting points for a relaxation, not results. They
+serve three purposes: the embedded database, the random-decoration baseline, and the recipes and templates of the generator.
+
+Builders take element symbols, one per site, and return a standard sheet (Å). Their docstrings name the space group of the sheet.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height
 class Prototype:
     """A family of monolayers.
 
-    sites: for each named site the elements allowed there. build: elements -> ASE sheet. ionic: True where only charge-neutral
-    decorations exist in nature; MXenes, elemental sheets and the like are metallic or covalent. distinct: sites that must differ.
+    Attributes:
+        name: name of the family, as in ``generation.recipes``.
+        sites: for each site, the elements that occur there in known monolayers.
+        build: builder of the sheet; takes one element per site.
+        ionic: whether only charge-neutral decorations exist. MXenes, elemental sheets and the like are metallic or covalent.
+        distinct: indices of sites that must hold different elements.
     """
 
     name: str
@@ -37,7 +42,7 @@ class Prototype:
     distinct: tuple[int, ...] = ()
 
     def decorations(self) -> Iterator[tuple[str, ...]]:
-        """All allowed element tuples, one per site, in a fixed order."""
+        """Yield all allowed tuples of elements, one per site, in a fixed order."""
         for elements in product(*self.sites):
             chosen = [elements[index] for index in self.distinct]
             if len(set(chosen)) == len(chosen) and chosen == sorted(chosen, key=lambda el: atomic_numbers[el]):
@@ -45,10 +50,12 @@ class Prototype:
 
 
 def _r(*elements: str) -> float:
+    """Return the sum of covalent radii, Å."""
     return float(sum(covalent_radii[atomic_numbers[element]] for element in elements))
 
 
 def _sheet(layers: list[Layer], lattice: np.ndarray) -> Atoms:
+    """Return the sheet with the given atoms and in-plane lattice, (2, 2) Å."""
     numbers = np.array([atomic_numbers[element] for element, _, _ in layers])
     frac = np.array([xy for _, xy, _ in layers])
     heights = np.array([height for _, _, height in layers])
@@ -56,16 +63,17 @@ def _sheet(layers: list[Layer], lattice: np.ndarray) -> Atoms:
 
 
 def _hexagonal(a: float) -> np.ndarray:
+    """Return a hexagonal in-plane lattice, (2, 2) Å."""
     return np.array([[a, 0.0], [-a / 2, a * np.sqrt(3) / 2]])
 
 
 def _rise(bond: float, lateral: float, least: float = 0.3) -> float:
-    """Height difference of a bond of given length and lateral extent, Å."""
+    """Return the height difference (Å) of a bond of given length and in-plane length, at least ``least``."""
     return float(np.sqrt(max(bond**2 - lateral**2, least**2)))
 
 
 def trigonal_prismatic(m: str, x: str, y: str | None = None) -> Atoms:
-    """2H MX2 and its Janus form MXY (P-6m2, P3m1)."""
+    """Build 2H MX2 (P-6m2) or its Janus form MXY (P3m1)."""
     y = y or x
     a = 0.5 * (_r(m, x) + _r(m, y)) * 1.27
     return _sheet(
@@ -74,7 +82,7 @@ def trigonal_prismatic(m: str, x: str, y: str | None = None) -> Atoms:
 
 
 def octahedral(m: str, x: str, y: str | None = None) -> Atoms:
-    """1T MX2 and its Janus form MXY, BiTeI included (P-3m1, P3m1)."""
+    """Build 1T MX2 (P-3m1) or its Janus form MXY such as BiTeI (P3m1)."""
     y = y or x
     a = 0.5 * (_r(m, x) + _r(m, y)) * 1.38
     return _sheet(
@@ -83,7 +91,7 @@ def octahedral(m: str, x: str, y: str | None = None) -> Atoms:
 
 
 def distorted_octahedral(m: str, x: str) -> Atoms:
-    """1T' MX2: 1T in a 1 x √3 cell with the metals paired along b (P2_1/m)."""
+    """Build 1T' MX2: 1T in a 1 x √3 cell with the metals paired along b (P2_1/m)."""
     a = _r(m, x) * 1.38
     b, h = a * 3**0.5, _rise(0.97 * _r(m, x), a / 3**0.5)
     up, down = 1 / 3, 2 / 3
@@ -94,7 +102,7 @@ def distorted_octahedral(m: str, x: str) -> Atoms:
 
 
 def mxene(m: str, x: str) -> Atoms:
-    """Bare M2X (P-3m1)."""
+    """Build the bare MXene M2X (P-3m1)."""
     bond = _r(m, x) * 0.93
     a = bond * 1.42
     h = _rise(bond, a / 3**0.5)
@@ -102,7 +110,7 @@ def mxene(m: str, x: str) -> Atoms:
 
 
 def terminated_mxene(m: str, x: str, t: str) -> Atoms:
-    """M2XT2, termination over the opposite metal (P-3m1)."""
+    """Build the MXene M2XT2 with each termination above the metal of the other face (P-3m1)."""
     bond = _r(m, x) * 0.93
     a = bond * 1.42
     h, h2 = _rise(bond, a / 3**0.5), _rise(_r(m, t) * 0.98, a / 3**0.5, 0.6)
@@ -110,7 +118,7 @@ def terminated_mxene(m: str, x: str, t: str) -> Atoms:
 
 
 def terminated_mxene_32(m: str, x: str, t: str) -> Atoms:
-    """M3X2T2 (P-3m1)."""
+    """Build the MXene M3X2T2 (P-3m1)."""
     bond = _r(m, x) * 0.93
     a = bond * 1.42
     h, h2 = _rise(bond, a / 3**0.5), _rise(_r(m, t) * 0.98, a / 3**0.5, 0.6)
@@ -119,29 +127,29 @@ def terminated_mxene_32(m: str, x: str, t: str) -> Atoms:
 
 
 def honeycomb(a_: str, b_: str, buckling: float = 0.0) -> Atoms:
-    """AB honeycomb, planar (h-BN, graphene; P-6m2) or buckled by ``buckling`` times the bond (silicene; P3m1)."""
+    """Build an AB honeycomb, planar (h-BN; P-6m2) or buckled by ``buckling`` times the bond length (P3m1)."""
     bond = _r(a_, b_) * 0.97
     h = buckling * bond
     return _sheet([(a_, B, h / 2), (b_, C, -h / 2)], _hexagonal(3**0.5 * _rise(bond, h)))
 
 
 def buckled_honeycomb(a_: str, b_: str) -> Atoms:
-    """Low-buckled honeycomb AB."""
+    """Build a low-buckled honeycomb AB (P3m1)."""
     return honeycomb(a_, b_, 0.3)
 
 
 def elemental_planar(a_: str) -> Atoms:
-    """Graphene-like sheet of one element."""
+    """Build a planar honeycomb of one element (graphene; P6/mmm)."""
     return honeycomb(a_, a_)
 
 
 def elemental_buckled(a_: str) -> Atoms:
-    """Silicene-like and A7-like (blue phosphorus) sheets of one element."""
+    """Build a buckled honeycomb of one element: silicene, or blue phosphorus (the A7 structure) for group 15 (P-3m1)."""
     return honeycomb(a_, a_, 0.5 if a_ in ("P", "As", "Sb", "Bi", "N") else 0.22)
 
 
 def gallium_selenide(m: str, x: str, y: str | None = None) -> Atoms:
-    """M2X2 with an M-M pair (GaSe; P-6m2) and its Janus form M2XY."""
+    """Build M2X2 with an M-M pair (GaSe; P-6m2) or its Janus form M2XY (P3m1)."""
     y = y or x
     bond = 0.5 * (_r(m, x) + _r(m, y)) * 0.97
     a = bond * 1.52
@@ -150,7 +158,7 @@ def gallium_selenide(m: str, x: str, y: str | None = None) -> Atoms:
 
 
 def puckered(a_: str, b_: str | None = None) -> Atoms:
-    """Black phosphorus and GeS (Pmna, Pmn2_1)."""
+    """Build a puckered sheet: black phosphorus (Pmna) or GeS (Pmn2_1)."""
     b_ = b_ or a_
     bond = _r(a_, b_)
     layers = [(a_, (0, 0.08), bond / 2), (b_, (0, -0.08), -bond / 2), (a_, (0.5, 0.58), -bond / 2), (b_, (0.5, 0.42), bond / 2)]
@@ -158,6 +166,7 @@ def puckered(a_: str, b_: str | None = None) -> Atoms:
 
 
 def _octahedral_honeycomb(m: str, x: str, scale: float) -> tuple[list[Layer], float]:
+    """Return a honeycomb of edge-sharing MX6 octahedra and its lattice constant (Å); bonds are ``scale`` x the covalent radii."""
     bond = _r(m, x) * scale
     a, h = bond * 6**0.5, bond / 3**0.5
     layers = [(m, B, 0.0), (m, C, 0.0)]
@@ -167,13 +176,13 @@ def _octahedral_honeycomb(m: str, x: str, scale: float) -> tuple[list[Layer], fl
 
 
 def trihalide(m: str, x: str) -> Atoms:
-    """MX3 of the BiI3/CrI3 type: a honeycomb of edge-sharing octahedra (P-31m)."""
+    """Build MX3 of the BiI3 and CrI3 type: a honeycomb of edge-sharing octahedra (P-31m)."""
     layers, a = _octahedral_honeycomb(m, x, 0.96)
     return _sheet(layers, _hexagonal(a))
 
 
 def thiophosphate(m: str, p: str, x: str) -> Atoms:
-    """M2P2X6 and M2Ge2X6 (FePS3, CrGeTe3): the trihalide net with an element pair in its holes (P-31m)."""
+    """Build M2P2X6 or M2Ge2X6 (FePS3, CrGeTe3): the trihalide net with a pair of atoms in its holes (P-31m)."""
     layers, a = _octahedral_honeycomb(m, x, 1.0)
     a = max(a, 3.05 * _r(p, x) * 0.95)
     half = _r(p)
@@ -181,7 +190,7 @@ def thiophosphate(m: str, p: str, x: str) -> Atoms:
 
 
 def pentagonal(m: str, x: str) -> Atoms:
-    """Penta-PdSe2 (P2_1/c)."""
+    """Build MX2 of the penta-PdSe2 type (P2_1/c)."""
     d = _r(m, x)
     z = 0.27 * d
     sites = ((0.113, 0.382, z), (-0.113, -0.382, -z), (0.613, 0.118, -z), (0.387, 0.882, z))
@@ -190,7 +199,7 @@ def pentagonal(m: str, x: str) -> Atoms:
 
 
 def iron_selenide(m: str, x: str) -> Atoms:
-    """Tetragonal MX: FeSe and litharge PbO (P4/nmm)."""
+    """Build tetragonal MX: FeSe or litharge PbO (P4/nmm)."""
     d = _r(m, x) * 0.95
     a = 1.57 * d
     h = _rise(d, a / 2)
@@ -198,7 +207,7 @@ def iron_selenide(m: str, x: str) -> Atoms:
 
 
 def tetrahedral_dihalide(m: str, x: str) -> Atoms:
-    """MX2 of corner-sharing tetrahedra: one layer of HgI2 (P-4m2)."""
+    """Build MX2 of corner-sharing tetrahedra, one layer of HgI2 (P-4m2)."""
     d = _r(m, x) * 0.95
     a = 1.63 * d
     h = _rise(d, a / 2)
@@ -206,7 +215,7 @@ def tetrahedral_dihalide(m: str, x: str) -> Atoms:
 
 
 def iron_oxychloride(m: str, o: str, x: str) -> Atoms:
-    """MOX of the FeOCl type (Pmmn)."""
+    """Build MOX of the FeOCl type (Pmmn)."""
     d, dx = _r(m, o), _r(m, x) * 0.97
     b = 1.85 * d
     rise = _rise(d, b / 2)
@@ -218,7 +227,7 @@ def iron_oxychloride(m: str, o: str, x: str) -> Atoms:
 
 
 def bismuth_oxychloride(m: str, o: str, x: str) -> Atoms:
-    """MOX of the BiOCl (PbFCl) type (P4/nmm)."""
+    """Build MOX of the BiOCl (PbFCl) type (P4/nmm)."""
     d, dx = _r(m, o) * 0.97, _r(m, x)
     a = 1.68 * d
     z1 = _rise(d, a / 2)
@@ -228,7 +237,7 @@ def bismuth_oxychloride(m: str, o: str, x: str) -> Atoms:
 
 
 def quintuple(m: str, x: str) -> Atoms:
-    """M2X3 quintuple layer (Bi2Te3; P-3m1)."""
+    """Build an M2X3 quintuple layer (Bi2Te3; P-3m1)."""
     bond = _r(m, x) * 0.99
     a = bond * 1.42
     h1, h2 = _rise(bond * 1.03, a / 3**0.5), _rise(bond * 0.97, a / 3**0.5)
@@ -236,7 +245,7 @@ def quintuple(m: str, x: str) -> Atoms:
 
 
 def mosi2n4(m: str, a_: str, z: str) -> Atoms:
-    """MA2Z4 septuple layer (MoSi2N4; P-6m2): a 2H MZ2 core between two A-Z bilayers."""
+    """Build an MA2Z4 septuple layer (MoSi2N4; P-6m2): a 2H MZ2 core between two A-Z bilayers."""
     core, vertical = _r(m, z) * 0.95, _r(a_, z) * 0.96
     a = 0.5 * (core * 1.4 + vertical * 1.66)
     h1 = _rise(core, a / 3**0.5, 0.8)

@@ -1,4 +1,4 @@
-"""Recipes: compositions to generate, from families of prototypes or as the user lists them."""
+"""Recipes: the compositions to generate, from families of prototypes or as the user lists them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
-import ase.io
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 
 from crystals.charge_balance import charge_neutral
@@ -27,17 +26,22 @@ FORMULA = "recipe"  # family of a recipe that is given by its formula alone
 
 
 def parse_recipes(entries: Sequence[str], elements: set[int]) -> list[Recipe]:
-    """Recipes from ``generation.recipes``: formulas, one cell holding the atoms as written (MoS2: 3 atoms, Mo2S4: 6), or families
-    with the elements of each site, such as "2H-MX2: Mo W | S Se" ("*" for all that the family is known by).
+    """Return the recipes that the setting ``generation.recipes`` lists.
 
-    Raises StageError for what is no recipe, or has elements that the model was not trained on.
+    Args:
+        entries: formulas or families. A formula gives one cell with the atoms as written (MoS2: 3 atoms, Mo2S4: 6). A family is
+            given with the elements of each site, such as "2H-MX2: Mo W | S Se"; "*" stands for all elements of ``Prototype.sites``.
+        elements: atomic numbers that the model was trained on.
+
+    Raises:
+        StageError: an entry is neither formula nor family, or the model knows none of its recipes.
     """
     result = []
     for entry in entries:
         found = _family_entry(entry) if ":" in entry else [_formula_entry(entry)]
         known = [recipe for recipe in found if set(recipe.atomic_numbers) <= elements]
         if not known:
-            unknown = sorted({ase.data.chemical_symbols[z] for recipe in found for z in recipe.atomic_numbers if z not in elements})
+            unknown = sorted({chemical_symbols[z] for recipe in found for z in recipe.atomic_numbers if z not in elements})
             raise StageError(f"generation.recipes: '{entry}': the model was not trained on {', '.join(unknown)}")
         if len(known) < len(found):
             log.warning(
@@ -51,6 +55,7 @@ def parse_recipes(entries: Sequence[str], elements: set[int]) -> list[Recipe]:
 
 
 def _formula_entry(formula: str) -> Recipe:
+    """Return the recipe of a formula; raises StageError where it is none, or its cell is too large."""
     try:
         amounts = Composition(formula, strict=True).get_el_amt_dict()
     except Exception as error:  # pymatgen raises ValueError, KeyError, CompositionError, ... by the kind of typo
@@ -59,16 +64,17 @@ def _formula_entry(formula: str) -> Recipe:
     for symbol, amount in amounts.items():
         if amount != int(amount):
             raise StageError(f"generation.recipes: '{formula}' has fractional amounts")
-        numbers += [ase.data.atomic_numbers[symbol]] * int(amount)
+        numbers += [atomic_numbers[symbol]] * int(amount)
     if not 1 <= len(numbers) <= MAX_RECIPE_ATOMS:
         raise StageError(f"generation.recipes: '{formula}' has {len(numbers)} atoms, allowed are 1 to {MAX_RECIPE_ATOMS}")
     return Recipe(formula, tuple(numbers), FORMULA)
 
 
 def _family_entry(entry: str) -> list[Recipe]:
+    """Return the recipes of an entry "family: elements | elements ..."; raises StageError where it is none."""
     name, _, text = entry.partition(":")
     sites = tuple(() if site.strip() == "*" else tuple(site.replace(",", " ").split()) for site in text.split("|"))
-    unknown = [symbol for site in sites for symbol in site if symbol not in ase.data.atomic_numbers]
+    unknown = [symbol for site in sites for symbol in site if symbol not in atomic_numbers]
     if unknown or any(not site and part.strip() != "*" for site, part in zip(sites, text.split("|"), strict=True)):
         raise StageError(f"generation.recipes: '{entry}': {unknown[0] if unknown else 'an empty site'} is no element")
     try:
@@ -82,17 +88,23 @@ def _family_entry(entry: str) -> list[Recipe]:
 
 @cache  # every round of the search asks for all recipes again
 def reduced_formula(numbers: tuple[int, ...]) -> str:
-    """pymatgen's reduced formula."""
-    return Composition(Counter(ase.data.chemical_symbols[z] for z in numbers)).reduced_formula
+    """Return pymatgen's reduced formula of atomic numbers."""
+    return Composition(Counter(chemical_symbols[z] for z in numbers)).reduced_formula
 
 
-MIXED = " mixed"  # ends the family name of recipes with half of a site's atoms replaced
+MIXED = " mixed"  # suffix of the family name of recipes with half of a site's atoms replaced
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A composition for the generator. atomic_numbers: one entry per atom of the cell. template: the symmetry that it comes with;
-    None where the family has it."""
+    """A composition for the generator.
+
+    Attributes:
+        formula: formula of the cell.
+        atomic_numbers: one entry per atom of the cell.
+        family: name of the prototype or of the family of substitutions, or ``FORMULA``.
+        template: the symmetry to sample within; None where it is that of the prototype.
+    """
 
     formula: str
     atomic_numbers: tuple[int, ...]
@@ -101,12 +113,15 @@ class Recipe:
 
 
 def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recipe]:
-    """Compositions for the generator, in a fixed order.
+    """Return the recipes that the prototypes give, in a fixed order.
 
-    Every decoration of every prototype; in the ionic families also those with any other metal on the metal site, where common
-    oxidation states balance. New materials are among those: the decorations listed are what the families are known by.
-    elements: atomic numbers allowed; None: all. mixed: also the same with half of a site's atoms replaced by another of its
-    elements, as in CuInP2S6 or double-metal MXenes (``_mixed``).
+    These are all decorations of every prototype. Ionic families also get those with any other metal on the metal site whose common
+    oxidation states balance. The elements that a prototype lists occur in known monolayers, so new materials are among the latter.
+
+    Args:
+        elements: atomic numbers allowed; None: all.
+        mixed: whether to add recipes with half of a site's atoms replaced by another element of the site, as in CuInP2S6 or
+            double-metal MXenes.
     """
     metals = sorted({el for p in PROTOTYPE_LIST for site in p.sites for el in site if el not in NONMETALS}, key=atomic_numbers.get)
     result: list[Recipe] = []
@@ -132,16 +147,16 @@ def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recip
 def _mixed(
     prototype: Prototype, sites: tuple[tuple[str, ...], ...], decoration: tuple[str, ...], numbers: tuple[int, ...]
 ) -> Iterator[Recipe]:
-    """Recipes with half of one site's atoms replaced by a heavier element of that site; ionic ones balance in common states."""
+    """Yield recipes with half of one site's atoms replaced by a heavier element; ionic ones balance in common states."""
     for element, site in zip(decoration, sites, strict=True):
-        places = [k for k, z in enumerate(numbers) if z == atomic_numbers[element]]
-        if decoration.count(element) > 1 or len(places) % 2:
+        atoms_of_site = [k for k, z in enumerate(numbers) if z == atomic_numbers[element]]
+        if decoration.count(element) > 1 or len(atoms_of_site) % 2:
             continue
         for other in site:
             if other in decoration or atomic_numbers[other] < atomic_numbers[element]:
                 continue
             changed = list(numbers)
-            for k in places[::2]:
+            for k in atoms_of_site[::2]:
                 changed[k] = atomic_numbers[other]
             formula = Atoms(numbers=changed).get_chemical_formula("metal")
             if not prototype.ionic or charge_neutral(formula, strict=True):
@@ -149,7 +164,7 @@ def _mixed(
 
 
 def recipe_template(recipe: Recipe) -> Template:
-    """A recipe's own symmetry, or that of its family with its atoms. Raises KeyError where there is neither."""
+    """Return the template of a recipe: its own, otherwise that of its prototype. Raises KeyError where it has neither."""
     if recipe.template is not None:
         return recipe.template
     return _pattern_template(recipe.family.removesuffix(MIXED), tuple(kinds_of(recipe.atomic_numbers).tolist()))
@@ -157,20 +172,26 @@ def recipe_template(recipe: Recipe) -> Template:
 
 @lru_cache(maxsize=1024)
 def _pattern_template(family: str, kinds: tuple[int, ...]) -> Template:
+    """Return the template of a prototype whose atoms are of the given kinds, as ``kinds_of`` numbers them."""
     return Template.of(replace(_family_sheet(family), atomic_numbers=np.array(kinds, dtype=np.int64) + 1))
 
 
 @cache
 def _family_sheet(name: str) -> Sheet:
-    """The first decoration of a family; its atoms stand in the order of the family's recipes."""
+    """Return the first decoration of a prototype, its atoms in the order of the prototype's recipes."""
     prototype = PROTOTYPES[name]
     return Sheet.from_atoms(prototype.build(*next(prototype.decorations())))
 
 
 def family_recipes(name: str, sites: tuple[tuple[str, ...], ...]) -> list[Recipe]:
-    """Decorations of one family with the elements given for each of its sites (empty: those that the family is known by).
+    """Return the decorations of one prototype with given elements; of an ionic one, those that can be charge-neutral.
 
-    Ionic families keep only what can be charge-neutral. Raises ValueError for an unknown family or a wrong number of sites.
+    Args:
+        name: name of the prototype.
+        sites: element symbols for each site; an empty tuple stands for the elements that the prototype lists.
+
+    Raises:
+        ValueError: an unknown prototype, or a wrong number of sites.
     """
     if name not in PROTOTYPES:
         raise ValueError(f"no family '{name}'; there are {', '.join(PROTOTYPES)}")
@@ -188,5 +209,5 @@ def family_recipes(name: str, sites: tuple[tuple[str, ...], ...]) -> list[Recipe
 
 
 def _widened(site: tuple[str, ...], metals: list[str]) -> tuple[str, ...]:
-    """All metals where a site holds metals only; otherwise the site as it is."""
+    """Return a site of metals with all other metals added; any other site unchanged."""
     return site if any(el in NONMETALS for el in site) else (*site, *(el for el in metals if el not in site))

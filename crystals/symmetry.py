@@ -1,10 +1,10 @@
-"""Symmetry of sheets: what it is, how a sheet is averaged over it, and templates that keep it while a sheet is generated.
+"""Symmetry of sheets: its detection, the average of a sheet over it, and templates that keep it while a sheet is generated.
 
-A template says which in-plane coordinates, heights and lattices a layer group leaves free for the atoms of one crystal. Sampled
-within a template, atoms stay on their Wyckoff positions and the cell in its lattice system, so that only the free numbers are
-generated, as in DiffCSP++ (Jiao et al., ICLR 2024). The network needs no change for this: it is equivariant, so the score at a
-symmetric sheet is symmetric, and the reverse process stays on the subspace when its noise does. With noise that is isotropic on the
-subspace it samples the learnt density restricted to symmetric sheets.
+A template says which in-plane coordinates, heights and lattices a layer group leaves free for the atoms of one crystal. A sheet
+that is sampled within a template keeps its atoms on their Wyckoff positions and its cell in the lattice system. Only the free
+numbers are generated, as in DiffCSP++ (Jiao et al., ICLR 2024). The network needs no change for this. It is equivariant, so the
+score at a symmetric sheet is symmetric, and the reverse process stays on the symmetric subspace if its noise does. With noise that
+is isotropic on the subspace, it samples the learnt density restricted to symmetric sheets.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 
 log = logging.getLogger("her2d")
 
-EXACT = 1e-3  # Å, tolerance within which a symmetrised sheet shows its symmetry
+EXACT = 1e-3  # Å, tolerance for the symmetry of a sheet that has been symmetrised
 ANGLE_TOLERANCE = 8.0  # degrees
-SYMPREC_ANGSTROM = 0.1  # Å, within which the symbols of a given or relaxed structure are found
+SYMPREC_ANGSTROM = 0.1  # tolerance for the symmetry of a structure as it was read or relaxed
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """What a sheet is symmetric under, and the tolerance at which that was found (0: nothing beyond P1 was imposed)."""
+    """The groups of a sheet, and the tolerance (Å) within which its symmetry was imposed; 0 where none beyond P1 was imposed."""
 
     space_group: str
     space_group_number: int
@@ -43,8 +43,14 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a sheet's group. rotation (2, 2), translation (2,): in-plane, f' = R f + t. flip: ±1 for z. partner (N,):
-    atom k lands on atom partner[k], or on a periodic copy of it."""
+    """One operation of a sheet's group.
+
+    Attributes:
+        rotation: (2, 2) integers, in-plane: f' = R f + t for fractional coordinates.
+        translation: (2,) fractional, in-plane.
+        flip: ±1, the sign of z' = ± z.
+        partner: (N,) atom k is mapped onto atom partner[k] or a periodic copy of it.
+    """
 
     rotation: np.ndarray
     translation: np.ndarray
@@ -53,10 +59,18 @@ class Operation:
 
 
 def symmetrise(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> tuple[Sheet, Symmetry]:
-    """The sheet averaged over the symmetry operations found within ``symprec`` Å; unchanged where there are none beyond P1.
+    """Average a sheet over its symmetry operations.
 
-    Only operations that map the plane onto itself count. Atoms, cell basis and their number stay; the metric and the coordinates
-    are averaged over the group.
+    Only operations that map the plane onto itself count. The cell's metric and the coordinates are averaged over the group. The
+    number of atoms does not change.
+
+    Args:
+        sheet: the sheet.
+        symprec: tolerance of spglib, Å; 0 imposes nothing.
+        angle_tolerance: tolerance of spglib, degrees.
+
+    Returns:
+        (sheet, symmetry): the averaged sheet, or the same sheet where spglib finds nothing beyond P1; and the symmetry that it has.
     """
     result, tolerance = sheet, 0.0
     if symprec > 0 and (averaged := _averaged(sheet, symprec, angle_tolerance)) is not None:
@@ -71,7 +85,7 @@ def symmetrise(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLE
 
 
 def layer_group_number(sheet: Sheet) -> int:
-    """Number of the layer group, 1 to 80, of a sheet whose symmetry is exact; 1 where spglib finds none."""
+    """Return the number of the layer group, 1 to 80, of a sheet whose symmetry is exact; 1 where spglib finds none."""
     layer = _layer_group(_spglib_cell(sheet), EXACT)
     return int(layer.number) if layer is not None else 1
 
@@ -82,20 +96,29 @@ def _layer_group(cell: tuple[np.ndarray, np.ndarray, np.ndarray], symprec: float
 
 
 def _spglib_cell(sheet: Sheet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (lattice (3, 3) Å, scaled positions (N, 3), numbers (N,)) as spglib takes them."""
     atoms = sheet.to_atoms()
     return atoms.cell.array, atoms.get_scaled_positions(wrap=False), atoms.numbers
 
 
 def find_operations(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> list[Operation]:
-    """The operations that map the sheet onto itself within ``symprec`` Å, the identity included; [] where spglib finds none, or
-    where they do not permute the atoms."""
+    """Return the operations that map the sheet onto itself, the identity included.
+
+    Args:
+        sheet: the sheet.
+        symprec: tolerance of spglib, Å.
+        angle_tolerance: tolerance of spglib, degrees; negative: spglib's own.
+
+    Returns:
+        The operations; [] where spglib finds none, or where an operation does not permute the atoms.
+    """
     lattice, scaled, numbers = _spglib_cell(sheet)
     found = spglib.get_symmetry((lattice, scaled, numbers), symprec=symprec, angle_tolerance=angle_tolerance)
     operations = []
     for rotation, translation in zip(found["rotations"], found["translations"], strict=True) if found else ():
         if rotation[:2, 2].any() or rotation[2, :2].any():
             continue  # mixes the plane and its normal
-        # Atom k lands on partner[k]: the nearest periodic copy of its image among the atoms of its element.
+        # The partner of an atom is the atom of its element nearest to its image, periodic copies included.
         delta = (scaled @ rotation.T + translation)[:, None] - scaled[None]
         delta -= np.round(delta)
         distance = np.linalg.norm(delta @ lattice, axis=-1)
@@ -108,7 +131,7 @@ def find_operations(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE
 
 
 def _averaged(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLERANCE) -> Sheet | None:
-    """The sheet averaged over its group, in the same basis; None where there is nothing beyond P1."""
+    """Return the sheet averaged over its group, in the same basis; None where the group is P1."""
     result = None
     for _ in range(2):  # the second pass works on the cleaned lattice
         operations = find_operations(result or sheet, symprec, angle_tolerance)
@@ -119,14 +142,15 @@ def _averaged(sheet: Sheet, symprec: float, angle_tolerance: float = ANGLE_TOLER
 
 
 def _average_over(sheet: Sheet, operations: Sequence[Operation]) -> Sheet:
-    # r = f @ L and f' = R f keep distances when Rᵀ G R = G, G = L Lᵀ.
+    """Return the mean of the images of a sheet under the operations of a group."""
+    # With r = f @ L, the map f' = R f keeps distances if Rᵀ G R = G, where G = L Lᵀ.
     gram = sheet.lattice @ sheet.lattice.T
     gram = np.mean([g.rotation.T @ gram @ g.rotation for g in operations], axis=0)
     length = math.sqrt(gram[0, 0])
     cell = np.array([[length, 0.0], [gram[0, 1] / length, math.sqrt(np.linalg.det(gram)) / length]])
     frac, heights = np.zeros_like(sheet.frac_coords), np.zeros_like(sheet.heights)
     for g in operations:
-        # Each partner collects the nearest periodic copy of the image that lands on it.
+        # The image of atom k is added to atom partner[k], as the periodic copy nearest to it.
         delta = sheet.frac_coords @ g.rotation.T + g.translation - sheet.frac_coords[g.partner]
         frac[g.partner] += sheet.frac_coords[g.partner] + delta - np.round(delta)
         heights[g.partner] += g.flip * sheet.heights
@@ -136,13 +160,16 @@ def _average_over(sheet: Sheet, operations: Sequence[Operation]) -> Sheet:
 
 @dataclass(frozen=True)
 class Template:
-    """What symmetry leaves free of N atoms and their cell.
+    """The degrees of freedom that a layer group leaves to N atoms and their cell.
 
-    kinds (N,): atoms of one element share a number, 0, 1, ... by first appearance. frac_origin (N, 2) and frac_basis (2N, k),
-    orthonormal columns: the symmetric in-plane coordinates are frac_origin + frac_basis u, modulo 1. height_basis (N, m),
-    orthonormal columns of zero mean: the symmetric heights. rotations (n, 2, 2): the in-plane operations, which keep a symmetric
-    metric G = L Lᵀ as Rᵀ G R = G. orbits (N,): atoms that the group maps onto each other share a number. layer_group: its number;
-    1 is no constraint.
+    Attributes:
+        kinds: (N,) atoms of one element share a number: 0, 1, ... in the order of first appearance.
+        orbits: (N,) atoms that the group maps onto each other share a number.
+        frac_origin: (N, 2) a symmetric set of in-plane fractional coordinates.
+        frac_basis: (2N, k) orthonormal columns. Symmetric coordinates are frac_origin + frac_basis u, modulo 1.
+        height_basis: (N, m) orthonormal columns of zero mean, which span the symmetric heights.
+        rotations: (n, 2, 2) in-plane parts of the operations. A metric G = L Lᵀ is symmetric if Rᵀ G R = G for all of them.
+        layer_group: its number; 1 is no constraint.
     """
 
     kinds: np.ndarray
@@ -155,29 +182,32 @@ class Template:
 
     @property
     def num_free(self) -> tuple[int, int, int]:
-        """Free numbers of the in-plane coordinates (common translations included), of the heights and of the lattice."""
+        """Return the number of free in-plane coordinates (common translations included), heights and lattice parameters."""
         lattice = int(np.linalg.matrix_rank(self.metric_average[1], tol=1e-6))
         return self.frac_basis.shape[1], self.height_basis.shape[1], lattice
 
     @cached_property
     def frac_projector(self) -> np.ndarray:
-        """(2N, 2N) orthogonal projection of displacements on the symmetric ones."""
+        """Return the (2N, 2N) orthogonal projection of displacements on the symmetric ones."""
         return self.frac_basis @ self.frac_basis.T
 
     @cached_property
     def height_projector(self) -> np.ndarray:
-        """(N, N) orthogonal projection of heights on the symmetric ones of zero mean."""
+        """Return the (N, N) orthogonal projection of heights on the symmetric ones of zero mean."""
         return self.height_basis @ self.height_basis.T
 
     @cached_property
     def metric_average(self) -> tuple[np.ndarray, np.ndarray]:
-        """See the function of this name."""
+        """Return ``metric_average`` of the template's rotations."""
         return metric_average(self.rotations)
 
     @classmethod
     def of(cls, sheet: Sheet, symprec: float = 0.1) -> Template:
-        """The template of a sheet whose symmetry holds within ``symprec`` Å, in the sheet's own basis and order of atoms. Its free
-        coordinates and its size are not kept."""
+        """Return the template of a sheet, in the sheet's own basis and order of atoms.
+
+        The template depends on the symmetry that spglib finds within ``symprec`` (Å), not on the values of the sheet's free
+        coordinates or the size of its cell.
+        """
         averaged = _averaged(sheet, symprec)
         operations = [] if averaged is None else find_operations(averaged, EXACT, -1.0)
         count = len(sheet)
@@ -207,24 +237,34 @@ class Template:
 
 
 def _identity(count: int) -> Operation:
+    """Return the identity for ``count`` atoms."""
     return Operation(np.eye(2, dtype=np.int64), np.zeros(2), 1, np.arange(count))
 
 
 def _null_space(matrix: np.ndarray) -> np.ndarray:
-    """(n, k) orthonormal columns that the matrix (m, n) of small integers maps to zero."""
+    """Return (n, k) orthonormal columns that span the null space of a matrix (m, n) of small integers."""
     values, vectors = np.linalg.eigh(matrix.T @ matrix)
     return vectors[:, values < 1e-8]
 
 
 def kinds_of(numbers: Sequence[int]) -> np.ndarray:
-    """0, 1, ... for equal numbers, in the order of their first appearance."""
+    """Return (N,) labels of atomic numbers: equal numbers share a label, 0, 1, ... in the order of first appearance."""
     order: dict[int, int] = {}
     return np.array([order.setdefault(int(z), len(order)) for z in numbers], dtype=np.int64)
 
 
 def metric_average(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(W, M): the square root of an invariant metric, (2, 2), and the group average of (X11, X22, X12), (3, 3), where
-    X = ½ log(W⁻¹ G W⁻¹) is how a metric G is stretched against it. The average keeps the area of the cell."""
+    """Return the group average of metrics, as a linear map of logarithmic strains.
+
+    The strain of a metric G against the invariant metric W² is X = ½ log(W⁻¹ G W⁻¹). Averaging X keeps the area of the cell.
+
+    Args:
+        rotations: (n, 2, 2) in-plane rotations of the group, in fractional coordinates.
+
+    Returns:
+        (W, M): W (2, 2), the square root of an invariant metric of determinant 1; M (3, 3), which maps (X11, X22, X12) to its
+        average.
+    """
     base = np.mean([r.T @ r for r in rotations], axis=0)
     base /= math.sqrt(np.linalg.det(base))
     values, vectors = np.linalg.eigh(base)
@@ -239,13 +279,25 @@ def metric_average(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SymmetryConstraint:
-    """The templates of a batch as projections of its state; where a sheet has none, the projections are the identity.
+    """The templates of a batch of sheets as projections on symmetric states; the identity for sheets without a template.
 
-    Atoms of sheet b stand in a row, and belong to template b atom by atom. is_template (B,): which sheets have one.
+    The atoms of a sheet are consecutive, in the order of its template.
+
+    Attributes:
+        is_template: (B,) bool, which sheets have a template.
     """
 
     def __init__(self, templates: Sequence[Template | None], num_atoms: torch.Tensor, like: torch.Tensor) -> None:
-        """num_atoms (B,): of each sheet. like: a tensor of the wanted precision and device."""
+        """Build the projections.
+
+        Args:
+            templates: one per sheet, or None.
+            num_atoms: (B,) atoms of each sheet.
+            like: a tensor with the dtype and device of the projections.
+
+        Raises:
+            ValueError: a template has another number of atoms than its sheet.
+        """
         sizes = [int(n) for n in num_atoms]
         widest, count = max(sizes), len(sizes)
         frac = np.tile(np.eye(2 * widest), (count, 1, 1))
@@ -272,24 +324,24 @@ class SymmetryConstraint:
         self._slot = torch.arange(len(self._batch), device=like.device) - first.to(like.device)[self._batch]
 
     def start(self, noise: torch.Tensor) -> torch.Tensor:
-        """In-plane coordinates (A, 2) to begin with, from uniform ones: the free directions stay uniform on the torus."""
+        """Return symmetric in-plane coordinates (A, 2) from uniform ones; the free directions stay uniform on the torus."""
         return torch.where(self._fixed[:, None], torch.remainder(self._origin + self.frac(noise), 1.0), noise)
 
     def frac(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Displacements (A, 2) projected on the symmetric ones."""
+        """Return in-plane displacements (A, 2) projected on the symmetric ones."""
         return self._apply(self._frac, vectors)
 
     def height(self, heights: torch.Tensor) -> torch.Tensor:
-        """Heights (A,) projected on the symmetric ones."""
+        """Return heights (A,) projected on the symmetric ones."""
         return self._apply(self._height, heights[:, None])[:, 0]
 
     def lattice(self, vector: torch.Tensor) -> torch.Tensor:
-        """S = ½ log(L Lᵀ) (B, 3) of the symmetric metric of the same area."""
+        """Return S = ½ log(L Lᵀ), (B, 3), of the group average of the given lattices S (B, 3); the area is kept."""
         stretch = lattice_to_vector(torch.linalg.solve(self._root, vector_to_lattice(vector)))
         return lattice_to_vector(self._root @ vector_to_lattice(torch.einsum("bij,bj->bi", self._average, stretch)))
 
     def _apply(self, matrices: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """matrices (B, wN, wN), values (A, w) -> (A, w)."""
+        """Multiply the matrix of each sheet, (B, wN, wN), with the values of its atoms, (A, w); return (A, w)."""
         width = values.shape[1]
         padded = values.new_zeros(matrices.shape[0], matrices.shape[1] // width, width)
         padded[self._batch, self._slot] = values
@@ -297,7 +349,13 @@ class SymmetryConstraint:
 
 
 def symmetry_symbols(atoms: Atoms, is_sheet: bool, symprec: float = SYMPREC_ANGSTROM) -> tuple[str, str]:
-    """International symbols (space group, layer group) by spglib; an empty string where there is none to be found."""
+    """Return the international symbols of the space group and the layer group, "" for one that spglib does not find.
+
+    Args:
+        atoms: a standard sheet or a bulk crystal.
+        is_sheet: whether to look for a layer group.
+        symprec: tolerance of spglib, Å.
+    """
     cell = (np.asarray(atoms.cell), atoms.get_scaled_positions(), atoms.numbers)
     space, layer = "", ""
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""The symmetry templates of a training set, and which of them suit a composition.
+"""The symmetry templates of a training set: which of them suit a composition, and which new compositions they suggest.
 
-A template is chosen for a composition as the crystals of similar composition suggest (the idea of CSPML, Kusaba et al., 2022):
-every crystal of the training set with the same number of atoms of each kind votes for its template, with a weight that falls with
-the chemical distance between its elements and those asked for.
+A template is chosen for a composition from crystals of similar composition, the idea of CSPML (Kusaba et al., 2022). Every crystal
+of the training set with the same number of atoms of each kind votes for its template. Its weight falls with the chemical distance
+between its elements and those of the composition.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import torch
 from ase import Atoms
 
 from crystals.charge_balance import charge_neutral
+from crystals.elements import element_descriptors
 from crystals.recipes import Recipe
 from crystals.symmetry import Template
 from geo_utils import Sheet
 
-MIN_DECORATIONS = 5  # different ones of a template, below which it is no family
-NEUTRAL_SAMPLE = 50  # decorations by which a template is called ionic or not
-# Of element descriptors. Mo by W, Cr, Nb, Ru; S by Se, Te, P; Ba by Ca, Sr, Y. One limit for every substitution of a recipe: beyond
-# it the sheets sampled are further from their relaxed ones and less often near the hull.
+MIN_DECORATIONS = 5  # a template with fewer different decorations is no family
+NEUTRAL_SAMPLE = 50  # number of decorations that decide whether a family is ionic
+# Largest distance of element descriptors for a substitution: Mo by W, Cr, Nb, Ru; S by Se, Te, P; Ba by Ca, Sr, Y. Sheets sampled
+# from substitutions beyond it are further from their relaxed structures and less often near the hull.
 SUBSTITUTION_DISTANCE = 1.0
-MAX_KINDS = 5  # elements; more have too many ways to be assigned
-# Distance of element descriptors at which a vote has fallen to exp(−1/2). Of 0.15, 0.3, 0.6, 1 and 2, the one that most often names
-# the right template of C2DB's validation split first.
+MAX_KINDS = 5  # elements of a template; the assignments of elements to kinds grow with the factorial
+# Distance of element descriptors at which a vote has fallen to exp(−1/2). Of 0.15, 0.3, 0.6, 1 and 2, this one most often ranks the
+# right template of C2DB's validation split first.
 SIMILARITY_WIDTH = 0.3
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A template for a composition, with its probability. atomic_numbers: the composition in the template's order of atoms."""
+    """A template for a composition, with its probability; the atomic numbers stand in the template's order of atoms."""
 
     template: Template
     atomic_numbers: tuple[int, ...]
@@ -45,7 +46,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class _Family:
-    """A template with its decorations in the training set, and whether most of them are charge-neutral in common states."""
+    """A template with its decorations in the training set; ionic where most of them are charge-neutral in common states."""
 
     name: str
     template: Template
@@ -54,20 +55,25 @@ class _Family:
 
 
 def decorated(template: Template, decoration: Sequence[int]) -> str:
-    """Formula of a template with an element, by atomic number, for each of its kinds of atoms."""
+    """Return the formula of a template with the given atomic number for each of its kinds of atoms."""
     return Atoms(numbers=[decoration[kind] for kind in template.kinds]).get_chemical_formula("metal")
 
 
 @dataclass
 class TemplateLibrary:
-    """templates, and for each the decorations (n, kinds) seen in training: the atomic numbers of its kinds of atoms."""
+    """The distinct templates of a training set.
+
+    Attributes:
+        templates: the templates; layer group 1 (no symmetry) may be among them.
+        decorations: for each template (n, kinds), the atomic numbers of its kinds of atoms in the n crystals that have it.
+    """
 
     templates: list[Template]
     decorations: list[np.ndarray]
 
     @classmethod
     def build(cls, sheets: Iterable[tuple[Sheet, Template]]) -> TemplateLibrary:
-        """The distinct ones of the templates of some sheets, "no symmetry" among them."""
+        """Return the library of the distinct templates of some sheets."""
         known: dict[Any, int] = {}
         templates: list[Template] = []
         kinds_in_order: list[list[int]] = []
@@ -82,13 +88,13 @@ class TemplateLibrary:
                 kinds_in_order.append(order)
                 seen.append([])
             elements = {int(kind): int(z) for kind, z in zip(template.kinds, sheet.atomic_numbers, strict=True)}
-            # The kinds of this sheet and of the representative correspond in the order of their sites.
+            # Kinds are numbered by first appearance in each sheet. The order of their sites relates them to those of the first.
             own = {ours: elements[theirs] for ours, theirs in zip(kinds_in_order[place], order, strict=True)}
             seen[place].append(tuple(own[kind] for kind in range(len(own))))
         return cls(templates, [np.array(rows, dtype=np.int64) for rows in seen])
 
     def suggest(self, atomic_numbers: Sequence[int]) -> list[Suggestion]:
-        """Templates that hold these atoms, the most probable first; [] where none does."""
+        """Return the templates with as many atoms of each kind as the composition, the most probable first."""
         amounts = Counter(int(z) for z in atomic_numbers)
         elements, counts = list(amounts), tuple(sorted(amounts.values()))
         votes: dict[tuple[int, tuple[int, ...]], float] = {}
@@ -110,17 +116,23 @@ class TemplateLibrary:
         ]
 
     def substitutions(self, elements: set[int]) -> list[Recipe]:
-        """Crystals of the training set with one element replaced by a similar one that occurs at the same site of its template.
+        """Return crystals of the training set with one element replaced by a similar one that occurs at its site.
 
-        elements: atomic numbers allowed; H never is, because the adsorption of H on a sheet that holds H is not judged. Left out
-        are the decorations of the training set, templates with fewer than ``MIN_DECORATIONS`` of them and, where most of a
-        template's decorations are charge-neutral in common oxidation states, new ones that are not.
+        Decorations of the training set are left out, as are templates with fewer than ``MIN_DECORATIONS`` of them. In an ionic
+        family only decorations that are charge-neutral in common oxidation states remain.
+
+        Args:
+            elements: atomic numbers allowed. H never is, because the adsorption of H on a sheet that holds H is not judged.
         """
         return [recipe for family in self._families(elements) for recipe in self._offspring(family, family.known)]
 
     def further_substitutions(self, recipes: Iterable[Recipe], elements: set[int]) -> list[Recipe]:
-        """Recipes of ``substitutions``, or of this method, with one more element replaced by the same rules. Recipes of other
-        origin have none."""
+        """Return recipes with one more element replaced, by the rules of ``substitutions``.
+
+        Args:
+            recipes: results of ``substitutions`` or of this method. Recipes without a template of this library are passed over.
+            elements: atomic numbers allowed.
+        """
         parents: dict[int, list[tuple[int, ...]]] = {}
         for recipe in recipes:
             if recipe.template is not None:
@@ -130,7 +142,7 @@ class TemplateLibrary:
         return [recipe for family in families for recipe in self._offspring(family, parents[id(family.template)])]
 
     def _families(self, elements: set[int]) -> list[_Family]:
-        """The templates that are families."""
+        """Return the templates with enough decorations of the allowed elements, as families."""
         elements, result = elements - {1}, []
         for template, rows in zip(self.templates, self.decorations, strict=True):
             known = sorted({row for row in map(tuple, rows.tolist()) if set(row) <= elements})
@@ -142,14 +154,14 @@ class TemplateLibrary:
         return result
 
     def _offspring(self, family: _Family, rows: Iterable[tuple[int, ...]]) -> list[Recipe]:
-        """Recipes of a family one substitution away from the decorations ``rows``, without the known ones."""
+        """Return the recipes of a family that are one substitution away from the decorations ``rows`` and not known."""
         sites = [sorted({row[kind] for row in family.known}) for kind in range(len(family.known[0]))]
         found = {
             (*row[:kind], other, *row[kind + 1 :])
             for row in rows
             for kind, site in enumerate(sites)
             for other in site
-            if other not in row and self._distance(row[kind], other) <= SUBSTITUTION_DISTANCE
+            if other not in row and self.chemical_distance(row[kind], other) <= SUBSTITUTION_DISTANCE
         }
         kinds, result = family.template.kinds, []
         for decoration in sorted(found - set(family.known)):
@@ -158,11 +170,13 @@ class TemplateLibrary:
                 result.append(Recipe(name, tuple(decoration[kind] for kind in kinds), family.name, family.template))
         return result
 
-    def _distance(self, first: int, second: int) -> float:
+    def chemical_distance(self, first: int, second: int) -> float:
+        """Return the chemical distance of two elements."""
         return float(np.linalg.norm(self._vectors[first] - self._vectors[second]))
 
     @cached_property
     def _by_counts(self) -> dict[tuple[int, ...], list[int]]:
+        """Return the indices of the templates by their sorted numbers of atoms of each kind."""
         result: dict[tuple[int, ...], list[int]] = {}
         for place, template in enumerate(self.templates):
             result.setdefault(tuple(sorted(np.bincount(template.kinds).tolist())), []).append(place)
@@ -170,22 +184,21 @@ class TemplateLibrary:
 
     @cached_property
     def _vectors(self) -> np.ndarray:
-        """(119, D) what elements are compared by: the place in the periodic table, electronegativity and radius."""
-        from crystals.elements import element_descriptors
-
+        """Return (119, D) element descriptors, scaled so that their Euclidean distance is the chemical distance."""
         table = element_descriptors().numpy()
         return np.concatenate([0.15 * table[:, :18], 0.15 * table[:, 18:25], 0.5 * table[:, 25:]], 1)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Plain tensors and numbers, for a checkpoint."""
+        """Return the library as plain tensors and numbers, for a checkpoint."""
         return [
-            {name: torch.as_tensor(value) for name, value in vars_of(template).items()} | {"decorations": torch.as_tensor(rows)}
+            {name: torch.as_tensor(getattr(template, name)) for name in Template.__dataclass_fields__}
+            | {"decorations": torch.as_tensor(rows)}
             for template, rows in zip(self.templates, self.decorations, strict=True)
         ]
 
     @classmethod
     def from_state_dict(cls, state: Sequence[dict[str, Any]]) -> TemplateLibrary:
-        """The inverse of ``state_dict``."""
+        """Return the library that ``state_dict`` returned the state of."""
         templates = []
         for entry in state:
             arrays = {name: entry[name].numpy() for name in Template.__dataclass_fields__ if name != "layer_group"}
@@ -193,14 +206,16 @@ class TemplateLibrary:
         return cls(templates, [entry["decorations"].numpy() for entry in state])
 
 
-def vars_of(template: Template) -> dict[str, Any]:
-    """The fields of a template."""
-    return {name: getattr(template, name) for name in Template.__dataclass_fields__}
+def quasirandom_suggestion(suggestions: Sequence[Suggestion], number: int) -> Suggestion:
+    """Return member ``number`` = 0, 1, 2, ... of a quasi-random series of suggestions.
 
+    The series takes the quantiles of van der Corput's sequence. It starts with the most probable suggestion. Its shares approach
+    the probabilities faster than those of random draws.
 
-def spread_draw(suggestions: Sequence[Suggestion], number: int) -> Suggestion:
-    """Suggestion ``number`` = 0, 1, 2, ... of a series that starts with the most probable and covers the others in proportion to
-    their probabilities: the quantiles of van der Corput's sequence."""
+    Args:
+        suggestions: as ``TemplateLibrary.suggest`` returns them, the most probable first.
+        number: member of the series.
+    """
     quantile, base = 0.0, 0.5
     while number:
         quantile += base * (number % 2)
@@ -210,8 +225,12 @@ def spread_draw(suggestions: Sequence[Suggestion], number: int) -> Suggestion:
 
 
 def template_key(template: Template) -> tuple[Any, list[int]]:
-    """(key, kinds): equal keys for templates of the same layer group, free numbers, orbits and stacking, whatever the origin and
-    the order of atoms; and the kinds of atoms in the order of their sites."""
+    """Return a key that equal templates share, whatever their origin and order of atoms.
+
+    Returns:
+        (key, kinds): the key holds the layer group, the free coordinates and the orbits of each kind of atoms, and which kinds are
+        stacked above each other; kinds are listed in the order in which the key holds them.
+    """
     count = len(template.kinds)
     # Symmetry ties the atoms of an orbit: for each atom, the free in-plane directions and heights, and the size of its orbit.
     free = (template.frac_basis.reshape(count, -1) ** 2).sum(1)

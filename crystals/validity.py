@@ -1,7 +1,7 @@
-"""What a CIF holds before any model sees it: reading it, its dimensionality, its symmetry and whether it is a valid monolayer.
+"""Decides what a structure is before any model sees it: its dimensionality, and whether it is a valid monolayer.
 
-Å throughout; cells as row vectors. A sheet comes back standardised (in the xy plane, pbc (T, T, F), 20 Å of vacuum); a bulk crystal
-stays as it is and is named "bulk: not 2D". It is never forced into a sheet.
+Lengths are in Å, cells are row vectors. A sheet is standardised (in the xy plane, pbc (T, T, F), 20 Å of vacuum). A bulk crystal is
+left as it is and named "bulk: not 2D"; it is never forced into a sheet.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from ase.geometry import minkowski_reduce
 
 import geo_utils
 from crystals.charge_balance import charge_neutral_possible
-
-VACUUM_ANGSTROM = 20.0
 
 SHEET = "2D"
 SHEET_IN_PIECES = "2D: several pieces"
@@ -30,8 +28,14 @@ SHEET_KINDS = (SHEET, SHEET_IN_PIECES)
 class Validity:
     """Checks of one structure as it was given, before relaxation.
 
-    ``min_distance_ratio``: shortest distance over the sum of covalent radii. ``vacuum_angstrom``: largest empty gap along a cell
-    axis. ``charge_neutral``: some combination of known oxidation states is neutral (SMACT), or all elements are metals.
+    Attributes:
+        dimensionality: one of the kinds of this module, such as ``SHEET``.
+        min_distance_ratio: smallest ratio of a distance to the sum of the two covalent radii.
+        no_clash: whether that ratio reaches the limit.
+        single_sheet: whether the bonds join all atoms to one sheet.
+        vacuum_angstrom: widest empty gap along a cell axis, Å.
+        vacuum_ok: whether that gap reaches the limit.
+        charge_neutral: whether known oxidation states can balance, or need not, as in elements and alloys.
     """
 
     dimensionality: str
@@ -44,15 +48,22 @@ class Validity:
 
     @property
     def valid(self) -> bool:
-        """A valid monolayer: every check of SCIENCE's stage 5 holds."""
+        """Tell whether the structure is a valid monolayer: all checks hold."""
         return self.no_clash and self.single_sheet and self.vacuum_ok and self.charge_neutral
 
 
 def standardise(atoms: Atoms, min_vacuum: float) -> tuple[Atoms, str, float]:
-    """The structure as the judges see it, its dimensionality and its largest vacuum gap (Å).
+    """Bring a structure into the form that the judges see.
 
-    A structure with a gap of at least ``min_vacuum`` that extends in two directions becomes a standard sheet; a crystal that
-    extends in three, or in two without that gap (a layered bulk crystal), stays fully periodic. Chains and molecules stay too.
+    Bonds that extend in two directions and a gap of at least ``min_vacuum`` make a sheet, which is standardised. A crystal that
+    extends in three directions, or in two without that gap (a layered bulk crystal), stays as it is. So do chains and molecules.
+
+    Args:
+        atoms: a structure, taken as fully periodic.
+        min_vacuum: least gap of a sheet, Å.
+
+    Returns:
+        (atoms, dimensionality, gap): the sheet or the fully periodic structure; its kind, such as ``SHEET``; its widest gap, Å.
     """
     atoms = atoms.copy()
     atoms.pbc = True
@@ -67,7 +78,7 @@ def standardise(atoms: Atoms, min_vacuum: float) -> tuple[Atoms, str, float]:
     connectivity = geo_utils.sheet_connectivity(atoms)
     if gap >= min_vacuum:
         try:
-            sheet = geo_utils.Sheet.from_atoms(atoms, min_vacuum=min_vacuum).to_atoms(vacuum=VACUUM_ANGSTROM)
+            sheet = geo_utils.Sheet.from_atoms(atoms, min_vacuum=min_vacuum).to_atoms()
         except geo_utils.NotTwoDimensional:
             return atoms, {0: MOLECULE, 1: CHAIN}.get(connectivity.dimensionality, BULK), gap
         connectivity = geo_utils.sheet_connectivity(sheet)
@@ -79,8 +90,8 @@ def standardise(atoms: Atoms, min_vacuum: float) -> tuple[Atoms, str, float]:
     return atoms, kind, gap
 
 
-def sheet_fault(atoms: Atoms, clash_factor: float = 0.7, single: bool = True) -> str:
-    """Say why atoms are no sheet: "clash", "disconnected", or empty where they are one.
+def sheet_fault(atoms: Atoms, clash_factor: float = geo_utils.CLASH_FACTOR, single: bool = True) -> str:
+    """Return why atoms are no sheet, "clash" or "disconnected"; "" where they are one. The one definition of a valid sheet.
 
     Args:
         atoms: the structure, with pbc (True, True, False) or enough vacuum.
@@ -95,7 +106,16 @@ def sheet_fault(atoms: Atoms, clash_factor: float = 0.7, single: bool = True) ->
 
 
 def check(atoms: Atoms, dimensionality: str, gap: float, min_vacuum: float, clash_factor: float) -> Validity:
-    """Validity of a structure that ``standardise`` returned."""
+    """Check a structure that ``standardise`` returned; a sheet has no clash and is single where ``sheet_fault`` finds no fault.
+
+    Args:
+        atoms, dimensionality, gap: as ``standardise`` returned them.
+        min_vacuum: least gap of a sheet, Å.
+        clash_factor: as in ``sheet_fault``.
+
+    Raises:
+        ValueError: the structure holds an element of which no oxidation state is known.
+    """
     ratio = float(geo_utils.min_distance_ratio(atoms))
     return Validity(
         dimensionality=dimensionality,

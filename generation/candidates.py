@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from crystals.recipes import FORMULA, Recipe, recipe_template
 from crystals.symmetry import Symmetry, Template, symmetrise
-from crystals.templates import TemplateLibrary, spread_draw
+from crystals.templates import TemplateLibrary, quasirandom_suggestion
 from crystals.validity import sheet_fault
 from generation.batch import Denoiser
 from generation.sampling import sample
@@ -120,7 +120,7 @@ def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibra
     suggestions = library.suggest(recipe.atomic_numbers)
     if not suggestions:
         return free
-    taken = spread_draw(suggestions, index // len(recipes))
+    taken = quasirandom_suggestion(suggestions, index // len(recipes))
     return Plan(index, recipe, taken.template, taken.atomic_numbers)
 
 

@@ -1,0 +1,31 @@
+"""Equal and different crystals, and the structures of a training set."""
+
+from __future__ import annotations
+
+import ase.db
+import simple_judges as simple
+from ase.build import mx2
+
+from crystals import matching
+
+
+def test_polymorphs_differ_and_equal_sheets_match():
+    match = lambda atoms: matching.match_structure(atoms, True)  # noqa: E731
+    h, t = simple.sheet(), simple.sheet(kind="1T")
+    mirrored = h.copy()
+    mirrored.positions[:, 2] = h.cell[2, 2] - h.positions[:, 2]
+    double = h.repeat((2, 1, 1))
+    rotated = h.copy()
+    rotated.rotate(37, "z", rotate_cell=True)
+    assert not matching.same_structure(match(h), match(t))
+    for other in (mirrored, double, rotated, simple.sheet(vacuum=14.0), simple.sheet(a=3.2)):
+        assert matching.same_structure(match(h), match(other))
+    assert not matching.same_structure(match(h), match(simple.sheet(a=3.9)))
+
+
+def test_training_structures_are_read_by_formula(tmp_path):
+    with ase.db.connect(tmp_path / "train.db") as database:
+        database.write(mx2("MoS2", vacuum=8), uid="mo")
+        database.write(mx2("WS2", vacuum=8).repeat((2, 1, 1)), uid="w")
+    training = matching.TrainingStructures(tmp_path / "train.db")
+    assert [uid for uid, _ in training("WS2")] == ["w"] and training("NbS2") == []

@@ -1,0 +1,84 @@
+"""The order of recipes, the search by substitution and the selection, with drafts of known loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from crystals.recipes import Recipe
+from generation import search
+from generation.search import gumbel_keys, order_recipes
+
+
+def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
+    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
+    monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(search, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
+    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
+    order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
+    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
+    capped = dataclasses.replace(strong, num_structures=1, oversample=2.0, max_family_share=1.0)
+    others = [dataclasses.replace(r, family="y") if r.formula in ("C6", "C8") else r for r in recipes]
+    order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, "cpu")]
+    assert order == ["C2", "C4", "C6", "C8", "C5", "C7", "C1", "C3"]  # two of a family, then two of the other
+    one = dataclasses.replace(strong, max_family_share=1.0, max_per_composition=1)
+    order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, "cpu")]
+    assert order[2:5] == ["C5", "C5", "C6"]  # two of a composition are sampled for one that is kept
+    polymorphs = [dataclasses.replace(recipes[k], family=f) for k, f in ((4, "x"), (4, "y"), (4, "z"), (5, "x"))]
+    assert search.exceeds_quota(polymorphs, one).tolist() == [False, True, True, False]
+    assert search.exceeds_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
+    assert not search.exceeds_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
+    free = dataclasses.replace(settings, guidance_scale=0.0)
+    orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
+    assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
+
+
+def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings, monkeypatch):
+    """On a line of compositions C1, C2, ... with the target at C9, one substitution leads from n to n + 1."""
+    monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
+    drafted: list[int] = []
+
+    def drafts_of(model, compositions, *rest):
+        drafted.extend(map(len, compositions))
+        return list(map(len, compositions)), np.array([abs(len(c) - 9.0) for c in compositions])
+
+    monkeypatch.setattr(search, "draft", drafts_of)
+    bred: list[list[str]] = []
+
+    def next_ones(parents):
+        bred.append([parent.formula for parent in parents])
+        return [Recipe(f"C{len(p.atomic_numbers) + 1}", (6,) * (len(p.atomic_numbers) + 1), "x") for p in parents]
+
+    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in (1, 2, 3, 6)]
+    strong = dataclasses.replace(
+        settings, guidance_scale=1.0, template_share=0.0, num_structures=2, search_rounds=2, max_family_share=1.0
+    )
+    order = [r.formula for r in order_recipes(model, recipes, set(), strong, 0, "cpu", substituted=next_ones)]
+    assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose draft is no sheet"
+    assert order == ["C8", "C7", "C6", "C3", "C2", "C1", "C4"] and sorted(drafted) == [1, 2, 3, 4, 6, 7, 8]
+    small = dataclasses.replace(strong, max_recipe_atoms=7)
+    assert order_recipes(model, recipes, set(), small, 0, "cpu", substituted=next_ones)[0].formula == "C7"
+    none = dataclasses.replace(strong, search_rounds=0)
+    assert len(order_recipes(model, recipes, set(), none, 0, "cpu", substituted=next_ones)) == 4
+
+
+def test_families_have_the_same_weight(model, settings):
+    """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
+    recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]
+    free = dataclasses.replace(settings, guidance_scale=0.0)
+    first = [order_recipes(model, recipes, set(), free, seed, "cpu")[0].family for seed in range(100)]
+    assert 30 < first.count("small") < 70
+
+
+def test_selection_draws_with_the_tilt_of_the_guidance():
+    """Of two candidates, the worse by 0.1 eV is drawn with probability 1/(1+e) at η = 1, and as often as the other at η = 0."""
+    loss, trials = np.array([0.1, 0.2]), 4000
+    for strength, expected in ((1.0, 1 / (1 + np.e)), (0.0, 0.5)):
+        worse = sum(np.argmax(gumbel_keys(loss, [2 * k, 2 * k + 1], strength, 0)) for k in range(trials))
+        assert worse / trials == pytest.approx(expected, abs=4 * 0.5 / trials**0.5)
+    keys = gumbel_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
+    np.testing.assert_array_equal(gumbel_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
