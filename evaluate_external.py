@@ -18,7 +18,7 @@ from pipeline.settings import Config
 
 
 def main(cfg: Config) -> None:
-    """Evaluates the external set and updates the comparison."""
+    """Evaluate the external set and update the comparison."""
     from energetics import hydrogen
     from evaluation import comparison, evaluate, judges, report, report_files, summary
     from evaluation.judge_pool import JudgePool

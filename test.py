@@ -29,7 +29,7 @@ CONTROL_HINTS = {
 
 
 def main(cfg: Config) -> None:
-    """Evaluates ours and the controls with one pool of judges."""
+    """Evaluate ours and the controls with one pool of judges."""
     from energetics import hydrogen, potentials
     from evaluation import comparison, decisions, evaluate, finalists, hull_parity, judges, report, report_files, summary
     from evaluation.judge_pool import JudgePool
@@ -39,7 +39,7 @@ def main(cfg: Config) -> None:
     identity = judges.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.load_truth(cfg, her)
-    hull = hull_parity.update(cfg, output_dir)
+    hull = hull_parity.measure_or_read(cfg, output_dir)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
     controls: dict[str, evaluate.Evaluation | str] = {}
     with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:

@@ -1,4 +1,4 @@
-"""What is recorded about one candidate."""
+"""Defines what is recorded about one candidate, and the words for it in tables and on the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pymatgen.core import Composition
 from crystals import validity
 from energetics.potential_adsorption import NAN
 
-# Raised whenever the meaning of a stored result changes, so that no older one is read.
+# Increased whenever the meaning of a stored result changes, so that no older one is read.
 JUDGEMENT_VERSION = 4
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
@@ -39,8 +39,8 @@ class CandidateResult:
 
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
-    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is GFN2-xTB's, a
-    descriptor of the correction. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
+    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is by GFN2-xTB; the
+    correction from DFT uses it. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
     potential's after its correction from DFT. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that it calls
     synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
@@ -109,21 +109,74 @@ class CandidateResult:
 
     @property
     def is_bulk(self) -> bool:
-        """A crystal that is periodic in three directions: scored, but no two-dimensional candidate."""
+        """Whether it is periodic in three directions: such a crystal is scored, but is no two-dimensional candidate."""
         return self.dimensionality in validity.BULK_KINDS
 
     @property
     def is_sheet(self) -> bool:
-        """Extends in two directions with vacuum around it."""
+        """Whether it extends in two directions with vacuum around it."""
         return self.dimensionality in validity.SHEET_KINDS
 
     def elements(self) -> set[str]:
-        """Element symbols of the candidate; empty when it could not be read."""
+        """Return the element symbols of the candidate; none when it could not be read."""
         return {element.symbol for element in Composition(self.formula)} if self.formula else set()
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """Words for a field of ``CandidateResult``.
+
+    ``column``: its title in a table. ``unit``: empty where it has none. ``name``: its name beside a single value, where that is not
+    the title.
+    """
+
+    column: str
+    unit: str = ""
+    name: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title of a column, with the unit."""
+        return f"{self.column} ({self.unit})" if self.unit else self.column
+
+    @property
+    def label(self) -> str:
+        """The name beside a single value."""
+        return self.name or self.column
+
+
+QUANTITIES = {
+    "id": Quantity("id"),
+    "formula": Quantity("formula"),
+    "reduced_formula": Quantity("formula"),
+    "dimensionality": Quantity("kind"),
+    "layer_group_relaxed": Quantity("layer group", name="symmetry"),
+    "valid": Quantity("valid"),
+    "relax_rmsd_angstrom": Quantity("RMSD", "Å"),
+    "e_form_ev": Quantity("E_form", "eV/atom"),
+    "e_above_hull_ev": Quantity("E_hull", "eV/atom", name="E_above_hull"),
+    "delta_g_h_ev": Quantity("ΔG_H", "eV", name="ΔG_H, DimeNet++"),
+    "delta_g_h_std_ev": Quantity("±", "eV"),
+    "h_in_domain": Quantity("in domain"),
+    "delta_g_h_potential_ev": Quantity("ΔG_H potential", "eV", name="ΔG_H, potential"),
+    "band_gap_ev": Quantity("band gap", "eV", name="band gap, GFN2-xTB"),
+    "delta_g_h_corrected_ev": Quantity("ΔG_H corrected", "eV", name="ΔG_H, corrected"),
+    "p_synth": Quantity("P_synth"),
+    "synthesis_method": Quantity("method"),
+    "synthesis_precursors": Quantity("precursors"),
+    "unique": Quantity("unique"),
+    "novel": Quantity("novel"),
+    "metastable_sun": Quantity("metastable S.U.N."),
+    "hit": Quantity("hit"),
+    "score_composite": Quantity("score"),
+    "legacy_score_composite": Quantity("earlier baseline's score"),
+    "seconds": Quantity("s"),
+    "status": Quantity("status"),
+}
+
+
 def atoms_to_dict(atoms: Atoms | None) -> dict[str, Any] | None:
-    """Keyword arguments of ``ase.Atoms`` as plain Python values (Å)."""
+    """Return the keyword arguments of ``ase.Atoms`` as plain Python values (Å); None without atoms."""
     if atoms is None:
         return None
     return {

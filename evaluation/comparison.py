@@ -1,4 +1,4 @@
-"""Sets our candidates beside the controls and beside somebody else's."""
+"""Compares our candidates with the controls and with somebody else's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.settings import Config
 
 
 def update_comparison(cfg: Config) -> dict[str, Any]:
-    """Brings together ours, both controls and the external set, and writes the comparison beside each of the two reports.
+    """Compare ours, both controls and the external set, and write the comparison to the folder of each of the two reports.
 
-    Sets judged by other judges or settings are not compared. Written are ``comparison.csv``, ``comparison.png``, ``report.json``
-    with the comparison in it, and ``report.html``.
+    A set that other judges or other settings judged is not compared. Writes ``comparison.csv`` and ``comparison.png``, puts the
+    comparison into ``report.json`` and writes ``report.html`` again.
 
     Returns:
-        sets: label -> {metrics (None where not compared), note}; verdicts: label -> metric -> the set against ours.
+        ``{"sets": label -> {metrics (None where not compared), note}, "verdicts": label -> metric -> the set against ours}``.
     """
     folders = (Path(cfg.evaluation.output_dir), Path(cfg.external.output_dir))
     ours, external = (read_report(folder) for folder in folders)
@@ -44,12 +44,12 @@ def update_comparison(cfg: Config) -> dict[str, Any]:
 
 
 def _sets(cfg: Config, ours: Mapping[str, Any] | None, external: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Metrics and note of every set by its label; no metrics where a set was not run or was judged otherwise than the newest."""
+    """Return metrics and note of every set by its label; no metrics where it was not run, or not judged as the newest set was."""
     newest = max((r for r in (ours, external) if r), key=lambda r: r["provenance"]["created_utc"], default=None)
     name = cfg.external.name
     sets: dict[str, dict[str, Any]] = {}
 
-    def put(label: str, source: Mapping[str, Any] | None, found: Mapping[str, Any] | None, hint: str) -> None:
+    def add(label: str, source: Mapping[str, Any] | None, found: Mapping[str, Any] | None, hint: str) -> None:
         if source is None or found is None or found.get("metrics") is None:
             sets[label] = {"metrics": None, "note": (found or {}).get("note") or f"not run: {hint}"}
         elif _judged_by(source) != _judged_by(newest):
@@ -57,10 +57,10 @@ def _sets(cfg: Config, ours: Mapping[str, Any] | None, external: Mapping[str, An
         else:
             sets[label] = {"metrics": found["metrics"], "note": found.get("note", "")}
 
-    put(OURS, ours, ours, "python test.py")
+    add(OURS, ours, ours, "python test.py")
     for label in CONTROLS:
-        put(label, ours, (ours or {}).get("controls", {}).get(label), "python test.py")
-    put(name, external, external, "python evaluate_external.py")
+        add(label, ours, (ours or {}).get("controls", {}).get(label), "python test.py")
+    add(name, external, external, "python evaluate_external.py")
     random_dir = Path(cfg.evaluation.random_cif_dir)
     if sets[name]["metrics"] and random_dir.is_dir() and external["provenance"]["cif_dir_sha256"] == file_sha256(random_dir):
         sets[name]["note"] = "these are the files of the random-decoration control"
@@ -68,7 +68,7 @@ def _sets(cfg: Config, ours: Mapping[str, Any] | None, external: Mapping[str, An
 
 
 def _write_comparison(content: Mapping[str, Any], report: dict[str, Any], folder: Path) -> None:
-    """Writes the comparison beside one report, and the report anew with it."""
+    """Write the comparison beside one report, and the report again with the comparison in it."""
     write_comparison_table(content, folder / "comparison.csv")
     figures.comparison({label: found["metrics"] for label, found in content["sets"].items()}, folder / "comparison.png")
     report["comparison"] = content
@@ -80,6 +80,7 @@ def _write_comparison(content: Mapping[str, Any], report: dict[str, Any], folder
 
 
 def _judged_by(report: Mapping[str, Any] | None) -> Any:
+    """Return what has to be equal for two sets to be compared: the judges without their paths, and the settings that matter."""
     provenance = (report or {}).get("provenance", {})
     ignored = ("workers", "top_k", "finalists", "hull_db", "hull_rows")
     settings = {key: value for key, value in provenance.get("settings", {}).items() if key not in ignored}
@@ -87,7 +88,7 @@ def _judged_by(report: Mapping[str, Any] | None) -> Any:
 
 
 def write_comparison_table(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """One row per set: value, 95 % interval, n_ok and n of every compared metric, and where a control beats ours."""
+    """Write one row per set: value, 95 % interval, n_ok and n of every compared metric, and the metrics in which it beats ours."""
     names = metrics.COMPARED
     columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high", "_n_ok", "_n")]
     header = ["set", *columns, "better_than_ours_in", "note"]

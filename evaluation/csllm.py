@@ -1,4 +1,4 @@
-"""The 8B CSLLM (Song et al., Nat. Commun. 16, 6530 (2025)) as a judge of synthesizability."""
+"""Judges synthesizability with the 8B CSLLM (Song et al., Nat. Commun. 16, 6530 (2025))."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ METHODS = ("solid_state", "solution", "solid_state&solution")
 
 @dataclass(frozen=True)
 class SynthesisRoute:
-    """CSLLM's suggestion for a formula. ``method`` is one of METHODS or None; ``status`` says what was missing or unreadable."""
+    """CSLLM's suggestion for a formula.
+
+    ``method``: one of METHODS, or None. ``precursors``: formulas. ``status``: "ok", or what was missing or not understood.
+    """
 
     method: str | None
     precursors: list[str]
@@ -37,7 +40,10 @@ class SynthesisRoute:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where one of CSLLM's three models lies: ``base`` a transformers model, ``adapter`` its LoRA adapter or None."""
+    """Location of one of CSLLM's three models.
+
+    ``base``: folder or hub id of a transformers model. ``adapter``: folder of its LoRA adapter, None where ``base`` is merged.
+    """
 
     base: str
     adapter: Path | None = None
@@ -45,7 +51,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class CSLLMLayout:
-    """What was found under ``evaluation.csllm_path``."""
+    """Models found under ``evaluation.csllm_path``; ``method`` and ``precursor`` are None where they are missing."""
 
     kind: str
     synthesis: _Part
@@ -55,11 +61,20 @@ class CSLLMLayout:
 
 
 def find_csllm(path: str | os.PathLike) -> CSLLMLayout:
-    """Recognises CSLLM's published layouts without loading anything.
+    """Find CSLLM's models without loading any.
 
-    ``synthesis_llm/ method_llm/ precursor_llm/`` (each merged or an adapter); ``llama3-8bf-hf/`` with ``*_llm_llama3/`` adapters; a
-    merged model (``config.json``); one adapter (``adapter_config.json``, base beside it or named in it). Anything that is no
-    folder is a hub id if it looks like ``owner/name``. Raises StageError, one line, otherwise.
+    These layouts are known:
+
+    - ``synthesis_llm/``, ``method_llm/``, ``precursor_llm/``, each a merged model or an adapter;
+    - ``llama3-8bf-hf/`` with adapters ``synthesis_llm_llama3/`` and so on;
+    - one merged model (``config.json``);
+    - one adapter (``adapter_config.json``) with its base beside it or named in it.
+
+    Args:
+        path: a folder, or a hub id ``owner/name``.
+
+    Raises:
+        StageError: the path is neither, or the folder has none of these layouts.
     """
     given, folder = str(path), Path(path).expanduser()
     if not folder.exists():
@@ -95,7 +110,10 @@ def find_csllm(path: str | os.PathLike) -> CSLLMLayout:
 
 
 def _base_of(adapter: Path, found: Sequence[Path]) -> str:
-    """The base model of an adapter: a folder found beside it, else what the adapter names. Authors' own paths are often dead."""
+    """Return the base model of an adapter: the first folder of ``found``, else what the adapter names.
+
+    Adapters often name a path on their author's machine, so folders beside the adapter come first.
+    """
     if found:
         return str(found[0])
     try:
@@ -111,10 +129,11 @@ def _base_of(adapter: Path, found: Sequence[Path]) -> str:
 
 
 class CSLLMJudge(SynthesizabilityJudge):
-    """The published CSLLM through transformers and peft, from a local folder or a hub id. No remote code is ever run.
+    """Judge that loads the published CSLLM with transformers and peft, from a local folder or a hub id.
 
-    A local folder is read with ``local_files_only``. The synthesizability model is loaded at once, the method and precursor models
-    when they are asked for. Its training set is bulk and layered crystals of every kind, so ``in_domain`` is judged by label mass.
+    No remote code is run, and a local folder is read with ``local_files_only``. The synthesizability model is loaded at once, the
+    method and precursor models at their first use. CSLLM learnt from bulk and layered crystals of every kind, so only the label
+    mass decides ``in_domain``.
     """
 
     name = "csllm"
@@ -133,6 +152,7 @@ class CSLLMJudge(SynthesizabilityJudge):
         }
 
     def _load(self, task: str) -> tuple[Any, Any]:
+        """Return (model, tokenizer) of "synthesis", "method" or "precursor", loaded at the first call."""
         if task in self._models:
             return self._models[task]
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -168,33 +188,38 @@ class CSLLMJudge(SynthesizabilityJudge):
 
     @property
     def suggests_routes(self) -> bool:
-        """Whether a method or a precursor model is there."""
+        """Whether there is a method model or a precursor model."""
         return self.layout.method is not None or self.layout.precursor is not None
 
     def method_and_precursors(self, formula: str) -> SynthesisRoute:
-        """CSLLM's synthesis method and precursors of a formula: generated greedily, kept only where they pass validation."""
+        """Suggest a synthesis method and precursors for a formula.
+
+        The answers are generated greedily. An answer that is no known method, or no list of formulas, is dropped and named in the
+        status.
+        """
         method, precursors, remarks = None, [], []
-        asked = f'How can this material structure be synthesized "{formula}"?'
+        question = f'How can this material structure be synthesized "{formula}"?'
         if self.layout.method is None:
             remarks.append("no method model")
         else:
-            answer = self._generate("method", asked, 16)
+            answer = self._generate("method", question, 16)
             method = answer if answer in METHODS else None
             if method is None:
                 remarks.append(f"method not understood: {answer[:40]!r}")
         if self.layout.precursor is None:
             remarks.append("no precursor model")
         else:
-            answer = self._generate("precursor", asked, 96)
+            answer = self._generate("precursor", question, 96)
             precursors, refused = parse_precursors(answer)
             if refused or not precursors:
                 remarks.append(f"precursors not understood: {answer[:40]!r}")
         return SynthesisRoute(method, precursors, "; ".join(remarks) or "ok")
 
     @torch.no_grad()
-    def _generate(self, task: str, asked: str, max_new_tokens: int) -> str:
+    def _generate(self, task: str, question: str, max_new_tokens: int) -> str:
+        """Return the first line of the answer of the model of a task."""
         model, tokenizer = self._load(task)
-        inputs = tokenizer(prompt(asked), return_tensors="pt").to(self.device)
+        inputs = tokenizer(prompt(question), return_tensors="pt").to(self.device)
         inputs.pop("token_type_ids", None)
         end = tokenizer.eos_token_id
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=end if end is not None else 0)
@@ -203,7 +228,10 @@ class CSLLMJudge(SynthesizabilityJudge):
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
-    """The base with its LoRA adapter; refuses an adapter whose weights do not all land in the base (peft only warns)."""
+    """Return the base model with its LoRA adapter.
+
+    Raises StageError where a weight of the adapter has no place in the base, of which peft only warns.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
@@ -216,7 +244,11 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 
 def parse_precursors(answer: str) -> tuple[list[str], int]:
-    """(precursor formulas, entries refused) from CSLLM's answer ``['SrO', 'Fe2O3']``; hydrates (``LiOH·H2O``) are formulas too."""
+    """Read the list in an answer of CSLLM such as ``['SrO', 'LiOH·H2O']``.
+
+    Returns:
+        (precursor formulas, number of entries that are no formula).
+    """
     match = re.search(r"\[[^\[\]]*\]", answer)
     try:
         items = ast.literal_eval(match[0]) if match else []
@@ -227,7 +259,7 @@ def parse_precursors(answer: str) -> tuple[list[str], int]:
 
 
 def _is_formula(text: str) -> bool:
-    """Element symbols, numbers, brackets, and hydrate parts such as ``·6.5H2O`` or ``·nH2O``."""
+    """Return whether a text is a formula: symbols, numbers, brackets, and hydrate parts such as ``·6.5H2O`` or ``·nH2O``."""
     parts = [re.sub(r"^[\d.]*n?(?=[A-Z(])", "", part) for part in text.split("·")]
     plain = all(re.fullmatch(r"(?:[A-Z][a-z]?|[()\[\]-]|[\d.]+)+", part) for part in parts)
     return plain and all(Element.is_valid_symbol(symbol) for part in parts for symbol in re.findall(r"[A-Z][a-z]?", part))

@@ -1,4 +1,4 @@
-"""Decides over a set of judged candidates: uniqueness, stability, hits, and the order of the best."""
+"""Decides which judged candidates are unique, stable and hits, and ranks them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ Row = TypeVar("Row", CandidateResult, Mapping[str, Any])
 
 
 def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -> None:
-    """Sets ``unique`` and ``duplicate_of``: the first by id of every group of equal structures is unique.
+    """Set ``unique`` and ``duplicate_of`` of every row: among equal structures the first row is unique.
 
-    Compared are judged structures of the same reduced formula and of the same kind (sheet or bulk).
+    Structures are compared where reduced formula and kind (sheet or bulk) are the same.
+
+    Args:
+        rows: sorted by id.
+        structures: id -> structure as judged.
     """
     seen: dict[tuple[str, bool], list[tuple[str, Structure]]] = {}
     for row in rows:
@@ -42,8 +46,11 @@ def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -
 
 
 def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
-    """Sets the three kinds of ``hit``, ``sun`` and ``metastable_sun``: False as soon as one condition fails, None while one that is
-    needed has no verdict. All ask for a valid sheet that is still one connected sheet after relaxation."""
+    """Set the three kinds of ``hit``, ``sun`` and ``metastable_sun`` of every row.
+
+    All of them ask for a valid sheet that is still one connected sheet after relaxation. A verdict is False when one of its
+    conditions fails, None when none fails but one is not known.
+    """
 
     def at_most(value: float, limit: float) -> bool | None:
         return None if math.isnan(value) else value <= limit
@@ -55,7 +62,7 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
         metastable = at_most(row.e_above_hull_ev, settings.hit_e_hull_ev)
         new = all_of(row.unique, row.novel)
         row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
-        if settings.potential_h_sites:  # otherwise the potential judges no hydrogen, and has no opinion on any hit
+        if settings.potential_h_sites:  # otherwise the potential judges no hydrogen and no hit
             row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
             row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
         row.sun = all_of(sheet, at_most(row.e_above_hull_ev, 0.0), new)
@@ -63,7 +70,7 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
 
 
 def rank(rows: Iterable[Row], top_k: int | None = None) -> list[Row]:
-    """Sorts candidates, the best first: the one order in which they are drawn, exported and listed.
+    """Sort candidates, the best first: the one order in which they are drawn, exported and listed.
 
     Hits of the corrected potential come first, because it is the better judge of ΔG_H. Hits of DimeNet++ follow, then valid sheets,
     then the rest; within each group the higher composite score goes first, then the lower id. Candidates that are no sheet or have
@@ -87,12 +94,12 @@ def _rank_key(row: Any) -> tuple[Any, ...]:
 
 
 def all_of(*verdicts: bool | None) -> bool | None:
-    """Three-valued and: False wins over None, None over True."""
+    """Return the three-valued AND: False if one is False, else None if one is None, else True."""
     return False if False in verdicts else None if None in verdicts else True
 
 
 def verdict(row: Any, settings: Any) -> str:
-    """What our judges say about a candidate (``CandidateResult``) in a few words: its first failure, or "hit"."""
+    """Say in a few words what our judges found for a ``CandidateResult``: its first failure, or "hit"."""
     if not row.reduced_formula:
         return "unreadable"
     if row.is_bulk:

@@ -1,4 +1,4 @@
-"""How far ΔE_H can be trusted: the hydrogen judge against DFT, printed with every report."""
+"""Measures the judges of ΔE_H against DFT; every report shows the errors."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def dft_benchmark(
         table_path: CSV of literature and DFT values (system, structure, site, coverage, delta_e_ev, delta_g_ev, method, source).
             Rows whose ``structure`` names a database row take its prediction, the others are listed without one. Its column
             ``activity`` marks sheets that everybody agrees on: every inert one must come out above every active one.
-        potentials: those of the evaluation, the judge first; without any, those whose values the database holds.
+        potentials: those of the evaluation, the judge first; where none is given, those whose values the database holds.
         with_gap: whether the corrections may use the band gap.
 
     Returns:
-        ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``, or None when the database is not
-        there: the report then says "unverified".
+        ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``. None without a database; the
+        report then says "unverified".
     """
     path = Path(truth_db_path)
     points = _points_of(path)
@@ -111,7 +111,11 @@ def _points_of(path: Path) -> list[Any]:
 
 
 def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predict ΔE_H: (without correction, with one that was fitted without the point's host, standard error), (N,) in eV each."""
+    """Predict ΔE_H with DimeNet++.
+
+    Returns:
+        (uncorrected, corrected by a fit without the point's host, standard error), each (N,) in eV.
+    """
     raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
     correction = her.correction
     if correction is None:
@@ -119,12 +123,12 @@ def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.nda
     predicted, sigma = dft_correction.left_out_predictions(
         points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
     )
-    own_error = std if correction.teacher else 0.0  # a fit on the network's own values has its error in it
+    own_error = std if correction.teacher else 0.0  # a fit on the network's own values already contains its error
     return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
 
 
 def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarray:
-    """ΔE_H (N, potentials) in eV; one column of NaN without a potential."""
+    """Return ΔE_H (N, number of potentials) in eV; one column of NaN where there is no potential."""
     energies = np.full((len(points), max(1, len(potentials))), np.nan)
     for k, potential in enumerate(potentials):
         energies[:, k] = dft_points.potential_delta_e(points, potential)
@@ -144,10 +148,20 @@ def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> li
 def blind_report(
     her: Any, blind_path: str | os.PathLike, truth_path: str | os.PathLike, potentials: Sequence[Any], with_gap: bool = False
 ) -> dict[str, Any]:
-    """The judges, as they are used, against DFT points that nothing was fitted on or chosen by: ``{n, mae_ev, ..., potential,
-    potential_corrected, rows, source}``.
+    """Measure the judges, as they are used, against DFT points that no fit and no choice of a model has seen.
 
-    Raises StageError where the file is missing, or has a host of ``truth_path``, from which the corrections are learnt.
+    Args:
+        her: DimeNet++ as ``hydrogen.HydrogenPredictor``.
+        blind_path: ASE database of these points.
+        truth_path: database of the points that the corrections are fitted on.
+        potentials: those of the evaluation, the judge first.
+        with_gap: whether the corrections may use the band gap.
+
+    Returns:
+        ``{n, mae_ev, ..., potential, potential_corrected, rows, source}``.
+
+    Raises:
+        StageError: a file is missing, or both have a host in common.
     """
     points = dft_points.read_truth(blind_path)
     known = {point.host for point in dft_points.read_truth(truth_path, with_unbound=True)}
@@ -189,20 +203,29 @@ def blind_report(
 
 
 def read_table(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of the table of truth, energies as numbers (NaN where empty)."""
+    """Read the CSV of literature and DFT values; ``delta_e_ev`` as a number, NaN where it is empty."""
     with Path(path).open(newline="", encoding="utf-8") as handle:
         return [{**entry, "delta_e_ev": _float(entry.get("delta_e_ev"))} for entry in csv.DictReader(handle)]
 
 
 def named_row(entry: dict[str, Any]) -> str:
-    """Name of the database row that an entry of the table points to: what follows the # in its ``structure``."""
+    """Return the name of the database row that a table entry points to: what follows the # in its ``structure``."""
     return re.split(r"[:#]", entry.get("structure") or "")[-1].strip()
 
 
 def inert_above_active(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Pairs (inert, active) by the table's ``activity``, and those that the predictions ``key`` put in the wrong order."""
+    """Count how often an inert sheet comes out above an active one.
+
+    Args:
+        rows: points with their predictions; a sheet has the value of its most stable site.
+        table: entries whose ``activity`` is "inert" or "active".
+        key: name of the prediction.
+
+    Returns:
+        ``{"pairs": number of (inert, active) pairs, "violations": those in the wrong order}``.
+    """
     lowest: dict[str, float] = {}
-    for row in rows:  # the value of a sheet is that of its most stable site
+    for row in rows:
         lowest[row["name"]] = min(row[key], lowest.get(row["name"], math.inf))
     by_class = {
         kind: sorted({named_row(e) for e in table if (e.get("activity") or "").strip() == kind} & set(lowest))
@@ -213,7 +236,7 @@ def inert_above_active(rows: Sequence[dict[str, Any]], table: Sequence[dict[str,
 
 
 def literature_table(rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], path: str | os.PathLike) -> dict[str, Any]:
-    """The rows of ``her_truth.csv`` beside the predictions on the structures they name; agreement over the rows that have both."""
+    """Return the entries of the table with the predictions on the structures that they name, and the agreement of both."""
     by_name = {(str(row["name"]), str(row["site"])): row for row in rows}
     listed = []
     for entry in table:

@@ -1,4 +1,4 @@
-"""The small embedded language model as a judge of synthesizability."""
+"""Judges synthesizability with the small embedded language model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EmbeddedLMConfig:
 
 
 def build_embedded_lm(config: EmbeddedLMConfig) -> torch.nn.Module:
-    """``transformers.LlamaForCausalLM`` of that size with weights drawn from torch's global generator."""
+    """Build a ``transformers.LlamaForCausalLM`` of that size; torch's global generator draws the weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -49,10 +49,10 @@ def build_embedded_lm(config: EmbeddedLMConfig) -> torch.nn.Module:
 
 
 class EmbeddedLMJudge(SynthesizabilityJudge):
-    """The small Llama-type decoder that ``scripts.pretrain_csllm`` trains.
+    """Judge that loads the small Llama-type decoder of ``scripts.pretrain_csllm``.
 
-    It abstains (NaN) on elements that it was not trained on: their embeddings are whatever initialisation left there. Crystals
-    that are not monolayers are scored and marked as outside its domain.
+    It abstains (NaN) on elements that are rare in its training data, because their embeddings have hardly moved from their initial
+    values. Crystals that are no monolayers are scored and marked as outside its domain.
     """
 
     name = "embedded-lm"

@@ -1,12 +1,11 @@
-"""Stages 5 and 6: one evaluation, identical for our candidates and for anybody else's.
+"""Evaluates a folder of CIFs for stages 5 and 6: our candidates and anybody else's alike.
 
-``evaluate`` reads a folder of CIFs and returns one ``CandidateResult`` per file and the metrics of the set. Judges are passed in
-(``Judges``): the interatomic potential with its references, DimeNet++ for hydrogen, the synthesizability model and the training
-structures. A judge that fails leaves NaN and a status that says why; a file that cannot be read is a row like any other.
+``evaluate`` returns one ``CandidateResult`` per file and the metrics of the set. Judges are passed in (``Judges``): the interatomic
+potential with its references, DimeNet++ for hydrogen, the synthesizability model and the training structures. A judge that fails
+leaves NaN and a status that says why. A file that cannot be read has a row too.
 
-Every candidate is judged by itself, in a worker process that loads the judges once, and stored as
-``cache/<hash of CIF, judges and settings>.json`` the moment it is done: results depend neither on the order of the files nor on the
-number of workers, and a run that is stopped goes on where it was.
+Every candidate is judged by itself and stored as ``cache/<hash of CIF, judges and settings>.json`` when it is done. So results do
+not depend on the order of the files or the number of workers, and a run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -44,7 +43,11 @@ log = logging.getLogger("her2d")
 
 @dataclass
 class Evaluation:
-    """One judged set: rows sorted by id, metrics of its two-dimensional candidates, and of its bulk crystals where it has any."""
+    """One judged set.
+
+    ``rows``: sorted by id. ``aggregates``: metrics of all but the bulk crystals. ``bulk_aggregates``: metrics of the bulk crystals,
+    empty without any. ``structures``: id -> structure as judged. ``identity``: names and hashes of the judges.
+    """
 
     label: str
     cif_dir: str
@@ -57,12 +60,16 @@ class Evaluation:
 
     @property
     def rows_2d(self) -> list[CandidateResult]:
-        """The candidates asked for as sheets: everything but bulk crystals."""
+        """All rows but the bulk crystals, unreadable files included."""
         return [row for row in self.rows if not row.is_bulk]
 
 
 def find_cifs(cif_dir: str | os.PathLike) -> list[Path]:
-    """The CIF files directly inside a folder, sorted by name. Raises StageError when there is no folder or no CIF."""
+    """Return the CIF files directly inside a folder, sorted by name.
+
+    Raises:
+        StageError: there is no folder, or no CIF in it.
+    """
     folder = Path(cif_dir)
     if not folder.is_dir():
         raise StageError(f"no folder of CIFs at {relative_name(folder)}")
@@ -84,14 +91,18 @@ def evaluate(
     cache_dir: str | os.PathLike | None = None,
     also_cached: Sequence[str | os.PathLike] = (),
 ) -> Evaluation:
-    """Judges every CIF of a folder and writes ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
+    """Judge every CIF of a folder, and write ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
 
     Identical files are judged once.
 
     Args:
+        cif_dir: the folder.
         judges: ``Judges`` (used in this process, or pickled to ``workers`` processes) or a running ``JudgePool``, which serves
             several sets.
+        settings: limits and switches of the evaluation.
+        output_dir: where the files go.
         label: name of the set in tables and figures.
+        workers: number of processes where ``judges`` is no pool.
         seed: of the bootstrap.
         cache_dir: where finished candidates are stored; ``output_dir/cache`` unless given.
         also_cached: folders of earlier runs that may hold finished candidates.
@@ -126,9 +137,9 @@ def evaluate(
 
 
 def _content(path: Path) -> bytes:
-    """Read what names a file in the store: its bytes, as many as a CIF may have, or a mark where there are none."""
+    """Return the bytes of a file, up to one more than a CIF may have; where it cannot be read, a text with its name."""
     try:
-        if not path.is_file():  # a pipe or device would be waited for
+        if not path.is_file():  # reading a pipe or a device could wait for ever
             raise OSError(f"{path.name} is not a file")
         with path.open("rb") as handle:
             return handle.read(cif.MAX_CIF_BYTES + 1)
@@ -139,7 +150,7 @@ def _content(path: Path) -> bytes:
 def _records(
     keys: Mapping[Path, str], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str, workers: int
 ) -> dict[str, dict[str, Any]]:
-    """Take the records of the files from the store, and judge those that it lacks; key -> record."""
+    """Return key -> record of all files: from the store, or judged now where it has none."""
     records: dict[str, dict[str, Any]] = {}
     to_judge: dict[str, Path] = {}
     for path, key in keys.items():
@@ -169,7 +180,7 @@ def _records(
 
 
 def _rows(keys: Mapping[Path, str], records: Mapping[str, Mapping[str, Any]]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
-    """Make the rows, sorted by id, and id -> judged structure."""
+    """Return the rows, sorted by id, and id -> structure as judged."""
     rows, structures = [], {}
     for path, identifier in candidate_ids(list(keys)).items():
         record = records[keys[path]]
@@ -186,9 +197,10 @@ def _unchanged(judges: Judges) -> Judges:
 
 
 def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
-    """File names without suffix; the whole name where two files share a stem, or where the stem is the whole name of another file.
+    """Return path -> id: the file name without suffix.
 
-    Bytes that are no UTF-8 become replacement characters, with a number where that makes two names one.
+    The id is the whole name where two files share a stem, or where the stem is the whole name of another file. Bytes that are no
+    UTF-8 become replacement characters; where that makes two names equal, the later one gets a number.
     """
 
     def text(name: str) -> str:
@@ -205,7 +217,7 @@ def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def write_table(rows: Sequence[CandidateResult], path: str | os.PathLike) -> None:
-    """``metrics.csv``: one row per candidate; a missing number is ``nan``, a missing verdict an empty field."""
+    """Write ``metrics.csv``: one row per candidate; a missing number is ``nan``, a missing verdict an empty field."""
     names = [f.name for f in dataclasses.fields(CandidateResult)]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
@@ -219,12 +231,12 @@ def _cell(value: Any) -> str:
         return "" if value is None else str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}"
-    # A spreadsheet would run a text that begins like a formula.
+    # A spreadsheet would run a text that begins like a formula; an apostrophe keeps it a text.
     return re.sub(r"^([=+\-@\t\r])", r"'\1", str(value))
 
 
 def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """All judged structures with their ids as one extended XYZ file."""
+    """Write all structures, as judged, with their ids to one extended XYZ file."""
     from ase.io import write
 
     frames = []

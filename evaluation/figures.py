@@ -1,6 +1,6 @@
-"""Figures of an evaluation, each as PNG and as PDF: one style, units on every axis, n in every title, readable in grey.
+"""Draws the figures of an evaluation, each as PNG and as PDF: one style, units on every axis, n in every title, readable in grey.
 
-No value is cut off in silence: what lies beyond an axis is an arrow at its edge with the number beside it.
+A value beyond an axis is shown as an arrow at its edge with the number beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from evaluation import scores
+from evaluation import metrics, scores
 from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
@@ -21,26 +21,26 @@ from pipeline.settings import EvaluationConfig
 DELTA_G = r"$\Delta G_\mathrm{H}$"
 DELTA_E = r"$\Delta E_\mathrm{H}$"
 E_HULL = r"$E_\mathrm{above\ hull}$"
-MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis; H that binds or repels more is off scale
-MAX_E_HULL = 3.0  # eV/atom
-# Differ in lightness as well as in hue, so that they stay apart in grey.
+MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis
+MAX_E_HULL = 3.0  # eV/atom, largest E_above_hull on an axis
+# The colours differ in lightness as well as in hue, so that they can be told apart in grey.
 SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "external": "#b2182b"}
 SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "external": "D"}
 SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "external": ":"}
 
 
 def subscripts(formula: str) -> str:
-    """A formula with its numbers lowered."""
+    """Return a formula with its numbers as subscripts."""
     return formula.translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def set_color(label: str) -> str:
-    """The colour of a set in every figure."""
+    """Return the colour that a set has in every figure."""
     return SET_COLORS.get(label, SET_COLORS["external"])
 
 
 def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> None:
-    """ΔG_H of every candidate by each judge, sorted by DimeNet++'s; and the same values on the volcano."""
+    """Draw ΔG_H of every candidate by each judge, sorted by the value of DimeNet++, and the same values on the HER volcano."""
     rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_h_ev)), key=lambda r: r.delta_g_h_ev)
     window = settings.hit_delta_g_ev
     x = np.arange(len(rows))
@@ -81,7 +81,7 @@ def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: st
         left.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
         left.set_title(f"{evaluation.label}: n = {len(rows)} of {len(evaluation.rows_2d)}; grey: hits, within ±{window:g} eV")
         if drawn:
-            # Below the formulas, where no value can hide behind it.
+            # Below the formulas, where it covers no value.
             left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
         else:
             left.text(0.5, 0.5, "no candidate has a ΔG_H", transform=left.transAxes, ha="center")
@@ -91,32 +91,43 @@ def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: st
 
 
 def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -> tuple[float, float]:
-    """Axis limits that hold every finite value and [low, high] with a margin of 5 %, but nothing beyond ±largest."""
+    """Return axis limits that hold [low, high] and every finite value with a margin of 5 %, but end at ±largest."""
     finite = values[np.isfinite(values)]
     low, high = float(min(low, *finite)) if len(finite) else low, float(max(high, *finite)) if len(finite) else high
     margin = 0.05 * (high - low)
     return max(low - margin, -largest), min(high + margin, largest)
 
 
-def mark_off_scale(axis: Any, places: np.ndarray, values: np.ndarray, low: float, high: float, color: str) -> int:
-    """An arrow at the lower or upper edge and the number for every value outside [low, high]; returns how many there are.
+def mark_off_scale(axis: Any, x: np.ndarray, values: np.ndarray, low: float, high: float, color: str) -> int:
+    """Draw an arrow at the lower or upper edge, with the number, for every value along y outside [low, high].
 
-    places, values: (N,) positions along x and values along y.
+    Args:
+        x, values: (N,) coordinates along x and y.
+
+    Returns:
+        The number of arrows.
     """
-    outside = [(place, value) for place, value in zip(places, values, strict=True) if value < low or value > high]
-    for place, value in outside:
+    outside = [(position, value) for position, value in zip(x, values, strict=True) if value < low or value > high]
+    for position, value in outside:
         up = value > high
-        _off_scale_arrow(axis, f"{value:.1f}", (place, high if up else low), (0, -16 if up else 16), color, rotation=90,
+        _off_scale_arrow(axis, f"{value:.1f}", (position, high if up else low), (0, -16 if up else 16), color, rotation=90,
                          ha="center", va="top" if up else "bottom")  # fmt: skip
     return len(outside)
 
 
 def list_off_scale(axis: Any, values: np.ndarray, low: float, high: float, color: str) -> int:
-    """The same along x: arrows at the left or right edge, one above the other where there are several; returns how many."""
+    """Draw an arrow at the left or right edge, with the number, for every value along x outside [low, high].
+
+    Args:
+        values: (N,) coordinates along x.
+
+    Returns:
+        The number of arrows; several at one edge stand one above the other.
+    """
     outside = [value for value in values if value < low or value > high]
     for value in outside:
         right = value > high
-        # On the volcano such a point lies below the axis as well, so that its height means nothing: it goes where there is room.
+        # On the volcano such a point lies below the axis too, so the height of its arrow means nothing and is free to choose.
         height = 0.4 + 0.05 * sum(text.xy[0] == (high if right else low) for text in axis.texts)
         _off_scale_arrow(axis, f"{value:.1f}", (high if right else low, height), (-20 if right else 20, 0), color,
                          xycoords=axis.get_xaxis_transform(), ha="right" if right else "left", va="center")  # fmt: skip
@@ -124,7 +135,7 @@ def list_off_scale(axis: Any, values: np.ndarray, low: float, high: float, color
 
 
 def _off_scale_arrow(axis: Any, text: str, tip: tuple[float, float], offset: tuple[float, float], color: str, **style: Any) -> None:
-    """An arrow to ``tip`` with a text at its other end, ``offset`` points away, on white so that nothing crosses it."""
+    """Draw an arrow to ``tip`` with a text, on white, at its other end; ``offset``: (x, y) of the text from the tip in points."""
     arrow = {"arrowstyle": "-|>", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     axis.annotate(
@@ -133,7 +144,10 @@ def _off_scale_arrow(axis: Any, text: str, tip: tuple[float, float], offset: tup
 
 
 def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfig, path: str | os.PathLike) -> None:
-    """Share of the candidates asked for whose E_above_hull lies below a threshold, and E_above_hull sorted."""
+    """Draw the share of the candidates whose E_above_hull lies below a threshold, and E_above_hull of every candidate, sorted.
+
+    Shares are of all candidates asked for, those without an E_above_hull included.
+    """
     limit = settings.hit_e_hull_ev
     sets = []
     for evaluation in evaluations:
@@ -145,12 +159,12 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfi
         for value, style in ((0.0, "-"), (limit, ":")):
             left.axvline(value, color="0.3", lw=0.9, ls=style)
             right.axhline(value, color="0.3", lw=0.9, ls=style)
-        for label, hull, asked in sets:
+        for label, hull, n in sets:
             color = set_color(label)
-            # The curve begins at no candidate and stays at its last share: those without a verdict never come in.
-            share = np.concatenate([[0.0], np.arange(1, len(hull) + 1), [len(hull)]]) / asked
+            # The curve begins at zero and ends below one where candidates have no E_above_hull.
+            share = np.concatenate([[0.0], np.arange(1, len(hull) + 1), [len(hull)]]) / n
             thresholds = np.concatenate([[min(low, hull[0])], hull, [max(high, hull[-1])]])
-            name = f"{label} (n = {len(hull)}/{asked})"
+            name = f"{label} (n = {len(hull)}/{n})"
             left.step(thresholds, share, where="post", color=color, lw=1.6, ls=SET_LINES.get(label, ":"), label=name)
             order = np.arange(1, len(hull) + 1)
             right.plot(order, hull, SET_MARKERS.get(label, "D"), ms=4, color=color, label=name)
@@ -172,7 +186,7 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfi
 
 
 def funnel(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> dict[str, int]:
-    """Candidates left after each condition, every one counted among those that passed all before. Returns the counts."""
+    """Draw how many candidates are left after each condition, and return ``funnel_counts``."""
     counts = funnel_counts(evaluation, settings)
     with figure(path, figsize=(7.4, 3.8)) as (_, axis):
         names, values = list(counts), list(counts.values())
@@ -195,9 +209,9 @@ def funnel(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.Pa
 
 
 def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[str, int]:
-    """CIFs -> readable -> 2D -> valid -> relaxed sheet -> unique -> novel -> metastable -> hit.
+    """Return condition -> number of candidates that pass it and all conditions before it.
 
-    Validity includes being one sheet: "two-dimensional" stands before it and tells how many fail by their dimensionality alone.
+    "two-dimensional" is part of "valid" and stands before it, so that the counts tell who fails by dimensionality alone.
     """
     left = list(evaluation.rows)
     counts = {"CIFs": len(left)}
@@ -217,7 +231,12 @@ def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[st
 
 
 def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Predicted against DFT ΔE_H for DimeNet++ and for the potential, as it is and corrected; also on points of no fit."""
+    """Draw predicted against DFT ΔE_H: DimeNet++, the potential as it is and corrected, and the blind points.
+
+    Args:
+        truth: what ``dft_benchmark`` returns.
+        path: the PNG; the PDF goes beside it.
+    """
     rows = truth["rows"]
     own, corrected = truth["potential"], truth.get("potential_corrected") or {}
     judges = (
@@ -261,36 +280,41 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)
 
 
+# Metrics that have a panel, in this order; ``metrics.METRICS`` has their titles.
 COMPARISON_PANELS = (
-    ("hit_rate", "hits by DimeNet++"),
-    ("hit_rate_potential", "hits by the potential"),
-    ("hit_rate_corrected", "hits, potential corrected"),
-    ("mae_delta_g_ev", "mean |ΔG_H|"),
-    ("mae_delta_g_corrected_ev", "the same, corrected"),
-    ("score_stab", "Score_stab"),
-    ("rate_synth", "Rate_synth"),
-    ("rate_metastable_sun", "metastable S.U.N."),
-    ("rate_valid", "valid"),
-    ("score_composite", "composite score"),
+    "hit_rate",
+    "hit_rate_potential",
+    "hit_rate_corrected",
+    "mae_delta_g_ev",
+    "mae_delta_g_corrected_ev",
+    "score_stab",
+    "rate_synth",
+    "rate_metastable_sun",
+    "rate_valid",
+    "score_composite",
 )
 
 
 def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.PathLike) -> None:
-    """The sets side by side with 95 % intervals. sets: label -> metrics as dictionaries, None where a set was not run.
+    """Draw the sets side by side with 95 % intervals, one panel for each metric.
 
     A metric for which no set has a single verdict gets no panel.
+
+    Args:
+        sets: label -> metrics as dictionaries, None where a set was not run.
+        path: the PNG; the PDF goes beside it.
     """
 
     def has_verdict(found: Mapping[str, Any] | None, name: str) -> bool:
         return bool(found and name in found and found[name]["n_ok"] and found[name]["value"] is not None)
 
-    shown = [panel for panel in COMPARISON_PANELS if any(has_verdict(found, panel[0]) for found in sets.values())]
+    shown = [name for name in COMPARISON_PANELS if any(has_verdict(found, name) for found in sets.values())]
     shown = shown or list(COMPARISON_PANELS)
     columns = math.ceil(len(shown) / 2)
     with figure(path, nrows=2, ncols=columns, figsize=(2.75 * columns, 5.6), squeeze=False) as (fig, axes):
         for axis in axes.flat[len(shown) :]:
             axis.set_axis_off()
-        for axis, (name, title) in zip(axes.flat, shown, strict=False):
+        for axis, name in zip(axes.flat, shown, strict=False):
             highest = 0.0
             for position, (label, found) in enumerate(sets.items()):
                 across = {"ha": "center", "transform": axis.get_xaxis_transform(), "fontsize": 7}
@@ -308,7 +332,7 @@ def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.Path
                 axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
             metric = next((found[name] for found in sets.values() if found and name in found), {"better": 0, "unit": ""})
             unit = f" ({metric['unit']})" if metric["unit"] not in ("", "share") else ""
-            axis.set_title(title + unit + {1: "  ↑", -1: "  ↓"}.get(metric["better"], ""), fontsize=9)
+            axis.set_title(metrics.METRICS[name].title + unit + {1: "  ↑", -1: "  ↓"}.get(metric["better"], ""), fontsize=9)
             axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=8)
             axis.set_xlim(-0.6, len(sets) - 0.4)
             axis.grid(axis="x", visible=False)
@@ -320,5 +344,5 @@ def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.Path
 
 
 def as_float(value: float | None) -> float:
-    """A value of ``report.json``, NaN where it is missing."""
+    """Return a value of ``report.json`` as a number, NaN where it is missing."""
     return math.nan if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Export of the best candidates, ready for DFT: relaxed sheet, sheet with H at its best sites, inputs for GPAW and for VASP.
+"""Exports the best candidates for DFT: relaxed sheet, sheet with H at its best sites, inputs for GPAW and for VASP.
 
 results/finalists/ID/sheet.cif        the sheet, relaxed with the potential
 results/finalists/ID/H_SITE.cif       a supercell with H, relaxed with the potential
@@ -30,8 +30,8 @@ log = logging.getLogger("her2d")
 
 KPOINT_LENGTH = 25.0  # Å; VASP k-points along a vector = ceil(25 Å / its length)
 MAX_SITES = 3
-# Positions only, in the potential's cell, so that ΔE_H is between cells of one shape; dipole correction across the sheet; plain
-# PBE, because Hubbard corrections of oxides and fluorides would not cancel against H2.
+# ISIF: positions move and the cell stays, so that ΔE_H compares cells of one shape. LDIPOL: dipole correction across the sheet.
+# LDAU: plain PBE, because Hubbard corrections of oxides and fluorides would not cancel against H2.
 INCAR = {"ISIF": 2, "LDIPOL": True, "IDIPOL": 3, "LDAU": False, "ISMEAR": 0, "SIGMA": 0.05, "EDIFFG": -0.03, "NSW": 99, "IBRION": 2}
 
 
@@ -42,9 +42,17 @@ def export_finalists(
     folder: Path,
     max_h_steps: int,
 ) -> list[str]:
-    """Writes one folder per candidate of ``rows`` and removes those of earlier finalists; returns the ids that have an adsorbed H.
+    """Write one folder per candidate, and remove the folders of earlier finalists.
 
-    structures: id -> relaxed sheet.
+    Args:
+        rows: the finalists.
+        structures: id -> relaxed sheet.
+        potential: relaxes H on the sheets.
+        folder: where the folders go.
+        max_h_steps: most steps of a relaxation with H.
+
+    Returns:
+        Ids of the exported candidates on which the potential keeps H at one site at least.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -53,13 +61,13 @@ def export_finalists(
     exported = []
     for row in tqdm(rows, desc="finalists", unit="candidate"):
         try:
-            clean, found = relaxed_sites(structures[row.id], potential, IMAGE_DISTANCE, max_steps=max_h_steps)
+            clean, relaxed = relaxed_sites(structures[row.id], potential, IMAGE_DISTANCE, max_steps=max_h_steps)
         except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
             log.warning("%s is not exported: %s", row.id, error)
             continue
-        sites = competing_sites(found, MAX_SITES)
+        sites = competing_sites(relaxed, MAX_SITES)
         with atomic_folder(folder / row.id) as target:
-            _write(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
+            _write_finalist(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
         if sites:
             exported.append(row.id)
         else:
@@ -67,10 +75,10 @@ def export_finalists(
     return exported
 
 
-def _write(
+def _write_finalist(
     target: Path, final: Path, row: CandidateResult, sheet: Atoms, clean: Atoms, sites: list[tuple[str, Any]], potential: str
 ) -> None:
-    """Writes into ``target`` what is to lie in ``final``."""
+    """Write the files of one candidate into ``target``, which becomes the folder ``final``."""
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifWriter
 
@@ -93,13 +101,16 @@ def _write(
 
 
 def write_vasp(folder: Path, structure: Any) -> None:
-    """INCAR, KPOINTS, POSCAR and POTCAR.spec (the names of the potentials; the files themselves are licensed) of one structure."""
+    """Write INCAR, KPOINTS, POSCAR and POTCAR.spec of a ``pymatgen`` structure.
+
+    POTCAR.spec has only the names of the potentials, because the potentials themselves need a licence.
+    """
     from pymatgen.io.vasp import Kpoints
     from pymatgen.io.vasp.sets import MPRelaxSet
 
     a, b = (int(np.ceil(KPOINT_LENGTH / length)) for length in structure.lattice.abc[:2])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on POTCAR versions that are not installed
+        warnings.simplefilter("ignore")  # about POTCAR versions that are not installed
         inputs = MPRelaxSet(
             structure, user_incar_settings=INCAR, user_kpoints_settings=Kpoints.gamma_automatic((a, b, 1)), sort_structure=False
         )

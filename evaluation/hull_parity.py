@@ -1,8 +1,8 @@
-"""How far E_above_hull can be trusted: ours beside a database's own, on the same monolayers.
+"""Compares E_above_hull with the values of a database, on the same monolayers.
 
 ``evaluation.hull_db`` names a database with ``ehull`` such as C2DB. A sample of its rows is relaxed with the potential of the
-evaluation and put against the same reference phases as any candidate. Energies differ because the functional, the references and
-the competing phases do; what matters is whether the verdicts "stable" and "unstable" agree.
+evaluation, and E_above_hull is computed with the same reference phases as for any candidate. Values differ because functional,
+references and competing phases differ; what matters is whether the verdicts "stable" and "unstable" agree.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pipeline.store import LineStore
 log = logging.getLogger("her2d")
 
 MAX_ATOMS = 12
-READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a row is recognised
+READ_VACUUM = 6.0  # Å, least empty gap that makes an axis of a row the vacuum axis
 
 
 def sample_rows(db_path: Path, count: int, seed: int) -> list[int]:
-    """Ids of up to ``count`` rows with a finite ``ehull`` and at most MAX_ATOMS atoms, drawn at random."""
+    """Draw the ids of up to ``count`` rows with a finite ``ehull`` and at most MAX_ATOMS atoms at random; sorted."""
     usable = [
         row.id
         for row in connect(db_path).select(include_data=False)
@@ -49,10 +49,21 @@ def sample_rows(db_path: Path, count: int, seed: int) -> list[int]:
 def measure(
     db_path: Path, potential: Potential, references: References, settings: EvaluationConfig, seed: int, cache: Path
 ) -> dict[str, Any]:
-    """``{n_ok, n, mae_ev, median_error_ev, spearman, agree, stable_both, ..., pairs}`` of a sample of ``settings.hull_rows`` rows.
+    """Compare E_above_hull on a sample of ``settings.hull_rows`` rows of a database.
 
-    pairs: [(theirs, ours), ...] in eV/atom. cache: file of finished rows (JSON lines), used again for the same potential and
-    references. Raises StageError when the database is missing or has no row with ``ehull``.
+    Args:
+        db_path: ASE database with ``ehull`` (eV/atom).
+        potential: relaxes the rows.
+        references: reference phases by the same potential.
+        settings: those of the evaluation.
+        seed: of the sample.
+        cache: file of finished rows (JSON lines), used again for the same database, potential and references.
+
+    Returns:
+        What ``summarise`` returns, and ``source`` and ``identity``.
+
+    Raises:
+        StageError: the database is missing or has no row with a finite ``ehull``.
     """
     if not db_path.is_file():
         raise missing_file("evaluation.hull_db", db_path)
@@ -70,7 +81,7 @@ def measure(
 
 
 def _measure_row(row: Any, potential: Potential, references: References, settings: EvaluationConfig) -> dict[str, Any]:
-    """Return E_above_hull of a database row by the database (``theirs``) and here (``ours``), eV/atom, and what went wrong."""
+    """Return E_above_hull of a row by the database (``theirs``) and by us (``ours``), in eV/atom, and a status."""
     ours, status = math.nan, "ok"
     try:
         atoms = standard_sheet(row.toatoms(), READ_VACUUM)
@@ -86,7 +97,7 @@ def _measure_row(row: Any, potential: Potential, references: References, setting
 
 
 def _pack(key: tuple[str, int], record: dict[str, Any]) -> dict[str, Any]:
-    """Name a row by its id, and by the mark of the potential and references that it was measured with."""
+    """Make the line of a row: its mark (hash of database, references and potential), its id and its record."""
     return {"mark": key[0], "id": key[1], **record}
 
 
@@ -95,7 +106,16 @@ def _unpack(entry: dict[str, Any]) -> tuple[tuple[str, int], dict[str, Any]]:
 
 
 def summarise(rows: list[dict[str, Any]], limit: float) -> dict[str, Any]:
-    """Agreement of E_above_hull (``ours``, ``theirs``, eV/atom), and of the verdict at ``limit``, over the rows with both."""
+    """Measure the agreement of E_above_hull, and of the verdict "at most ``limit``", over the rows that have both values.
+
+    Args:
+        rows: ``{ours, theirs, status}``, in eV/atom.
+        limit: in eV/atom.
+
+    Returns:
+        ``{n_ok, n, mae_ev, median_error_ev (ours − theirs), spearman, limit_ev, agree, stable_both, stable_ours_only,
+        stable_theirs_only, pairs: [(theirs, ours), ...]}``; ``agree`` is a share.
+    """
     known = [row for row in rows if math.isfinite(row["ours"]) and row["status"] == "ok"]
     ours, theirs = (np.array([row[name] for row in known]) for name in ("ours", "theirs"))
     error = ours - theirs
@@ -117,7 +137,7 @@ def summarise(rows: list[dict[str, Any]], limit: float) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Ours against theirs, with the limits of the verdict."""
+    """Draw our E_above_hull against the database's, with the limit of the verdict. found: what ``measure`` returns."""
     from pipeline.plotting import figure
 
     theirs, ours = np.array(found["pairs"]).reshape(-1, 2).T
@@ -139,10 +159,14 @@ def draw(found: dict[str, Any], path: Path) -> None:
         )
 
 
-def update(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
-    """Measures where ``evaluation.hull_db`` is set; otherwise what an earlier run found for the same references, or None.
+def measure_or_read(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
+    """Compare with ``evaluation.hull_db``; where that is not set, read what an earlier run found.
 
-    Writes ``hull_parity.json`` (without the single values, which belong to the database) and ``hull_parity.png``.
+    A comparison writes ``hull_parity.json`` and ``hull_parity.png``. The file has no values of single rows, because those belong to
+    the database.
+
+    Returns:
+        The content of ``hull_parity.json``; None where there is none for the present references.
     """
     from energetics.potentials import load_potential
 

@@ -1,7 +1,7 @@
-"""Worker processes that judge candidates, and the store of what they found.
+"""Judges candidates in worker processes, and stores what they find.
 
 Workers load the judges once and serve any number of sets. Each finished candidate is one small JSON file, named by the hash of the
-CIF, the judges and the settings, so that a stopped run goes on where it was and no result of other judges is ever read.
+CIF, the judges and the settings. So a stopped run goes on where it was, and results of other judges are not read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Finished = Iterator[tuple[str, dict[str, Any]]]  # (key, record) of candidates
 
 
 def result_from_dict(values: dict[str, Any]) -> CandidateResult:
-    """Return the inverse of ``dataclasses.asdict`` after JSON: null is NaN where a number belongs."""
+    """Make a ``CandidateResult`` from its dictionary as JSON has it, where null stands for a missing number."""
     kinds = {f.name: f.type for f in dataclasses.fields(CandidateResult)}
     return CandidateResult(**{k: math.nan if v is None and kinds[k] == "float" else v for k, v in values.items() if k in kinds})
 
 
 def cache_key(content: bytes, judges_identity: dict[str, Any], settings: EvaluationConfig) -> str:
-    """Return the SHA-256 over the CIF, the judges (their hashes, not their paths) and the settings that change a result."""
+    """Return the SHA-256 of the CIF, the judges (their hashes, not their paths) and the settings that change a result."""
     about = {
         "version": JUDGEMENT_VERSION,
         "judges": without_paths(judges_identity),
@@ -42,16 +42,16 @@ def cache_key(content: bytes, judges_identity: dict[str, Any], settings: Evaluat
 
 
 def record_store(folder: Path, also: Sequence[Path] = ()) -> FolderStore:
-    """Return the records of judged candidates by ``cache_key``; ``also`` names folders of earlier runs that may hold some."""
+    """Open the store of judged candidates: ``cache_key`` -> record. also: folders of earlier runs that may hold some."""
     return FolderStore(folder, check=lambda record: result_from_dict(record["row"]), also=also)
 
 
 class JudgePool:
-    """Worker processes that load the judges once and serve any number of sets; started when the first candidate needs them.
+    """Worker processes that load the judges once and serve any number of sets; the first candidate starts them.
 
     Args:
         factory: a picklable function that returns the judges.
-        identity: what ``judge_identity`` says about them.
+        identity: what ``judge_identity`` returns for them.
         workers: number of processes.
     """
 
@@ -65,19 +65,27 @@ class JudgePool:
         self.close()
 
     def close(self) -> None:
-        """End the workers at once; what they have not finished is judged by the next run."""
+        """End the workers at once; the next run judges what they have not finished."""
         self.processes.close()
 
     def judge(self, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:
-        """Judge files, named by their ``cache_key``, that the store lacks; yield (key, record) of each when it is stored.
+        """Judge files and store their records.
 
         A candidate whose worker dies twice is not stored: its record says so, and the next run tries it again.
+
+        Args:
+            paths: ``cache_key`` -> file, for the files that the store lacks.
+            settings: limits and switches of the evaluation.
+            store: where the records go.
+
+        Yields:
+            (key, record) of each candidate when it is stored.
         """
         return run(partial(_judge_file, settings), paths, store, self.processes, if_lost=_lost_candidate)
 
 
 def judge_inline(judges: Judges, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:
-    """Do what ``JudgePool.judge`` does in this process."""
+    """Do in this process what ``JudgePool.judge`` does in workers."""
     return run(partial(_judge_file, settings), paths, store, Serial(lambda: judges))
 
 

@@ -1,4 +1,4 @@
-"""Loads the judges, and says what makes their results comparable."""
+"""Loads the judges that the configuration names, and identifies them by names, versions and hashes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ log = logging.getLogger("her2d")
 
 
 def judge_identity(cfg: Config) -> dict[str, Any]:
-    """Names, versions and hashes of the judges, without loading them.
+    """Return names, versions and hashes of the judges, without loading them. Results of equal identity are comparable.
 
-    Raises StageError, naming the file and what to do, when one of them is not there.
+    Raises:
+        StageError: a file is missing; the message names the setting and what to do.
     """
     settings = cfg.evaluation
     needed = {
@@ -85,7 +86,11 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
 
 
 def load_judges(cfg: Config) -> Judges:
-    """The judges that the configuration names. Raises StageError with one line when one cannot be loaded."""
+    """Load the judges that the configuration names.
+
+    Raises:
+        StageError: one of them cannot be loaded.
+    """
     from energetics import hull, hydrogen
 
     settings = cfg.evaluation
@@ -104,11 +109,13 @@ def load_judges(cfg: Config) -> Judges:
 
 
 def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
-    """Reduced formulas that the generator was trained on, where ``evaluation.training_set`` is not the database that they are from.
+    """Return the reduced formulas that the generator learnt from, where their structures are not at hand.
 
-    A generator may have learnt from structures that are not at hand; a candidate of such a formula cannot be called novel. Empty
-    when the training set has every one of these formulas, for then its structures decide, and without a generator's checkpoint.
-    Raises StageError when ``evaluation.known_formulas_from`` is something else.
+    A candidate of such a formula cannot be called novel. There are none without a checkpoint of the generator, and none where
+    ``evaluation.training_set`` has all formulas of the checkpoint: its structures then decide.
+
+    Raises:
+        StageError: ``evaluation.known_formulas_from`` is no checkpoint of a generator.
     """
     from networks import checkpoints
 
@@ -126,7 +133,11 @@ def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
 
 
 def load_truth(cfg: Config, her: Any) -> dict[str, Any] | None:
-    """Run ``dft_benchmark`` on the judges of ΔE_H that the configuration names."""
+    """Measure the judges of ΔE_H that the configuration names against DFT, on the blind points too where there are any.
+
+    Returns:
+        What ``dft_benchmark`` returns, with what ``blind_report`` returns under "blind"; None without DFT points.
+    """
     from energetics import potentials
 
     settings = cfg.evaluation
@@ -140,7 +151,11 @@ def load_truth(cfg: Config, her: Any) -> dict[str, Any] | None:
 
 
 def load_judge(evaluation: EvaluationConfig, device: str | torch.device = "cpu") -> SynthesizabilityJudge:
-    """The judge that ``evaluation.synthesizability`` names. Raises StageError with one line when its files are not there."""
+    """Load the judge that ``evaluation.synthesizability`` names.
+
+    Raises:
+        StageError: its files are missing or do not fit.
+    """
     if evaluation.synthesizability == "csllm":
         return CSLLMJudge(evaluation.csllm_path, device)
     return EmbeddedLMJudge(evaluation.embedded_checkpoint, device)

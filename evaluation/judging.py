@@ -1,6 +1,6 @@
-"""Judges one candidate: the judges, and the order in which they are asked.
+"""Judges one candidate: holds the judges, and asks them in order.
 
-A judge that fails leaves NaN and a status that says why; nothing that is in a CIF stops a run.
+A judge that fails leaves NaN and a status that says why. No content of a CIF stops a run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.settings import DatasetConfig, EvaluationConfig
 
 log = logging.getLogger("her2d")
 KNOWN_FORMULA = "formula known to the generator"
-CLASH_TO_SKIP = 0.5  # share of the sum of covalent radii below which no potential is asked
+CLASH_TO_SKIP = 0.5  # a structure with a distance below this share of the sum of covalent radii is not judged
 
 
 @dataclass
@@ -61,9 +61,9 @@ class Judges:
 class _Case:
     """One candidate before its judges: what they read and where they write.
 
-    given: the structure as read, and in its standard setting once it is classified; None where either failed.
-    relaxed, energy: what the potential made of it (eV); None until its relaxation succeeds.
-    hydrogen: DimeNet++'s prediction over all sites (``hydrogen.SheetHER``); None until there is one with a best site.
+    given: the structure as read, then in its standard setting; None where it cannot be put into one.
+    relaxed, energy: structure and energy (eV) after the potential's relaxation; None until that succeeds.
+    hydrogen: DimeNet++'s prediction over all sites (``hydrogen.SheetHER``); None until it has a best site.
     problems: the parts of the status.
     """
 
@@ -78,11 +78,11 @@ class _Case:
 
     @property
     def judged(self) -> Atoms | None:
-        """The structure that is judged: relaxed where that worked."""
+        """The structure that is judged: the relaxed one, or the given one where relaxation failed."""
         return self.given if self.relaxed is None else self.relaxed
 
     def attempt(self, name: str, judge: Callable[[_Case], None]) -> bool:
-        """Asks one judge; returns whether it answered. Its failure is added to the problems."""
+        """Ask one judge, and return whether it answered. A failure is added to the problems."""
         try:
             judge(self)
         except Exception as error:  # a judge may fail in any way; the row names it and the run goes on
@@ -93,12 +93,12 @@ class _Case:
 
 
 def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig) -> dict[str, Any]:
-    """Judges one CIF.
+    """Judge one CIF.
 
-    Never raises for what is in the file or for a judge that fails: the row says it.
+    A bad file or a judge that fails raises nothing: the status of the row says it.
 
     Returns:
-        ``{"row": CandidateResult without id, "structure": atoms as judged}`` in plain Python values.
+        ``{"row": CandidateResult without id, "structure": atoms as judged}`` as plain Python values.
     """
     started = time.perf_counter()
     case = _Case(CandidateResult(), judges, settings)
@@ -117,7 +117,7 @@ def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig
 
 
 def _ask_all(case: _Case) -> None:
-    """Asks every judge in turn; later ones read what earlier ones found."""
+    """Ask every judge in turn; later ones read what earlier ones found."""
     row = case.row
     row.formula, row.natoms = case.given.get_chemical_formula(), len(case.given)
     row.reduced_formula = Composition(row.formula).reduced_formula
@@ -133,7 +133,7 @@ def _ask_all(case: _Case) -> None:
     if row.is_sheet:
         _hydrogen(case)
     case.attempt("synthesizability", _synthesizability)
-    # Two texts to generate with an 8B model: only where there is something to make.
+    # An 8B model generates two texts for this, so only candidates that could be made are asked about.
     if row.valid and row.synthesizable and getattr(case.judges.synth, "suggests_routes", False):
         case.attempt("synthesis route", _route)
     row.score_composite = composite_score(row.delta_g_h_ev, row.score_stab, row.p_synth)
@@ -144,7 +144,7 @@ def _ask_all(case: _Case) -> None:
 
 
 def _classify(case: _Case) -> None:
-    """Puts the structure into its standard setting and checks it."""
+    """Put the structure into its standard setting and check it."""
     row, settings = case.row, case.settings
     case.given, row.dimensionality, gap = validity.standardise(case.given, settings.min_vacuum_angstrom)
     checks = validity.check(case.given, row.dimensionality, gap, settings.min_vacuum_angstrom, settings.clash_factor)
@@ -155,7 +155,7 @@ def _classify(case: _Case) -> None:
 
 
 def _unfit(row: CandidateResult) -> str:
-    """Why no judge is asked about a structure; empty where they are."""
+    """Say why no judge is asked about a structure; empty where they are asked."""
     if not (row.is_sheet or row.is_bulk):
         return f"a {row.dimensionality}, neither sheet nor bulk crystal"
     if row.min_distance_ratio < CLASH_TO_SKIP:
@@ -164,7 +164,7 @@ def _unfit(row: CandidateResult) -> str:
 
 
 def _relax(case: _Case) -> None:
-    """Relaxes the structure with the potential; every later judge sees the relaxed one."""
+    """Relax the structure with the potential; every later judge reads the relaxed one."""
     row, given = case.row, case.given
     relaxation = case.judges.potential.relax(given, bulk=row.is_bulk)
     relaxed, energy = relaxation.atoms, float(relaxation.energy)
@@ -179,13 +179,19 @@ def _relax(case: _Case) -> None:
         if not row.relax_converged:
             case.problems.append(f"relaxation: {relaxation.status}")
     if row.is_sheet:
-        row.sheet_relaxed = geo_utils.sheet_connectivity(relaxed).is_single_sheet
+        row.sheet_relaxed = _is_connected(relaxed)
     row.space_group_relaxed, row.layer_group_relaxed = symmetry.symmetry_symbols(relaxed, row.is_sheet)
     case.relaxed, case.energy = relaxed, energy
 
 
+def _is_connected(atoms: Atoms) -> bool:
+    """Return whether bonds join all atoms to one sheet."""
+    # Not validity.sheet_fault: that one also refuses two close atoms, and here a relaxed sheet is judged by its bonds alone.
+    return geo_utils.sheet_connectivity(atoms).is_single_sheet
+
+
 def _hull(case: _Case) -> None:
-    """Puts the energy against the reference phases: formation energy, E_above_hull and the stability score."""
+    """Compute the formation energy, E_above_hull and the stability score from the reference phases."""
     row, references = case.row, case.judges.references
     if missing := sorted(row.elements() - set(references.elements)):
         case.problems.append(f"hull: no reference for {', '.join(missing)}")
@@ -197,12 +203,12 @@ def _hull(case: _Case) -> None:
 
 
 def _hydrogen(case: _Case) -> None:
-    """Asks for ΔG_H over all sites, then at the best of them by the potential. Only for a connected sheet without H."""
+    """Ask DimeNet++ for ΔG_H over all sites, then the potential at the best of them; only for a connected sheet without H."""
     row, settings = case.row, case.settings
     if "H" in case.judged.get_chemical_symbols():
         case.problems.append("ΔG_H: the sheet itself contains H")
         return
-    if not geo_utils.sheet_connectivity(case.judged).is_single_sheet:
+    if not _is_connected(case.judged):
         case.problems.append("ΔG_H: not one connected sheet")
         return
     case.attempt("ΔG_H", _hydrogen_by_dimenet)
@@ -216,7 +222,7 @@ def _hydrogen(case: _Case) -> None:
 
 
 def _hydrogen_by_dimenet(case: _Case) -> None:
-    """Predicts ΔG_H with DimeNet++ over all sites; the best one counts."""
+    """Predict ΔG_H with DimeNet++ over all sites; the best site counts."""
     row, judges = case.row, case.judges
     result = judges.her.predict_sheet(case.judged, judges.dataset, judges.potential.band_gap)
     row.band_gap_ev = result.band_gap
@@ -232,9 +238,9 @@ def _hydrogen_by_dimenet(case: _Case) -> None:
 
 
 def _hydrogen_by_potential(case: _Case) -> None:
-    """Relaxes H with the potential at DimeNet++'s best sites.
+    """Relax H with the potential at DimeNet++'s best sites.
 
-    Its own ΔG_H and the one corrected from DFT are each the lowest over the sites that keep H.
+    The potential's own ΔG_H and its ΔG_H corrected from DFT are each the lowest over the sites that keep H.
     """
     row, judges = case.row, case.judges
     at_sites = hydrogen_at_best_sites(judges.potential, case.hydrogen, case.settings.potential_h_sites).values()
@@ -253,7 +259,7 @@ def _hydrogen_by_potential(case: _Case) -> None:
 
 
 def _synthesizability(case: _Case) -> None:
-    """Asks the language model for P_synth."""
+    """Ask the language model for P_synth."""
     row = case.row
     score = case.judges.synth.score([case.judged])[0]
     row.p_synth, row.p_synth_label_mass = float(score.p_synth), float(score.label_mass)
@@ -263,16 +269,16 @@ def _synthesizability(case: _Case) -> None:
 
 
 def _route(case: _Case) -> None:
-    """Asks the language model for a synthesis method and precursors."""
+    """Ask the language model for a synthesis method and precursors."""
     row = case.row
     suggested = case.judges.synth.method_and_precursors(row.reduced_formula)
     row.synthesis_method, row.synthesis_precursors = suggested.method or "", ", ".join(suggested.precursors)
-    if "not understood" in suggested.status:  # a model that is not there is no failure
+    if "not understood" in suggested.status:  # a missing method or precursor model is no failure
         case.problems.append(f"synthesis route: {suggested.status}")
 
 
 def _novelty(case: _Case) -> None:
-    """Compares with the training structures of the same formula."""
+    """Compare with the training structures of the same formula."""
     row, judges = case.row, case.judges
     own = match_structure(case.judged, is_sheet=True)
     match = next((uid for uid, known in judges.training_structures(row.reduced_formula) if same_structure(own, known)), "")
@@ -282,12 +288,12 @@ def _novelty(case: _Case) -> None:
 
 
 def _legacy(case: _Case) -> None:
-    """Scores the structure before relaxation as the earlier public baseline did."""
+    """Score the structure before relaxation as the earlier public baseline did."""
     legacy.score(case.row, case.given, case.judges.her, case.judges.potential, case.judges.dataset.her_correction_ev)
 
 
 def relaxation_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, float]:
-    """Measures how far a relaxation moved the atoms and stretched the cell.
+    """Measure how far a relaxation moved the atoms and stretched the cell.
 
     Atoms are paired in order by their nearest images in fractional coordinates. The common translation is removed. Differences are
     measured in the mean of the two cells, so that a pure strain of the cell counts as area and not as RMSD.
@@ -309,8 +315,9 @@ def relaxation_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, 
 
 
 def _short(error: Exception) -> str:
+    """Return the message of an error in one short line, with the name of its type where that is needed to understand it."""
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError) and " " in text:  # a sentence, which KeyError puts in quotes, not a missing key
+    if isinstance(error, KeyError) and " " in text:  # a sentence and no missing key; KeyError puts it in quotes
         return text.strip("'\"")[:120]
     if isinstance(error, StageError | ValueError) and text:
         return text[:120]

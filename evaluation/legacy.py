@@ -1,4 +1,4 @@
-"""The scoring of an earlier public baseline, for comparison only."""
+"""Repeats the scoring of an earlier public baseline, for comparison only."""
 
 from __future__ import annotations
 
@@ -13,21 +13,31 @@ from evaluation.candidate import CandidateResult
 from evaluation.decisions import verdict
 from evaluation.scores import composite_score
 
-LEGACY_DOC = "mean score of the earlier public baseline's scoring, for comparison only"
 LEGACY_TOP = 10
+# Fields of a candidate that the table beside our ranking shows, with its headings: "there" is the baseline.
+LEGACY_COLUMNS = {
+    "legacy_score_composite": "score there",
+    "legacy_delta_g_ev": "ΔG_H there (eV)",
+    "legacy_energy_ev_per_atom": "E there (eV/atom)",
+    "legacy_score_stab": "stability there",
+    "p_synth": "P_synth",
+}
 
 
 def legacy_stability_score(energy_per_atom: float) -> float:
-    """max(0, 1 − exp(e + 0.5)), e in eV/atom: the stability score of the earlier public baseline; NaN where e is.
+    """Return max(0, 1 − exp(e + 0.5)), the stability score of the earlier public baseline; NaN where e is NaN.
 
-    It put the TOTAL energy per atom there and called it formation energy. Total energies of solids are −2 to −13 eV/atom, so the
-    score is near 1 for every crystal and says nothing about stability. Shown for comparison only.
+    The baseline called e the formation energy, but used the TOTAL energy per atom. Total energies of solids are −2 to −13 eV/atom,
+    so the score is near 1 for every crystal and says nothing about stability.
+
+    Args:
+        energy_per_atom: e in eV/atom.
     """
     return max(0.0, 1.0 - math.exp(min(energy_per_atom + 0.5, 1.0))) if not math.isnan(energy_per_atom) else math.nan
 
 
 def score(row: CandidateResult, given: Atoms, her: Any, potential: Any, her_correction_ev: float) -> None:
-    """Sets the ``legacy_*`` fields of a row: what the earlier public baseline would give the structure as it is.
+    """Set the ``legacy_*`` fields of a row: the scores that the earlier public baseline would give to the structure as it is.
 
     Args:
         row: its ``p_synth`` enters the composite score.
@@ -43,12 +53,24 @@ def score(row: CandidateResult, given: Atoms, her: Any, potential: Any, her_corr
 
 
 def legacy_ranking(rows: Sequence[Any], settings: Any, top: int = LEGACY_TOP) -> dict[str, Any] | None:
-    """How the earlier public baseline's scoring would rank the same files, and what becomes of its favourites here.
+    """Rank the same files by the earlier public baseline's score and by ours, and say how its favourites do here.
 
-    ``n``: files with its score; ``n_both``: those that have our composite score as well, over which ``spearman`` runs. ``overlap``:
-    how many of its first ``top`` are among our first ``top`` (``of``: how many there are). ``verdicts``: how many of its first
-    ``top`` got which ``verdict``. ``rows``: these first ones with both ranks, ours None where we give no score. None without a
-    single legacy score. Ranks count from 1 over all files, by score, then by id.
+    Ranks count from 1 over all files, by score, then by id.
+
+    Args:
+        rows: ``CandidateResult`` of all files.
+        settings: those of the evaluation.
+        top: number of favourites.
+
+    Returns:
+        None where no row has a score of the baseline, otherwise
+
+        - ``n``: rows with its score; ``n_both``: rows with our composite score too;
+        - ``spearman``: rank correlation of both scores over ``n_both`` rows;
+        - ``overlap``: how many of its ``of`` favourites are among our first ``top``;
+        - ``max_steps``: its limit on relaxation steps;
+        - ``verdicts``: ``verdict`` -> number of favourites that have it here;
+        - ``rows``: the favourites with both ranks; ours is None where we give no score.
     """
     from scipy.stats import spearmanr
 
@@ -79,6 +101,3 @@ def legacy_ranking(rows: Sequence[Any], settings: Any, top: int = LEGACY_TOP) ->
             for k, (row, text) in enumerate(zip(first, verdicts, strict=True), 1)
         ],
     }
-
-
-LEGACY_COLUMNS = ("legacy_score_composite", "legacy_delta_g_ev", "legacy_energy_ev_per_atom", "legacy_score_stab", "p_synth")

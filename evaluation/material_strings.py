@@ -1,4 +1,4 @@
-"""CSLLM's text of a crystal (Song et al., arXiv:2407.07016), its question, and the embedded model's tokenizer for both."""
+"""Writes crystals as CSLLM's text (Song et al., arXiv:2407.07016) and its question, and makes tokens of both."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ import geo_utils
 log = logging.getLogger("her2d")
 
 LABELS = ("True", "False")
-TOLERANCES = (1e-3, 1e-2, 1e-1)
-SHEET_VACUUM = 20.0
-MIN_SHEET_GAP = 8.0
+TOLERANCES = (1e-3, 1e-2, 1e-1)  # Å, of the search for symmetry
+SHEET_VACUUM = 20.0  # Å
+MIN_SHEET_GAP = 8.0  # Å, least empty gap of a sheet
 
 
 @dataclass(frozen=True)
 class MaterialString:
-    """CSLLM's text of a crystal. ``tolerance``: Å at which the symmetry was found, NaN when pyxtal refused and P1 was written."""
+    """CSLLM's text of a crystal.
+
+    ``tolerance``: in Å, at which the symmetry was found; NaN where pyxtal refused and the text is P1.
+    """
 
     text: str
     tolerance: float
@@ -36,7 +39,11 @@ class MaterialString:
 
 
 def as_structure(structure: Structure | Atoms) -> Structure:
-    """Ordered pymatgen Structure without site properties. Raises ValueError for partial occupancy, no atoms or a flat cell."""
+    """Return an ordered pymatgen Structure without site properties.
+
+    Raises:
+        ValueError: partial occupancy, no atoms, an unknown element, a cell without volume, or numbers that are not finite.
+    """
     if isinstance(structure, Atoms):
         lattice, frac = structure.cell.array, structure.get_scaled_positions(wrap=False)
         species: list[Any] = list(structure.get_chemical_symbols())
@@ -55,11 +62,14 @@ def as_structure(structure: Structure | Atoms) -> Structure:
 
 
 def standard_box(structure: Structure) -> tuple[Structure, bool]:
-    """A sheet in a box of fixed vacuum, so that the string does not depend on how the CIF was exported.
+    """Put a sheet into a cell of fixed vacuum, so that its string does not depend on how the CIF was exported.
 
-    A crystal with an empty slab of at least 8 Å between nuclei is a sheet: it is standardised (``geo_utils.Sheet``: reduced
-    in-plane cell, c along the normal, centred) with |c| = thickness + 20 Å, the thickness between its outermost nuclei. A bulk
-    crystal is returned as it is. Returns (structure, is_sheet).
+    A crystal with an empty gap of at least MIN_SHEET_GAP between nuclei is a sheet. It is standardised as ``geo_utils.Sheet`` does
+    (reduced in-plane cell, c along the normal, centred), with |c| = distance of its outermost nuclei + SHEET_VACUUM. A bulk crystal
+    stays as it is.
+
+    Returns:
+        (structure, whether it is a sheet).
     """
     atoms = Atoms([site.specie.symbol for site in structure], cell=structure.lattice.matrix, scaled_positions=structure.frac_coords)
     atoms.pbc = True
@@ -72,7 +82,7 @@ def standard_box(structure: Structure) -> tuple[Structure, bool]:
 
 
 def _coordinates(position: np.ndarray) -> str:
-    """NumPy's own text of an array, as in CSLLM's training strings: ``[0.33333333 0.66666667 0.5       ]``."""
+    """Write coordinates as NumPy prints an array, as CSLLM's training strings do: ``[0.33333333 0.66666667 0.5       ]``."""
     position = np.round(np.asarray(position, dtype=float) % 1.0, 8) % 1.0 + 0.0
     return np.array2string(position, precision=8, suppress_small=True, floatmode="maxprec")
 
@@ -84,13 +94,15 @@ def _text(spacegroup: int, parameters: Sequence[float], sites: Sequence[tuple[st
 
 
 def material_string(structure: Structure | Atoms) -> MaterialString:
-    """``{spg} |a,b,c,alpha,beta,gamma| (El-{mult}{letter}[x y z])->(...)`` with lengths in Å (%.3f) and angles in degrees (%.2f).
+    """Write a crystal as ``{space group} |a,b,c,alpha,beta,gamma| (El-{mult}{letter}[x y z])->(...)``, in Å and degrees.
 
-    Sheets are put into ``standard_box`` first. Wyckoff sites come from pyxtal at the tightest of 1e-3, 1e-2, 1e-1 Å that finds the
-    most symmetry operations, so that a relaxed crystal reads like the ideal one that it is a few hundredths of an Å away from.
-    Sites are ordered by electronegativity, letter and position, so that the order of atoms in a file does not matter. A crystal
-    without symmetry is P1 at 1e-3; when pyxtal refuses every tolerance the text is P1 with tolerance NaN.
-    Raises ValueError for a structure that has no such text (partial occupancy, no volume).
+    Sheets are put into ``standard_box`` first. Wyckoff sites come from pyxtal, at that of TOLERANCES which finds the most symmetry
+    operations (the tightest among equals): a relaxed crystal a few hundredths of an Å from an ideal one so has the text of the
+    ideal one. Sites are ordered by electronegativity, letter and position, so that the order of atoms in a file does not matter. A
+    crystal without symmetry is P1 at 1e-3 Å. Where pyxtal refuses every tolerance, the text is P1 and the tolerance NaN.
+
+    Raises:
+        ValueError: the structure has no such text (see ``as_structure``).
     """
     from pyxtal import pyxtal
 
@@ -99,7 +111,7 @@ def material_string(structure: Structure | Atoms) -> MaterialString:
     for tolerance in _tolerances(boxed):
         crystal = pyxtal()
         try:
-            # pyxtal prints its complaints; they say nothing that the tolerance does not.
+            # pyxtal prints warnings that tell no more than the tolerance does.
             with contextlib.redirect_stdout(io.StringIO()):
                 crystal._from_pymatgen(boxed, tol=tolerance)
             break
@@ -115,7 +127,7 @@ def material_string(structure: Structure | Atoms) -> MaterialString:
 
 
 def _tolerances(structure: Structure) -> list[float]:
-    """TOLERANCES with the most symmetry operations first, tighter ones first among equals."""
+    """Return TOLERANCES sorted by the symmetry operations that they find, most first; tighter ones first among equals."""
     import spglib
 
     cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
@@ -127,9 +139,11 @@ def _tolerances(structure: Structure) -> list[float]:
 
 
 def equivalent_sheet(structure: Structure, rng: np.random.Generator) -> Structure:
-    """The same sheet in another setting: shifted in the plane, turned over, another in-plane basis, atoms in another order.
+    """Return the same sheet in another setting: shifted in the plane, turned over, other in-plane basis, atoms in other order.
 
-    ``structure``: as ``standard_box`` returns it (c along the normal). Distances are unchanged.
+    Args:
+        structure: as ``standard_box`` returns it (c along the normal).
+        rng: chooses the setting.
     """
     basis = [np.eye(2), [[0, 1], [1, 0]], [[1, 0], [1, 1]], [[1, 1], [0, 1]], [[-1, 0], [0, 1]], [[1, 0], [-1, 1]]]
     transform = np.eye(3)
@@ -142,17 +156,19 @@ def equivalent_sheet(structure: Structure, rng: np.random.Generator) -> Structur
 
 
 def question(text: str) -> str:
-    """CSLLM's question about one material string."""
+    """Return CSLLM's question about a material string."""
     return f'Can this material structure be synthesized "{text}"?'
 
 
 def prompt(text: str, label: str = "") -> str:
-    """CSLLM's training text: ``Input: {question} \\n Output: {label}``; without a label, what the model has to complete.
+    """Return CSLLM's training text ``Input: {question} \\n Output: {label}``; without a label, the text that a model completes.
 
-    ``text`` is a material string, or a question already (anything that ends in ``?``).
+    Args:
+        text: a material string, or a question (anything that ends in ``?``).
+        label: one of LABELS, or empty.
     """
-    asked = text if text.endswith("?") else question(text)
-    return f"Input: {asked} \n Output: {label}" if label else f"Input: {asked} \n Output:"
+    sentence = text if text.endswith("?") else question(text)
+    return f"Input: {sentence} \n Output: {label}" if label else f"Input: {sentence} \n Output:"
 
 
 _ELEMENTS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
@@ -167,12 +183,12 @@ _TOKEN = re.compile(
 
 
 class MaterialTokenizer:
-    """Text -> token ids of the embedded model.
+    """Tokenizer of the embedded model.
 
-    One token each for the phrases of the prompt, the space group, every angle (rounded to 5 degrees), element, multiplicity,
-    Wyckoff letter and fractional coordinate (rounded to 0.01); a length is two tokens (Å, tenths). Separators are dropped: the
-    kind of a token already says what it is. Rounding makes the text short, which is what lets so small a model learn from
-    thousands of crystals instead of CSLLM's 150,000. The vocabulary is stored in the checkpoint, ids are its positions.
+    Each phrase of the prompt, space group, angle (rounded to 5 degrees), element, multiplicity, Wyckoff letter and fractional
+    coordinate (rounded to 0.01) is one token. A length is two tokens (Å and tenths). Separators are dropped, because the kind of a
+    token is part of it. Short texts of few distinct tokens let so small a model learn from thousands of crystals, where CSLLM had
+    150,000. Ids are positions in the vocabulary, which the checkpoint stores.
     """
 
     def __init__(self, vocabulary: Sequence[str] | None = None) -> None:
@@ -203,7 +219,7 @@ class MaterialTokenizer:
         return len(self.vocabulary)
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of a prompt, a material string or a part of one, without the start token."""
+        """Split a prompt, a material string or a part of one into tokens, without the start token."""
         found: list[str] = []
         for match in _TOKEN.finditer(text):
             if match["phrase"] or match["newline"]:
@@ -221,5 +237,5 @@ class MaterialTokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the start token."""
+        """Return the token ids of a text, with the start token."""
         return [self.bos_id] + [self.ids.get(token, self.unknown_id) for token in self.tokens(text)]

@@ -1,95 +1,186 @@
-"""Numbers of a judged set: rates and means with bootstrap intervals, the comparison of sets, and agreement with truth.
+"""Computes the metrics of a judged set: rates and means with intervals, the comparison of sets, and agreement with true values.
 
-A candidate without a verdict never counts as a success and never enters a mean: every number carries ``n_ok`` (candidates that have
-a verdict) and ``n`` (candidates asked for).
+``METRICS`` defines every metric once; tables, figures and pages take their words from it. A candidate without a verdict never counts
+as a success and never enters a mean: every metric carries ``n_ok`` (candidates that have a verdict) and ``n`` (candidates asked for).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from evaluation.legacy import LEGACY_DOC
 from evaluation.statistics import Metric, mean_metric, rate_metric
 
 
-def aggregate(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:
-    """The metrics of the two-dimensional candidates of one set (``CandidateResult``).
+@dataclass(frozen=True)
+class Definition:
+    """How a metric is computed, and the words for it.
 
-    Asked for (``n``) is every file of the set that is not a bulk crystal: a file that cannot be read, a molecule or a sheet that no
-    judge could score stays in the denominator of every rate. Means run over the ``n_ok`` candidates that have the number.
+    ``kind``: "mean", "median" or "rate" over candidates, or "count" of distinct things. ``value``: function of a candidate
+    (``CandidateResult``) and the evaluation settings that returns its number, for a rate its verdict, for a count a set. ``doc``: what
+    the metric means, with ``{dg:g}`` and ``{hull:g}`` for the limits of a hit (eV, eV/atom). ``better``: +1 where larger is better, -1
+    where smaller is, 0 where neither is. ``title``: heading of its panel in figures, empty where it has none.
     """
-    rng = np.random.default_rng(seed)
-    common = {"resamples": settings.bootstrap, "rng": rng}
-    found: list[Metric] = []
 
-    def rate(name: str, verdict: Callable[[Any], bool | None], doc: str, better: int = 1) -> None:
-        found.append(rate_metric(name, [verdict(row) for row in rows], better=better, doc=doc, **common))
-
-    def mean(name: str, value: Callable[[Any], float], unit: str, better: int, doc: str, median: bool = False) -> None:
-        found.append(mean_metric(name, [value(row) for row in rows], unit=unit, better=better, doc=doc, median=median, **common))
-
-    dg_limit, hull_limit = settings.hit_delta_g_ev, settings.hit_e_hull_ev
-    mean("mae_delta_g_ev", lambda r: abs(r.delta_g_h_ev), "eV", -1, "MAE_ΔG = mean |ΔG_H|, DimeNet++")
-    mean("mae_delta_g_potential_ev", lambda r: abs(r.delta_g_h_potential_ev), "eV", -1, "mean |ΔG_H|, the potential's own")
-    corrected = "mean |ΔG_H|, the potential's after its correction from DFT"
-    mean("mae_delta_g_corrected_ev", lambda r: abs(r.delta_g_h_corrected_ev), "eV", -1, corrected)
-    mean("score_stab", lambda r: r.score_stab, "", 1, "Score_stab = mean exp(−max(0, E_form − E_ref))")
-    rate("rate_synth", lambda r: r.synthesizable, "Rate_synth: predicted synthesizable")
-    rate("hit_rate", lambda r: r.hit, f"valid, |ΔG_H| ≤ {dg_limit:g} eV (DimeNet++), E_above_hull ≤ {hull_limit:g} eV/atom")
-    rate("hit_rate_potential", lambda r: r.hit_potential, "the same with the potential's own ΔG_H")
-    rate("hit_rate_corrected", lambda r: r.hit_corrected, "the same with the potential's ΔG_H corrected from DFT")
-    rate("rate_sun", lambda r: r.sun, "valid, stable (E_above_hull ≤ 0), unique and novel")
-    rate("rate_metastable_sun", lambda r: r.metastable_sun, f"valid, E_above_hull ≤ {hull_limit:g} eV/atom, unique and novel")
-    mean("score_composite", lambda r: r.score_composite, "", 1, "mean 0.4·max(0, 1−2|ΔG_H|) + 0.3·stab + 0.3·P_synth")
-    mean("legacy_score_composite", lambda r: r.legacy_score_composite, "", 0, LEGACY_DOC)
-    rate("rate_valid", lambda r: r.valid, "no clash, one connected sheet, vacuum, charge-neutral possible")
-    rate("rate_no_clash", lambda r: r.no_clash, "no pair closer than the clash factor x covalent radii")
-    rate("rate_single_sheet", lambda r: r.single_sheet, "one connected, two-periodic sheet")
-    rate("rate_charge_neutral", lambda r: r.charge_neutral, "charge-neutral possible (SMACT)")
-    rate("rate_converged", lambda r: r.relax_converged, "relaxation converges within the step cap")
-    rate("rate_sheet_relaxed", lambda r: r.sheet_relaxed, "still one connected sheet after relaxation")
-    mean("median_rmsd_angstrom", lambda r: r.relax_rmsd_angstrom, "Å", -1, "median RMSD to the relaxed sheet", median=True)
-    mean("median_e_above_hull_ev", lambda r: r.e_above_hull_ev, "eV/atom", -1, "median E_above_hull", median=True)
-    rate("rate_metastable", lambda r: _below(r.e_above_hull_ev, hull_limit), f"E_above_hull ≤ {hull_limit:g} eV/atom")
-    rate("rate_unique", lambda r: r.unique, "first of its kind in the set (StructureMatcher)")
-    rate("rate_novel", lambda r: r.novel, "not in the training database (StructureMatcher)")
-    rate("rate_her_in_domain", lambda r: r.h_in_domain, "inside the training domain of DimeNet++", better=0)
-    formulas = {r.reduced_formula for r in rows if r.reduced_formula}
-    elements = {symbol for r in rows for symbol in r.elements()}
-    n_read = sum(bool(r.reduced_formula) for r in rows)
-    for name, count, doc in (
-        ("unique_formulas", len(formulas), "distinct reduced formulas"),
-        ("unique_elements", len(elements), "distinct elements"),
-    ):
-        found.append(Metric(name, float(count), math.nan, math.nan, n_read, len(rows), "count", 0, doc))
-    return {metric.name: metric for metric in found}
-
-
-def aggregate_bulk(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:
-    """Scores of the bulk crystals of a set; ΔG_H is not defined for them."""
-    common = {"resamples": settings.bootstrap, "rng": np.random.default_rng(seed)}
-    hull = [r.e_above_hull_ev for r in rows]
-    limit = settings.hit_e_hull_ev
-    metastable = [_below(e, limit) for e in hull]
-    legacy = [r.legacy_score_composite for r in rows]
-    found = [
-        mean_metric("score_stab", [r.score_stab for r in rows], unit="", better=1, doc="Score_stab of the bulk crystals", **common),
-        rate_metric("rate_synth", [r.synthesizable for r in rows], better=1, doc="predicted synthesizable", **common),
-        rate_metric("rate_metastable", metastable, better=1, doc=f"E_above_hull ≤ {limit:g} eV/atom", **common),
-        mean_metric("median_e_above_hull_ev", hull, unit="eV/atom", better=-1, doc="median E_above_hull", median=True, **common),
-        mean_metric("legacy_score_composite", legacy, unit="", better=0, doc=LEGACY_DOC, **common),
-    ]
-    return {metric.name: metric for metric in found}
+    name: str
+    kind: str
+    value: Callable[[Any, Any], Any]
+    doc: str
+    unit: str = "share"
+    better: int = 1
+    title: str = ""
 
 
 def _below(value: float, limit: float) -> bool | None:
+    """Return whether a value is at most a limit; None where it is NaN."""
     return None if math.isnan(value) else bool(value <= limit)
 
 
+# The order is that of every list of metrics. It also decides which random numbers the bootstrap of a metric draws.
+_DEFINITIONS = (
+    Definition(
+        "mae_delta_g_ev", "mean", lambda r, _: abs(r.delta_g_h_ev), "MAE_ΔG = mean |ΔG_H|, DimeNet++", "eV", -1, "mean |ΔG_H|"
+    ),
+    Definition(
+        "mae_delta_g_potential_ev", "mean", lambda r, _: abs(r.delta_g_h_potential_ev), "mean |ΔG_H|, the potential's own", "eV", -1
+    ),
+    Definition(
+        "mae_delta_g_corrected_ev",
+        "mean",
+        lambda r, _: abs(r.delta_g_h_corrected_ev),
+        "mean |ΔG_H|, the potential's after its correction from DFT",
+        "eV",
+        -1,
+        "the same, corrected",
+    ),
+    Definition(
+        "score_stab", "mean", lambda r, _: r.score_stab, "Score_stab = mean exp(−max(0, E_form − E_ref))", "", title="Score_stab"
+    ),
+    Definition("rate_synth", "rate", lambda r, _: r.synthesizable, "Rate_synth: predicted synthesizable", title="Rate_synth"),
+    Definition(
+        "hit_rate",
+        "rate",
+        lambda r, _: r.hit,
+        "valid, |ΔG_H| ≤ {dg:g} eV (DimeNet++), E_above_hull ≤ {hull:g} eV/atom",
+        title="hits by DimeNet++",
+    ),
+    Definition(
+        "hit_rate_potential",
+        "rate",
+        lambda r, _: r.hit_potential,
+        "the same with the potential's own ΔG_H",
+        title="hits by the potential",
+    ),
+    Definition(
+        "hit_rate_corrected",
+        "rate",
+        lambda r, _: r.hit_corrected,
+        "the same with the potential's ΔG_H corrected from DFT",
+        title="hits, potential corrected",
+    ),
+    Definition("rate_sun", "rate", lambda r, _: r.sun, "valid, stable (E_above_hull ≤ 0), unique and novel"),
+    Definition(
+        "rate_metastable_sun",
+        "rate",
+        lambda r, _: r.metastable_sun,
+        "valid, E_above_hull ≤ {hull:g} eV/atom, unique and novel",
+        title="metastable S.U.N.",
+    ),
+    Definition(
+        "score_composite",
+        "mean",
+        lambda r, _: r.score_composite,
+        "mean 0.4·max(0, 1−2|ΔG_H|) + 0.3·stab + 0.3·P_synth",
+        "",
+        title="composite score",
+    ),
+    Definition(
+        "legacy_score_composite",
+        "mean",
+        lambda r, _: r.legacy_score_composite,
+        "mean score of the earlier public baseline's scoring, for comparison only",
+        "",
+        0,
+    ),
+    Definition(
+        "rate_valid", "rate", lambda r, _: r.valid, "no clash, one connected sheet, vacuum, charge-neutral possible", title="valid"
+    ),
+    Definition("rate_no_clash", "rate", lambda r, _: r.no_clash, "no pair closer than the clash factor x covalent radii"),
+    Definition("rate_single_sheet", "rate", lambda r, _: r.single_sheet, "one connected, two-periodic sheet"),
+    Definition("rate_charge_neutral", "rate", lambda r, _: r.charge_neutral, "charge-neutral possible (SMACT)"),
+    Definition("rate_converged", "rate", lambda r, _: r.relax_converged, "relaxation converges within the step cap"),
+    Definition("rate_sheet_relaxed", "rate", lambda r, _: r.sheet_relaxed, "still one connected sheet after relaxation"),
+    Definition("median_rmsd_angstrom", "median", lambda r, _: r.relax_rmsd_angstrom, "median RMSD to the relaxed sheet", "Å", -1),
+    Definition("median_e_above_hull_ev", "median", lambda r, _: r.e_above_hull_ev, "median E_above_hull", "eV/atom", -1),
+    Definition(
+        "rate_metastable", "rate", lambda r, s: _below(r.e_above_hull_ev, s.hit_e_hull_ev), "E_above_hull ≤ {hull:g} eV/atom"
+    ),
+    Definition("rate_unique", "rate", lambda r, _: r.unique, "first of its kind in the set (StructureMatcher)"),
+    Definition("rate_novel", "rate", lambda r, _: r.novel, "not in the training database (StructureMatcher)"),
+    Definition("rate_her_in_domain", "rate", lambda r, _: r.h_in_domain, "inside the training domain of DimeNet++", better=0),
+    Definition("unique_formulas", "count", lambda r, _: {r.reduced_formula} - {""}, "distinct reduced formulas", "count", 0),
+    Definition("unique_elements", "count", lambda r, _: r.elements(), "distinct elements", "count", 0),
+)
+METRICS = {definition.name: definition for definition in _DEFINITIONS}
+
+# Metrics that are defined for bulk crystals, with other words where those of monolayers do not fit.
+_BULK_DOCS = {
+    "score_stab": "Score_stab of the bulk crystals",
+    "rate_synth": "predicted synthesizable",
+    "rate_metastable": METRICS["rate_metastable"].doc,
+    "median_e_above_hull_ev": METRICS["median_e_above_hull_ev"].doc,
+    "legacy_score_composite": METRICS["legacy_score_composite"].doc,
+}
+
+
+def aggregate(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:
+    """Compute the metrics of the two-dimensional candidates of one set.
+
+    Asked for (``n``) is every file of the set that is not a bulk crystal: a file that cannot be read, a molecule or a sheet that no
+    judge could score stays in the denominator of every rate. Means run over the ``n_ok`` candidates that have the number.
+
+    Args:
+        rows: ``CandidateResult`` of these files.
+        settings: those of the evaluation.
+        seed: of the bootstrap.
+
+    Returns:
+        name -> metric, for all of METRICS.
+    """
+    return _compute({name: definition.doc for name, definition in METRICS.items()}, rows, settings, seed)
+
+
+def aggregate_bulk(rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:
+    """Compute the metrics of the bulk crystals of a set, for which ΔG_H is not defined. Arguments as for ``aggregate``."""
+    return _compute(_BULK_DOCS, rows, settings, seed)
+
+
+def _compute(docs: Mapping[str, str], rows: Sequence[Any], settings: Any, seed: int) -> dict[str, Metric]:
+    """Compute the metrics that ``docs`` names, in its order and with its words."""
+    resampling = {"resamples": settings.bootstrap, "rng": np.random.default_rng(seed)}
+    n_read = sum(bool(row.reduced_formula) for row in rows)
+    found = {}
+    for name, template in docs.items():
+        definition = METRICS[name]
+        values = [definition.value(row, settings) for row in rows]
+        doc = template.format(dg=settings.hit_delta_g_ev, hull=settings.hit_e_hull_ev)
+        unit, better = definition.unit, definition.better
+        if definition.kind == "rate":
+            found[name] = rate_metric(name, values, better=better, doc=doc, **resampling)
+        elif definition.kind == "count":
+            count = float(len(set().union(*values)))
+            found[name] = Metric(name, count, math.nan, math.nan, n_read, len(rows), unit, better, doc)
+        else:
+            median = definition.kind == "median"
+            found[name] = mean_metric(name, values, unit=unit, better=better, doc=doc, median=median, **resampling)
+    return found
+
+
+# Metrics in which sets are compared, in the order of every table.
 COMPARED = (
     "hit_rate",
     "hit_rate_potential",
@@ -111,9 +202,14 @@ COMPARED = (
 
 
 def compare(control: dict[str, dict[str, Any]], ours: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Per metric: 'better', 'worse' or 'equal' (the control against ours), with ' (clear)' where the 95 % intervals part.
+    """Compare a control with ours.
 
-    control, ours: metrics as dictionaries (``dataclasses.asdict(Metric)``; a missing value may be None or NaN).
+    Args:
+        control, ours: name -> metric as ``dataclasses.asdict`` gives it; a missing value may be None or NaN.
+
+    Returns:
+        name -> "better", "worse" or "equal" (the control against ours), with " (clear)" where the 95 % intervals do not overlap.
+        Metrics that lack a value or have no better direction are left out.
     """
     verdicts = {}
     for name in COMPARED:
@@ -133,12 +229,17 @@ def compare(control: dict[str, dict[str, Any]], ours: dict[str, dict[str, Any]])
 
 
 def _number(metric: dict[str, Any], key: str) -> float:
+    """Return a value of a metric, NaN where it is None."""
     value = metric.get(key)
     return math.nan if value is None else float(value)
 
 
 def agreement(truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float | int]:
-    """n, mean absolute error, mean signed error (predicted − truth) and Spearman rank correlation over the pairs that have both."""
+    """Measure how well predictions agree with true values (eV), over the pairs that have both.
+
+    Returns:
+        ``{n, mae_ev (mean absolute error), mean_error_ev (of predicted − truth), spearman (rank correlation)}``.
+    """
     from scipy.stats import spearmanr
 
     t, p = np.asarray(truth, dtype=float), np.asarray(predicted, dtype=float)

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation import metrics, structure_viewer
-from evaluation.candidate import CandidateResult
+from evaluation.candidate import QUANTITIES, CandidateResult
 from evaluation.decisions import rank
 from evaluation.legacy import LEGACY_COLUMNS
 from evaluation.report_files import FIGURES, read_report
@@ -30,39 +30,39 @@ from pipeline.files import PROJECT_DIR, atomic_path, relative_name
 TEMPLATES = Path(__file__).with_name("templates")
 SCRIPTS = ("sort.js", "viewer.js")
 
-# Key of ``CandidateResult`` and title of every column of the candidates' table.
+# Fields of ``CandidateResult`` that are columns of the candidates' table, in this order; QUANTITIES has their titles.
 COLUMNS = (
-    ("id", "id"),
-    ("reduced_formula", "formula"),
-    ("dimensionality", "kind"),
-    ("layer_group_relaxed", "layer group"),
-    ("valid", "valid"),
-    ("delta_g_h_ev", "ΔG_H (eV)"),
-    ("delta_g_h_std_ev", "± (eV)"),
-    ("delta_g_h_potential_ev", "ΔG_H potential (eV)"),
-    ("delta_g_h_corrected_ev", "ΔG_H corrected (eV)"),
-    ("h_in_domain", "in domain"),
-    ("e_form_ev", "E_form (eV/atom)"),
-    ("e_above_hull_ev", "E_hull (eV/atom)"),
-    ("p_synth", "P_synth"),
-    ("synthesis_method", "method"),
-    ("synthesis_precursors", "precursors"),
-    ("relax_rmsd_angstrom", "RMSD (Å)"),
-    ("unique", "unique"),
-    ("novel", "novel"),
-    ("metastable_sun", "metastable S.U.N."),
-    ("hit", "hit"),
-    ("score_composite", "score"),
-    ("legacy_score_composite", "earlier baseline's score"),
-    ("seconds", "s"),
-    ("status", "status"),
+    "id",
+    "reduced_formula",
+    "dimensionality",
+    "layer_group_relaxed",
+    "valid",
+    "delta_g_h_ev",
+    "delta_g_h_std_ev",
+    "delta_g_h_potential_ev",
+    "delta_g_h_corrected_ev",
+    "h_in_domain",
+    "e_form_ev",
+    "e_above_hull_ev",
+    "p_synth",
+    "synthesis_method",
+    "synthesis_precursors",
+    "relax_rmsd_angstrom",
+    "unique",
+    "novel",
+    "metastable_sun",
+    "hit",
+    "score_composite",
+    "legacy_score_composite",
+    "seconds",
+    "status",
 )
 
 
 def write_page(output_dir: str | os.PathLike) -> Path:
-    """Writes ``report.html`` of a folder: one file that needs no network and no server.
+    """Write ``report.html`` of a folder: one file that needs no network and no server.
 
-    The template escapes every text from a file or a setting. The page's own policy lets no script run but ``SCRIPTS``.
+    The template escapes every text from a file or a setting. The page's content security policy allows no script but ``SCRIPTS``.
 
     Args:
         output_dir: holds ``report.json`` and the figures.
@@ -85,7 +85,7 @@ def write_page(output_dir: str | os.PathLike) -> Path:
 
 
 def candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:
-    """Renders the sortable table of candidates as HTML. cif_folder: as seen from the page."""
+    """Return the sortable table of candidates as HTML. cif_folder: path of the CIFs from the page's folder."""
     return _environment().get_template("candidates.html.j2").render(table=_candidate_cells(candidates, cif_folder))
 
 
@@ -99,7 +99,7 @@ def _environment() -> Environment:
 
 
 def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The variables of ``report.html.j2``. Only our own files of ``templates/`` and vetted JSON are marked as safe."""
+    """Return the variables of ``report.html.j2``. Only files of ``templates/`` and escaped JSON are marked as safe."""
     candidates, cif_folder = rank(report["candidates"]), _cif_folder(report, folder)
     scripts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
     shown = _viewer_candidates(candidates, report.get("structures", {}), cif_folder)
@@ -123,19 +123,19 @@ def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _content_security_policy(scripts: Sequence[str]) -> str:
-    """Allows the scripts by their hashes, styles and images inside the page, and nothing else."""
+    """Return a policy that allows the scripts (by their hashes), and styles and images inside the page, but nothing else."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}"
 
 
 def _cif_folder(report: Mapping[str, Any], folder: Path) -> str:
-    """The folder of the CIFs as seen from the page."""
+    """Return the path of the CIFs from the page's folder."""
     relative = os.path.relpath(PROJECT_DIR / report["provenance"]["cif_dir"], folder.resolve())
     return Path(relative).as_posix()
 
 
 def _figures(folder: Path) -> list[dict[str, str]]:
-    """Caption, PNG in base64 and link to the PDF (empty without one) of every figure in a folder."""
+    """Return caption, PNG in base64 and link to the PDF (empty without one) of every figure in a folder."""
     found = []
     for name, caption in FIGURES.items():
         path = folder / name
@@ -149,13 +149,16 @@ def _figures(folder: Path) -> list[dict[str, str]]:
 def _viewer_candidates(
     candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, Any], cif_folder: str
 ) -> list[dict[str, Any]]:
-    """What the 3D view shows of every candidate, as ``structure_viewer.page_data`` takes it."""
+    """Return what the 3D view shows of every candidate, as ``structure_viewer.page_data`` takes it."""
 
-    def number(row: Mapping[str, Any], key: str, unit: str, std: str = "") -> str:
+    def fact(key: str, text: str) -> list[str]:
+        return [QUANTITIES[key].label, text]
+
+    def number(row: Mapping[str, Any], key: str, std: str = "") -> list[str]:
         if row.get(key) is None:
-            return "–"
+            return fact(key, "–")
         error = f" ± {row[std]:.2f}" if std and row.get(std) is not None else ""
-        return f"{row[key]:.2f}{error} {unit}".strip()
+        return fact(key, f"{row[key]:.2f}{error} {QUANTITIES[key].unit}".strip())
 
     return [
         {
@@ -164,17 +167,16 @@ def _viewer_candidates(
             "structure": structures.get(row["id"]),
             "note": "" if row["status"] == "ok" else row["status"],
             "facts": [
-                ["formula", row["formula"] or "–"],
-                ["symmetry", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"],
-                ["ΔG_H, DimeNet++", number(row, "delta_g_h_ev", "eV", "delta_g_h_std_ev")],
-                ["ΔG_H, potential", number(row, "delta_g_h_potential_ev", "eV")],
-                ["ΔG_H, corrected", number(row, "delta_g_h_corrected_ev", "eV", "delta_g_h_corrected_std_ev")],
-                ["band gap, GFN2-xTB", number(row, "band_gap_ev", "eV")],
-                ["E_above_hull", number(row, "e_above_hull_ev", "eV/atom")],
-                ["P_synth", number(row, "p_synth", "")],
-                *([["method", row["synthesis_method"]]] if row.get("synthesis_method") else []),
-                *([["precursors", row["synthesis_precursors"]]] if row.get("synthesis_precursors") else []),
-                ["hit", {True: "yes", False: "no", None: "–"}[row["hit"]]],
+                fact("formula", row["formula"] or "–"),
+                fact("layer_group_relaxed", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"),
+                number(row, "delta_g_h_ev", "delta_g_h_std_ev"),
+                number(row, "delta_g_h_potential_ev"),
+                number(row, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
+                number(row, "band_gap_ev"),
+                number(row, "e_above_hull_ev"),
+                number(row, "p_synth"),
+                *(fact(key, row[key]) for key in ("synthesis_method", "synthesis_precursors") if row.get(key)),
+                fact("hit", {True: "yes", False: "no", None: "–"}[row["hit"]]),
             ],
         }
         for row in candidates
@@ -183,7 +185,7 @@ def _viewer_candidates(
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the candidates' table. sort_value: what its column is sorted by, empty without a value."""
+    """A cell of the candidates' table. ``sort_value``: what its column is sorted by; empty without a value."""
 
     text: str
     sort_value: str
@@ -192,12 +194,12 @@ class Cell:
 
 
 def _candidate_cells(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> dict[str, Any]:
-    """Columns and rows of the table of candidates."""
+    """Return the columns and rows of the table of candidates."""
     types = {field.name: field.type for field in dataclasses.fields(CandidateResult)}
-    # Only CSLLM suggests routes: without it their columns would be empty.
+    # Only CSLLM suggests routes; without it their columns would be empty and are left out.
     routes = any(row.get("synthesis_method") or row.get("synthesis_precursors") for row in candidates)
-    columns = [column for column in COLUMNS if routes or not column[0].startswith("synthesis_")]
-    numeric = {key for key, _ in columns if types[key] in ("float", "int")}
+    columns = [column for column in COLUMNS if routes or not column.startswith("synthesis_")]
+    numeric = {key for key in columns if types[key] in ("float", "int")}
 
     def cell(row: Mapping[str, Any], key: str) -> Cell:
         value = row.get(key)
@@ -211,13 +213,13 @@ def _candidate_cells(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -
         return Cell(value, value, css_class="long" if len(value) > 30 else "")
 
     return {
-        "columns": [{"title": title, "type": "number" if key in numeric else "text"} for key, title in columns],
-        "rows": [{"hit": row["hit"], "cells": [cell(row, key) for key, _ in columns]} for row in candidates],
+        "columns": [{"title": QUANTITIES[key].heading, "type": "number" if key in numeric else "text"} for key in columns],
+        "rows": [{"hit": row["hit"], "cells": [cell(row, key) for key in columns]} for row in candidates],
     }
 
 
 def _comparison_cells(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels, rows and notes of the table that sets our candidates beside the others."""
+    """Return labels, rows and notes of the table that compares the sets."""
     rows = []
     for name in metrics.COMPARED:
         cells = []
@@ -232,10 +234,11 @@ def _comparison_cells(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _legacy_cells(legacy: Mapping[str, Any]) -> dict[str, Any]:
-    """The favourites of the earlier public baseline's scoring with our verdicts."""
+    """Return the table of the earlier public baseline's favourites with our verdicts."""
     rows = []
     for row in legacy["rows"]:
         ours = "–" if row["our_rank"] is None else row["our_rank"]
         numbers = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("score_composite", *LEGACY_COLUMNS)]
         rows.append({"texts": [row["rank"], ours, row["id"], row["formula"], row["verdict"]], "numbers": numbers})
-    return {"summary": legacy_summary(legacy), "max_steps": legacy["max_steps"], "rows": rows}
+    headings = list(LEGACY_COLUMNS.values())
+    return {"summary": legacy_summary(legacy), "max_steps": legacy["max_steps"], "headings": headings, "rows": rows}

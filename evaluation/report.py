@@ -1,6 +1,6 @@
 """Writes the figures and ``report.json`` of an evaluation.
 
-``report.json`` holds everything the page shows, so that ``page`` can write it again when ``comparison`` has another set.
+``report.json`` holds everything that the page shows, so that ``comparison`` can add a set and have the page written again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def write_report(
     hull: Mapping[str, Any] | None = None,
     script: str,
 ) -> dict[str, Any]:
-    """Writes figures and ``report.json`` of one set.
+    """Write figures and ``report.json`` of one set.
 
     Args:
         evaluation: the judged set.
@@ -43,8 +43,8 @@ def write_report(
         controls: label -> judged control, or one line that says why it was not run.
         truth: errors of the judges of ΔG_H against DFT.
         her_provenance: where the weights of DimeNet++ come from.
-        hull: E_above_hull beside that of a database.
-        script: the stage that asks, such as "test.py".
+        hull: comparison of E_above_hull with a database.
+        script: the stage that calls, such as "test.py".
 
     Returns:
         The content of ``report.json``.
@@ -76,20 +76,20 @@ def write_report(
         "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
         "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
     }
-    # The page and every later reader see the same content: what JSON keeps.
+    # Read back, so that the page gets what every later reader of the file gets.
     write_json(output_dir / "report.json", content)
     return json.loads((output_dir / "report.json").read_text(encoding="utf-8"))
 
 
 def _control(found: Evaluation | str) -> dict[str, Any]:
-    """What ``report.json`` holds of a control: its metrics, or why there are none."""
+    """Return what ``report.json`` holds of a control: its metrics, or why there are none."""
     if isinstance(found, Evaluation):
         return {"metrics": metric_dicts(found.aggregates), "cif_dir": relative_name(found.cif_dir), "note": ""}
     return {"metrics": None, "note": found}
 
 
 def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any]) -> dict[str, Any]:
-    """Which files, judges, settings and code gave the numbers."""
+    """Return which files, judges, settings and code gave the numbers."""
     settings = dataclasses.asdict(cfg.evaluation)
     return {
         "created_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -105,12 +105,12 @@ def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any]) -> 
 
 
 def copy_loss_curve(cfg: Config, output_dir: Path) -> None:
-    """Puts stage 3's ``loss_curve.png`` and ``.pdf`` beside the report, from the checkpoint's folder or from ``weights/``."""
+    """Copy stage 3's ``loss_curve.png`` and ``.pdf`` beside the report, from the checkpoint's folder or from ``weights/``."""
     for folder in (Path(cfg.denoiser.checkpoint).parent, PROJECT_DIR / "weights"):
         if not (folder / "loss_curve.png").is_file() or folder.resolve() == output_dir.resolve():
             continue
         for name in ("loss_curve.png", "loss_curve.pdf"):
-            # A PDF of another training must not stay beside the PNG.
+            # Where this training has no PDF, that of another training must not stay beside the PNG.
             (output_dir / name).unlink(missing_ok=True)
             if (folder / name).is_file():
                 with atomic_path(output_dir / name) as temporary:

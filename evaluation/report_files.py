@@ -34,12 +34,12 @@ FIGURES = {
 
 
 def metric_dicts(found: Mapping[str, statistics.Metric]) -> dict[str, Any]:
-    """Metrics by name as ``report.json`` holds them."""
+    """Return metrics by name as ``report.json`` holds them."""
     return {name: dataclasses.asdict(metric) for name, metric in found.items()}
 
 
 def read_report(output_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """Reads ``report.json`` of a folder; None where there is none of this schema."""
+    """Read ``report.json`` of a folder; None where there is none of this schema."""
     path = Path(output_dir) / "report.json"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""One number of a set with its interval."""
+"""Computes means and rates of a set with their intervals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ CONFIDENCE = math.erf(1.959964 / math.sqrt(2))  # 95 % with the rounded z of ear
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a set: value, 95 % interval, verdicts ``n_ok`` of ``n`` candidates asked for.
+    """One number of a set.
 
-    ``better``: +1 where larger is better, -1 where smaller is, 0 where neither is.
+    ``low``, ``high``: 95 % interval, NaN where there is none. ``n_ok``: candidates that have a value or verdict. ``n``: candidates
+    asked for. ``better``: +1 where larger is better, -1 where smaller is, 0 where neither is. ``doc``: what the number means.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Metric:
     doc: str
 
     def text(self) -> str:
-        """Such as ``0.31 [0.19, 0.44] (30/32)``."""
+        """Return a text such as ``0.31 [0.19, 0.44] (30/32)``."""
         if math.isnan(self.value):
             return f"– ({self.n_ok}/{self.n})"
         interval = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
@@ -70,7 +71,7 @@ def mean_metric(
     rng: np.random.Generator,
     median: bool = False,
 ) -> Metric:
-    """Mean (or median) over the finite ``values``; NaN entries are candidates without a verdict."""
+    """Return the mean (or median) over the finite values; NaN stands for a candidate without a value."""
     array = np.asarray(values, dtype=float)
     finite = array[np.isfinite(array)]
     statistic = np.median if median else np.mean
@@ -82,9 +83,9 @@ def mean_metric(
 def rate_metric(
     name: str, verdicts: Sequence[bool | None], *, better: int, doc: str, resamples: int, rng: np.random.Generator
 ) -> Metric:
-    """Share of True over ALL candidates; None (no verdict) counts as not True. NaN where no candidate has a verdict.
+    """Return the share of True over ALL candidates, where None (no verdict) counts as not True; NaN without any verdict.
 
-    Where all candidates agree a bootstrap interval has no width, which would claim certainty; the Wilson interval stands there.
+    Where all candidates agree, a bootstrap interval has no width and would claim certainty; there the Wilson interval is used.
     """
     hits = np.array([verdict is True for verdict in verdicts], dtype=float)
     n_ok = sum(verdict is not None for verdict in verdicts)

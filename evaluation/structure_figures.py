@@ -1,4 +1,4 @@
-"""Drawings of sheets."""
+"""Draws the best candidates from above and from the side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.settings import EvaluationConfig
 
 
 def generated_structures(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> list[str]:
-    """Top and side view of the best candidates as they are after relaxation. Returns their ids."""
+    """Draw top and side view of the ``settings.top_k`` best candidates after relaxation, and return their ids."""
     rows = rank(evaluation.rows, settings.top_k)
     columns = min(4, max(1, len(rows)))
     lines = max(1, math.ceil(len(rows) / columns))
@@ -52,7 +52,7 @@ def generated_structures(evaluation: Evaluation, settings: EvaluationConfig, pat
 
 
 def delta_g_text(row: CandidateResult) -> str:
-    """ΔG_H of a candidate with its error: the potential's corrected from DFT beside DimeNet++'s where there is one (eV)."""
+    """Write ΔG_H of a candidate by DimeNet++ and, where it has one, by the corrected potential, with standard errors (eV)."""
     text = f"ΔG_H = {row.delta_g_h_ev:+.2f} ± {row.delta_g_h_std_ev:.2f} eV"
     if math.isnan(row.delta_g_h_corrected_ev):
         return text
@@ -60,9 +60,9 @@ def delta_g_text(row: CandidateResult) -> str:
 
 
 def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
-    """Draws a standardised sheet from above and from the side, with bonds, cell, a scale bar (Å) and the elements.
+    """Draw a standardised sheet from above and from the side, with bonds, cell, a scale bar (Å) and the elements.
 
-    The window shows at least 3 x 3 cells or 11 Å, whichever is larger (at most 24 Å).
+    The window is three cells wide, but at least 11 Å and at most 24 Å.
     """
     cell = atoms.cell.array[:2, :2]
     width = float(np.clip(3 * max(np.linalg.norm(cell, axis=1)), 11.0, 24.0))
@@ -79,24 +79,25 @@ def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
     lengths = np.linalg.norm(view.positions[first] - view.positions[second], axis=1)
     bonded = drawn_bonds(view.numbers, first, second, lengths)
     bonds = list(zip(first[bonded].tolist(), second[bonded].tolist(), strict=True))
-    _draw(top, view, bonds, axes=(0, 1), depth=view.positions[:, 2])
+    _draw_atoms(top, view, bonds, axes=(0, 1), depth=view.positions[:, 2])
     outline = np.array([[0, 0], cell[0], cell[0] + cell[1], cell[1], [0, 0]])
-    # White below black: the outline stays visible on bonds and on dark atoms.
+    # White below black, so that the outline stays visible on bonds and on dark atoms.
     top.plot(outline[:, 0], outline[:, 1], color="white", lw=2.6, zorder=3)
     top.plot(outline[:, 0], outline[:, 1], color="black", lw=1.3, ls="--", zorder=3.5)
     top.set_xlim(corner[0], corner[0] + width)
     top.set_ylim(corner[1], corner[1] + width)
     top.set_aspect("equal")
-    # From the side only one slice is drawn: rows of atoms behind each other hide the bonds.
+    # From the side only one slice is drawn, because rows of atoms behind it would hide the bonds.
     slice_depth = max(np.linalg.norm(cell[1]), 3.0)
     near = np.flatnonzero((view.positions[:, 1] > -0.3) & (view.positions[:, 1] < slice_depth + 0.3))
-    keep = {int(old): new for new, old in enumerate(near)}
+    index = {int(old): new for new, old in enumerate(near)}
     slab = view[near]
-    _draw(side, slab, [(keep[a], keep[b]) for a, b in bonds if a in keep and b in keep], axes=(0, 2), depth=-slab.positions[:, 1])
+    slab_bonds = [(index[a], index[b]) for a, b in bonds if a in index and b in index]
+    _draw_atoms(side, slab, slab_bonds, axes=(0, 2), depth=-slab.positions[:, 1])
     height = max(float(np.ptp(atoms.positions[:, 2])) + 2.5, width * 0.4)
     middle = 0.5 * (slab.positions[:, 2].max() + slab.positions[:, 2].min())
-    for place in (0.0, cell[0, 0]):
-        side.plot([place, place], [middle - height / 2, middle + height / 2], color="black", lw=1, ls="--", zorder=0.5)
+    for x in (0.0, cell[0, 0]):
+        side.plot([x, x], [middle - height / 2, middle + height / 2], color="black", lw=1, ls="--", zorder=0.5)
     side.set_xlim(corner[0], corner[0] + width)
     side.set_ylim(middle - height / 2, middle + height / 2)
     side.set_aspect("equal")
@@ -112,8 +113,8 @@ def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:
                 handletextpad=0.1, columnspacing=0.8, borderaxespad=0.1)  # fmt: skip
 
 
-def _draw(axis: Any, atoms: Atoms, bonds: Sequence[tuple[int, int]], axes: tuple[int, int], depth: np.ndarray) -> None:
-    """Atoms and bonds projected on two axes; what lies higher in ``depth`` covers what lies lower."""
+def _draw_atoms(axis: Any, atoms: Atoms, bonds: Sequence[tuple[int, int]], axes: tuple[int, int], depth: np.ndarray) -> None:
+    """Draw atoms and bonds projected on two axes; atoms of greater ``depth`` (N,) cover those of smaller."""
     flat = atoms.positions[:, list(axes)]
     if bonds:
         lines = flat[np.array(bonds)]

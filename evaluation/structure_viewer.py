@@ -1,4 +1,4 @@
-"""Turns structures into the data of the page's 3D view; ``templates/viewer.js`` draws them with no library and no network.
+"""Makes the data of the page's 3D view, which ``templates/viewer.js`` draws without a library and without a network.
 
 ``encode`` turns a structure into short strings for ``report.json``; ``page_data`` turns those into the JSON that the page embeds,
 bonds included.
@@ -24,15 +24,23 @@ from ase.data.colors import jmol_colors
 from ase.neighborlist import neighbor_list
 from pymatgen.core import Element
 
-# Tighter than the scale that decides whether a sheet hangs together: a picture of every contact is a picture of none.
+# Smaller than the scale that decides whether a sheet is connected, because lines for every contact would hide the structure.
 DRAWN_BOND_SCALE = 1.15
 
 
 def drawn_bonds(numbers: np.ndarray, first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Which pairs are drawn as bonds. numbers: (N,); first, second: (P,) atom indices; distances: (P,) Å. Returns (P,) bool.
+    """Choose the pairs that are drawn as bonds.
 
-    Drawn is a pair closer than 1.15 times the sum of the covalent radii. Two metals are joined in elements and alloys only: beside
-    a non-metal their contacts would hide the coordination polyhedra.
+    A pair is drawn when it is closer than DRAWN_BOND_SCALE times the sum of the covalent radii. Two metals are joined in elements
+    and alloys only: in compounds their contacts would hide the coordination polyhedra.
+
+    Args:
+        numbers: (N,) atomic numbers.
+        first, second: (P,) indices of the atoms of each pair.
+        distances: (P,) in Å.
+
+    Returns:
+        (P,) bool.
     """
     radii = covalent_radii[numbers]
     metallic = np.array([Element.from_Z(int(z)).is_metal for z in numbers], dtype=bool)
@@ -41,17 +49,17 @@ def drawn_bonds(numbers: np.ndarray, first: np.ndarray, second: np.ndarray, dist
 
 
 def ball_radii(numbers: np.ndarray) -> np.ndarray:
-    """Radii (Å) at which atoms are drawn: small enough to leave the bonds visible. numbers: (N,). Returns (N,)."""
+    """Return the radii (N,) in Å at which atoms are drawn, small enough to leave the bonds visible. numbers: (N,)."""
     return 0.42 * covalent_radii[numbers] + 0.12
 
 
 def hex_color(number: int) -> str:
-    """Jmol's colour of an element as #rrggbb."""
+    """Return Jmol's colour of an element as #rrggbb. number: atomic number."""
     return "#" + "".join(f"{round(255 * channel):02x}" for channel in jmol_colors[number])
 
 
 def periodic_bonds(atoms: Atoms) -> list[list[int]]:
-    """Every drawn bond once as [i, j, Sa, Sb, Sc]: from atom i to the image of atom j shifted by Sa a + Sb b + Sc c."""
+    """Return every drawn bond once as [i, j, Sa, Sb, Sc]: from atom i to the image of atom j shifted by Sa a + Sb b + Sc c."""
     cutoff = 2 * DRAWN_BOND_SCALE * float(covalent_radii[atoms.numbers].max())
     first, second, distances, shifts = neighbor_list("ijdS", atoms, cutoff)
     keep = drawn_bonds(atoms.numbers, first, second, distances)
@@ -60,7 +68,7 @@ def periodic_bonds(atoms: Atoms) -> list[list[int]]:
 
 
 def encode(atoms: Atoms) -> dict[str, str]:
-    """A structure as four short strings, lengths in Å with three decimals; cell: nine numbers, row vectors."""
+    """Write a structure as four short strings; lengths in Å with three decimals, the cell as nine numbers (row vectors)."""
     return {
         "symbols": " ".join(atoms.get_chemical_symbols()),
         "pbc": "".join("T" if periodic else "F" for periodic in atoms.pbc),
@@ -70,7 +78,7 @@ def encode(atoms: Atoms) -> dict[str, str]:
 
 
 def decode(stored: Mapping[str, str]) -> Atoms:
-    """The structure that ``encode`` stored."""
+    """Return the structure that ``encode`` wrote."""
     return Atoms(
         stored["symbols"].split(),
         positions=np.array(stored["positions"].split(), dtype=float).reshape(-1, 3),
@@ -80,7 +88,10 @@ def decode(stored: Mapping[str, str]) -> Atoms:
 
 
 def view(stored: Mapping[str, str]) -> dict[str, Any]:
-    """What the page draws: symbols, bonds, flat positions and cell (Å). Atoms lie inside the cell, a sheet's mid-plane at z = 0."""
+    """Return what the page draws: symbols, bonds, positions and cell (Å, both flat).
+
+    Atoms lie inside the cell, the mid-plane of a sheet at z = 0.
+    """
     atoms = decode(stored)
     atoms.wrap(eps=1e-3)
     sheet = not atoms.pbc[2]
@@ -96,13 +107,17 @@ def view(stored: Mapping[str, str]) -> dict[str, Any]:
 
 
 def script_json(content: Any) -> str:
-    """JSON that is safe inside ``<script type="application/json">``: no character of it can end or open an element."""
+    """Write JSON that is safe inside ``<script type="application/json">``: none of its characters can end or open an element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def page_data(candidates: Sequence[Mapping[str, Any]]) -> str:
-    """The JSON of the page. candidates: {id, href (CIF), facts: [[name, value], ...], structure: ``encode`` or None, note}."""
+    """Return the JSON that the page embeds.
+
+    Args:
+        candidates: ``{id, href (of the CIF), facts: [[name, value], ...], structure: what encode returns or None, note}`` each.
+    """
     drawn = [{**c, "structure": view(c["structure"]) if c["structure"] else None} for c in candidates]
     symbols = sorted({symbol for c in drawn if c["structure"] for symbol in c["structure"]["symbols"]})
     numbers = np.array([Element(symbol).Z for symbol in symbols], dtype=int)

@@ -1,4 +1,4 @@
-"""Says in a few sentences what a report found: the page's first lines and the last ones in the log."""
+"""Sums up a report in a few sentences: the first lines of the page and the last ones of the log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ log = logging.getLogger("her2d")
 
 
 def better_in(verdicts: Mapping[str, str]) -> list[str]:
-    """Metrics in which a control beats ours, '(clear)' where the intervals part."""
+    """Return the metrics in which a control beats ours, with "(clear)" where the intervals do not overlap."""
     return [f"{name}{verdict.removeprefix('better')}" for name, verdict in verdicts.items() if verdict.startswith("better")]
 
 
 def number_text(value: float | None) -> str:
+    """Return a number with six digits for a CSV; "nan" where it is missing."""
     return "nan" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.6g}"
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """The result in plain sentences."""
+    """Return the result in plain sentences. report: the content of ``report.json``."""
     found, funnel = report["metrics"], report["funnel"]
     n = found["hit_rate"]["n"]
 
@@ -68,7 +69,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def _truth_line(truth: Mapping[str, Any], window: str) -> str:
-    """How far ΔG_H is off on hosts with DFT values. window: the limit of a hit on |ΔG_H|, with its unit."""
+    """Say how far ΔG_H is off on hosts with DFT values. window: the limit of a hit on |ΔG_H|, with its unit."""
     if not truth.get("n"):
         return "No DFT truth was at hand: ΔG_H is unverified."
     corrected = truth.get("potential_corrected") or {}
@@ -83,7 +84,7 @@ def _truth_line(truth: Mapping[str, Any], window: str) -> str:
 
 
 def legacy_summary(legacy: Mapping[str, Any]) -> str:
-    """What the ranking of the earlier public baseline has to do with ours, in one sentence."""
+    """Compare the ranking of the earlier public baseline with ours in one sentence. legacy: what ``legacy_ranking`` returns."""
     verdicts = ", ".join(f"{count} {name}" for name, count in legacy["verdicts"].items())
     rank = f"rank correlation {plain_number(legacy['spearman'])} over {legacy['n_both']} candidates with both scores, "
     return (
@@ -93,18 +94,18 @@ def legacy_summary(legacy: Mapping[str, Any]) -> str:
 
 
 def metric_text(metric: Mapping[str, Any]) -> str:
-    """Value, interval and counts of a metric of ``report.json`` (see ``statistics.Metric.text``)."""
+    """Return value, interval and counts of a metric of ``report.json`` as ``statistics.Metric.text`` writes them."""
     values = {k: math.nan if metric[k] is None else metric[k] for k in ("value", "low", "high")}
     return statistics.Metric(**{**metric, **values}).text()
 
 
 def plain_number(value: float | None) -> str:
-    """A number with two decimals, a dash without one."""
+    """Return a number with two decimals, or a dash where it is missing."""
     return "–" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def log_summary(report: Mapping[str, Any], output_dir: str | os.PathLike, names: Sequence[str] = metrics.COMPARED) -> None:
-    """One screen at the end of a stage."""
+    """Log the summary, the compared metrics and the path of the page at the end of a stage."""
     for line in report["summary"]:
         log.info("%s", line)
     for name in names:

@@ -1,4 +1,4 @@
-"""Calibration, scores and their figure of the embedded synthesizability model."""
+"""Calibrates and scores the embedded synthesizability model, and draws the figure of both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from pipeline.plotting import figure
 
 
 def fit_calibration(odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(temperature, bias) of P = sigmoid(odds / temperature + bias) that minimise the log loss plus a weak pull to (1, 0).
+    """Fit temperature and bias of P = sigmoid(odds / temperature + bias) by the log loss plus a weak pull to (1, 0).
 
-    Temperature scaling (Guo et al. 2017) with a bias, because training balances the classes and the world does not.
+    This is temperature scaling (Guo et al. 2017) with a bias, because training weights the classes equally although they are not
+    equally frequent.
+
+    Args:
+        odds: (N,) log-odds of the model.
+        labels: (N,) 0 or 1.
+
+    Returns:
+        (temperature, bias); (1, 0) where there is only one class.
     """
     from scipy.optimize import minimize
 
@@ -30,7 +38,14 @@ def fit_calibration(odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]
 
 
 def scores(p: np.ndarray, labels: np.ndarray, mass: np.ndarray, bins: int = 10) -> dict[str, Any]:
-    """ROC-AUC, TPR, TNR and accuracy at P = 0.5, ECE over equal-width bins, and the reliability curve."""
+    """Compute ROC-AUC, TPR, TNR and accuracy at P = 0.5, the expected calibration error (ECE), and the reliability curve.
+
+    Args:
+        p: (N,) predicted probabilities.
+        labels: (N,) 0 or 1.
+        mass: (N,) label mass.
+        bins: number of bins of equal width for ECE and the curve.
+    """
     from sklearn.metrics import roc_auc_score
 
     positive, negative = labels == 1, labels == 0
@@ -55,7 +70,13 @@ def scores(p: np.ndarray, labels: np.ndarray, mass: np.ndarray, bins: int = 10) 
 
 
 def draw_calibration(path: Path, p: np.ndarray, labels: np.ndarray, metrics: dict[str, Any], raw: dict[str, Any]) -> None:
-    """ROC curve, reliability before and after calibration, and the distribution of P, on the held-out formulas."""
+    """Draw the ROC curve, the reliability before and after calibration, and the distribution of P, on held-out formulas.
+
+    Args:
+        path: the PNG.
+        p, labels: (N,) calibrated probabilities and their labels.
+        metrics, raw: ``scores`` after and before calibration.
+    """
     from sklearn.metrics import roc_curve
 
     with figure(path, ncols=3, figsize=(11, 3.6)) as (drawn, axes):

@@ -1,4 +1,4 @@
-"""Training examples of the embedded language model."""
+"""Makes training examples for the embedded language model from a database of monolayers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.provenance import SCHEMA_VERSION
 from pipeline.settings import Config
 from pipeline.store import LineStore
 
-IGNORE = -100
+IGNORE = -100  # target that torch's cross-entropy leaves out
 
 
 @dataclasses.dataclass
 class Example:
-    """One labelled crystal: its equivalent material strings (the first is the one that is judged) and its label 0/1."""
+    """One labelled crystal. ``label``: 0 or 1. ``strings``: equivalent material strings, the first of the sheet as the row has it."""
 
     row_id: int
     formula: str
@@ -35,12 +35,19 @@ class Example:
 
 
 def side_of(formula: str, cfg: Config) -> str:
-    """Side of a formula key in the one split, with the fractions of the dataset: what held out the generator's rows."""
+    """Return "train", "val" or "test" for a formula key, in the same split as that of the generator's dataset."""
     return database.split_of(formula, cfg.run.seed, cfg.dataset.val_fraction, cfg.dataset.test_fraction)
 
 
 def select_rows(cfg: Config) -> tuple[list[tuple[int, str, int]], Counter]:
-    """(row id, formula key, label) of every labelled row, in row order, and the counts of what was left out and why."""
+    """Read the labelled rows of the database.
+
+    Returns:
+        ((row id, formula key, label) in row order, reason -> number of rows left out).
+
+    Raises:
+        StageError: the file is no ASE database.
+    """
     import ase.db
 
     path = Path(cfg.synth_lm.db_path)
@@ -68,9 +75,14 @@ def select_rows(cfg: Config) -> tuple[list[tuple[int, str, int]], Counter]:
 
 
 def labelled_examples(cfg: Config, rows: list[tuple[int, str, int]], db_hash: str, counts: Counter) -> list[Example]:
-    """Material strings of the rows: one as judged and synth_lm.augmentations - 1 of the same sheet in other settings.
+    """Make the material strings of the rows: one of the sheet as it is, and synth_lm.augmentations - 1 in other settings.
 
-    They are cached line by line in ``strings.jsonl`` beside the checkpoint, so that a stopped run goes on where it was.
+    They are stored line by line in ``strings.jsonl`` beside the checkpoint, so that a stopped run goes on where it was.
+
+    Args:
+        rows: what ``select_rows`` returns.
+        db_hash: SHA-256 of the database; strings of another one are not used.
+        counts: gets reason -> number of rows without a string.
     """
     import ase.db
 
@@ -94,7 +106,7 @@ def labelled_examples(cfg: Config, rows: list[tuple[int, str, int]], db_hash: st
 
 
 def _strings_of(atoms: Any, row_id: int, number: int, seed: int) -> list[str]:
-    """The strings of one row, or one entry that starts with '!' and says why it has none."""
+    """Return the strings of one row, or one entry that starts with '!' and says why it has none."""
     try:
         structure = material_strings.as_structure(atoms)
         first = material_strings.material_string(structure)
@@ -119,9 +131,9 @@ def _cached_strings(entry: list[Any]) -> tuple[int, list[str]]:
 
 
 class Encoder:
-    """Token ids of an example: the prompt's head, one block per Wyckoff site, and the tail up to the label.
+    """Encoder of examples as token ids, kept as head of the prompt, one block per Wyckoff site, and tail before the label.
 
-    A prompt is head + sites in any order + tail + label, so that the order of sites can be drawn anew in every epoch.
+    Sites are kept apart so that every epoch can draw them in another order.
     """
 
     def __init__(self, tokenizer: material_strings.MaterialTokenizer, examples: list[Example]) -> None:
@@ -134,7 +146,13 @@ class Encoder:
         return ids, [self.tokenizer.encode(site)[1:] for site in sites.split("->")]
 
     def prompt_ids(self, index: int, variant: int = 0, rng: np.random.Generator | None = None) -> tuple[list[int], slice]:
-        """(token ids up to and including "Output:", the slice that holds the material string)."""
+        """Return (token ids up to and including "Output:", the slice that holds the material string).
+
+        Args:
+            index: of the example.
+            variant: which of its strings.
+            rng: draws the order of the sites; None: the order of the string.
+        """
         head, sites = self.parts[index][variant]
         order = range(len(sites)) if rng is None else rng.permutation(len(sites))
         body = [token for site in order for token in sites[site]]
@@ -143,7 +161,13 @@ class Encoder:
 
 
 def batches(lengths: list[int], batch_size: int, rng: np.random.Generator | None) -> list[list[int]]:
-    """Indices in batches of similar length. With a generator: shuffled, and sorted only within groups of 16 batches."""
+    """Put indices into batches of similar length.
+
+    Args:
+        lengths: number of tokens of each example.
+        batch_size: examples of a batch.
+        rng: shuffles the examples, which are then sorted by length within groups of 16 batches only; None: sorted as a whole.
+    """
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     group = len(lengths) if rng is None else 16 * batch_size
     found = []
@@ -154,7 +178,7 @@ def batches(lengths: list[int], batch_size: int, rng: np.random.Generator | None
 
 
 def collate(sequences: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids (B, L), attention mask (B, L), index of the last token (B,)), padded on the right."""
+    """Pad sequences on the right; return (ids (B, L), attention mask (B, L), index of the last token (B,))."""
     last = torch.tensor([len(ids) - 1 for ids in sequences])
     ids = torch.full((len(sequences), int(last.max()) + 1), pad_id)
     for row, sequence in enumerate(sequences):

@@ -1,6 +1,6 @@
-"""Training of the embedded synthesizability model: loss, batches, validation, calibration and the products of the run.
+"""Trains the embedded synthesizability model: loss, batches, validation, calibration and the products of the run.
 
-The embedded decoder is ``evaluation.embedded_lm``, its examples are ``evaluation.synth_examples``.
+``evaluation.embedded_lm`` has the model, ``evaluation.synth_examples`` its examples.
 """
 
 from __future__ import annotations
@@ -39,10 +39,18 @@ def training_loss(
     items: list[tuple[list[int], list[int], int, float]],
     string_weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(total loss, label loss) of a batch of (ids with hidden tokens, true ids, label, class weight).
+    """Compute the loss of a batch.
 
-    The label loss is the cross-entropy of the label token over the whole vocabulary, so that label mass is learned as well. The
-    causal mask makes right padding invisible to every real token, so no attention mask is needed.
+    The label loss is the cross-entropy of the label token over the whole vocabulary, so that label mass is learnt too. The string
+    loss is that of every next token. The causal mask hides padding on the right from every real token, so no attention mask is
+    needed.
+
+    Args:
+        items: (ids with hidden tokens, true ids, label, class weight) of each example.
+        string_weight: weight of the string loss; 0: it is not computed.
+
+    Returns:
+        (total loss, label loss); the second without gradient.
     """
     device = next(model.parameters()).device
     ids, mask, last = collate([hidden for hidden, _, _, _ in items], tokenizer.pad_id, device)
@@ -63,7 +71,7 @@ def training_loss(
 
 @torch.no_grad()
 def log_odds(model: torch.nn.Module, encoder: Encoder, indices: list[int], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(log P(True) - log P(False), label mass) of the first string of each example; float64."""
+    """Return (log P(True) - log P(False), label mass) of the first string of each example, both (N,) float64."""
     model.eval()
     device = next(model.parameters()).device
     prompts = [encoder.prompt_ids(index)[0] for index in indices]
@@ -78,10 +86,10 @@ def log_odds(model: torch.nn.Module, encoder: Encoder, indices: list[int], batch
 
 
 def initialise_elements(model: torch.nn.Module, tokenizer: material_strings.MaterialTokenizer, generator: torch.Generator) -> None:
-    """Starts element embeddings from the periodic table, so that neighbours in a group start as neighbours in the embedding.
+    """Set the embeddings of elements from the periodic table, so that similar elements start close to each other.
 
-    Descriptors (row, group, electronegativity, atomic radius, Mendeleev number; standardised, missing values 0) times a random
-    matrix, scaled to the spread of the other embeddings.
+    Descriptors (row, group, electronegativity, atomic radius, Mendeleev number and more; standardised, missing values 0) times a
+    random matrix, scaled to the spread of all embeddings, are added to half of the initial values.
     """
     from pymatgen.core import Element
 
@@ -102,7 +110,7 @@ def initialise_elements(model: torch.nn.Module, tokenizer: material_strings.Mate
 
 
 def inputs_fingerprint(cfg: Config, db_hash: str) -> str:
-    """Hash of everything that decides the result: the database, the seed and the settings (not the paths)."""
+    """Return the hash of everything that decides the result: the database, the seed and the settings (not the paths)."""
     settings = {key: value for key, value in dataclasses.asdict(cfg.synth_lm).items() if key not in ("db_path", "checkpoint")}
     read = ("synth_e_hull_max_ev", "unsynth_e_hull_min_ev", "val_fraction", "test_fraction")
     content = {"db": db_hash, "seed": cfg.run.seed, **settings, **{key: getattr(cfg.dataset, key) for key in read}}
@@ -115,7 +123,7 @@ def resume_path(checkpoint: Path) -> Path:
 
 
 class SynthTask:
-    """Task of the training loop: the label of a material string, classes weighted to balance, and the string itself."""
+    """Task of the training loop: predict the label of a material string, and the string itself. Both labels weigh the same."""
 
     def __init__(self, cfg: Config, encoder: Encoder, examples: list[Example], parts: dict[str, list[int]]) -> None:
         self.settings, self.seed, self.encoder, self.examples = cfg.synth_lm, cfg.run.seed, encoder, examples
@@ -128,17 +136,17 @@ class SynthTask:
         self._next, self._batches = -1, iter(())
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, then a cosine to 2 % of the peak."""
+        """Return the learning rate of a step: linear warm-up, then a cosine to 2 % of the peak."""
         warmup = max(1, min(200, self.steps // 10))
         cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps)))
         return self.settings.learning_rate * (min(1.0, (step + 1) / warmup) * cosine)
 
     def batch(self, step: int) -> list[tuple[list[int], list[int], int, float]]:
-        """Return the batch of a step for ``training_loss``; a function of seed and step."""
+        """Return the batch of a step for ``training_loss``; it depends on seed and step alone."""
         if step != self._next or step % self.steps_per_epoch == 0:
             epoch, done = divmod(step, self.steps_per_epoch)
             self._batches = self._epoch(epoch)
-            for _ in range(done):  # an epoch draws from one generator, so that what was done is drawn again
+            for _ in range(done):  # one generator draws a whole epoch, so the steps before this one are drawn again
                 next(self._batches)
         self._next = step + 1
         return next(self._batches)
@@ -166,7 +174,7 @@ class SynthTask:
         return loss, {"label_loss": float(label_loss)}
 
     def evaluate(self, model: torch.nn.Module, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
-        """Return a row of the history and the log loss on the validation part, calibrated on it."""
+        """Return a row of the history, and the log loss on the validation part, on which P is calibrated first."""
         epoch, labels = step // self.steps_per_epoch, self.labels[self.val]
         odds, mass = log_odds(model, self.encoder, self.val, self.settings.batch_size)
         if not np.isfinite(odds).all():
@@ -203,7 +211,7 @@ def train_model(cfg: Config, model: torch.nn.Module, task: SynthTask, mark: str)
 
 
 def _read_examples(cfg: Config, db_hash: str) -> tuple[list[Example], dict[str, list[int]], Counter]:
-    """Labelled examples, their indices by part, and counts; StageError where they are too few."""
+    """Return the labelled examples, their indices by part, and counts. Raises StageError where they are too few."""
     rows, counts = select_rows(cfg)
     examples = labelled_examples(cfg, rows, db_hash, counts)
     parts = {name: [i for i, example in enumerate(examples) if example.split == name] for name in ("train", "val", "test")}
@@ -233,7 +241,7 @@ def _build_model(cfg: Config, encoder: Encoder) -> tuple[torch.nn.Module, embedd
 
 
 def train_stage(cfg: Config) -> None:
-    """Labels, material strings, training, calibration, checkpoint, sidecar and figure."""
+    """Run the whole stage: labels, material strings, training, calibration, checkpoint, figure and sidecar."""
     settings, checkpoint = cfg.synth_lm, Path(cfg.synth_lm.checkpoint)
     if not Path(settings.db_path).is_file():
         raise missing_file("synth_lm.db_path", settings.db_path, "name C2DB, or run python -m scripts.prepare_demo_data")
@@ -256,7 +264,7 @@ def train_stage(cfg: Config) -> None:
     save_checkpoint(checkpoint, "synth_lm", model_config, state | {"fingerprint": mark})
     figure_path = checkpoint.with_name("synth_lm_calibration.png")
     draw_calibration(figure_path, *drawn)
-    # The sidecar comes last: it is what says that the product is complete.
+    # The sidecar comes last, because it says that the product is complete.
     write_sidecar(
         checkpoint,
         stage=STAGE,
@@ -279,7 +287,11 @@ def train_stage(cfg: Config) -> None:
 def _evaluate(
     task: SynthTask, model: torch.nn.Module, parts: dict[str, list[int]]
 ) -> tuple[dict[str, Any], dict[str, Any], tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]]:
-    """Calibrate on validation and measure: (content of the checkpoint, metrics by part, arguments of ``draw_calibration``)."""
+    """Calibrate on the validation part and measure on validation and test part.
+
+    Returns:
+        (content of the checkpoint, metrics by part, arguments of ``draw_calibration``).
+    """
     labels, odds, mass = task.labels, {}, {}
     for name in ("val", "test"):
         odds[name], mass[name] = log_odds(model, task.encoder, parts[name], task.settings.batch_size)

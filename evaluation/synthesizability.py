@@ -1,8 +1,9 @@
-"""Synthesizability judges: the 8B CSLLM where the user has it, and the small embedded language model everywhere else.
+"""Defines what a judge of synthesizability is, and how a language model gives a probability.
 
-Both read the same text, CSLLM's material string (Song et al., arXiv:2407.07016) inside CSLLM's question, and both are scored the
-same way: P(True) from the log-likelihoods of the two labels, never from generated text. The share of probability that falls on the
-two labels at all (label mass) is kept beside it: little mass means that the model did not understand the question.
+There are two judges: the 8B CSLLM where the user has it (``csllm``), and the small embedded language model (``embedded_lm``). Both
+read CSLLM's material string (Song et al., arXiv:2407.07016) inside CSLLM's question. P(True) comes from the log-likelihoods of the
+two labels, never from generated text. The probability of both labels together (label mass) is recorded too: a small mass means that
+the model did not understand the question.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ MIN_LABEL_MASS = 0.5
 
 @dataclass(frozen=True)
 class SynthScore:
-    """``p_synth``: P(True) in [0, 1], NaN when the judge abstains. ``label_mass``: probability on True and False together.
+    """Answer of a judge for one structure.
 
-    ``tolerance``: Å of the symmetry search (NaN: none). ``in_domain``: whether the judge was trained on this kind of material.
+    ``p_synth``: P(True) in [0, 1], NaN when the judge abstains. ``label_mass``: probability of True and False together.
+    ``tolerance``: of the symmetry search in Å, NaN where none worked. ``status``: "ok", or why to doubt the answer. ``in_domain``:
+    whether the judge was trained on this kind of material.
     """
 
     p_synth: float
@@ -40,11 +43,22 @@ class SynthScore:
 def label_log_likelihoods(
     model: torch.nn.Module, encode: Callable[[str], list[int]], text: str, end_id: int | None = None
 ) -> tuple[float, float]:
-    """(log P(True | prompt), log P(False | prompt)) of a language model; a label of several tokens is the sum of its tokens.
+    """Compute the log-likelihoods of both labels after a prompt; that of a label of several tokens is the sum over them.
 
-    ``text``: a question or material string. The label's tokens begin where the tokens of the complete prompt leave those of the
-    open prompt, so that tokenizers that join the space and the word are read as they were trained. ``end_id``: end-of-text token
-    that ``encode`` appends, if any.
+    The tokens of a label begin where the prompt with it differs from the prompt without it. So a tokenizer may join the space
+    before a label with the label.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        encode: text -> token ids.
+        text: a question or a material string.
+        end_id: end-of-text token that ``encode`` appends, if any.
+
+    Returns:
+        (log P(True | prompt), log P(False | prompt)).
+
+    Raises:
+        ValueError: the tokenizer does not separate the two labels.
     """
     device = next(model.parameters()).device
     strip = lambda ids: ids[:-1] if end_id is not None and ids and ids[-1] == end_id else ids  # noqa: E731
@@ -53,7 +67,7 @@ def label_log_likelihoods(
     start = min(_common_prefix(opened, complete[0]), _common_prefix(complete[0], complete[1]))
     if start == 0 or start >= min(len(ids) for ids in complete):
         raise ValueError("the tokenizer does not separate the two labels")
-    # Labels of one token share one pass; longer ones need a pass each, because later tokens see earlier ones.
+    # Labels of one token share one forward pass. Longer ones need one each, because later tokens depend on earlier ones.
     single = all(len(ids) == start + 1 for ids in complete)
     scores = []
     log_probabilities = None
@@ -66,20 +80,21 @@ def label_log_likelihoods(
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of tokens that two sequences have in common at their start."""
     return next((i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), min(len(first), len(second)))
 
 
 class SynthesizabilityJudge(ABC):
-    """One interface for every synthesizability model. ``name`` is what tables show, ``identity`` what the report records.
+    """Interface of every synthesizability model. ``name`` is what tables show, ``identity`` what the report records.
 
-    Structures are scored one at a time, so that a score does not depend on the company or the order in which it is computed.
+    Structures are scored one at a time, so that a score does not depend on the other structures or their order.
     """
 
     name: str
     identity: dict[str, Any]
 
     def score(self, structures: Sequence[Structure | Atoms]) -> list[SynthScore]:
-        """One score per structure; a structure that cannot be scored gets NaN and a status that says why."""
+        """Return one score per structure; where there is none, it is NaN and its status says why."""
         return [self._score_one(structure) for structure in structures]
 
     def _score_one(self, structure: Structure | Atoms) -> SynthScore:
@@ -91,10 +106,10 @@ class SynthesizabilityJudge(ABC):
 
     @abstractmethod
     def score_string(self, string: MaterialString) -> SynthScore:
-        """The score of a material string."""
+        """Return the score of a material string."""
 
 
 def normalised_odds(log_true: float, log_false: float) -> tuple[float, float, float]:
-    """(log-odds, P(True) among the two labels, label mass)."""
+    """Return (log-odds, P(True) if there were only the two labels, label mass). log_true, log_false: log-likelihoods."""
     odds = log_true - log_false
     return odds, 1 / (1 + math.exp(-odds)) if odds > -700 else 0.0, min(1.0, math.exp(log_true) + math.exp(log_false))

@@ -1,4 +1,4 @@
-"""Says how far each number of a report can be trusted, and on what measurement that rests."""
+"""Says how far each number of a report can be trusted, and what measurement shows it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Row = tuple[str, str]  # number, evidence
 
 
 def trust(report: Mapping[str, Any]) -> list[Row]:
-    """Lists (number, measured evidence) for every kind of number. report: the content of ``report.json``."""
+    """Return (number, measured evidence) for every kind of number. report: the content of ``report.json``."""
     judges = report["provenance"]["judges"]
     delta_g = _delta_g_rows(report["truth"], report["metrics"])
     return [*delta_g, *_stability_rows(judges, report.get("hull_parity")), *_set_rows(judges)]
 
 
 def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Row]:
-    """Evidence for ΔG_H by each judge: its errors against DFT."""
+    """Return the evidence for ΔG_H by each judge: its errors against DFT."""
     if not truth.get("n"):
         return [("ΔG_H", "No DFT truth was at hand: the numbers are unverified.")]
     rows = [
@@ -58,6 +58,7 @@ def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Ro
 
 
 def _errors(score: Mapping[str, Any]) -> str:
+    """Write errors and rank correlation of ``metrics.agreement``, with the order of inert and active sheets where it is known."""
     mae, shift, rank = (plain_number(score.get(key)) for key in ("mae_ev", "mean_error_ev", "spearman"))
     text = f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)})"
     order = score.get("inert_above_active") or {}
@@ -68,7 +69,7 @@ def _errors(score: Mapping[str, Any]) -> str:
 
 
 def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -> list[Row]:
-    """Evidence for the energies of formation and for the probability of a synthesis."""
+    """Return the evidence for formation energies, E_above_hull and P_synth."""
     potential = judges.get("potential", {}).get("name", "the potential")
     synth = judges.get("synthesizability", {})
     auc = synth.get("test_roc_auc")
@@ -88,6 +89,7 @@ def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -
 
 
 def _hull_text(hull: Mapping[str, Any] | None) -> str:
+    """Write what ``hull_parity`` found."""
     if not hull or not hull["n_ok"]:
         return "It was not compared with a DFT hull (evaluation.hull_db)."
     agrees = f"the verdict at {hull['limit_ev']:g} eV/atom agrees for {100 * hull['agree']:.0f} %"
@@ -99,7 +101,7 @@ def _hull_text(hull: Mapping[str, Any] | None) -> str:
 
 
 def _set_rows(judges: Mapping[str, Any]) -> list[Row]:
-    """Evidence for what depends on the whole set: uniqueness, novelty, intervals."""
+    """Return the evidence for uniqueness, novelty, charge balance and intervals."""
     matcher = ", ".join(f"{key} {value}" for key, value in judges.get("structure_matcher", {}).items())
     known = judges.get("training_set", {}).get("path", "the training database")
     return [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from simple_judges import SETTINGS
 
-from evaluation import candidate, metrics, scores, statistics
+from evaluation import candidate, figures, metrics, page, scores, statistics
 
 
 def test_aggregates_against_hand_computed_numbers():
@@ -35,6 +35,15 @@ def test_aggregates_against_hand_computed_numbers():
     assert found["rate_metastable"].value == pytest.approx(2 / 4)
     assert found["median_rmsd_angstrom"].value == pytest.approx(0.2)
     assert found["unique_formulas"].value == 1 and found["unique_elements"].value == 2
+
+
+def test_every_table_and_figure_has_its_words():
+    assert set(metrics.COMPARED) <= set(metrics.METRICS)
+    assert all(metrics.METRICS[name].title for name in figures.COMPARISON_PANELS)
+    assert list(metrics.aggregate([], SETTINGS, seed=0)) == list(metrics.METRICS)
+    assert set(page.COLUMNS) <= set(candidate.QUANTITIES) <= set(candidate.CandidateResult.__dataclass_fields__)
+    assert candidate.QUANTITIES["e_above_hull_ev"].heading == "E_hull (eV/atom)"
+    assert (candidate.QUANTITIES["e_above_hull_ev"].label, candidate.QUANTITIES["hit"].label) == ("E_above_hull", "hit")
 
 
 def test_scores_by_formula():

@@ -22,7 +22,7 @@ from pipeline.loading import load_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>document.body.dataset.hacked=1</script>&<!--"
-DELTA_G_COLUMN = [key for key, _ in COLUMNS].index("delta_g_h_ev")
+DELTA_G_COLUMN = COLUMNS.index("delta_g_h_ev")
 
 
 def test_structures_come_back_to_three_decimals():
