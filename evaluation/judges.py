@@ -132,7 +132,7 @@ def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
     return frozenset() if formulas <= TrainingStructures(settings.training_set).formulas() else formulas
 
 
-def load_truth(cfg: Config, her: Any) -> dict[str, Any] | None:
+def run_dft_benchmark(cfg: Config, her: Any) -> dict[str, Any] | None:
     """Measure the judges of ΔE_H that the configuration names against DFT, on the blind points too where there are any.
 
     Returns:

@@ -1,7 +1,8 @@
 """Computes the metrics of a judged set: rates and means with intervals, the comparison of sets, and agreement with true values.
 
-``METRICS`` defines every metric once; tables, figures and pages take their words from it. A candidate without a verdict never counts
-as a success and never enters a mean: every metric carries ``n_ok`` (candidates that have a verdict) and ``n`` (candidates asked for).
+``METRICS`` defines every metric once; tables, figures and pages take their words from it. A candidate without a verdict never
+counts as a success and never enters a mean. So every metric carries ``n_ok`` (candidates that have a verdict) and ``n`` (candidates
+asked for).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Definition:
     """How a metric is computed, and the words for it.
 
     ``kind``: "mean", "median" or "rate" over candidates, or "count" of distinct things. ``value``: function of a candidate
-    (``CandidateResult``) and the evaluation settings that returns its number, for a rate its verdict, for a count a set. ``doc``: what
-    the metric means, with ``{dg:g}`` and ``{hull:g}`` for the limits of a hit (eV, eV/atom). ``better``: +1 where larger is better, -1
-    where smaller is, 0 where neither is. ``title``: heading of its panel in figures, empty where it has none.
+    (``CandidateResult``) and the evaluation settings; it returns a number, for a rate a verdict, for a count a set. ``doc``: the
+    meaning, with ``{dg:g}`` and ``{hull:g}`` for the limits of a hit (eV, eV/atom). ``better``: +1 where larger is better, -1 where
+    smaller is, 0 where neither is. ``title``: heading of its panel in figures, empty where it has none.
     """
 
     name: str

@@ -25,7 +25,7 @@ IGNORE = -100  # target that torch's cross-entropy leaves out
 
 @dataclasses.dataclass
 class Example:
-    """One labelled crystal. ``label``: 0 or 1. ``strings``: equivalent material strings, the first of the sheet as the row has it."""
+    """One labelled crystal. ``label``: 0 or 1. ``strings``: equivalent material strings; the first is of the sheet as it is."""
 
     row_id: int
     formula: str
