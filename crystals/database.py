@@ -27,9 +27,12 @@ from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
 from pipeline.settings import DatasetConfig
 
+JUDGED_FILES = ("metrics.csv", "relaxed.extxyz")
+READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
+
 
 def check_ase_database(path: str | os.PathLike) -> None:
-    """Raises StageError for an empty file and for an SQLite file of another kind: ase.db would write its own tables into them."""
+    """Raise StageError for an empty file and an SQLite file of another kind, into which ase.db would write its own tables."""
     path = Path(path)
     with path.open("rb") as handle:
         head = handle.read(16)
@@ -43,13 +46,20 @@ def check_ase_database(path: str | os.PathLike) -> None:
                 raise StageError(f"{relative_name(path)} is not an ASE database: it has no table of systems")
 
 
-JUDGED_FILES = ("metrics.csv", "relaxed.extxyz")
-READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
-
-
 @dataclass
 class Row:
-    """A clean row: the sheet and its labels, NaN where the database has none."""
+    """A clean row of the database.
+
+    Attributes:
+        row_id: its id in the database.
+        uid: its name there.
+        sheet: the sheet.
+        formula: ``formula_key`` of the sheet, by which the data are split.
+        prototype: as the database names it.
+        e_hull: energy above the hull, eV/atom.
+        h_form: heat of formation, eV/atom; NaN where the database has none.
+        y_synth: label of synthesizability as ``synth_label`` gives it.
+    """
 
     row_id: int
     uid: str
@@ -62,14 +72,14 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What the ΔG_H label depends on: the structure itself."""
+        """Return a hash of the structure, under which its ΔG_H label is stored."""
         content = [self.sheet.atomic_numbers.tolist(), self.sheet.frac_coords.round(5).tolist()]
         content += [self.sheet.heights.round(4).tolist(), self.sheet.lattice.round(4).tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
 def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
-    """A usable row, or the reason why it is dropped."""
+    """Return the clean form of a row of an ASE database, or the reason why it is dropped."""
     keys = row.key_value_pairs
     uid = str(keys.get("uid") or keys.get("asr_id") or f"row-{row.id}")
     try:
@@ -107,7 +117,11 @@ def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
 
 
 def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
-    """(row id, uid, clean row or reason) of every row of the database, lazily."""
+    """Yield (row id, uid, clean row or reason) for every row of the database.
+
+    Raises:
+        StageError: the file is missing, or no ASE database.
+    """
     path = Path(settings.db_path)
     if not path.is_file():
         raise missing_file("dataset.db_path", path, "name C2DB, or run python -m scripts.prepare_demo_data")
@@ -125,11 +139,17 @@ def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
 
 
 def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-    """Relaxed candidates that stage 5 judged, as rows with the potential's E_hull, and labels by ``Row.key``: the potential's ΔG_H
-    corrected from DFT, at the site where it relaxed H. One candidate per composition, that of the first folder.
+    """Read the relaxed candidates that stage 5 judged, as further rows of the data set.
 
-    Candidates without a relaxed sheet or an E_hull, and those past the limits of database rows, are left out. Raises StageError for
-    a folder that stage 5 has not written.
+    Of several candidates with one formula of the cell, the first is taken. Candidates without a relaxed sheet or an E_hull are left
+    out, and so are those past ``max_atoms`` and ``max_e_hull_ev``.
+
+    Returns:
+        (rows, labels): rows with the potential's E_hull; labels by ``Row.key``, the potential's ΔG_H corrected from DFT at the site
+        where it relaxed H.
+
+    Raises:
+        StageError: a folder that stage 5 has not written.
     """
     rows: dict[str, Row] = {}
     labels: dict[str, dict[str, Any]] = {}
@@ -166,7 +186,7 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
 
 
 def formula_key(formula: str) -> str:
-    """Reduced formula, the key of the one split: every spelling and every multiple of a composition gives the same key.
+    """Return the reduced formula, the key of the one split. Every spelling and multiple of a composition gives the same key.
 
     The order is ASE's Hill order: carbon, hydrogen, then the alphabet ("Mo2S4": "MoS2", "BC": "CB", "AlH3": "H3Al").
     """
@@ -174,7 +194,7 @@ def formula_key(formula: str) -> str:
 
 
 def split_of(key: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """Side of a formula key in the one split of every model: "train", "val" or "test".
+    """Return the side of a formula key in the one split of every model: "train", "val" or "test".
 
     The side is a function of a hash of the key and of the arguments. A formula held out of one model is held out of all that use
     the same seed and fractions, whatever else their data hold.
@@ -188,7 +208,7 @@ def split_of(key: str, seed: int, val_fraction: float, test_fraction: float) -> 
 def split_formulas(
     keys: Iterable[str], seed: int, val_fraction: float, test_fraction: float, least_val: int = 1, least_test: int = 1
 ) -> dict[str, str]:
-    """Side of every formula key by ``split_of``, with at least ``least_val`` and ``least_test`` formulas held out.
+    """Return the side of every formula key by ``split_of``, with at least ``least_val`` and ``least_test`` formulas held out.
 
     A small set may have no formula with a hash in one of the ranges. Then those with the next hashes are held out instead.
     """
@@ -200,7 +220,7 @@ def split_formulas(
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1) that is a hash of the text."""
+    """Return a hash of a text as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
 
 
@@ -209,11 +229,16 @@ _STABILITY_KEYS = ("thermodynamic_stability_level", "dynamic_stability_phonons",
 
 
 def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_e_hull_min_ev: float) -> float:
-    """1.0 synthesizable, 0.0 not, NaN unlabelled, from the keys of one C2DB row (energies in eV/atom).
+    """Return the label of synthesizability of one C2DB row: 1.0 synthesizable, 0.0 not, NaN unlabelled.
 
-    1: a monolayer or layered parent is reported (doi, icsd_id, cod_id), or thermodynamic stability level 3 and dynamically stable.
-    0: ehull above ``unsynth_e_hull_min_ev``, or dynamically unstable. A row that has none of those keys: 1 if ehull is at most
-    ``synth_e_hull_max_ev``, 0 above ``unsynth_e_hull_min_ev``. Old (low/high, 1..3) and new (Yes/No/Unknown) values are read.
+    1: the monolayer or its layered parent is reported (doi, icsd_id, cod_id), or the row has thermodynamic stability level 3 and is
+    dynamically stable. 0: ehull is above ``unsynth_e_hull_min_ev``, or the row is dynamically unstable. A row without any of these
+    keys is labelled by ehull alone: 1 up to ``synth_e_hull_max_ev``, 0 above ``unsynth_e_hull_min_ev``.
+
+    Args:
+        row_kvp: the row's key-value pairs, with the values of old (low/high, 1..3) or new (Yes/No/Unknown) versions of C2DB.
+        synth_e_hull_max_ev: eV/atom.
+        unsynth_e_hull_min_ev: eV/atom.
     """
     words = {key: str(row_kvp[key]).strip().lower() for key in (*_REPORTED_KEYS, *_STABILITY_KEYS) if row_kvp.get(key) is not None}
     if any(_is_reported(words.get(key, "")) for key in _REPORTED_KEYS):
@@ -233,5 +258,5 @@ def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_
 
 
 def _is_reported(word: str) -> bool:
-    """Whether a doi/icsd_id/cod_id value names something; some exports prefix ids with 'id:'."""
+    """Tell whether a doi, icsd_id or cod_id names something. Some exports prefix ids with "id:"."""
     return word.removeprefix("id:").strip() not in ("", "-", "none", "nan", "no", "false", "unknown", "0")

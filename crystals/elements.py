@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import TYPE_CHECKING
 
+from ase.data import covalent_radii
+
 if TYPE_CHECKING:
-    import torch
+    import torch  # imported where it is used, so that prototypes and recipes do not wait for it
 
 NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge", "As", "Se", "Br", "Sb", "Te", "I"})
 CHALCOGENS = ("O", "S", "Se", "Te")
@@ -15,16 +19,30 @@ HEAVY_HALOGENS = ("Cl", "Br", "I")
 GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
 
 
+@cache
+def electronegativity_and_group(symbol: str) -> tuple[float, float]:
+    """Return the electronegativity (Pauling; NaN for an element without one) and the group (1 to 18) of an element."""
+    from pymatgen.core import Element
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen warns where it has no electronegativity; NaN says so
+        return float(Element(symbol).X), float(Element(symbol).group)
+
+
+def covalent_radius_table() -> torch.Tensor:
+    """Return the covalent radii of ASE in Å, (119,) float64, entry Z; entry 0 is unused."""
+    import torch
+
+    return torch.as_tensor(covalent_radii, dtype=torch.float64).clone()
+
+
 def element_descriptors() -> torch.Tensor:
     """Return descriptors of the elements, (119, 31) float64, row Z; row 0 is unused.
 
     Columns: group and period (one-hot), electronegativity, ionisation energy, covalent radius, valence electrons by shell. They are
     standardised over the first 96 elements, so that an element absent from training is still placed near its relatives.
     """
-    import warnings
-
     import torch
-    from ase.data import covalent_radii
     from pymatgen.core import Element
 
     rows = torch.zeros(119, 31, dtype=torch.float64)

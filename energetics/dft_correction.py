@@ -26,7 +26,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
-from energetics.dft_points import TruthPoint, element_properties, potential_delta_e, read_truth, sheet_gaps
+from crystals.elements import electronegativity_and_group
+from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
 from energetics.sites import adsorbed_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -57,7 +58,7 @@ def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
     host = atoms.symbols[nearest]
     rest = sorted({atoms.symbols[i] for i in others} - {host}) or [host]
     radius = np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in rest])
-    return np.array([*energies, *element_properties(host), radius])
+    return np.array([*energies, *electronegativity_and_group(host), radius])
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +87,6 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
     if unbound:
         log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", relative_name(path), ", ".join(unbound))
     return points
-
-
-@cache
-def element_properties(symbol: str) -> tuple[float, float]:
-    from pymatgen.core import Element
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen warns where it has no electronegativity; NaN says so
-        return float(Element(symbol).X), float(Element(symbol).group)
 
 
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:

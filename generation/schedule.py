@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from crystals.elements import covalent_radius_table
 from generation.batch import SheetBatch
 from networks.graph import graph_mean
 
@@ -70,7 +71,7 @@ class NoiseSchedule(nn.Module):
         self.register_buffer("sigmas", sigmas)
         self.register_buffer("score_norm", score_norm)
         # Linear coefficients on the features of `_composition_features`; the defaults describe a typical monolayer.
-        self.register_buffer("radii", _covalent_radii())
+        self.register_buffer("radii", covalent_radius_table())
         self.register_buffer("height_coefficients", torch.tensor([1.5, 0.0], dtype=torch.float64))
         self.register_buffer(
             "lattice_mean", torch.tensor([[0.4, 0.4, -0.1], [0.5, 0.5, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
@@ -137,12 +138,6 @@ class NoiseSchedule(nn.Module):
         """Descending strided subset T = t_0 > t_1 > ... > t_n = 0 of the schedule with n = min(num_steps, T) steps, (n + 1,)."""
         steps = min(num_steps, self.num_timesteps)
         return torch.linspace(self.num_timesteps, 0, steps + 1, dtype=torch.float64).round().long()
-
-
-def _covalent_radii() -> torch.Tensor:
-    from ase.data import covalent_radii
-
-    return torch.as_tensor(covalent_radii, dtype=torch.float64).clone()
 
 
 def _ridge(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
