@@ -43,12 +43,14 @@ class TrainingStructures:
         return set(self._rows_of(self._connect()))
 
     def _connect(self) -> Any:
+        """Return the opened database; raises StageError for a file that is none."""
         import ase.db
 
         check_ase_database(self.db_path)
         return ase.db.connect(self.db_path)
 
     def _rows_of(self, database: Any) -> dict[str, list[int]]:
+        """Return the row ids of every reduced formula; the file is read once."""
         if self._ids is None:
             self._ids = {}
             for row in database.select(columns=["id", "numbers"], include_data=False):

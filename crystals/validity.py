@@ -106,7 +106,9 @@ def sheet_fault(atoms: Atoms, clash_factor: float = geo_utils.CLASH_FACTOR, sing
 
 
 def check(atoms: Atoms, dimensionality: str, gap: float, min_vacuum: float, clash_factor: float) -> Validity:
-    """Check a structure that ``standardise`` returned; a sheet has no clash and is single where ``sheet_fault`` finds no fault.
+    """Check a structure that ``standardise`` returned.
+
+    The limits are those of ``sheet_fault``: it finds no fault where there is no clash and a single sheet.
 
     Args:
         atoms, dimensionality, gap: as ``standardise`` returned them.
