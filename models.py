@@ -1,7 +1,7 @@
-"""Networks of the pipeline: DimeNet++ (hydrogen adsorption energies) and DenoisingEGNN (joint diffusion of 2D crystals).
+"""The two networks: DimeNet++ (hydrogen adsorption energies) and DenoisingEGNN (joint diffusion of 2D crystals).
 
-A checkpoint holds the settings of its model and rebuilds it by itself; it is read with ``weights_only=True`` and checked for kind,
-schema and exact keys, so that no other model's weights ever load under this name.
+A checkpoint holds the settings of its model, so that the file alone rebuilds it. It is read with ``weights_only=True`` and checked
+for kind, schema and exact keys: the weights of another model are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from generation.batch import NoiseEstimate, PropertyEstimate
 from generation.schedule import NoiseSchedule
 from geo_utils import H_TAG as ADSORBATE_TAG
 from geo_utils import lattice_to_vector
-from networks.checkpoints import CheckpointError, load_checkpoint, load_ocp_checkpoint
+from networks.checkpoints import CheckpointError, first_line, load_checkpoint, load_ocp_checkpoint
 from networks.dimenet_layers import DimeNetPlusPlusConfig, OutputPPBlock, PeriodicGraph, SphericalBasis, TripletInteraction
 from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc
 from networks.sheet_layers import (
@@ -42,17 +42,14 @@ from networks.sheet_layers import (
 )
 from pipeline.files import relative_name
 
-# DimeNet++
-
-
 DIMENET_KIND = "dimenet"
 
 
 class DimeNetPlusPlus(nn.Module):
     """Periodic DimeNet++: energy of each structure of a batch, invariant under every symmetry of the crystal.
 
-    Inner blocks are PyG's, their triplets summed per atom; module names and shapes are those of OCP, so that its IS2RE checkpoints
-    map key by key.
+    The inner blocks are PyG's, with the sum over triplets done per atom (``TripletInteraction``). Names and shapes of the modules
+    are those of OCP, so that its IS2RE checkpoints load key by key.
     """
 
     def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
@@ -82,11 +79,14 @@ class DimeNetPlusPlus(nn.Module):
 
     @property
     def max_atomic_number(self) -> int:
-        """Heaviest element of the embedding."""
+        """Return the largest atomic number that the embedding has."""
         return self.emb.emb.num_embeddings - 1
 
     def graph(self, pos: torch.Tensor, cell: torch.Tensor, batch: torch.Tensor) -> PeriodicGraph:
-        """The periodic graph (pbc T, T, F) that ``forward`` uses; indices only, so it may be computed once and kept."""
+        """Return the periodic graph (pbc T, T, F) that ``forward`` uses, for the same arguments.
+
+        It holds no gradients, so that it can be computed once and passed to ``forward`` in every epoch.
+        """
         edge_index, offsets = radius_graph_pbc(pos, cell, batch, self.settings.cutoff_angstrom, self.settings.max_neighbors)
         return PeriodicGraph.build(edge_index, offsets, pos.shape[0])
 
@@ -99,16 +99,26 @@ class DimeNetPlusPlus(nn.Module):
         tags: torch.Tensor | None = None,
         graph: PeriodicGraph | None = None,
     ) -> torch.Tensor:
-        """Energies (B,) in the units of the normaliser that goes with the weights.
+        """Return the energies (B,), normalised: the mean and std beside the weights turn them into eV.
 
-        z: (N,) atomic numbers. pos: (N, 3) Å. cell: (B, 3, 3) Å, row vectors. batch: (N,) sorted. tags: (N,) OC20, needed by the
-        adsorbate readout. Differentiable in pos and cell.
+        Differentiable in ``pos`` and ``cell``.
+
+        Args:
+            z: (N,) atomic numbers.
+            pos: (N, 3) Å.
+            cell: (B, 3, 3) Å, row vectors.
+            batch: (N,) structure of each atom, sorted.
+            tags: (N,) tags of OC20; the adsorbate readout needs them.
+            graph: what ``graph`` returns for these structures; computed here where it is None.
+
+        Raises:
+            ValueError: the readout is of the adsorbate, and a structure has none.
         """
         graph = self.graph(pos, cell, batch) if graph is None else graph
         source, target = graph.edge_index
         vectors = edge_vectors(pos, cell, batch, graph.edge_index, graph.offsets)
         distance = vectors.norm(dim=-1)
-        # Both unit vectors of a triplet point against the message's way: their product is the cosine of PyG's and OCP's angle.
+        # Both unit vectors of a triplet point against their messages, so that their product is the cosine of PyG's and OCP's angle.
         tables = self._harmonics(vectors / distance[:, None], graph, z.shape[0])
         rbf = self.rbf(distance)
         radial = self.sbf.radial(distance)
@@ -117,7 +127,7 @@ class DimeNetPlusPlus(nn.Module):
         read, weights = slice(None), None
         if self.settings.readout == "adsorbate":
             weights = self.readout_weights(distance, batch, tags, graph, cell.shape[0])
-            # Messages are read where an atom has weight; leaving the others out of the output changes nothing but the time.
+            # Only atoms with a weight count. Leaving the messages to other atoms out of the output blocks saves time, no more.
             read = torch.nonzero(weights[target] > 0).squeeze(1)
         x = self.emb(z, rbf, target, source)
         out = self.output_blocks[0](x[read], rbf[read], target[read], num_nodes)
@@ -130,7 +140,10 @@ class DimeNetPlusPlus(nn.Module):
         return scatter(out, batch, 0, cell.shape[0], "sum")
 
     def _harmonics(self, unit: torch.Tensor, graph: PeriodicGraph, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y_lm of the edges into each atom, (N, L², depth), and out of it, (N, depth, L²); zero where an atom has fewer."""
+        """Return Y_lm of the edges into each atom, (N, L², depth), and out of it, (N, depth, L²).
+
+        depth is the largest number of such edges of an atom; atoms with fewer have zeros in the rest.
+        """
         values = self.sbf.angular(unit)
         tables = []
         for slots, depth in ((graph.slots_in, graph.depth_in), (graph.slots_out, graph.depth_out)):
@@ -141,11 +154,24 @@ class DimeNetPlusPlus(nn.Module):
     def readout_weights(
         self, distance: torch.Tensor, batch: torch.Tensor, tags: torch.Tensor | None, graph: PeriodicGraph, num_graphs: int
     ) -> torch.Tensor:
-        """Weight of each atom in ΔE, (N,): 1 on adsorbate atoms, u(d) on the atoms at distance d from one, divided by their number.
+        """Return the weight of each atom in ΔE, (N,).
+
+        The weight is 1 on an adsorbate atom plus u(d) for each adsorbate atom at distance d, over the number of adsorbate atoms of
+        the structure. u(x) = 1 − 10x³ + 15x⁴ − 6x⁵ goes smoothly from 1 at x = 0 to 0 at x = d / readout_radius = 1.
 
         ΔE belongs to one adsorbate and its surroundings. A sum over all atoms would have to cancel the sheet far away, and would
-        double when a cell with its H is repeated; here the repeated cell holds twice the adsorbates and gives the same mean.
-        u(x) = 1 − 10x³ + 15x⁴ − 6x⁵ goes smoothly from 1 to 0 at x = d / readout_radius.
+        double when a cell with its H is repeated. With these weights the repeated cell holds twice the adsorbates and gives the
+        same mean.
+
+        Args:
+            distance: (E,) Å, lengths of the edges of ``graph``.
+            batch: (N,) structure of each atom.
+            tags: (N,) tags of OC20.
+            graph: of the same atoms.
+            num_graphs: number of structures.
+
+        Raises:
+            ValueError: ``tags`` is None, or a structure has no adsorbate atom.
         """
         if tags is None:
             raise ValueError("the adsorbate readout needs tags")
@@ -164,10 +190,19 @@ class DimeNetPlusPlus(nn.Module):
 def load_initial_weights(
     path: str | os.PathLike, model: DimeNetPlusPlus, size: DimeNetPlusPlusConfig, member: int = 0
 ) -> tuple[float, float]:
-    """Weights to start from, for one member of an ensemble: of a checkpoint of stage 1 (its members in turn) or of an official
-    OCP/fairchem checkpoint. size: that of ``model``. Returns the target mean and std (eV).
+    """Load the weights that the training of one member of an ensemble starts from.
 
-    Raises CheckpointError when they do not fit.
+    Args:
+        path: checkpoint of stage 1, or an official OCP/fairchem checkpoint.
+        model: takes the weights.
+        size: settings of ``model``.
+        member: number of the member; it takes the checkpoint's member of that number, counted cyclically.
+
+    Returns:
+        Mean and standard deviation of the target (eV).
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit the model.
     """
     try:
         content = load_checkpoint(path, DIMENET_KIND, "")
@@ -180,13 +215,12 @@ def load_initial_weights(
         model.load_state_dict(content["members"][member % len(content["members"])], strict=True)
         return float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ZeroDivisionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise CheckpointError(f"dimenet.init_from: {name} does not fit this version's DimeNet++ ({reason})") from error
+        raise CheckpointError(f"dimenet.init_from: {name} does not fit this version's DimeNet++ ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)
 class DenoiserModelConfig:
-    """Everything that rebuilds a ``DenoisingEGNN``, its noise schedule included. Lengths in Å."""
+    """Settings of a ``DenoisingEGNN`` and of its noise schedule. Lengths in Å."""
 
     hidden_channels: int = 96
     vector_channels: int = 32
@@ -203,17 +237,19 @@ class DenoiserModelConfig:
 
 
 class DenoisingEGNN(nn.Module):
-    """Noise estimates and properties of noised sheets, by messages on the periodic graph of the NOISED sheet.
+    """Equivariant graph network that estimates the noise and the properties of noised sheets.
 
-    A trunk that sees elements, geometry and time feeds two branches. The heads (ΔG_H, E_hull, P_synth) read the trunk and nothing
-    else. The noise branch adds the conditions, each with a learned null token for "unknown", and passes messages once more.
-    Position noise is Σ_j φ(m_ij) r̂_ij plus the atom's own vector channels, its in-plane part mapped to fractional coordinates with
-    the cell; the lattice noise is the strain Σ_ij φ(m_ij) r̂_ij r̂_ijᵀ carried over to S. Heights and lattice are estimated as v
-    (Salimans & Ho 2022), ε = √(1−ᾱ) x_t + √ᾱ v, so that an untrained network already predicts pure noise where there is nothing
-    else.
+    Messages run on the periodic graph of the noised sheet. A trunk that sees elements, geometry and time feeds two branches. The
+    heads (ΔG_H, E_hull, P_synth) read the trunk and nothing else. The noise branch adds the conditions, each with a learned null
+    token for "unknown", and passes messages once more.
 
-    Exact symmetries: in-plane rotation and reflection, z -> −z, translation, permutation, wrapping; for positions and heads also
-    the choice of the in-plane lattice basis.
+    The position noise is Σ_j φ(m_ij) r̂_ij plus the atom's own vector channels; the cell maps its in-plane part to fractional
+    coordinates. The lattice noise is the change of S under the strain Σ_ij φ(m_ij) r̂_ij r̂_ijᵀ. Heights and lattice are estimated
+    as v (Salimans & Ho 2022), ε = √(1−ᾱ) x_t + √ᾱ v: where x_t is pure noise (ᾱ near 0), an untrained network already estimates
+    it.
+
+    Exact symmetries: in-plane rotation and reflection, z -> −z, translation, permutation, wrapping. Positions and heads do not
+    depend on the choice of the in-plane lattice basis either.
     """
 
     def __init__(self, config: DenoiserModelConfig):
@@ -258,8 +294,19 @@ class DenoisingEGNN(nn.Module):
         batch: torch.Tensor,
         t: torch.Tensor,
     ) -> EncodedSheets:
-        """The condition-free trunk. atomic_numbers (A,), frac_coords (A, 2), heights (A,) Å, cell (B, 2, 2) Å with row vectors in
-        any in-plane orientation, batch (A,) sorted, t (B,) in 0..T. Differentiable in coordinates, heights and cell."""
+        """Run the trunk, which sees no conditions. Differentiable in coordinates, heights and cell.
+
+        Args:
+            atomic_numbers: (A,).
+            frac_coords: (A, 2) in-plane fractional coordinates, wrapped or not.
+            heights: (A,) Å.
+            cell: (B, 2, 2) Å, row vectors in any in-plane orientation.
+            batch: (A,) sheet of each atom, sorted.
+            t: (B,) times in 0..T.
+
+        Returns:
+            What ``noise`` and ``properties`` take.
+        """
         count, dtype = cell.shape[0], frac_coords.dtype
         num_atoms = torch.bincount(batch, minlength=count)
         heights = center(heights, batch, count)
@@ -301,12 +348,13 @@ class DenoisingEGNN(nn.Module):
         area: torch.Tensor,
         alpha_bar: torch.Tensor,
     ) -> SheetEdges:
+        """Return the edges of the noised sheets; ``area``, ``alpha_bar`` (B,) belong to their cells and times."""
         config, dtype = self.config, cell.dtype
         pos = torch.cat([torch.einsum("nk,nkc->nc", frac_coords, cell[batch]), heights[:, None]], -1)
         cell3 = nn.functional.pad(cell, (0, 1, 0, 1)) + torch.diag(cell.new_tensor([0.0, 0.0, 1.0]))
-        # Neighbours are ranked with heights counted as far as they can be trusted: noise in z must not break up in-plane shells.
+        # Neighbours are ranked with heights times √ᾱ, the share that is not noise: noise in z must not break up in-plane shells.
         trusted = pos.detach() * torch.stack([torch.ones_like(alpha_bar), torch.ones_like(alpha_bar), alpha_bar.sqrt()], -1)[batch]
-        # The shortest lattice vector is always within the cutoff: every atom has neighbours however strange the noised cell.
+        # The shortest lattice vector is always within the cutoff, so that every atom has neighbours in any noised cell.
         cutoff = torch.clamp(HERMITE_2D * area.detach().abs().sqrt(), min=config.cutoff)
         edge_index, offsets = radius_graph_pbc(
             trusted, cell3.detach(), batch, cutoff, config.max_neighbors, pbc=(True, True, False)
@@ -328,12 +376,12 @@ class DenoisingEGNN(nn.Module):
         )
         x = torch.sqrt(lateral**2 + alpha_bar[batch[target]] * rise**2) / (cutoff[batch[target]] * 1.01)
         envelope = 1 - 10 * x**3 + 15 * x**4 - 6 * x**5
-        # Softened unit vectors: linear near zero, so that atoms on top of each other still tell by how much they are displaced.
+        # Softened unit vectors are linear near zero, so that the displacement of nearly coincident atoms is not lost.
         direction = vector[:, :2] / torch.sqrt(lateral**2 + SOFTENING**2)[:, None]
         return SheetEdges(source, target, direction, rise / torch.sqrt(rise**2 + SOFTENING**2), features, envelope)
 
     def properties(self, encoded: EncodedSheets) -> PropertyEstimate:
-        """ΔG_H, E_hull and the synthesizability logit of the noised sheets; functions of the trunk, never of the conditions."""
+        """Return ΔG_H, E_hull and the synthesizability logit of the noised sheets, from the trunk alone."""
         nodes = self.head_nodes(encoded.scalars)
         pooled = torch.cat(
             [
@@ -347,7 +395,7 @@ class DenoisingEGNN(nn.Module):
         return PropertyEstimate(values[:, 0], values[:, 1], out[:, 2])
 
     def _context(self, encoded: EncodedSheets, delta_g: torch.Tensor | None, e_hull: torch.Tensor | None) -> torch.Tensor:
-        """(B, C) embedding of the conditions; nan or None is the null token."""
+        """Return the embedding (B, C) of the conditions; nan or None is the null token."""
         dtype, total = encoded.cell.dtype, 0
         for k, value in enumerate((delta_g, e_hull)):
             null = self.null[k].expand(encoded.num_graphs, -1)
@@ -364,7 +412,13 @@ class DenoisingEGNN(nn.Module):
     def noise(
         self, encoded: EncodedSheets, delta_g: torch.Tensor | None = None, e_hull: torch.Tensor | None = None
     ) -> NoiseEstimate:
-        """Noise of the encoded sheets under target conditions (B,) in eV and eV/atom; nan or None: unconditional."""
+        """Estimate the noise of the encoded sheets.
+
+        Args:
+            encoded: what ``encode`` returns.
+            delta_g: (B,) eV, the ΔG_H that is asked for; nan or None: any.
+            e_hull: (B,) eV/atom, the E_hull that is asked for; nan or None: any.
+        """
         edges, batch, count = encoded.edges, encoded.batch, encoded.num_graphs
         time = encoded.time + self._context(encoded, delta_g, e_hull)
         scalars, vectors, odd = encoded.scalars + time[batch], encoded.vectors, encoded.odd
@@ -377,7 +431,7 @@ class DenoisingEGNN(nn.Module):
         edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
         push = sum_at_targets(edge_gates[:, :1] * edges.direction, edges.target, scalars.shape[0])
         push = center(push + (vectors * gates[:, None, :v]).sum(-1), batch, count)
-        # The finer the noise, the larger the answer to the same displacement.
+        # The normalised score of a displacement grows as the noise gets finer, and so does this gain.
         push = push * torch.sqrt(GAIN_SIGMA / encoded.sigma).clamp(min=1.0)[batch, None]
         area = torch.linalg.det(encoded.cell).abs()
         to_frac = torch.linalg.inv(encoded.cell) * area.sqrt()[:, None, None]
@@ -407,18 +461,29 @@ class DenoisingEGNN(nn.Module):
         delta_g: torch.Tensor | None = None,
         e_hull: torch.Tensor | None = None,
     ) -> tuple[NoiseEstimate, PropertyEstimate]:
-        """Noise under the conditions, and properties; arguments as in ``encode`` and ``noise``."""
+        """Return the noise under the conditions, and the properties; arguments as in ``encode`` and ``noise``."""
         encoded = self.encode(atomic_numbers, frac_coords, heights, cell, batch, t)
         return self.noise(encoded, delta_g, e_hull), self.properties(encoded)
 
 
 def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device = "cpu") -> tuple[DenoisingEGNN, dict[str, Any]]:
-    """The trained model (EMA weights, evaluation mode, frozen) with its schedule, and the rest of the checkpoint."""
+    """Return a trained model with its schedule, and the whole content of its checkpoint.
+
+    The model has the averaged (EMA) weights, is in evaluation mode and frozen.
+
+    Args:
+        path: checkpoint of stage 3.
+        hint: what the user can do about one that cannot be used; a part of the message.
+        device: where the model is put.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another version.
+    """
     content = load_checkpoint(path, "denoiser", hint, device)
     try:
         model = DenoisingEGNN(DenoiserModelConfig(**content["model_config"]))
         model.load_state_dict(content["model"], strict=True)
     except Exception as error:  # settings and weights of another origin raise many unrelated errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error, 120)
         raise CheckpointError(f"{relative_name(path)} does not fit this version ({reason}): {hint}") from error
     return model.to(device).eval().requires_grad_(False), content

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and values, read with ``weights_only=True`` and checked for kind, schema and exact keys."""
+"""Reads and writes checkpoints: plain tensors and values, loaded with ``weights_only=True`` and checked for kind and schema."""
 
 from __future__ import annotations
 
@@ -22,8 +22,20 @@ class CheckpointError(StageError):
     """A checkpoint that cannot be used; the message names the file and what to do."""
 
 
+def first_line(error: Exception, length: int = 160) -> str:
+    """Return the first line of a message, cut to ``length`` characters; the name of the error where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:length]
+
+
 def save_checkpoint(path: str | os.PathLike, kind: str, model_config: Any, state: dict[str, Any]) -> None:
-    """Writes ``{schema_version, kind, model_config, **state}`` atomically. ``state`` holds tensors and plain Python values only."""
+    """Write ``{schema_version, kind, model_config, **state}`` atomically.
+
+    Args:
+        path: the checkpoint.
+        kind: name of the network, which ``load_checkpoint`` asks for.
+        model_config: dataclass that rebuilds the network.
+        state: tensors and plain Python values only.
+    """
     content = {"schema_version": SCHEMA_VERSION, "kind": kind, "model_config": dataclasses.asdict(model_config), **state}
     # Through a handle, because torch.save writes the name of a path into the archive: equal contents give equal files.
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
@@ -31,10 +43,16 @@ def save_checkpoint(path: str | os.PathLike, kind: str, model_config: Any, state
 
 
 def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint of one kind.
+    """Return the content of a checkpoint.
 
-    Raises CheckpointError when the file is missing, truncated, not a plain checkpoint, of another kind or of another schema;
-    ``hint`` says what the user can do about a missing one.
+    Args:
+        path: the checkpoint.
+        kind: name of the network that it must be of.
+        hint: what the user can do about a checkpoint that cannot be used; ends every message.
+        device: where its tensors are put.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not a plain checkpoint, of another kind or schema, or not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,8 +60,7 @@ def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str |
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... for damaged or hostile files
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{relative_name(path)} is not a readable {kind} checkpoint ({reason}): {hint}") from error
+        raise CheckpointError(f"{relative_name(path)} is not a readable {kind} checkpoint ({first_line(error)}): {hint}") from error
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str) or content["kind"] != kind:
         found = str(content.get("kind", "no kind"))[:40] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{relative_name(path)} is not a {kind} checkpoint (found: {found}): {hint}")
@@ -56,7 +73,7 @@ def load_checkpoint(path: str | os.PathLike, kind: str, hint: str, device: str |
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether all floating-point tensors of nested containers are free of NaN and infinity."""
+    """Return whether all floating-point tensors of nested containers are free of NaN and infinity."""
     if isinstance(value, torch.Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -64,10 +81,16 @@ def _is_finite(value: Any) -> bool:
 
 
 def load_ocp_checkpoint(path: str | os.PathLike, model: nn.Module) -> tuple[float, float]:
-    """Loads an official OCP/fairchem DimeNet++ IS2RE checkpoint into ``model``, strictly; returns its target mean and std (eV).
+    """Load an official OCP/fairchem checkpoint of DimeNet++ on IS2RE into ``model``.
 
-    Reads ``state_dict`` with any number of leading ``module.`` and ``normalizers.target`` or ``.energy`` (mean, std or rmsd).
-    Raises CheckpointError naming the keys that are missing, unexpected or of another shape.
+    Of the file are read ``state_dict``, its keys without any leading ``module.``, and ``normalizers.target`` or ``.energy``, with
+    the mean and the std or rmsd of the target.
+
+    Returns:
+        Mean and standard deviation of the target (eV).
+
+    Raises:
+        CheckpointError: the file cannot be read, or keys are missing, unexpected or of another shape; the message names them.
     """
     path, name = Path(path), relative_name(path)
     if not path.is_file():
@@ -79,8 +102,7 @@ def load_ocp_checkpoint(path: str | os.PathLike, model: nn.Module) -> tuple[floa
         with torch.serialization.safe_globals(numpy_types):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files raise many unrelated errors
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"dimenet.init_from: {name} is not a readable checkpoint ({reason})") from error
+        raise CheckpointError(f"dimenet.init_from: {name} is not a readable checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"dimenet.init_from: {name} has no 'state_dict', so it is no OCP checkpoint")
     state = {re.sub(r"^(module\.)+", "", str(key)): value for key, value in content["state_dict"].items()}

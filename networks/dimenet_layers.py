@@ -1,4 +1,4 @@
-"""Layers of DimeNet++ (Gasteiger et al., arXiv:2011.14115)."""
+"""Settings and layers of DimeNet++ (Gasteiger et al., arXiv:2011.14115)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from networks.graph import group_slots, reverse_edges
 
 @dataclass(frozen=True)
 class DimeNetPlusPlusConfig:
-    """Size and readout of a DimeNet++ (Gasteiger et al., arXiv:2011.14115). Names follow PyG and OCP.
+    """Size and readout of a DimeNet++. Names follow PyG and OCP.
 
-    max_neighbors: edges kept per atom, nearest first, whole shells; None: all within the cutoff (the energy is then smooth).
-    readout: "all" sums the atomic outputs of the whole cell, as published. "adsorbate" is local and intensive, as ΔE is: see
-    ``DimeNetPlusPlus.readout_weights``.
+    Args:
+        max_neighbors: number of edges per atom, nearest first, whole shells; None: all within the cutoff, for a smooth energy.
+        readout: "all" sums the atomic outputs of the whole cell, as published. "adsorbate" is local and intensive, as ΔE is: see
+            ``DimeNetPlusPlus.readout_weights``.
     """
 
     hidden_channels: int = 64
@@ -47,7 +48,11 @@ class DimeNetPlusPlusConfig:
 
     @classmethod
     def preset(cls, name: str) -> DimeNetPlusPlusConfig:
-        """``small``: fast on a CPU. ``oc20``: the set-up of OCP's published IS2RE checkpoints."""
+        """Return the settings of a name: ``small`` is fast on a CPU, ``oc20`` has the size of OCP's published IS2RE checkpoints.
+
+        Raises:
+            ValueError: there is no preset of this name.
+        """
         if name == "small":
             return cls()
         if name == "oc20":
@@ -68,22 +73,19 @@ class DimeNetPlusPlusConfig:
 
 @dataclass
 class PeriodicGraph:
-    """Edges of a batch, and where they stand in tables of the edges into and out of each atom (see ``group_slots``).
+    """Edges of a batch, and their slots in tables of the edges into and out of each atom (see ``group_slots``)."""
 
-    edge_index (2, E), offsets (E, 3) of the source's image, reverse (E,) the edge back or E, slots_in and slots_out (E,).
-    """
-
-    edge_index: torch.Tensor
-    offsets: torch.Tensor
-    reverse: torch.Tensor
-    slots_in: torch.Tensor
+    edge_index: torch.Tensor  # (2, E)
+    offsets: torch.Tensor  # (E, 3) of the source's image
+    reverse: torch.Tensor  # (E,) index of the edge back; E where there is none
+    slots_in: torch.Tensor  # (E,) in the table of edges into each atom
     depth_in: int
-    slots_out: torch.Tensor
+    slots_out: torch.Tensor  # (E,) in the table of edges out of each atom
     depth_out: int
 
     @classmethod
     def build(cls, edge_index: torch.Tensor, offsets: torch.Tensor, num_nodes: int) -> PeriodicGraph:
-        """The tables of a list of edges of ``num_nodes`` atoms."""
+        """Build the tables for edges between ``num_nodes`` atoms."""
         source, target = edge_index
         reverse = reverse_edges(edge_index, offsets)
         return cls(edge_index, offsets, reverse, *group_slots(target, num_nodes), *group_slots(source, num_nodes))
@@ -91,7 +93,10 @@ class PeriodicGraph:
 
 @lru_cache
 def _spherical_bessel_roots(num_spherical: int, num_radial: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """First roots z_ln of the spherical Bessel functions j_l and the norms of j_l(z_ln x) on the unit ball, both (L, K) float64."""
+    """Return the first roots z_ln of the spherical Bessel functions j_l, and the norms N_ln, both (L, K) float64.
+
+    N_ln normalises j_l(z_ln x) on the unit ball.
+    """
     roots = np.zeros((num_spherical, num_radial))
     brackets = np.arange(1, num_radial + num_spherical + 1) * np.pi
     roots[0] = brackets[:num_radial]
@@ -104,10 +109,11 @@ def _spherical_bessel_roots(num_spherical: int, num_radial: int) -> tuple[torch.
 
 
 class SphericalBasis(nn.Module):
-    """a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123, as functions of one edge each.
+    """Basis a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123, split into functions of one edge.
 
-    By the addition theorem, Y_l0(θ) = √((2l+1)/4π) P_l(cos θ) and P_l(a·b) = Σ_m Y_lm(a) Y_lm(b). The same as PyG's
-    SphericalBasisLayer, without parameters. The Bessel recurrence runs in float64, because it loses digits at short distances.
+    Y_l0(θ) = √((2l+1)/4π) P_l(cos θ), and by the addition theorem P_l(a·b) = Σ_m Y_lm(a) Y_lm(b). The values are those of PyG's
+    SphericalBasisLayer. There are no parameters. The Bessel recurrence runs in float64, because it loses digits at short
+    distances.
     """
 
     def __init__(self, num_spherical: int, num_radial: int, cutoff: float, envelope_exponent: int) -> None:
@@ -116,11 +122,11 @@ class SphericalBasis(nn.Module):
         self.envelope = Envelope(envelope_exponent)
         roots, norms = _spherical_bessel_roots(num_spherical, num_radial)
         degree = torch.arange(num_spherical, dtype=torch.float64)
-        # Kept out of the state and of .float(): constants of the basis.
+        # Plain attributes, no buffers: they are constants, which belong to no checkpoint and stay in float64 under .float().
         self._roots, self._norms = roots, norms * torch.sqrt((2 * degree + 1) / (4 * math.pi))[:, None]
 
     def radial(self, distance: torch.Tensor) -> torch.Tensor:
-        """u(d) N_ln j_l(z_ln d / c) √((2l+1)/4π): distance (E,) Å -> (E, L, K)."""
+        """Return u(d) N_ln j_l(z_ln d / c) √((2l+1)/4π), (E, L, K), for distances (E,) in Å."""
         scaled = (distance.double() / self.cutoff)[:, None, None]
         x = scaled * self._roots.to(distance.device)
         sin, cos = torch.sin(x), torch.cos(x)
@@ -135,7 +141,7 @@ class SphericalBasis(nn.Module):
         return values.to(distance.dtype)
 
     def angular(self, unit: torch.Tensor) -> torch.Tensor:
-        """Real spherical harmonics with Σ_m Y_lm(a) Y_lm(b) = P_l(a·b): unit vectors (E, 3) -> (E, L²), l = 0 first."""
+        """Return the real spherical harmonics, Σ_m Y_lm(a) Y_lm(b) = P_l(a·b), of unit vectors (E, 3): (E, L²), l = 0 first."""
         from e3nn.o3 import spherical_harmonics
 
         return spherical_harmonics(list(range(self.num_spherical)), unit, normalize=False, normalization="norm")
@@ -144,9 +150,9 @@ class SphericalBasis(nn.Module):
 class TripletInteraction(InteractionPPBlock):
     """PyG's interaction block with the sum over triplets k -> j -> i done per atom instead of per triplet.
 
-    Σ_k x_kj W a(d_kj, θ) = Σ_lm Y_lm(ji) Σ_k Y_lm(kj) (x_kj W R_l(d_kj)), less the term of the edge that runs straight back (k is
-    the very atom i), for which P_l(−1) = (−1)^l. The inner sum belongs to atom j alone: what grew with the square of the number of
-    neighbours grows with the number.
+    Σ_k x_kj W a(d_kj, θ) = Σ_lm Y_lm(ji) Σ_k Y_lm(kj) (x_kj W R_l(d_kj)). The edge that runs straight back (k is the very atom i)
+    is no triplet: its term, with P_l(−1) = (−1)^l, is subtracted. The inner sum belongs to atom j alone, so that the cost grows
+    with the number of neighbours and not with its square.
     """
 
     def forward(
@@ -158,8 +164,16 @@ class TripletInteraction(InteractionPPBlock):
         graph: PeriodicGraph,
         read: torch.Tensor | slice,
     ) -> torch.Tensor:
-        """x (E, hidden), rbf (E, K), radial (E, L, K), harmonics: (N, L², depth) of the edges into each atom and (N, depth, L²) of
-        those out of it -> new messages (R, hidden) of the edges ``read``, indices (R,) or all."""
+        """Return the new messages (R, hidden) of the edges ``read``.
+
+        Args:
+            x: (E, hidden) messages.
+            rbf: (E, K) radial basis.
+            radial: (E, L, K), see ``SphericalBasis.radial``.
+            harmonics: Y_lm of the edges into each atom, (N, L², depth), and out of it, (N, depth, L²).
+            graph: of the edges.
+            read: indices (R,) of edges, or a slice.
+        """
         x_kj = self.act(self.lin_kj(x)) * self.lin_rbf2(self.lin_rbf1(rbf))
         x_kj = self.act(self.lin_down(x_kj))
         triplet_sum = self._triplet_sum(x_kj, radial, harmonics, graph, read)
@@ -180,7 +194,10 @@ class TripletInteraction(InteractionPPBlock):
         graph: PeriodicGraph,
         read: torch.Tensor | slice,
     ) -> torch.Tensor:
-        """(R, channels). Never in half precision: the term that is taken away again can be the largest."""
+        """Return the sum over the triplets of each edge ``read``, (R, channels).
+
+        It is never in half precision, because the term that is subtracted can be the largest.
+        """
         with torch.autocast(x_kj.device.type, enabled=False):
             x_kj = x_kj.to(radial.dtype)
             degrees, channels = radial.shape[1], x_kj.shape[1]
@@ -189,7 +206,7 @@ class TripletInteraction(InteractionPPBlock):
             into, out_of = harmonics
             table = terms.new_zeros(into.shape[0] * into.shape[2], degrees * channels)
             table = table.index_put((graph.slots_in,), terms.flatten(1)).view(into.shape[0], into.shape[2], -1)
-            # One product for all degrees, of which each order m then takes its own: cheaper than a product per degree.
+            # One product for all degrees l, of which each (l, m) takes its own, is cheaper than one product per degree.
             order = torch.arange(into.shape[1], device=terms.device)
             moments = (into @ table).view(*into.shape[:2], degrees, channels)[:, order, order.to(terms.dtype).sqrt().long()]
             sums = (out_of @ moments).flatten(0, 1)[graph.slots_out[read]]
@@ -200,7 +217,10 @@ class TripletInteraction(InteractionPPBlock):
 
 
 class OutputPPBlock(nn.Module):
-    """Messages to atomic outputs; unlike PyG's block, ``lin_up`` has a bias (as in OCP) and the output starts nonzero."""
+    """Output block: sums messages at their targets and maps the sums to atomic outputs.
+
+    Unlike in PyG's block, ``lin_up`` has a bias (as in OCP) and the output starts nonzero.
+    """
 
     def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
         super().__init__()
@@ -216,7 +236,7 @@ class OutputPPBlock(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor, rbf: torch.Tensor, target: torch.Tensor, num_nodes: int) -> torch.Tensor:
-        """x (E, hidden) -> (N, 1)."""
+        """Return the atomic outputs (N, 1) of messages x (E, hidden) with their radial basis rbf (E, K) and targets (E,)."""
         x = self.lin_rbf(rbf) * x
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast, sums over many neighbours need the digits
         x = self.lin_up(scatter(x, target, 0, num_nodes, "sum"))

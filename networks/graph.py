@@ -1,4 +1,4 @@
-"""The periodic neighbour graph."""
+"""Periodic neighbour graphs of batches of structures, and sums over them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ def radius_graph_pbc(
     max_neighbors: int | None = None,
     pbc: tuple[bool, bool, bool] = (True, True, False),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All directed edges j -> i of a batch of periodic structures, with image offsets.
+    """Return all directed edges j -> i of a batch of periodic structures, with image offsets.
 
-    The vector of an edge is ``pos[j] + offset @ cell - pos[i]`` (see ``edge_vectors``); each pair of atom and image within the
-    cutoff appears exactly once per direction, an atom's own images included. Exact on any cell, skewed or with unwrapped positions.
+    The vector of an edge is ``pos[j] + offset @ cell - pos[i]`` (see ``edge_vectors``). Each pair of an atom and an image within
+    the cutoff appears exactly once per direction, an atom's own images included. Exact for skewed cells and unwrapped positions.
 
-    pos: (N, 3) Å. cell: (B, 3, 3) Å, row vectors, full rank. batch: (N,) graph of each atom, sorted. cutoff: Å, one number or (B,).
-    max_neighbors: edges kept per target, nearest first; a shell of equal distances is kept whole, so that no symmetry is broken.
-    Returns edge_index (2, E), row 0 the source j and row 1 the target i, sorted by target; and offsets (E, 3) in ``pos.dtype``.
-    Both are indices: gradients flow through ``edge_vectors``.
+    Args:
+        pos: (N, 3) Å.
+        cell: (B, 3, 3) Å, row vectors, full rank.
+        batch: (N,) structure of each atom, sorted.
+        cutoff: Å, one number or (B,).
+        max_neighbors: number of edges per target, nearest first; a shell of equal distances stays whole, so that no symmetry is
+            broken. None: all within the cutoff.
+        pbc: which lattice vectors are periodic.
+
+    Returns:
+        edge_index (2, E), row 0 the source j and row 1 the target i, sorted by target; and offsets (E, 3) in ``pos.dtype``. Both
+        are without gradients, which flow through ``edge_vectors``.
     """
     with torch.no_grad():
         device = pos.device
@@ -69,9 +77,9 @@ def radius_graph_pbc(
 
 
 def _nearest_shells(target: torch.Tensor, distances: torch.Tensor, num_atoms: int, max_neighbors: int) -> torch.Tensor:
-    """Return the numbers of the edges to keep, sorted by target and distance: ``max_neighbors`` per target, the last shell whole.
+    """Return the indices of the nearest edges, sorted by target and distance: ``max_neighbors`` per target, the last shell whole.
 
-    target, distances: (E,), Å.
+    target (E,), distances (E,) Å.
     """
     order = torch.argsort(distances, stable=True)
     order = order[torch.argsort(target[order], stable=True)]
@@ -86,7 +94,7 @@ def _nearest_shells(target: torch.Tensor, distances: torch.Tensor, num_atoms: in
 
 
 def _ranks(counts: torch.Tensor) -> torch.Tensor:
-    """0..count-1 for each entry of ``counts``, concatenated."""
+    """Return 0..count-1 for each entry of ``counts``, concatenated."""
     total = int(counts.sum())
     start = torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
     return torch.arange(total, device=counts.device) - start
@@ -95,13 +103,16 @@ def _ranks(counts: torch.Tensor) -> torch.Tensor:
 def edge_vectors(
     pos: torch.Tensor, cell: torch.Tensor, batch: torch.Tensor, edge_index: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    """(E, 3) vectors in Å from the target i to the source j; differentiable in ``pos`` and ``cell``."""
+    """Return the vectors (E, 3) in Å from the target i to the source j; differentiable in ``pos`` and ``cell``."""
     source, target = edge_index
     return pos[source] + torch.einsum("ek,ekc->ec", offsets, cell[batch[target]]) - pos[target]
 
 
 def reverse_edges(edge_index: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """(E,) index of the edge i -> j that runs back along each edge j -> i through the same image; E where the graph lacks it."""
+    """Return, for each edge j -> i, the index of the edge i -> j between the same two images, (E,); E where there is none.
+
+    edge_index (2, E) and offsets (E, 3) as ``radius_graph_pbc`` returns them.
+    """
     source, target = edge_index
     steps = offsets.long()
     width = 2 * int(steps.abs().max()) + 1 if len(steps) else 1
@@ -115,12 +126,20 @@ def reverse_edges(edge_index: torch.Tensor, offsets: torch.Tensor) -> torch.Tens
 
     ordered, order = torch.sort(key(source, target, steps))
     back = key(target, source, -steps)
-    place = torch.searchsorted(ordered, back).clamp(max=max(len(back) - 1, 0))
-    return torch.where(ordered[place] == back, order[place], len(back))
+    position = torch.searchsorted(ordered, back).clamp(max=max(len(back) - 1, 0))
+    return torch.where(ordered[position] == back, order[position], len(back))
 
 
 def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int]:
-    """Where each entry goes in a (num_groups, depth) table of each group's entries: slots (E,) in the flat table, and depth."""
+    """Assign each entry its own cell of a (num_groups, depth) table, in the row of its group.
+
+    Args:
+        index: (E,) group of each entry.
+        num_groups: number of rows.
+
+    Returns:
+        Slots (E,), indices into the flattened table, and depth, the size of the largest group.
+    """
     order = torch.argsort(index, stable=True)
     counts = torch.bincount(index, minlength=num_groups)
     depth = max(int(counts.max()), 1) if len(counts) else 1
@@ -130,10 +149,10 @@ def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int
 
 
 def graph_mean(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
-    """Mean of node values over each graph: (A, ...) -> (B, ...)."""
+    """Return the mean of node values over each graph: (A, ...) -> (B, ...)."""
     return scatter(values, batch, dim=0, dim_size=num_graphs, reduce="mean")
 
 
 def center(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
-    """Node values minus their mean over the graph."""
+    """Return node values (A, ...) minus their mean over the graph."""
     return values - graph_mean(values, batch, num_graphs)[batch]

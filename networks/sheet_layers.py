@@ -16,26 +16,25 @@ NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent 
 NUM_HEIGHT_RBF = 8  # radial functions of the height difference
 TIME_FREQUENCIES = 16
 SOFTENING = 0.5  # Å, length below which the direction of an edge fades to zero
-LONGEST_VECTOR = 10.0  # of the vector channels; three times what is typical
+LONGEST_VECTOR = 10.0  # bound on the length of a vector channel, three times what is typical
 GAIN_SIGMA = 0.1  # fractional noise below which the position output is amplified
 
 
 @dataclass
 class SheetEdges:
-    """Directed edges j -> i. direction (E, 2), rise (E,): softened in-plane and out-of-plane unit vectors;
-    features (E, K), envelope (E,): invariant."""
+    """Directed edges j -> i between the atoms of a batch of sheets."""
 
-    source: torch.Tensor
-    target: torch.Tensor
-    direction: torch.Tensor
-    rise: torch.Tensor
-    features: torch.Tensor
-    envelope: torch.Tensor
+    source: torch.Tensor  # (E,) j
+    target: torch.Tensor  # (E,) i
+    direction: torch.Tensor  # (E, 2) in-plane vector from i to j over its softened length
+    rise: torch.Tensor  # (E,) height of j above i over its softened size
+    features: torch.Tensor  # (E, K) invariant
+    envelope: torch.Tensor  # (E,) invariant, fades to zero at the cutoff
 
 
 @dataclass
 class EncodedSheets:
-    """What the condition-free trunk hands to the heads and to the noise branch."""
+    """Output of the trunk, which the heads and the noise branch read."""
 
     scalars: torch.Tensor  # (A, C) invariant
     vectors: torch.Tensor  # (A, 2, V) in-plane vectors
@@ -48,18 +47,18 @@ class EncodedSheets:
     time: torch.Tensor  # (B, C)
     alpha_bar: torch.Tensor  # (B,)
     sigma: torch.Tensor  # (B,)
-    batch: torch.Tensor
+    batch: torch.Tensor  # (A,)
     num_graphs: int
 
 
 def gaussian_basis(x: torch.Tensor, low: float, high: float, count: int) -> torch.Tensor:
-    """(..., count) Gaussians with centres evenly spaced on [low, high] and a width of one spacing."""
+    """Return ``count`` Gaussians of x, (..., count), with centres evenly spaced on [low, high] and a width of one spacing."""
     centers = torch.linspace(low, high, count, dtype=x.dtype, device=x.device)
     return torch.exp(-(((x[..., None] - centers) * ((count - 1) / (high - low))) ** 2))
 
 
 class EdgeMessage(nn.Module):
-    """(E, C) invariant hidden state of each edge, from both ends, distances, and the angles of the vectors with the edge."""
+    """Invariant hidden state of each edge, from its two atoms, its features, and the angles of the source's vectors with it."""
 
     def __init__(self, channels: int, vector_channels: int, edge_features: int):
         super().__init__()
@@ -69,6 +68,7 @@ class EdgeMessage(nn.Module):
         self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
 
     def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
+        """Return the hidden states (E, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V)."""
         x = self.norm(scalars)
         along = (vectors[edges.source] * edges.direction[..., None]).sum(1)
         above = odd[edges.source] * edges.rise[:, None]
@@ -79,8 +79,8 @@ class EdgeMessage(nn.Module):
 class SheetInteraction(nn.Module):
     """One round of messages on invariant scalars, in-plane vectors and z-odd scalars.
 
-    Follows PaiNN (Schütt, Unke, Gastegger 2021) with the symmetry of a sheet: O(2) in the plane times z -> −z, so that vectors
-    split into an in-plane part and a number that is odd in z, with weights of their own.
+    Follows PaiNN (Schütt, Unke, Gastegger 2021) with the symmetry of a sheet, O(2) in the plane times z -> −z. A vector therefore
+    splits into an in-plane part and a number that is odd in z, and each has its own weights.
     """
 
     def __init__(self, channels: int, vector_channels: int, edge_features: int):
@@ -106,7 +106,7 @@ class SheetInteraction(nn.Module):
         batch: torch.Tensor,
         num_graphs: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """scalars (A, C), vectors (A, 2, V), odd (A, V), time (B, C) -> the same three, updated."""
+        """Return the updated scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V); time (B, C) is the embedding of t."""
         gates = self.gates(self.edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
         message, keep, point, keep_odd, rise = torch.split(gates, self.sizes, -1)
         push = vectors[edges.source] * keep[:, None] + edges.direction[..., None] * point[:, None]
@@ -135,25 +135,32 @@ class SheetInteraction(nn.Module):
 
 
 def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
-    """Values of the given squared lengths, shortened smoothly to ``LONGEST_VECTOR``; those of a third of it change by 0.3 %.
+    """Return values, whose squared lengths are given, shortened smoothly to ``LONGEST_VECTOR``; a third of it shrinks by 0.3 %.
 
-    The products of vectors in an update grow with the cube of their length from layer to layer, and where many neighbours stand in
-    line, as on a mirror of a noised symmetric sheet, without end."""
+    Products of vectors in an update make lengths grow with their cube from layer to layer. Without a bound they overflow where
+    many neighbours stand in line, as on a mirror of a noised symmetric sheet.
+    """
     return values * (1 + (squared / LONGEST_VECTOR**2) ** 2) ** -0.25
 
 
 def sum_at_targets(messages: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Sum of the messages at their targets, over the root of a typical number of neighbours."""
+    """Return the sum of messages (E, ...) at their targets, (count, ...), over 4, the root of a typical number of neighbours."""
     return scatter(messages, target, dim=0, dim_size=count, reduce="sum") * 0.25
 
 
 def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
-    """The change of S = ½ log(L Lᵀ) under a small symmetric strain, L -> L (1 + ε).
+    """Return the change of S = ½ log(L Lᵀ) under a small symmetric strain, L -> L (1 + ε), to first order.
 
-    strain: (B, 2, 2) in the Cartesian frame of the cell. cell: (B, 2, 2) row vectors. Returns (B, 3).
-    With L = P Q, P = exp(S) and Q orthogonal, the strain in the frame of P is Q ε Qᵀ. From L Lᵀ = P (1 + 2ε) P the derivative of
-    the matrix logarithm scales what is off-diagonal in the eigenbasis of S by x / sinh x, x the difference of log stretches, and
-    leaves the rest.
+    With L = P Q, P = exp(S) and Q orthogonal, the strain in the frame of P is Q ε Qᵀ, and L Lᵀ becomes P (1 + 2 Q ε Qᵀ) P. The
+    derivative of the matrix logarithm scales the off-diagonal part in the eigenbasis of S by x / sinh x, where x is the difference
+    of the eigenvalues of S, and leaves the diagonal part.
+
+    Args:
+        strain: (B, 2, 2) ε in the Cartesian frame of the cell.
+        cell: (B, 2, 2) Å, row vectors.
+
+    Returns:
+        (B, 3), the changes of S11, S22 and S12.
     """
     gram = cell @ cell.transpose(1, 2)
     root_det = torch.linalg.det(gram).clamp(min=1e-12).sqrt()[:, None, None]

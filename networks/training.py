@@ -1,8 +1,8 @@
-"""The training loop of every network: steps, moving average, evaluation with the best weights, and a resume file.
+"""The training loop of every network: steps, moving average, evaluation, best weights, and a resume file.
 
 What differs between networks is a ``Task``: the batch of a step, its loss, and the evaluation. A batch is a function of seed and
-step alone, so that a run that is stopped and started again ends with the same weights on a CPU. Optimiser and device are
-handled by Lightning Fabric; under ``torchrun`` a rank would take its rows of the batch in ``Task.loss``.
+step alone, so that a run that is stopped and started again ends with the same weights on a CPU. Lightning Fabric handles optimiser
+and device. Under ``torchrun`` each rank would take its rows of the batch in ``Task.loss``.
 """
 
 from __future__ import annotations
@@ -30,30 +30,36 @@ from pipeline.provenance import read_sidecar
 log = logging.getLogger("her2d")
 
 RESUME_FORMAT = "training 1"
-RESUME_EVERY_S = 120.0  # between evaluations; every evaluation is a resume point too
+RESUME_EVERY_S = 120.0  # seconds between writes of the resume file; each evaluation writes it too
 
 
 class Task(Protocol):
-    """What is trained: batches, loss and evaluation of one network."""
+    """Batches, loss and evaluation of one network."""
 
     def loss(self, model: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss (scalar) of step 0, 1, ... and values that are summed between evaluations, such as its terms."""
+        """Return the scalar loss of step 0, 1, ... and numbers that the loop sums between evaluations, such as its terms."""
 
     def evaluate(self, model: nn.Module, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
         """Evaluate the averaged weights after ``step`` steps.
 
         Args:
-            model: with the weights to evaluate.
+            model: has the averaged weights.
             step: number of steps done.
-            sums: of the values of ``loss`` over the last ``steps`` steps, since the evaluation before.
-            steps: see sums.
+            sums: the numbers of ``loss``, summed over the steps since the evaluation before.
+            steps: number of those steps.
 
         Returns:
             A row of the history and the score: the smaller, the better.
         """
 
     def not_finite(self, step: int, names: list[str], resume: str) -> str:
-        """Return the message when loss or gradient of a step is not finite; names: values that are not; resume: the saved state."""
+        """Return the message for a step whose loss or gradient is not finite.
+
+        Args:
+            step: number of the step, from 0.
+            names: those numbers of ``loss`` that are not finite.
+            resume: name of the file with the state before the step.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +72,10 @@ class LoopSettings:
         grad_clip: largest norm of the gradient.
         rate: learning rate of step 0, 1, ...
         ema_decay: decay of the moving average in step 0, 1, ...; None evaluates and keeps the weights as they are.
-        title: of the progress bar.
-        position: row of the progress bar.
-        score_name: name of the best score behind the progress bar.
-        keep_bar: leave the bar on the screen at the end, and show it where the output is no terminal.
+        title: title of the progress bar.
+        position: row of the progress bar on the screen.
+        score_name: name of the best score beside the progress bar.
+        keep_bar: whether the bar stays at the end, and is shown where the output is no terminal.
     """
 
     steps: int
@@ -84,7 +90,7 @@ class LoopSettings:
 
 
 def warming_decay(decay: float, updates: int) -> float:
-    """Return the decay of the moving average after some updates: short memory first, so that the start is forgotten."""
+    """Return the decay of the moving average after ``updates`` updates: small at first, so that the initial weights fade."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -102,15 +108,15 @@ def make_fabric(device: torch.device) -> Any:
 
 
 class Trainer:
-    """Model, optimiser, moving average, history and best weights of a run; its whole state is one dict.
+    """Model, optimiser, moving average, history and best weights of a run.
 
     Args:
         model: on the device where it is trained.
         optimiser: of its parameters.
-        task: see ``Task``.
-        settings: see ``LoopSettings``.
-        resume_path: file of the unfinished run.
-        mark: fingerprint of settings and inputs; a resume file with another one is of no use.
+        task: batches, loss and evaluation.
+        settings: settings of the loop.
+        resume_path: the resume file.
+        mark: fingerprint of settings and inputs; a resume file with another one is not used.
     """
 
     def __init__(
@@ -135,7 +141,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
 
     def _averaged(self) -> dict[str, torch.Tensor]:
-        """Parameters and floating-point buffers, which the moving average covers."""
+        """Return the parameters and floating-point buffers, which the moving average covers."""
         return {name: value for name, value in self.model.state_dict(keep_vars=True).items() if value.is_floating_point()}
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -146,7 +152,7 @@ class Trainer:
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that going on needs."""
+        """Return the whole state of the run, as the resume file holds it."""
         return {
             "format": RESUME_FORMAT,
             "fingerprint": self.mark,
@@ -162,7 +168,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state that ``state_dict`` has returned."""
+        """Set the state to one that ``state_dict`` has returned."""
         self.model.load_state_dict(state["model"])
         self._optimiser.load_state_dict(state["optimiser"])
         if self.ema is not None:
@@ -177,7 +183,7 @@ class Trainer:
             torch.save(self.state_dict(), temporary)
 
     def resume(self) -> bool:
-        """Go on from the resume file if it is of this run; say why it is not, and start anew. Returns whether it was."""
+        """Load the resume file where it is of this run, and return whether it was; otherwise say why it was not."""
         state = read_resume(self.resume_path, self.mark, self.device)
         if state is None:
             return False
@@ -214,7 +220,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate, add a row to the history, and keep the weights when they are the best so far."""
+        """Evaluate, add a row to the history, and store the weights when they are the best so far. Returns the row."""
         trained = {name: value.clone() for name, value in self.model.state_dict().items()}
         evaluated = self.weights()
         self.model.load_state_dict(evaluated)
@@ -269,7 +275,7 @@ class Trainer:
 
 
 def read_resume(path: Path, mark: str, device: torch.device) -> dict[str, Any] | None:
-    """Return the state in a resume file; None, with one line that says why, where it is damaged or of another run."""
+    """Return the state in a resume file; None where there is none, or, with a message, where it is damaged or of another run."""
     if not path.is_file():
         return None
     try:
@@ -288,12 +294,12 @@ def read_resume(path: Path, mark: str, device: torch.device) -> dict[str, Any] |
 
 
 def fingerprint(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of what a result depends on: settings, seed and hashes of the inputs, as JSON with sorted keys."""
+    """Return the SHA-256 of what a result depends on (settings, seed, hashes of the inputs), as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_complete(checkpoint: str | os.PathLike, stage: str, expected: str) -> bool:
-    """Return whether a checkpoint was written by the stage with this fingerprint, as its sidecar says, and is untouched since."""
+    """Return whether the sidecar says that the stage wrote this checkpoint with this fingerprint, and the file is unchanged."""
     checkpoint = Path(checkpoint)
     try:
         sidecar = read_sidecar(checkpoint, stage=stage)
