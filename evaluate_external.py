@@ -30,7 +30,7 @@ def main(cfg: Config) -> None:
     evaluate.find_cifs(cfg.external.cif_dir)
     identity = judges.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = judges.load_truth(cfg, her)
+    truth = judges.run_dft_benchmark(cfg, her)
     with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
         theirs = evaluate.evaluate(
             cfg.external.cif_dir,

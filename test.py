@@ -38,7 +38,7 @@ def main(cfg: Config) -> None:
     evaluate.find_cifs(settings.cif_dir)
     identity = judges.judge_identity(cfg)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
-    truth = judges.load_truth(cfg, her)
+    truth = judges.run_dft_benchmark(cfg, her)
     hull = hull_parity.measure_or_read(cfg, output_dir)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
     controls: dict[str, evaluate.Evaluation | str] = {}
