@@ -136,12 +136,12 @@ class Quantity:
 
     @property
     def heading(self) -> str:
-        """The title of a column, with the unit."""
+        """Title of a column, with the unit."""
         return f"{self.column} ({self.unit})" if self.unit else self.column
 
     @property
     def label(self) -> str:
-        """The name beside a single value."""
+        """Name beside a single value."""
         return self.name or self.column
 
 

@@ -85,6 +85,7 @@ def rank(rows: Iterable[Row], top_k: int | None = None) -> list[Row]:
 
 
 def _rank_key(row: Any) -> tuple[Any, ...]:
+    """Return what ``rank`` sorts by; its first item says whether a row is no sheet or has no composite score."""
     value = row.get if isinstance(row, Mapping) else partial(getattr, row)
     score = value("score_composite")
     scored = score is not None and not math.isnan(score)

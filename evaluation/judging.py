@@ -186,7 +186,7 @@ def _relax(case: _Case) -> None:
 
 def _is_connected(atoms: Atoms) -> bool:
     """Return whether bonds join all atoms to one sheet."""
-    # Not validity.sheet_fault: that one also refuses two close atoms, and here a relaxed sheet is judged by its bonds alone.
+    # Not validity.sheet_fault, which gives another result: to it, a sheet with two close atoms is a fault however well connected.
     return geo_utils.sheet_connectivity(atoms).is_single_sheet
 
 

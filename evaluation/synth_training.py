@@ -152,6 +152,7 @@ class SynthTask:
         return next(self._batches)
 
     def _epoch(self, epoch: int) -> Iterator[list[tuple[list[int], list[int], int, float]]]:
+        """Yield the batches of an epoch: for every example one of its strings, with sites in random order and tokens hidden."""
         settings, encoder = self.settings, self.encoder
         rng = np.random.default_rng([self.seed, epoch])
         variants = [int(rng.integers(len(encoder.parts[index]))) for index in self.train]
@@ -199,7 +200,11 @@ class SynthTask:
 
 
 def train_model(cfg: Config, model: torch.nn.Module, task: SynthTask, mark: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Train in place; return the weights of the best epoch by validation log loss, on the CPU, and one record per epoch."""
+    """Train the model in place.
+
+    Returns:
+        (weights of the best epoch by validation log loss, on the CPU; one record per epoch).
+    """
     settings = cfg.synth_lm
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -229,6 +234,7 @@ def _read_examples(cfg: Config, db_hash: str) -> tuple[list[Example], dict[str, 
 
 
 def _build_model(cfg: Config, encoder: Encoder) -> tuple[torch.nn.Module, embedded_lm.EmbeddedLMConfig]:
+    """Return a model with fresh weights that takes the longest prompt, and its size."""
     settings, tokenizer = cfg.synth_lm, encoder.tokenizer
     longest = max(len(encoder.prompt_ids(i, v)[0]) + 1 for i, texts in enumerate(encoder.parts) for v in range(len(texts)))
     model_config = embedded_lm.EmbeddedLMConfig(

@@ -70,21 +70,21 @@ SETTINGS = EvaluationConfig(bootstrap=50)
 
 
 def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:
-    """An MX2 monolayer, fully periodic as in a CIF."""
+    """Return an MX2 monolayer, fully periodic as in a CIF."""
     atoms = mx2(formula=formula, kind=kind, a=a, thickness=thickness, size=(1, 1, 1), vacuum=vacuum)
     atoms.pbc = True
     return atoms
 
 
 def graphene_sheet(vacuum: float = 10.0) -> Atoms:
-    """Graphene, fully periodic as in a CIF."""
+    """Return graphene, fully periodic as in a CIF."""
     atoms = graphene(formula="C2", a=2.46, vacuum=vacuum)
     atoms.pbc = True
     return atoms
 
 
 def write_cifs(folder, structures: dict[str, Atoms]) -> None:
-    """One CIF per entry."""
+    """Write one CIF per entry."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, atoms in structures.items():
         write(folder / f"{name}.cif", atoms, format="cif")
@@ -98,13 +98,13 @@ def evaluated(
     name: str = "cifs",
     **arguments: Any,
 ) -> Evaluation:
-    """Writes the structures below ``folder`` and evaluates them, with ``judges()`` unless others are given."""
+    """Write the structures below ``folder`` and evaluate them, with ``judges()`` unless others are given."""
     write_cifs(folder / name, structures)
     return evaluate(folder / name, judges_ or judges(), settings, folder / "out", "ours", **arguments)
 
 
 def bulk_copper() -> Atoms:
-    """A three-dimensional crystal."""
+    """Return a three-dimensional crystal."""
     return bulk("Cu", "fcc", a=3.61, cubic=True)
 
 
@@ -198,7 +198,7 @@ class Synthesis:
 
 
 def judges(**changes) -> Judges:
-    """A complete set; keyword arguments replace single judges."""
+    """Return a complete set of judges; keyword arguments replace single ones."""
     chosen = {
         "potential": Springs(),
         "references": Table(),
@@ -211,12 +211,12 @@ def judges(**changes) -> Judges:
 
 
 def no_training_structures(reduced_formula: str) -> list:
-    """An empty training set."""
+    """Return what an empty training set has of a formula."""
     return []
 
 
 def deadly_judges() -> Judges:
-    """Judges whose worker process dies on copper."""
+    """Return judges whose worker process dies on copper."""
     return judges(potential=Deadly())
 
 
@@ -232,14 +232,14 @@ class Deadly(Springs):
 
 
 def slow_judges(cfg: Any) -> Judges:
-    """What ``judges.load_judges`` gives, instantly: judges that take a tenth of a second and have every element."""
+    """Return at once what ``judges.load_judges`` loads: judges that take a tenth of a second and have every element."""
     table = Table()
     table.elements = AnyElement()
     return judges(potential=SlowSprings(), references=table)
 
 
 class SlowSprings(Springs):
-    """Takes its time, so that a run can be stopped between two candidates."""
+    """Takes a tenth of a second, so that a run can be stopped between two candidates."""
 
     def relax(self, atoms: Atoms, bulk: bool) -> SimpleNamespace:
         sleep(0.1)
@@ -272,5 +272,5 @@ class Still(Calculator):
 
 
 def still_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Potential:
-    """What ``potentials.load_potential`` gives, with ``Still`` inside."""
+    """Return what ``potentials.load_potential`` returns, with ``Still`` as its calculator."""
     return Potential(name, {"name": name, "sha256": "still"}, Still())
