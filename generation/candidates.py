@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from crystals.validity import sheet_fault
 from generation.batch import Denoiser
 from generation.sampling import sample
 from geo_utils import Sheet
+from networks.training import fingerprint
 from pipeline.settings import Config, GenerationConfig
 from pipeline.store import FolderStore
 
@@ -33,37 +32,44 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class Candidate:
-    """A sampled sheet, its recipe and what became of it."""
+    """A sampled sheet, its recipe, and the results of its checks."""
 
     index: int
     recipe: Recipe
     sheet: Sheet
-    template_layer_group: int = 0  # number of the layer group that it was sampled within; 0: free
+    template_layer_group: int = 0  # number of the layer group of its template; 0: sampled without one
     symmetry: Symmetry | None = None
-    status: str = "ok"
+    status: str = "ok"  # see ``check_validity``
 
     @property
     def name(self) -> str:
+        """Return the name of its files, without suffix."""
         return f"gen_{self.index:05d}"
 
 
 def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
-    """'ok', or the first reason to reject: 'clash', 'disconnected', 'too thick'."""
+    """Return 'ok', or the first reason to reject a sheet: 'clash', 'disconnected' or 'too thick'."""
     if fault := sheet_fault(sheet.to_atoms(settings.vacuum_angstrom), settings.clash_factor):
         return fault
     return "too thick" if sheet.thickness > settings.max_thickness_angstrom else "ok"
 
 
 def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
-    """What the products depend on: settings, seed and model; not the batch size and not the folder."""
+    """Return the hash of what the products depend on: settings, seed and model, but neither batch size nor folder."""
     settings = asdict(cfg.generation)
     del settings["batch_size"], settings["output_dir"]
-    content = json.dumps({"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return fingerprint({"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash})
 
 
 class SampleStore:
-    """Sampled sheets of an unfinished run by candidate number, kept batch by batch; they belong to one fingerprint."""
+    """Store of the sheets that an unfinished run has sampled, one file a batch.
+
+    Args:
+        folder: of the batches.
+        fingerprint: of the run; batches of another one are discarded.
+
+    ``sheets`` has the stored sheets by candidate number.
+    """
 
     def __init__(self, folder: Path, fingerprint: str):
         self._batches = FolderStore(folder, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
@@ -72,7 +78,7 @@ class SampleStore:
             self.sheets.update(_sheets_of(self._batches[key]))
 
     def add(self, indices: Sequence[int], sheets: Sequence[Sheet]) -> None:
-        """Keep a finished batch: candidate numbers and their sheets."""
+        """Store a finished batch: candidate numbers and their sheets, in the same order."""
         rows = [
             {"index": k, **{name: value.tolist() for name, value in vars(s).items()}} for k, s in zip(indices, sheets, strict=True)
         ]
@@ -85,7 +91,7 @@ class SampleStore:
 
 
 def _sheets_of(batch: dict[str, Any]) -> dict[int, Sheet]:
-    """Return the sheets of a stored batch by candidate number; raises KeyError, TypeError or ValueError for a damaged one."""
+    """Return the sheets of a stored batch by candidate number. Raises KeyError, TypeError or ValueError for a damaged one."""
     return {
         row["index"]: Sheet(
             np.array(row["atomic_numbers"], dtype=np.int64),
@@ -99,18 +105,27 @@ def _sheets_of(batch: dict[str, Any]) -> dict[int, Sheet]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What candidate ``index`` is sampled from: its recipe, the template that its noise keeps, if any, and its atoms in the order
-    of the template."""
+    """Recipe, template and atoms that a candidate is sampled from."""
 
-    index: int
+    index: int  # number of the candidate
     recipe: Recipe
-    template: Template | None
-    atomic_numbers: tuple[int, ...]
+    template: Template | None  # its noise stays within the symmetry of this template
+    atomic_numbers: tuple[int, ...]  # in the order of the template's atoms
 
 
 def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibrary, share: float, seed: int) -> Plan:
-    """Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family; a formula takes those that the
-    library suggests for it, in turn. A share of the candidates, drawn by their numbers, has none."""
+    """Choose recipe and template of one candidate.
+
+    Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family. A formula takes the templates that
+    the library suggests for it, in turn.
+
+    Args:
+        index: number of the candidate.
+        recipes: in the order in which candidates take them.
+        library: templates of the training set.
+        share: fraction of the candidates that have a template; which ones depends on seed and number alone.
+        seed: of that choice.
+    """
     recipe = recipes[index % len(recipes)]
     free = Plan(index, recipe, None, recipe.atomic_numbers)
     if np.random.default_rng([seed, 0x7E, index]).random() >= share:
@@ -125,7 +140,7 @@ def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibra
 
 
 def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store: SampleStore, device: Any) -> list[Candidate]:
-    """Candidates as planned; those in the store are not sampled again."""
+    """Sample the planned candidates in batches, except those in the store, and return all of them in the order of the plans."""
     settings = cfg.generation
     missing = [plan for plan in plans if plan.index not in store.sheets]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
@@ -143,7 +158,7 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
 
 
 def finish_candidates(candidates: list[Candidate], settings: GenerationConfig) -> None:
-    """Validity and symmetrisation, in place. A symmetrised sheet that became invalid goes back to what was sampled."""
+    """Check and symmetrise candidates in place. Where the symmetrised sheet is invalid, the sampled one stays, as P1."""
     for candidate in tqdm(candidates, desc="checking", unit="sheet", mininterval=1.0):
         candidate.status = check_validity(candidate.sheet, settings)
         if candidate.status != "ok":
@@ -155,7 +170,7 @@ def finish_candidates(candidates: list[Candidate], settings: GenerationConfig) -
 
 
 def export_atoms(sheet: Sheet, vacuum: float) -> Atoms:
-    """ASE atoms rounded to 1e-6 (Å and fractional), the one source of CIF and extxyz."""
+    """Return ASE atoms rounded to 1e-6 (Å and fractional), from which both CIF and extxyz are written; vacuum in Å."""
     atoms = sheet.to_atoms(vacuum)
     cell = np.round(atoms.cell.array, 6)
     scaled = np.round(atoms.get_scaled_positions(wrap=False), 6) % 1.0
@@ -163,10 +178,10 @@ def export_atoms(sheet: Sheet, vacuum: float) -> Atoms:
 
 
 def replace_products(new: Path, folder: Path) -> None:
-    """Replaces the products of an earlier run in ``folder`` by the finished ones in ``new``.
+    """Replace the products of an earlier run in ``folder`` by the finished ones in ``new``.
 
-    Files are only renamed, so that a full disk cannot leave half of a product. The manifest goes first and comes back last: a run
-    that is killed in between has none and repeats this step.
+    Files are only renamed, so that a full disk cannot leave half of a product. The manifest is deleted first and renamed last:
+    after a kill in between there is none, and the next run repeats this step.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
     names = sorted((path.name for path in new.iterdir()), key=lambda name: (name == MANIFEST, name))

@@ -1,4 +1,4 @@
-"""Training of the denoiser: batches, loss, validation, scores of the property heads and the loss curve."""
+"""Training task of the denoiser: loss of a step, validation, scores of the property heads, and the loss curve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from generation.batch import Denoiser
 from generation.loss import TERMS, loss_terms, sample_noise, total_loss
-from generation.sheet_table import SheetTable, seeded_generator, training_rows
+from generation.seeds import seeded_generator
+from generation.sheet_table import SheetTable, training_rows
 from networks.training import LoopSettings, warming_decay
 from pipeline.files import atomic_path
 from pipeline.settings import DenoiserConfig
@@ -22,7 +23,7 @@ TEST_TIME_FRACTION = 0.01  # t/T at which the heads are scored on the test split
 
 
 def learning_rate(step: int, settings: DenoiserConfig) -> float:
-    """Rate of step 1..max_steps: linear warm-up, then a cosine to 1 % of the peak."""
+    """Return the learning rate of step 1..max_steps: linear warm-up, then a cosine to 1 % of the peak."""
     if step <= settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(settings.max_steps - settings.warmup_steps, 1)
@@ -49,7 +50,7 @@ class DenoiserTask:
         self.settings, self.train, self.val, self.seed, self.device = settings, train, val, seed, device
 
     def loss(self, model: Denoiser, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a step, and it and its terms as numbers."""
+        """Return the loss of a step, and as numbers the loss (``total``) and its terms."""
         settings = self.settings
         rows = training_rows(self.train, step, settings.batch_size, self.seed, settings.labelled_share)
         sheets, generator = self.train.select(rows), seeded_generator(self.seed, 2, step)
@@ -80,7 +81,7 @@ class DenoiserTask:
 def evaluate_loss(
     model: Denoiser, table: SheetTable, settings: DenoiserConfig, seed: int, device: torch.device
 ) -> dict[str, float]:
-    """Return the loss terms on a split, with the same times, noise and dropout at every call."""
+    """Return the mean loss and its terms on a split. Times, noise and dropout are the same at every call."""
     repeats = max(1, math.ceil(VALIDATION_SHEETS / len(table)))
     sums, count = dict.fromkeys(("total", *TERMS), 0.0), 0
     for repeat in range(repeats):
@@ -99,9 +100,12 @@ def evaluate_loss(
 def score_heads(
     model: Denoiser, table: SheetTable, train: SheetTable, batch_size: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """Scores of the heads at little noise: mean absolute errors, ROC-AUC and the number of labels behind each.
+    """Score the heads on a split at little noise (t = ``TEST_TIME_FRACTION`` T).
 
-    ``baseline_*`` is the error of always answering the mean of the training labels.
+    Returns:
+        ``t``; ``n_*``, number of labels; ``mae_*_ev``, mean absolute error; ``baseline_mae_*_ev``, that of the mean label of
+        ``train``; ``spearman_*``, rank correlation; ``auc_synth``, ROC-AUC of P_synth. Errors are in eV (delta_g) and eV/atom
+        (e_hull).
     """
     t_small = max(1, round(TEST_TIME_FRACTION * model.schedule.num_timesteps))
     predicted: dict[str, list[torch.Tensor]] = {"delta_g": [], "e_hull": [], "synth": []}
@@ -129,14 +133,14 @@ def score_heads(
 
 
 def rank_correlation(predicted: np.ndarray, label: np.ndarray) -> float:
-    """Spearman's; nan for fewer than three values."""
+    """Return Spearman's rank correlation; nan for fewer than three values."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(predicted, label).statistic) if len(label) > 2 else float("nan")
 
 
 def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half; nan when one class is absent."""
+    """Return the area under the ROC curve, ties counted half; nan where one class is absent. label: 0 or 1."""
     from sklearn.metrics import roc_auc_score
 
     positive = label > 0.5
@@ -144,7 +148,7 @@ def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
 
 
 def write_curve(history: list[dict[str, float]], folder: Path) -> None:
-    """``loss_curve.csv`` and ``loss_curve.png`` with its PDF: every term, training and validation."""
+    """Write ``loss_curve.csv``, and ``loss_curve.png`` with its PDF: every term in training and validation."""
     with atomic_path(folder / "loss_curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(history[0]))
         writer.writeheader()

@@ -1,6 +1,6 @@
 """Stage 4 as a function: chooses recipes, samples candidates, selects among the valid ones and writes the products.
 
-The caller passes the loaded network in, as this package does not know its class.
+The caller loads the network, because this package must not import its class.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained 
 
 
 def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], drafts: DraftVerdicts | None = None) -> None:
-    """Samples, checks, selects and writes the structures of ``generation.output_dir``; does nothing where they are complete.
+    """Sample, check, select and write the structures of ``generation.output_dir``; do nothing where they are complete.
 
     Args:
         cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
-        model: the trained network, on the device of ``run.device``. It is turned to float64.
-        content: its checkpoint, of which the elements, formulas and templates of the training set are read.
-        drafts: verdicts on drafts, shared by runs of one model, seed and target. New ones are added.
+        model: the trained network, on the device of ``run.device``. It is converted to float64.
+        content: its checkpoint, with the elements, formulas and templates of the training set.
+        drafts: results of drafts, shared by runs with the same model, seed and target. New ones are added.
 
     Raises:
         StageError: no recipe is left to sample, or no sampled sheet is valid.
@@ -103,9 +103,10 @@ def choose_recipes(
     device: torch.device,
     drafts: DraftVerdicts | None = None,
 ) -> list[Recipe]:
-    """The recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
+    """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
 
-    Raises StageError where none is of elements of the training set and small enough.
+    Raises:
+        StageError: no recipe is of elements of the training set and small enough.
     """
     elements = set(content["elements"])
     if settings.recipes:
@@ -129,9 +130,9 @@ def choose_recipes(
 def sample_until_enough(
     model: Denoiser, recipes: list[Recipe], library: TemplateLibrary, cfg: Config, store: SampleStore, device: torch.device
 ) -> list[Candidate]:
-    """Samples and checks candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds; all of them, in order.
+    """Sample and check candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds.
 
-    With gradient guidance the first round has ``oversample`` times as many, to select from.
+    With gradient guidance the first round has ``oversample`` times as many, to select from. Returns all candidates, valid or not.
     """
     settings = cfg.generation
     round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
@@ -155,10 +156,11 @@ def sample_until_enough(
 def select_candidates(
     model: Denoiser, valid: list[Candidate], settings: GenerationConfig, seed: int, device: torch.device
 ) -> tuple[list[Candidate], PropertyEstimate]:
-    """At most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
+    """Return at most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
 
-    With gradient guidance they are sampled without replacement with weights exp(−η L_target / 0.1 eV); candidates of a family or
-    composition that exceeds its quota come last. Without it the first ones are taken: a control must not be selected by the heads.
+    With gradient guidance they are sampled without replacement with weights exp(−η L_target / 0.1 eV), η the guidance scale;
+    candidates that exceed the quota of their family or composition come last. Without guidance the first ones are taken, because
+    the heads must not select a control.
     """
     properties = predict_properties(model, [c.sheet for c in valid], device)
     chosen = np.arange(len(valid))
@@ -166,8 +168,8 @@ def select_candidates(
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-gumbel_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
         if not settings.recipes:
-            late = exceeds_quota([valid[k].recipe for k in chosen], settings)
-            chosen = chosen[np.argsort(late, kind="stable")]
+            exceeding = exceeds_quota([valid[k].recipe for k in chosen], settings)
+            chosen = chosen[np.argsort(exceeding, kind="stable")]
     chosen = np.sort(chosen[: settings.num_structures])
     picked = torch.as_tensor(chosen)
     properties = PropertyEstimate(properties.delta_g[picked], properties.e_hull[picked], properties.synth_logit[picked])
@@ -177,9 +179,16 @@ def select_candidates(
 def write_products(
     selected: list[Candidate], properties: PropertyEstimate, folder: Path, settings: GenerationConfig
 ) -> list[dict[str, Any]]:
-    """Writes one CIF per candidate and ``candidates.extxyz`` to an empty folder.
+    """Write one CIF per candidate and ``candidates.extxyz`` to an empty folder.
 
-    properties: of the candidates, (len(selected),) each. Returns one row of the manifest per candidate.
+    Args:
+        selected: M candidates.
+        properties: their predicted properties, (M,) each.
+        folder: where the files go.
+        settings: ``vacuum_angstrom`` is read.
+
+    Returns:
+        One row of the manifest per candidate.
     """
     rows, frames = [], []
     for k, candidate in enumerate(selected):
@@ -221,7 +230,7 @@ def write_manifest(
     fingerprint: str,
     checkpoint_hash: str,
 ) -> None:
-    """Writes the sidecar of the products: counts of all sampled candidates, mean predictions and one row per exported one."""
+    """Write the sidecar of the products: counts of all sampled candidates, mean predictions, and one row per exported candidate."""
     settings = cfg.generation
     files = [f"{row['id']}.cif" for row in rows] + ["candidates.extxyz"]
     counts = Counter(c.status for c in candidates)
@@ -258,7 +267,7 @@ def write_manifest(
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder holds unchanged products of these settings and this model."""
+    """Return whether the folder holds unchanged products of these settings and this model."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -271,13 +280,13 @@ def is_complete(folder: Path, fingerprint: str) -> bool:
 
 
 def _rejections(candidates: list[Candidate]) -> str:
-    """How many candidates were rejected for each reason."""
+    """Return the number of candidates rejected for each reason, as words."""
     counts = Counter(c.status for c in candidates)
     return ", ".join(f"{counts[reason]} {reason}" for reason in ("clash", "disconnected", "too thick"))
 
 
 def _report(folder: Path, candidates: list[Candidate], rows: list[dict[str, Any]], settings: GenerationConfig) -> None:
-    """Prints what was generated; warns where it is less than asked for."""
+    """Print what was generated; warn where it is less than ``num_structures``."""
     summary, valid = _rejections(candidates), sum(c.status == "ok" for c in candidates)
     print(f"generated: {len(rows)} of {settings.num_structures} asked for, in {relative_name(folder)}")
     print(f"  sampled {len(candidates)}, valid {valid} ({summary})")

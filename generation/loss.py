@@ -14,28 +14,34 @@ from pipeline.settings import DenoiserConfig
 DIFFUSION_TERMS = ("frac", "height", "lattice")
 PROPERTY_TERMS = ("delta_g", "e_hull", "synth")
 TERMS = (*DIFFUSION_TERMS, *PROPERTY_TERMS)
-PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the composition alone tells
+PROPERTY_WEIGHT_FLOOR = 0.05  # at full noise the heads still learn what the composition alone implies
 
 
 @dataclass
 class NoiseSample:
-    """Every random number that the loss of one batch needs."""
+    """All random numbers of the loss of one batch."""
 
-    t: torch.Tensor  # (B,)
+    t: torch.Tensor  # (B,) times in 1..T
     frac: torch.Tensor  # (A, 2)
     height: torch.Tensor  # (A,)
     lattice: torch.Tensor  # (B, 3)
-    drop: torch.Tensor  # (B,) True: conditions hidden
-    symmetric: torch.Tensor  # (B,) True: noise within the symmetry of the sheet
+    drop: torch.Tensor  # (B,) True: the network does not see the conditions
+    symmetric: torch.Tensor  # (B,) True: the noise stays within the symmetry of the sheet
 
 
 def sample_noise(
     sheets: SheetBatch, num_timesteps: int, p_uncond: float, generator: torch.Generator, symmetric_share: float = 0.0
 ) -> NoiseSample:
-    """Samples the random numbers of one batch on the CPU.
+    """Sample the random numbers of one batch, on the CPU.
 
-    Times are stratified: one per equal slice of 1..T, shuffled. Noise is standard normal. Conditions are hidden with probability
-    ``p_uncond``; a share ``symmetric_share`` of the sheets is noised within its symmetry.
+    Times are stratified: one per equal slice of 1..T, shuffled. Noise is standard normal.
+
+    Args:
+        sheets: the batch.
+        num_timesteps: T.
+        p_uncond: probability that a sheet's conditions are dropped.
+        generator: on the CPU.
+        symmetric_share: probability that a sheet is noised within its symmetry.
     """
     count, atoms = sheets.num_graphs, sheets.frac_coords.shape[0]
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
@@ -52,12 +58,17 @@ def sample_noise(
 def loss_terms(
     model: Denoiser, sheets: SheetBatch, noise_sample: NoiseSample, constraint: SymmetryConstraint | None = None
 ) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
-    """The six terms of the joint loss (Eq. 3), each of order one for an untrained model.
+    """Return the six terms of the joint loss (Eq. 3), each of order one for an untrained model, and the estimated properties.
 
-    frac: squared error of the normalised score. height, lattice: squared error of ε over ᾱ_t, which is the squared error of v.
-    delta_g: |error|, e_hull: error², both over the spread of the label; synth: binary cross-entropy; weighted with ᾱ_t (the heads
-    are asked most where there is something to see) and masked where a label is unknown.
-    constraint: templates of the sheets that are noised within their symmetry.
+    Noise terms: frac, squared error of the normalised score; height and lattice, squared error of ε over ᾱ_t, which is the squared
+    error of v. Property terms: delta_g, |error|, and e_hull, error², both with the error over the spread of the label; synth,
+    binary cross-entropy. Property terms are means over the known labels, weighted with ᾱ_t: the less noise, the more they count.
+
+    Args:
+        model: on the device of ``sheets``.
+        sheets: clean sheets with their labels.
+        noise_sample: random numbers, see ``sample_noise``.
+        constraint: templates of the sheets that are noised within their symmetry.
     """
     device = sheets.frac_coords.device
     t = noise_sample.t.to(device)
@@ -103,7 +114,7 @@ def loss_terms(
 
 
 def total_loss(terms: dict[str, torch.Tensor], settings: DenoiserConfig) -> torch.Tensor:
-    """The weighted sum of the terms, Eq. 3: L = Σ_k w_k L_k."""
+    """Return the weighted sum of the terms, Eq. 3: L = Σ_k w_k L_k."""
     weights = {
         "frac": settings.weight_frac,
         "height": settings.weight_height,

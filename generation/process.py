@@ -28,18 +28,14 @@ from networks.graph import center, graph_mean
 
 @dataclass
 class NoisedState:
-    """The state at time t, in scaled variables, and what the network is asked for.
+    """The state at time t, in scaled variables, and the targets of the network."""
 
-    frac (A, 2) in [0, 1), height (A,), lattice (B, 3): the noised state. *_target: the normalised score of F, and the noise ε of
-    the heights and of the lattice.
-    """
-
-    frac: torch.Tensor
-    height: torch.Tensor
-    lattice: torch.Tensor
-    frac_target: torch.Tensor
-    height_target: torch.Tensor
-    lattice_target: torch.Tensor
+    frac: torch.Tensor  # (A, 2) in [0, 1)
+    height: torch.Tensor  # (A,)
+    lattice: torch.Tensor  # (B, 3)
+    frac_target: torch.Tensor  # (A, 2) normalised score of F
+    height_target: torch.Tensor  # (A,) noise ε of the heights
+    lattice_target: torch.Tensor  # (B, 3) noise ε of the lattice
 
 
 def add_noise(
@@ -51,16 +47,18 @@ def add_noise(
     lattice_noise: torch.Tensor,
     constraint: SymmetryConstraint | None = None,
 ) -> NoisedState:
-    """Draws the noised state x_t from the clean one, q(x_t | x_0).
+    """Sample the noised state x_t given the clean one, q(x_t | x_0), from standard normal noise.
 
     Eq. 1, scaled heights and scaled S: x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε with ε ~ N(0, 1) (variance preserving).
     Eq. 2, fractional coordinates: F_t = (F_0 + σ_t ε) mod 1, a wrapped normal of width σ_t; the target is its score
     ∇ log q(F_t | F_0) over the root mean square of that score.
 
-    The height noise is projected to zero mean. So is the score target of F: a crystal's density does not change under a common
-    translation, so that the true score has no such component, and in the target it would only add variance.
+    The height noise is projected to zero mean, and so is the score target of F. The density of a crystal does not change under a
+    common translation: the true score has no such component, and in the target it would only add variance.
 
     Args:
+        schedule: widths of the noise.
+        sheets: clean sheets.
         t: (B,) times in 1..T.
         frac_noise, height_noise, lattice_noise: (A, 2), (A,), (B, 3) standard normal numbers.
         constraint: templates of the sheets; their noise stays within their symmetry. The lattice target is then the noise that
@@ -100,7 +98,7 @@ def add_noise(
 def symmetric_lattice(
     schedule: NoiseSchedule, constraint: SymmetryConstraint, lattice: torch.Tensor, sheets: SheetBatch
 ) -> torch.Tensor:
-    """Projects the scaled S (B, 3) on the symmetric lattices; unchanged where a sheet has no template."""
+    """Project the scaled S (B, 3) on the lattices that the template allows; without a template it is unchanged."""
     vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     projected = schedule.scale_lattice(constraint.lattice(vector), sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     return torch.where(constraint.is_template[:, None], projected, lattice)
@@ -109,7 +107,7 @@ def symmetric_lattice(
 def physical_state(
     schedule: NoiseSchedule, height: torch.Tensor, lattice: torch.Tensor, sheets: SheetBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heights (A,) in Å and in-plane cells (B, 2, 2) in Å of a scaled state; differentiable."""
+    """Return heights (A,) in Å and in-plane cells (B, 2, 2) in Å, row vectors, of a scaled state. Differentiable."""
     heights = schedule.unscale_heights(height, sheets.batch, sheets.num_atoms)
     vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     return heights, vector_to_lattice(vector)
@@ -118,10 +116,10 @@ def physical_state(
 def ancestral_step(
     x: torch.Tensor, epsilon: torch.Tensor, alpha_bar_t: float, alpha_bar_s: float, noise: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Takes one DDPM step t -> s < t of a variance-preserving variable, of any stride (Eq. 4; Ho et al. 2020).
+    """Take one DDPM step t -> s < t of a variance-preserving variable, of any stride (Eq. 4; Ho et al. 2020).
 
-    x_s = (x_t − (1 − α)/√(1 − ᾱ_t) ε) / √α + τ ξ with α = ᾱ_t/ᾱ_s and τ² = (1 − α)(1 − ᾱ_s)/(1 − ᾱ_t); the textbook step at stride
-    one. Returns the new state and τ, the noise of the step (0 for the last).
+    x_s = (x_t − (1 − α)/√(1 − ᾱ_t) ε) / √α + τ ξ with α = ᾱ_t/ᾱ_s and τ² = (1 − α)(1 − ᾱ_s)/(1 − ᾱ_t). At stride one this is the
+    textbook step. Returns the new state and τ, the width of the step's noise (0 in the last step).
     """
     alpha = alpha_bar_t / alpha_bar_s
     spread = math.sqrt(max((1 - alpha) * (1 - alpha_bar_s) / (1 - alpha_bar_t), 0.0))
@@ -132,7 +130,7 @@ def ancestral_step(
 def torus_step(
     frac: torch.Tensor, score: torch.Tensor, sigma_t: float, sigma_s: float, noise: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Takes one reverse step t -> s < t of the fractional coordinates on the torus (Eq. 5). score: (A, 2), 1/fractional units.
+    """Take one reverse step t -> s < t of the fractional coordinates on the torus (Eq. 5). score: (A, 2), 1/fractional units.
 
     F_s = F_t + (σ_t² − σ_s²) score + τ ξ with τ = (σ_s/σ_t) √(σ_t² − σ_s²), wrapped. Returns the new state and τ.
     """
@@ -142,7 +140,7 @@ def torus_step(
 
 
 def torus_corrector(frac: torch.Tensor, score: torch.Tensor, sigma: float, snr: float, noise: torch.Tensor) -> torch.Tensor:
-    """Takes one Langevin step at fixed noise, the corrector of Eq. 5: F + δ score + √(2δ) ξ with δ = (snr σ)², wrapped."""
+    """Take one Langevin step at fixed noise, the corrector of Eq. 5: F + δ score + √(2δ) ξ with δ = (snr σ)², wrapped."""
     step = (snr * sigma) ** 2
     return torch.remainder(frac + step * score + math.sqrt(2 * step) * noise, 1.0)
 
@@ -150,10 +148,17 @@ def torus_corrector(frac: torch.Tensor, score: torch.Tensor, sigma: float, snr: 
 def guidance_shift(
     gradient: torch.Tensor, spread: float, strength: float, clip: float, batch: torch.Tensor | None, num_graphs: int
 ) -> torch.Tensor:
-    """The guidance term of Eqs. 4 and 5, −strength τ² ∇L: it tilts the sampled density by exp(−strength L); clipped per structure.
+    """Return the guidance term of Eqs. 4 and 5, −strength τ² ∇L, which multiplies the sampled density by exp(−strength L).
 
-    gradient: ∂L/∂x of nodes (A, ...) with their ``batch``, or of graphs (B, k) without. spread: τ of this reverse step. The root
-    mean square of the shift over a structure's components is at most ``clip`` τ. Components that are not finite count as zero.
+    Components of the gradient that are not finite count as zero.
+
+    Args:
+        gradient: ∂L/∂x, of nodes (A, ...) or of graphs (B, k).
+        spread: τ of this reverse step.
+        strength: η, the inverse of the unit of L.
+        clip: upper bound on the root mean square of the shift over the components of one structure, in units of τ.
+        batch: (A,) structure of each node; None for graphs.
+        num_graphs: number of structures.
     """
     gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     shift = -strength * spread**2 * gradient

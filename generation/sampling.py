@@ -1,7 +1,7 @@
 """The reverse process: from noise and atomic numbers to sheets, with classifier-free and property-gradient guidance.
 
-Every random number of a candidate comes from a generator of its own, seeded with (seed, index), and is drawn before the first step;
-networks run in float64 and the final state is rounded to 1e-6. So a candidate does not depend on which others share its batch.
+Each candidate has its own random generator, seeded with (seed, index), which gives all its random numbers before the first step.
+Networks run in float64, and the final state is rounded to 1e-6. So a candidate does not depend on which others share its batch.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from crystals.symmetry import SymmetryConstraint, Template
 from generation.batch import Denoiser, NoiseEstimate, PropertyEstimate, SheetBatch
 from generation.process import ancestral_step, guidance_shift, physical_state, symmetric_lattice, torus_corrector, torus_step
 from generation.schedule import NoiseSchedule
+from generation.seeds import seeded_generator
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 from networks.graph import center
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
 
-TEMPERATURE_EV = 0.1  # guidance_scale 1 tilts the sampled density by exp(−L_target / 0.1 eV)
+TEMPERATURE_EV = 0.1  # guidance_scale 1 multiplies the sampled density by exp(−L_target / 0.1 eV)
 LATTICE_BOUND = 4.0  # scaled S stays within this many spreads
 STATE_DECIMALS = 6  # of the final fractional coordinates, heights (Å) and S
 
 
 def candidate_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of one candidate."""
-    digest = hashlib.sha256(f"candidate,{seed},{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    """Return the random generator of one candidate."""
+    return seeded_generator("candidate", seed, index)
 
 
 def target_loss(properties: PropertyEstimate, settings: GenerationConfig) -> torch.Tensor:
-    """The target loss (Eq. 7): L_target = |ΔG_H − target| + c1 relu(E_hull) + c2 (−log P_synth), (B,), in eV."""
+    """Return the target loss (Eq. 7): L_target = |ΔG_H − target| + c1 relu(E_hull) + c2 (−log P_synth), (B,) eV."""
     return (
         (properties.delta_g - settings.target_delta_g).abs()
         + settings.weight_e_hull * torch.relu(properties.e_hull)
@@ -47,7 +47,7 @@ def target_loss(properties: PropertyEstimate, settings: GenerationConfig) -> tor
 
 @dataclass
 class _Noise:
-    """Initial state and noise of every step for a batch; first axis: step."""
+    """Initial state of a batch, and the noise of its n steps."""
 
     frac: torch.Tensor  # (A, 2) uniform on the torus
     height: torch.Tensor  # (A,)
@@ -61,6 +61,7 @@ class _Noise:
 def _sample_noise(
     compositions: Sequence[Sequence[int]], indices: Sequence[int], num_steps: int, corrector_steps: int, seed: int
 ) -> _Noise:
+    """Sample the noise of every candidate from its own generator, in float64 on the CPU."""
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in _Noise.__dataclass_fields__}
     for numbers, index in zip(compositions, indices, strict=True):
         generator, n = candidate_generator(seed, index), len(numbers)
@@ -80,6 +81,7 @@ def _sample_noise(
 
 
 def _composition_batch(compositions: Sequence[Sequence[int]]) -> SheetBatch:
+    """Return a batch with the given atoms and everything else zero."""
     sizes = torch.tensor([len(numbers) for numbers in compositions])
     atoms = int(sizes.sum())
     return SheetBatch(
@@ -93,7 +95,7 @@ def _composition_batch(compositions: Sequence[Sequence[int]]) -> SheetBatch:
 
 
 def guided_noise(model: Denoiser, encoded, settings: GenerationConfig) -> NoiseEstimate:
-    """Classifier-free guidance (Eq. 6): ε = ε_uncond + w (ε_cond − ε_uncond); one pass where w is 0 or 1."""
+    """Estimate noise with classifier-free guidance (Eq. 6): ε = ε_uncond + w (ε_cond − ε_uncond); one pass where w is 0 or 1."""
     w = settings.cfg_scale
     if w == 0:
         return model.noise(encoded)
@@ -110,12 +112,12 @@ def guided_noise(model: Denoiser, encoded, settings: GenerationConfig) -> NoiseE
 
 
 def guidance_strength(schedule: NoiseSchedule, t: int, settings: GenerationConfig) -> float:
-    """η(t) in 1/eV: guidance_scale / 0.1 eV, times √ᾱ_t, which fades it out where the heads see only noise."""
+    """Return η(t) in 1/eV: guidance_scale / 0.1 eV, times √ᾱ_t, which fades it out where the heads see only noise."""
     return settings.guidance_scale / TEMPERATURE_EV * float(schedule.alphas_cumprod[t].sqrt())
 
 
 def _bounded_height(height: torch.Tensor, schedule: NoiseSchedule, sheets: SheetBatch, limit: float) -> torch.Tensor:
-    """Zero-mean scaled heights whose thickness is at most ``limit`` Å; thicker ones are compressed."""
+    """Return scaled heights (A,) with zero mean and |z| at most ``limit`` Å; sheets that exceed it are compressed."""
     height = center(height, sheets.batch, sheets.num_graphs)
     reach = scatter(height.abs(), sheets.batch, dim=0, dim_size=sheets.num_graphs, reduce="max")
     allowed = limit / schedule.height_scale(sheets.num_atoms).to(height.dtype)  # |z| <= limit leaves room while there is noise
@@ -132,12 +134,23 @@ def sample(
     on_step: Callable[[], None] | None = None,
     templates: Sequence[Template | None] | None = None,
 ) -> list[Sheet]:
-    """Sheets with the given atomic numbers, one per composition; ``indices`` are the candidates' numbers.
+    """Sample one sheet per composition.
 
-    The model must be in float64 (``model.double()``) for results that do not depend on the batch. Each reverse step t -> s is the
-    DDPM step of heights and lattice (Eq. 4) and the torus step of F (Eq. 5), each with its guidance term. The Langevin corrector
-    of F at s follows. Noise and steps of a sheet with a template stay within its symmetry; its composition stands in the order of
-    the template's atoms.
+    Each reverse step t -> s is the DDPM step of heights and lattice (Eq. 4) and the torus step of F (Eq. 5), each with its guidance
+    term. The Langevin corrector of F at s follows. Noise and steps of a sheet with a template stay within its symmetry.
+
+    Args:
+        model: in float64 (``model.double()``) for results that do not depend on the batch.
+        compositions: atomic numbers of each sheet, in the order of the template's atoms.
+        indices: numbers of the candidates, which with ``seed`` determine their random numbers.
+        settings: steps and guidance.
+        seed: see ``indices``.
+        device: of the model.
+        on_step: called after each reverse step.
+        templates: one for each sheet, None for a sheet without.
+
+    Raises:
+        StageError: a state is not finite.
     """
     schedule = model.schedule
     dtype = next(model.parameters()).dtype
@@ -200,8 +213,8 @@ def _target_gradients(
 ) -> tuple[Any, tuple[torch.Tensor, ...]]:
     """Return the encoded sheets of a state (F, z, S), and the gradients of the target loss (Eq. 7) with respect to it.
 
-    The heads' maximum picks one of the atoms that symmetry makes equal, by their last digits. ``encode`` projects the state on its
-    symmetry, so that the gradient is the same for each of them.
+    Of atoms that symmetry makes equal, the heads' maximum pooling picks one by rounding errors. ``encode`` projects the state on
+    its symmetry, so that the gradient is the same whichever is picked.
     """
     with torch.enable_grad():
         state = [x.detach().requires_grad_() for x in state]
@@ -213,7 +226,7 @@ def _target_gradients(
 def _check_finite(
     frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, batch: torch.Tensor, indices: Sequence[int], t: int
 ) -> None:
-    """Raises StageError, naming the candidates, where a state is not finite after the step from t."""
+    """Raise StageError, which names the candidates, where a state is not finite after the step from t."""
     atoms, cells = torch.isfinite(frac).all(1) & torch.isfinite(height), torch.isfinite(lattice).all(1)
     if bool(atoms.all() & cells.all()):
         return
@@ -229,7 +242,7 @@ def _check_finite(
 def _to_sheets(
     schedule: NoiseSchedule, sheets: SheetBatch, frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor
 ) -> list[Sheet]:
-    """Turns scaled states into standardised sheets. The states are rounded first; the rest is a function of the rounded numbers."""
+    """Return scaled states as standardised sheets. States are rounded first, and all else follows from the rounded numbers."""
     heights = schedule.unscale_heights(height, sheets.batch, sheets.num_atoms)
     vector = schedule.unscale_lattice(lattice, sheets.atomic_numbers, sheets.batch, sheets.num_atoms)
     rounded = [torch.round(x.detach().cpu().double(), decimals=STATE_DECIMALS) for x in (frac, heights, vector)]
@@ -245,7 +258,7 @@ def _to_sheets(
 
 
 def sheets_to_batch(sheets: Sequence[Sheet], dtype: torch.dtype = torch.float64) -> SheetBatch:
-    """Sheets as a batch without labels."""
+    """Return sheets as a batch without labels."""
     sizes = torch.tensor([len(sheet) for sheet in sheets])
     lattice = torch.as_tensor(np.stack([sheet.lattice for sheet in sheets]))
     return SheetBatch(
@@ -262,7 +275,7 @@ def sheets_to_batch(sheets: Sequence[Sheet], dtype: torch.dtype = torch.float64)
 def predict_properties(
     model: Denoiser, sheets: Sequence[Sheet], device: str | torch.device = "cpu", batch_size: int = 64
 ) -> PropertyEstimate:
-    """The heads' values for finished sheets (t = 1), (M,) each."""
+    """Return the heads' predictions for M finished sheets (t = 1), (M,) each, on the CPU."""
     dtype = next(model.parameters()).dtype
     parts = []
     for start in range(0, len(sheets), batch_size):
@@ -284,10 +297,12 @@ def draft(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
 ) -> tuple[list[Sheet], np.ndarray]:
-    """A draft of every composition, a sheet sampled without guidance in ``draft_steps`` steps, and L_target of the heads for it,
-    (M,) eV.
+    """Sample a draft of each of M compositions: a sheet without guidance in ``draft_steps`` steps.
 
-    A draft depends on its atoms and the seed, not on its place in the list.
+    A draft depends on its atoms and the seed, not on its position in the list.
+
+    Returns:
+        The drafts, and L_target of the heads for each, (M,) eV.
     """
     quick = replace(settings, num_steps=settings.draft_steps, corrector_steps=0, guidance_scale=0.0, cfg_scale=0.0)
     drafts: list[Sheet] = []

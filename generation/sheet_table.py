@@ -1,8 +1,7 @@
-"""Holds the sheets of one split: the file that stage 2 writes, its reader, and the training table with the rows of each batch."""
+"""The sheets of one split: the file that stage 2 writes, its reader, and the training table with the rows of each batch."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from crystals.database import Row
 from crystals.symmetry import SymmetryConstraint, Template
 from crystals.templates import TemplateLibrary
 from generation.batch import SheetBatch
+from generation.seeds import seeded_generator
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -110,7 +110,7 @@ def read_split(path: str | os.PathLike) -> dict[str, Any]:
 
 @dataclass
 class SheetTable:
-    """Holds the sheets of one split for training: the columns of ``read_split`` that the denoiser learns from.
+    """Table of the sheets of one split for training: the columns of ``read_split`` that the denoiser learns from.
 
     ``sheets`` has all A atoms of the M sheets, in float32, with each lattice as its three-number vector; the atoms of sheet k are
     ``ptr[k]`` to ``ptr[k + 1]``, ``ptr`` (M + 1,). ``templates`` has one template a sheet once ``find_templates`` has run.
@@ -222,14 +222,8 @@ def training_rows(table: SheetTable, step: int, batch_size: int, seed: int, labe
 
 
 def _shuffled(total: int, step: int, count: int, key: tuple[int, ...]) -> torch.Tensor:
-    """Draw (count,) numbers below ``total``: batch ``step`` of endless shuffled epochs."""
+    """Return (count,) numbers below ``total``: batch ``step`` of endless shuffled epochs."""
     if not count:
         return torch.zeros(0, dtype=torch.long)
     epoch, position = divmod(step, max(total // count, 1))
     return torch.randperm(total, generator=seeded_generator(*key, epoch))[position * count : (position + 1) * count]
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """Return a random generator that is a function of the key."""
-    digest = hashlib.sha256(",".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
