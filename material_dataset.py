@@ -95,12 +95,12 @@ def label_database(rows: list[Row], cfg: Config, predictor: HydrogenPredictor, o
     if by_potential:
         identity |= labeller_identity(cfg)
     store = LabelStore(out / ("labels_potential.jsonl" if by_potential else "labels.jsonl"), identity)
-    asked = rows_to_label(rows, cfg)
+    requested = rows_to_label(rows, cfg)
     if by_potential:
-        label_rows_by_potential(asked, cfg, store)
+        label_rows_by_potential(requested, cfg, store)
     else:
-        label_rows(asked, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
-    return asked, {row.key: store[row.key] for row in asked}
+        label_rows(requested, predictor, settings, store, SiteStore(out / "sites.jsonl", settings.h_image_distance_angstrom))
+    return requested, {row.key: store[row.key] for row in requested}
 
 
 def split_rows(rows: list[Row], settings: DatasetConfig, seed: int) -> dict[str, list[Row]]:
@@ -174,12 +174,12 @@ def main(cfg: Config) -> None:
     rows, dropped = clean_database(settings)
     write_dropped(out / "dropped.csv", dropped)
 
-    asked, labels = label_database(rows, cfg, predictor, out)
+    requested, labels = label_database(rows, cfg, predictor, out)
     reasons = Counter(reason for *_, reason in dropped)
-    status = Counter(labels[row.key]["status"] for row in asked)
-    outside = sum(labels[row.key]["status"] == "ok" and not labels[row.key]["in_domain"] for row in asked)
+    status = Counter(labels[row.key]["status"] for row in requested)
+    outside = sum(labels[row.key]["status"] == "ok" and not labels[row.key]["in_domain"] for row in requested)
     counts = {"rows_read": len(rows) + len(dropped), "kept": len(rows), "dropped": dict(reasons)}
-    counts |= {"label_status": dict(status), "not_asked_for_delta_g_h": len(rows) - len(asked)}
+    counts |= {"label_status": dict(status), "not_asked_for_delta_g_h": len(rows) - len(requested)}
     counts["delta_g_h_masked_outside_domain"] = outside
 
     splits = split_rows(rows, settings, cfg.run.seed)

@@ -27,7 +27,11 @@ CACHED_ATOMS = 200_000  # inputs with this many atoms in all stay in memory with
 
 @dataclass(frozen=True)
 class Entry:
-    """What is kept in memory of a usable record; the rest is read from the file when needed."""
+    """A usable record without its structure, which is read from the file when needed.
+
+    source: number of the reader. index: of the record in that reader. delta_e: ΔE_H, eV. formula: reduced, of the clean surface.
+    elements: atomic numbers, H included. converged: whether the relaxation did.
+    """
 
     source: int
     index: int
@@ -66,7 +70,7 @@ class AdsorptionData:
         return {**self.__dict__, "_cache": {}, "_cached_atoms": 0}
 
     def sample(self, number: int, relaxed: bool) -> Sample:
-        """Entry ``number``, in its relaxed geometry if asked for and known."""
+        """Return entry ``number`` as an input; with ``relaxed`` in its relaxed geometry, where the record has one."""
         key = (number, relaxed)
         if key in self._cache:
             return self._cache[key]
@@ -82,7 +86,7 @@ class AdsorptionData:
         return sample
 
     def batch(self, numbers: Sequence[int], relaxed: Sequence[bool], device: torch.device) -> tuple[torch.Tensor, ...]:
-        """(z, pos, cell, batch, tags, graph, delta_e) of the given entries."""
+        """Return (z, pos, cell, batch, tags, graph, delta_e) of B entries, as the network takes them; delta_e (B,) in eV."""
         samples = [self.sample(int(n), bool(r)) for n, r in zip(numbers, relaxed, strict=True)]
         sizes = torch.tensor([len(s.z) for s in samples])
         first = torch.cumsum(sizes, 0) - sizes
@@ -101,7 +105,7 @@ class AdsorptionData:
 
 
 def reduced_formula(record: Is2reRecord) -> str:
-    """Formula key of the clean surface: of ``bulk_formula`` where the record has it, otherwise of the atoms without tag 2."""
+    """Return the formula key of the clean surface: ``bulk_formula`` where the record has it, otherwise the atoms without tag 2."""
     stated = str(record.extra.get("bulk_formula", ""))
     parts = re.findall(r"([A-Z][a-z]?)(\d*)", stated)
     counts: Counter[str] = Counter()
@@ -115,7 +119,7 @@ def reduced_formula(record: Is2reRecord) -> str:
 
 
 def unusable(record: Is2reRecord, adsorbate: str, target_abs_max: float, max_atomic_number: int) -> str:
-    """Why a record is not learnt from; empty when it is."""
+    """Return why a record cannot be learnt from; empty where it can."""
     if adsorbate == "H":
         numbers = record.atomic_numbers[record.tags == H_TAG].tolist()
         if not numbers:
@@ -132,7 +136,11 @@ def unusable(record: Is2reRecord, adsorbate: str, target_abs_max: float, max_ato
 
 
 def read_entries(readers: Sequence[Is2reReader], cfg: DimenetConfig, max_atomic_number: int) -> tuple[list[Entry], dict]:
-    """The usable records of all readers, and the counts: records, kept, dropped by reason."""
+    """Return the usable records of all readers, and the counts: records, kept, dropped by reason.
+
+    Raises:
+        StageError: no record is usable.
+    """
     entries: list[Entry] = []
     dropped: Counter[str] = Counter()
     total = sum(len(reader) for reader in readers)
@@ -161,10 +169,10 @@ def read_entries(readers: Sequence[Is2reReader], cfg: DimenetConfig, max_atomic_
 
 
 def split_by_formula(entries: Sequence[Entry], cfg: DimenetConfig, seed: int) -> dict[str, list[int]]:
-    """Indices of train, val and test by the one split of formulas. A validation LMDB is validation as a whole.
+    """Return the indices of the train, val and test entries, split by formula. All records of a validation LMDB are validation.
 
     A formula falls on the same side in every set of records: a network that starts from weights learnt on other records
-    (``dimenet.init_from``) has not seen its test formulas there either. A set has at least one formula in test and in val.
+    (``dimenet.init_from``) has not seen its test formulas there either. Test and val have at least one formula each.
     A relaxation that did not converge is learnt from, but nothing is measured on it.
     """
     formulas = {e.formula for e in entries if e.source == 0}

@@ -10,7 +10,7 @@ Energy = TypeVar("Energy", float, np.ndarray)
 
 
 def adsorption_energy(with_hydrogen: float, clean: float, h2: float) -> float:
-    """ΔE_H = E(sheet+H) − E(sheet) − ½ E(H2), eV; negative where the sheet binds H more strongly than H2 does.
+    """Return ΔE_H = E(sheet+H) − E(sheet) − ½ E(H2), eV; negative where the sheet binds H more strongly than H2 does.
 
     Args:
         with_hydrogen: energy of the cell with one H, eV.
@@ -21,7 +21,7 @@ def adsorption_energy(with_hydrogen: float, clean: float, h2: float) -> float:
 
 
 def free_energy(delta_e: Energy, correction: float) -> Energy:
-    """ΔG_H = ΔE_H + ΔE_ZPE − T ΔS_H, eV: H is bound neither too weakly nor too strongly where it is zero.
+    """Return ΔG_H = ΔE_H + ΔE_ZPE − T ΔS_H, eV. Where it is zero, H is bound neither too weakly nor too strongly.
 
     Nørskov et al., J. Electrochem. Soc. 152, J23 (2005).
 

@@ -1,7 +1,7 @@
-"""H-adsorption records for training DimeNet++: H on monolayers and on metal surfaces, relaxed with the potential.
+"""Makes H-adsorption records for training DimeNet++: H on monolayers and on metal surfaces, relaxed with the potential.
 
-Tasks are plain dictionaries and results JSON, so that relaxations can run in worker processes and be resumed; ``write_adsorption``
-turns them into an LMDB with OC20's IS2RE schema.
+Tasks are plain dictionaries and results are JSON, so that relaxations can run in worker processes and be resumed.
+``write_adsorption`` turns the results into an LMDB with OC20's IS2RE schema.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from ase.data import atomic_numbers, reference_states
 from ase.db import connect
 
 from crystals.database import check_ase_database
+from crystals.validity import sheet_fault
 from energetics.adsorption_energy import adsorption_energy
 from energetics.potentials import Potential
 from energetics.relaxation import HydrogenRelaxation, h2_energy, relax_hydrogen, relax_positions, relax_sheet
 from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
-from geo_utils import H_TAG, SURFACE_TAG, Sheet, has_clash, primitive_sheet, sheet_connectivity
+from geo_utils import H_TAG, SURFACE_TAG, Sheet, has_clash, primitive_sheet
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
 from pipeline.provenance import write_sidecar
@@ -42,15 +43,17 @@ SURFACE_METALS = ("Pt Pd Ni Cu Ag Au Rh Ir Al Ru Os Re Co Ti Zr Hf Sc Y Mg Zn Cd
 
 
 def pack_atoms(atoms: Atoms) -> dict[str, Any]:
+    """Return a structure as plain lists: numbers (N,), positions (N, 3) Å and cell (3, 3) Å, row vectors."""
     return {"numbers": atoms.numbers.tolist(), "positions": atoms.positions.tolist(), "cell": atoms.cell.array.tolist()}
 
 
 def unpack_atoms(packed: dict[str, Any], pbc: Any = (True, True, False)) -> Atoms:
+    """Return the structure that ``pack_atoms`` packed."""
     return Atoms(numbers=packed["numbers"], positions=packed["positions"], cell=packed["cell"], pbc=pbc)
 
 
 def relax_adsorption(potential: Potential, settings: DemoConfig, key: str, **task: Any) -> dict[str, Any]:
-    """One H on a sheet or metal surface: initial and relaxed geometry and ΔE_H."""
+    """Relax one H on a sheet or a metal surface; return its initial and relaxed geometry and ΔE_H as JSON."""
     start = surface_with_hydrogen(task) if task["kind"] == "metal" else sheet_with_hydrogen(task)
     if start is None:
         return {"key": key, "status": "no such site"}
@@ -67,7 +70,7 @@ def relax_adsorption(potential: Potential, settings: DemoConfig, key: str, **tas
 
 
 def adsorption_result(key: str, atoms: Atoms, result: HydrogenRelaxation, description: dict[str, Any]) -> dict[str, Any]:
-    """A finished relaxation as JSON. atoms: the start, tagged; description: bulk_formula, family, site and coverage."""
+    """Return a finished relaxation as JSON. atoms: the start, tagged. description: bulk_formula, family, site and coverage."""
     return {
         "key": key,
         "status": result.status,
@@ -85,7 +88,7 @@ def adsorption_result(key: str, atoms: Atoms, result: HydrogenRelaxation, descri
 
 
 def sheet_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]] | None:
-    """H near one site of a relaxed sheet, displaced sideways by up to H_JITTER."""
+    """Put H near a site of a relaxed sheet, displaced sideways by up to H_JITTER; None where it has no site of that number."""
     sheet = primitive_sheet(unpack_atoms(task["atoms"]))
     sites = adsorption_sites(sheet)
     if task["site"] >= len(sites):
@@ -105,12 +108,12 @@ def sheet_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]] | 
 
 
 def _jitter(rng: np.random.Generator) -> np.ndarray:
-    """Draws (2,) Å, at most H_JITTER long: records start from many positions, where a judge starts from one (``beside_site``)."""
+    """Draw (2,) Å, at most H_JITTER long: records start from many positions, where a judge starts from one (``beside_site``)."""
     return rng.uniform(-1, 1, 2) * H_JITTER / 2**0.5
 
 
 def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
-    """H on a 2x2 three-layer slab of a metal at the potential's own lattice constant, bottom layer fixed."""
+    """Put H on a 2x2 three-layer slab of a metal at the potential's own lattice constant, bottom layer fixed."""
     builders = {name: builder for surfaces in METAL_SURFACES.values() for name, builder, _ in surfaces}
     atoms = builders[task["surface"]](task["element"], size=(2, 2, 3), vacuum=10.0, **task["lattice"])
     layers = atoms.get_tags()
@@ -126,7 +129,7 @@ def surface_with_hydrogen(task: dict[str, Any]) -> tuple[Atoms, dict[str, Any]]:
 
 
 def metal_tasks(references: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Sites on the close-packed faces of metals in their own structure, at the relaxed lattice constants."""
+    """Return a task for each site on the close-packed faces of metals in their own structure, at the relaxed lattice constants."""
     # The experimental structure: the potential puts fcc and hcp of many metals within a meV of each other.
     structures = {element: reference_states[atomic_numbers[element]]["symmetry"] for element in SURFACE_METALS}
     by_element = {
@@ -156,17 +159,17 @@ def metal_tasks(references: list[dict[str, Any]], seed: int) -> list[dict[str, A
                     "lattice": lattice,
                     "height": heights[site],
                 }
-                tasks.append({"key": key, "seed": [seed, 3, atomic_numbers[element], heights_index(site)], **task})
+                tasks.append({"key": key, "seed": [seed, 3, atomic_numbers[element], site_number(site)], **task})
     return tasks
 
 
-def heights_index(site: str) -> int:
-    """A stable number for a site name."""
+def site_number(site: str) -> int:
+    """Return the same number for a name of a site in every run."""
     return sorted({name for surfaces in METAL_SURFACES.values() for _, _, sites in surfaces for name in sites}).index(site)
 
 
 def adsorption_tasks(settings: DemoConfig, monolayers: list[dict[str, Any]], metals: list[dict], seed: int) -> list[dict[str, Any]]:
-    """Metal surfaces first, then sheets in a seeded order: site 0 of every sheet, then site 1, ... until there are enough."""
+    """Return tasks: metal surfaces first, then site 0 of every sheet in a seeded order, then site 1, ... until there are enough."""
     tasks = metals[: settings.num_adsorption]
     order = np.random.default_rng([seed, 2]).permutation(len(monolayers))
     for site in range(4):
@@ -186,7 +189,7 @@ def adsorption_tasks(settings: DemoConfig, monolayers: list[dict[str, Any]], met
 def write_adsorption(
     path: str, settings: DemoConfig, results: Iterable[dict[str, Any]], seed: int, inputs: list[str]
 ) -> dict[str, Any]:
-    """The LMDB of all relaxations that ended, desorbed H included; returns the counts."""
+    """Write the LMDB of all relaxations that ended, those with desorbed H included; return the counts."""
     from energetics.is2re_lmdb import write_is2re
 
     results = list(results)
@@ -237,10 +240,12 @@ MAX_HOST_EHULL_EV = 0.5  # eV/atom; sheets above are too far from anything that 
 
 
 def host_tasks(settings: DemoConfig, seed: int, count: int) -> list[dict[str, Any]]:
-    """``count`` sheets of the database ``demo.host_db_path``, in a seeded order that favours rare elements.
+    """Return tasks for ``count`` sheets of the database ``demo.host_db_path``, one of each formula.
 
-    Formulas are drawn one row each, those with the least common elements first in every round, so that a small set covers the
-    periodic table. Raises StageError when the database is missing or holds no usable sheet.
+    They are drawn at random, with larger weights for rare elements, so that a small set covers the periodic table.
+
+    Raises:
+        StageError: the database is missing or holds no usable sheet.
     """
     path = Path(settings.host_db_path)
     if not path.is_file():
@@ -271,14 +276,14 @@ def host_tasks(settings: DemoConfig, seed: int, count: int) -> list[dict[str, An
 
 
 def relax_host(potential: Potential, settings: DemoConfig, key: str, atoms: dict[str, Any], seed: list[int]) -> dict[str, Any]:
-    """One sheet relaxed with the potential, and H at up to ``demo.sites_per_host`` of its sites, at coverages drawn at random."""
+    """Relax one sheet, then H at up to ``demo.sites_per_host`` of its sites at coverages drawn at random."""
     try:
         start = primitive_sheet(unpack_atoms(atoms), min_vacuum=6.0)
         relaxed = relax_sheet(start, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
         if relaxed.status != "ok":
             return {"key": key, "status": f"sheet {relaxed.status}", "records": []}
         sheet = Sheet.from_atoms(relaxed.atoms).to_atoms()
-        if has_clash(sheet) or not sheet_connectivity(sheet).is_single_sheet:
+        if sheet_fault(sheet):
             return {"key": key, "status": "sheet fell apart", "records": []}
         sites = adsorption_sites(sheet)
     except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
@@ -308,7 +313,7 @@ MAX_SNAPSHOT_EV = 6.0  # |ΔE_H| above which a geometry is too far from any that
 
 
 def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: dict[str, Any], seed: list[int]) -> dict[str, Any]:
-    """ΔE_H of one sheet of the database at ``demo.snapshots_per_host`` unrelaxed geometries with H, one energy each.
+    """Compute ΔE_H at ``demo.snapshots_per_host`` unrelaxed geometries of H on one sheet of the database, one energy each.
 
     A relaxation costs some thirty energies and gives one record; a snapshot costs one. A network that has learnt the energy of
     geometries (S2E) from many snapshots needs far fewer relaxed records (IS2RE) afterwards.
@@ -316,6 +321,7 @@ def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: d
     try:
         sheet = primitive_sheet(unpack_atoms(atoms), min_vacuum=6.0)
         sites = adsorption_sites(sheet)
+        # Not ``sheet_fault``: only a clash makes the energy meaningless; that of a sheet in several pieces is as true.
         if not sites or has_clash(sheet):
             return {"key": key, "status": "no site", "records": []}
     except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
@@ -333,6 +339,7 @@ def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: d
         if number % 2:
             near = slab.get_distances(len(slab) - 1, range(len(slab) - 1), mic=True) < 3.0
             slab.positions[:-1][near] += rng.normal(0, SNAPSHOT_RATTLE, (int(near.sum()), 3))
+        # Not ``sheet_fault``: the question is whether the draw put atoms too close, not whether the slab is one sheet.
         if has_clash(slab, 0.6):
             continue
         energy = relax_positions(slab, potential, 1.0, 0).energy
@@ -351,7 +358,7 @@ def snapshot_host(potential: Potential, settings: DemoConfig, key: str, atoms: d
 
 
 def _random_supercell(sheet: Atoms, rng: np.random.Generator) -> tuple[int, int]:
-    """Supercell of a coverage drawn from HOST_COVERAGES, or of the next denser one where that is too large."""
+    """Draw a distance of HOST_COVERAGES and return its supercell, or that of the next smaller distance where it is too large."""
     distance = HOST_COVERAGES[rng.integers(len(HOST_COVERAGES))]
     supercells = [h_supercell(sheet, d) for d in sorted(HOST_COVERAGES, reverse=True) if d <= distance]
     return next((n for n in supercells if n[0] * n[1] * len(sheet) <= MAX_HOST_SUPERCELL), supercells[-1])

@@ -1,8 +1,8 @@
-"""Band gap of a sheet by GFN2-xTB, a semi-empirical tight-binding method: one of the descriptors of ``dft_correction.py``.
+"""Computes the band gap of a sheet by GFN2-xTB, a semi-empirical tight-binding method: a descriptor of ``dft_correction.py``.
 
 H that binds to a semiconductor gives its electron to the lowest unoccupied state, so that a wide gap makes adsorption costly
-(Liu et al., Nature Energy 2, 17127 (2017)). Potentials have no electrons and miss this: they bind H to 2H-MoS2 as to 1T-MoS2.
-Bannwarth et al., J. Chem. Theory Comput. 15, 1652 (2019).
+(Liu et al., Nature Energy 2, 17127 (2017)). Potentials have no electrons and miss this: they bind H to semiconducting 2H-MoS2 as
+strongly as to metallic 1T-MoS2. GFN2-xTB: Bannwarth et al., J. Chem. Theory Comput. 15, 1652 (2019).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ase import Atoms, units
 
 log = logging.getLogger("her2d")
 
-# The program samples Γ alone. Cells at least this long bring in the points where gaps of small cells mostly lie (a 2 x 2 cell of
-# a dichalcogenide: Γ and M); longer ones gave no better correction and take many times as long.
+# tblite samples Γ alone. A repeated cell folds further k-points onto Γ: the 2 x 2 cell of a dichalcogenide has Γ and M, where the
+# gaps of such small cells mostly lie. Longer cells gave no better correction and take many times as long.
 MIN_LENGTH = 6.0  # Å
 MAX_ATOMS = 120
 MAX_ITERATIONS = 250
@@ -26,15 +26,21 @@ DECIMALS = 3
 
 
 def is_installed() -> bool:
-    """Whether the tblite package, which has no build for every platform, is there."""
+    """Return whether the tblite package is installed; it has no build for some platforms."""
     return importlib.util.find_spec("tblite") is not None
 
 
 def band_gap(sheet: Atoms) -> float:
-    """Gap between the highest occupied and the lowest unoccupied orbital in eV, rounded to 1e-3; the sheet spans xy, without H.
+    """Return the gap between the highest occupied and the lowest unoccupied orbital, eV, rounded to 1e-3.
 
-    NaN for more than MAX_ATOMS atoms in the repeated cell, and where the charges do not become self-consistent. Raises ImportError
-    without tblite.
+    Args:
+        sheet: in the xy plane, without H.
+
+    Returns:
+        NaN for more than MAX_ATOMS atoms in the repeated cell, and where the charges do not become self-consistent.
+
+    Raises:
+        ImportError: tblite is not installed.
     """
     import tblite.interface
     from threadpoolctl import threadpool_limits

@@ -1,11 +1,15 @@
 """Corrects the ΔE_H that a potential, or a network trained on one, predicts on two-dimensional sheets: Δ-learning from DFT points.
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
-sheets well. Gaussian-process regression on some tens of DFT points takes most of that away. Its descriptors are few and physical:
-the predicted ΔE_H (of one potential, or of two, whose difference says how far to trust them); electronegativity and group of the
-element that H binds to; the mean covalent radius of the other elements, which grows as their bonds to it soften; and the band gap
-of the sheet (``band_gap.py``), over which the electron of H has to go. Every figure quoted for it is from hosts, or whole families,
-left out of the fit.
+sheets well. Gaussian-process regression on some tens of DFT points removes most of that error. Its descriptors are few and
+physical:
+
+- the predicted ΔE_H of one potential, or of two, whose difference says how far to trust them;
+- electronegativity and group of the element that H binds to;
+- the mean covalent radius of the other elements, which grows as their bonds to that element soften;
+- the band gap of the sheet (``band_gap.py``), over which the electron of H has to go.
+
+Every error quoted for it is from hosts, or whole families, left out of the fit.
 
 A network that learnt from a potential's relaxations takes the correction of that potential, its teacher: fitted on the teacher's
 own ΔE_H at the DFT geometries and applied to the network's. Fitted on the network's values, the network's noise would flatten the
@@ -41,7 +45,7 @@ LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
 
 
 def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
-    """Describes H on a sheet for the correction.
+    """Describe H on a sheet for the correction.
 
     Args:
         atoms: a sheet with one tagged H.
@@ -80,14 +84,14 @@ class DftCorrection:
 
     @property
     def n(self) -> int:
-        """Number of DFT points."""
+        """Return the number of DFT points."""
         return len(self.truth)
 
     @classmethod
     def fit(
         cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False, teacher: str = ""
     ) -> DftCorrection:
-        """Fits the process, and measures its error on hosts left out of the fit.
+        """Fit the process, and measures its error on hosts left out of the fit.
 
         Args:
             features: (n, d) descriptors.
@@ -113,7 +117,7 @@ class DftCorrection:
     def apply(
         self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Corrects ΔE_H.
+        """Correct ΔE_H.
 
         Args:
             atoms: n sheets with one tagged H each.
@@ -150,7 +154,7 @@ class _Regression:
             self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth)))
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts (mean, standard deviation), (n,) eV each; NaN where a descriptor other than the gap is NaN."""
+        """Predict (mean, standard deviation), (n,) eV each; NaN where a descriptor other than the gap is NaN."""
         value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
         for columns, process in self.parts:
             rows = np.isfinite(features[:, columns]).all(1) & np.isnan(value)
@@ -177,7 +181,7 @@ class GaussianProcess:
         self.regressor.fit((features - self.mean) / self.spread, truth - self.offset)
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts mean and standard deviation, (n,) eV each, the scatter of single points included."""
+        """Predict mean and standard deviation, (n,) eV each, the scatter of single points included."""
         mean, std = self.regressor.predict((features - self.mean) / self.spread, return_std=True)
         return self.offset + mean, np.hypot(std, NOISE)
 
@@ -189,7 +193,7 @@ def leave_out(
     with_gap: bool = False,
     predict_at: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts every point by a fit without any point of its group.
+    """Predict every point by a fit without any point of its group.
 
     Args:
         features: (n, d), what is fitted.
@@ -213,7 +217,7 @@ def leave_out(
 
 
 def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") -> tuple[DftCorrection, dict[str, Any]]:
-    """Fits the correction of a network to the DFT points, their band gaps included.
+    """Fit the correction of a network to the DFT points, their band gaps included.
 
     Args:
         predict_raw: tagged Atoms -> (ΔE_H, std), (n,) eV each, without correction.
@@ -251,7 +255,7 @@ def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") 
 
 
 def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
-    """Gives ``potential_delta_e`` (n,) eV of an embedded potential by its name; it is loaded only to compute a missing value."""
+    """Return ``potential_delta_e`` (n,) eV of an embedded potential by its name; it is loaded only to compute a missing value."""
     from energetics.potentials import load_potential
 
     complete = all(teacher in point.energies or point.clean is None for point in points)
@@ -259,7 +263,7 @@ def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
 
 
 def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, with_gap: bool = False) -> DftCorrection | None:
-    """Fits the correction of ΔE_H from one or two potentials.
+    """Fit the correction of ΔE_H from one or two potentials.
 
     Args:
         potentials: the one to correct first; the difference to a second says how far to trust it.
@@ -283,7 +287,7 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
 def left_out_predictions(
     points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False, teacher: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrects every point by a fit without its host, or without its family.
+    """Correct every point by a fit without its host, or without its family.
 
     Args:
         points: n DFT points.
@@ -310,7 +314,7 @@ def left_out_predictions(
 def fit_arguments(
     points: Sequence[TruthPoint], raw: np.ndarray, with_gap: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Gives what ``DftCorrection.fit`` takes: features (n, d), ΔE_H by DFT (n,) eV and the host of each point.
+    """Return the arguments of ``DftCorrection.fit``: features (n, d), ΔE_H by DFT (n,) eV and the host of each point.
 
     raw: (n,) or (n, k) eV, predicted ΔE_H. with_gap: whether the band gap is the last feature.
     """

@@ -1,8 +1,8 @@
-"""Geometries for DFT: a sheet and its most stable H sites, relaxed with the potential, in one extxyz that ``verify_dft.py`` reads.
+"""Prepares geometries for DFT: a sheet and its most stable H sites, relaxed with the potential, in one file for ``verify_dft.py``.
 
-Frame 0 is the clean sheet, every further frame the same supercell with one H. DFT then needs single points only: H, its host and
-the atoms around it are free in the potential's relaxation, the others stay where they are in the clean sheet, so that what is
-left of the potential's errors in the lattice cancels in ΔE_H.
+Frame 0 of the extxyz file is the clean sheet, every further frame the same supercell with one H. DFT needs single points only. In
+the potential's relaxation H and the atoms around it are free, and the others stay where they are in the clean sheet, so that errors
+of the potential in the lattice cancel in ΔE_H.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def relaxed_sites(
     fmax: float = 0.03,
     max_steps: int = 120,
 ) -> tuple[Atoms, list[tuple[str, HydrogenRelaxation]]]:
-    """Relaxes H from every symmetry-distinct site of a sheet, from the same start and with the same limit as stage 5.
+    """Relax H from every symmetry-distinct site of a sheet, from the same start and with the same limit as stage 5.
 
     Args:
         sheet: a relaxed monolayer.
@@ -61,7 +61,7 @@ def relaxed_sites(
 
 
 def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2) -> list[tuple[str, HydrogenRelaxation]]:
-    """Chooses the most stable site, and up to ``most - 1`` others of another kind within COMPETING_EV of it.
+    """Choose the most stable site, and up to ``most - 1`` others of another kind within COMPETING_EV of it.
 
     relaxed: ``(label, relaxation)``, most stable first.
     """
@@ -77,7 +77,7 @@ def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2
 def write_dft_input(
     path: Path, name: str, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]], potential: str, **info: object
 ) -> None:
-    """Writes one extxyz: the clean sheet, then the sites.
+    """Write one extxyz: the clean sheet, then the sites.
 
     potential: name of the one that relaxed them. info: further keys of every frame, such as family, kpts or spin.
     """
@@ -95,7 +95,7 @@ def write_dft_input(
 
 
 def _final_label(atoms: Atoms) -> str:
-    """Names what H is bound to: its nearest atom, and those within 15 % of that contact, such as 'topS' or 'bridgeS-S'."""
+    """Name what H is bound to: its nearest atom, and those within 15 % of that contact, such as 'topS' or 'bridgeS-S'."""
     vectors = atoms.positions[:-1] - atoms.positions[-1]
     _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
     ratios = distances / (covalent_radii[atoms.numbers[:-1]] + covalent_radii[1])

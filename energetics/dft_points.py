@@ -1,4 +1,4 @@
-"""ΔE_H by DFT: the points, with what a potential says at the same geometries."""
+"""Reads and completes the DFT points: ΔE_H by DFT, and what potentials give at the same geometries."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ log = logging.getLogger("her2d")
 # Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
 STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
 STORED_GAP = "gap_gfn2"  # and the band gap of the sheet without H
-# ½D_e(H2) is 2.27 eV in PBE: an H that the sheet does not bind at all has this ΔE_H. Far above it the potential's geometry, on
-# which the DFT energy was computed, is one that DFT would not keep (a sheet that the potential let collapse around H), and the
-# value says nothing about adsorption.
+# ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
+# adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
 
 
@@ -49,10 +48,14 @@ class TruthPoint:
 
 
 def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
-    """DFT points of an ASE database: rows ``kind=slab_H`` with H as the last atom and ``dE_dft`` in eV, at most UNBOUND_EV unless
-    ``with_unbound``.
+    """Read the DFT points of an ASE database: rows ``kind=slab_H`` with H as the last atom and ``dE_dft`` in eV.
 
-    Raises StageError when the file is missing, or a row holds no H at its end.
+    Args:
+        path: of the database.
+        with_unbound: whether points above UNBOUND_EV are read too.
+
+    Raises:
+        StageError: the file is missing or no such database, or the last atom of a row is no H.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,8 +93,10 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
 
 
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:
-    """(n,) eV: a potential's ΔE_H at the DFT geometries, ``adsorption_energy``: as stored, otherwise computed; NaN where
-    neither is possible because the clean sheet is not known."""
+    """Return a potential's ΔE_H (n,) eV at the DFT geometries, as stored, otherwise computed.
+
+    NaN where it is not stored and cannot be computed because the clean sheet is not known.
+    """
     from energetics.relaxation import h2_energy, single_point
 
     values = np.array([point.energies.get(potential.name, np.nan) for point in points])
@@ -114,7 +119,7 @@ def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarra
 
 
 def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
-    """(n,) eV: band gaps of the sheets of the points: as stored, otherwise computed; NaN where neither is possible."""
+    """Return the band gaps (n,) eV of the sheets, as stored, otherwise computed; NaN where neither is possible."""
     values = np.array([point.gap for point in points])
     sheets: dict[str, float] = {}
     for k in np.flatnonzero(np.isnan(values)):
@@ -126,7 +131,7 @@ def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
 
 
 def store_gaps(path: str | Path) -> int:
-    """Adds the band gap of the sheet to the rows of the DFT database that lack it; returns how many."""
+    """Add the band gap of the sheet to the rows of the DFT database that lack it; return how many."""
     points = read_truth(path, with_unbound=True)
     by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
     added = 0
@@ -140,7 +145,7 @@ def store_gaps(path: str | Path) -> int:
 
 
 def store_energies(path: str | Path, potential: Any) -> int:
-    """Adds the ΔE_H of an embedded potential to the rows of the DFT database that lack it; returns how many."""
+    """Add the ΔE_H of an embedded potential to the rows of the DFT database that lack it; return how many."""
     key = STORED_ENERGIES[potential.name]
     points = read_truth(path, with_unbound=True)
     values = potential_delta_e(points, potential)

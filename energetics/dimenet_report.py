@@ -1,4 +1,4 @@
-"""What stage 1 reports: errors on held-out records, parity plot, loss curve and summary."""
+"""Reports stage 1: errors on held-out records, parity plot, loss curve and summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ EWT_THRESHOLD_EV = 0.02  # OC20's "energy within threshold"
 
 
 def error_metrics(entries: Sequence[Entry], predicted: np.ndarray, std: np.ndarray, train_mean: float) -> dict[str, Any]:
-    """MAE, EwT, rank correlation, the baseline of predicting the training mean, and MAE and EwT by family; energies in eV."""
+    """Return the errors of predictions, all and by family; energies in eV.
+
+    Args:
+        entries: n held-out records.
+        predicted, std: (n,) eV, ΔE_H and its standard error.
+        train_mean: eV, mean of the training records, the prediction of the baseline.
+    """
     truth = np.array([entry.delta_e for entry in entries])
     error = np.abs(predicted - truth)
     families: dict[str, list[int]] = {}
@@ -44,7 +50,7 @@ def error_metrics(entries: Sequence[Entry], predicted: np.ndarray, std: np.ndarr
 
 
 def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], metrics: dict[str, dict]) -> None:
-    """Predicted against true ΔE_H with error bars, one panel per held-out part. parts: name -> (truth, predicted, std) in eV."""
+    """Draw predicted against true ΔE_H with error bars, one panel per held-out part. parts: by name (truth, predicted, std), eV."""
     from pipeline.plotting import figure
 
     with figure(path, ncols=len(parts), figsize=(4.2 * len(parts), 4.8), squeeze=False) as (_, axes):
@@ -58,7 +64,7 @@ def draw_parity(path: Path, parts: dict[str, tuple[np.ndarray, np.ndarray, np.nd
 
 
 def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Training and validation MAE against the epoch, one pair of lines per member."""
+    """Draw training and validation MAE against the epoch, one pair of lines per member."""
     from pipeline.plotting import figure, logarithmic
 
     with figure(path, figsize=(5.0, 3.4)) as (_, axis):
@@ -77,7 +83,7 @@ def draw_loss_curve(path: Path, history: Sequence[dict[str, Any]]) -> None:
 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """The loss curve as CSV: member, epoch, learning rate, MAE of train and validation in eV."""
+    """Write the loss curve as CSV: member, epoch, learning rate, MAE of train and validation in eV."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(history[0]))
         writer.writeheader()
@@ -85,7 +91,7 @@ def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
 
 
 def summary(metrics: dict[str, dict], counts: dict[str, Any], checkpoint: Path) -> str:
-    """What the stage prints at its end."""
+    """Return what the stage prints at its end."""
     lines = [f"{relative_name(checkpoint)}: {counts['kept']} of {counts['records']} records kept"]
     lines += [f"  dropped, {reason}: {count}" for reason, count in counts["dropped"].items()]
     for name in ("val", "test"):

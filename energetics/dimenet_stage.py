@@ -1,4 +1,4 @@
-"""Trains stage 1 as a whole: records, ensemble, calibration, DFT correction and the products beside the checkpoint."""
+"""Runs stage 1: reads records, trains the ensemble, calibrates and corrects it, and writes the products."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOT_INPUTS = ("checkpoint", "dft_path", "dft_teacher", "only_correction")  # set
 
 
 def fingerprint(cfg: Config, hashes: dict[str, str]) -> str:
-    """Return what identifies settings and inputs: same fingerprint, same weights. hashes: SHA-256 by key of the setting."""
+    """Return a hash of settings and inputs: same fingerprint, same weights. hashes: SHA-256 of the files by setting."""
     settings = {key: value for key, value in dataclasses.asdict(cfg.dimenet).items() if key not in NOT_INPUTS}
     for key in ("lmdb_path", "val_lmdb_path", "init_from"):
         settings[key] = hashes.get(key, "")
@@ -45,8 +45,10 @@ def fingerprint(cfg: Config, hashes: dict[str, str]) -> str:
 
 
 def records_teacher(path: Path) -> str:
-    """The potential that relaxed the records of an LMDB, or of a folder of them, as the JSON files beside them say; empty where
-    they say nothing, or not the same."""
+    """Return the potential that relaxed the records of an LMDB, or of a folder of them, as their sidecars say.
+
+    Empty where a sidecar is missing, or where they name different potentials.
+    """
     names = set()
     for lmdb in sorted(path.glob("*.lmdb")) if path.is_dir() else [path]:
         try:
@@ -57,7 +59,7 @@ def records_teacher(path: Path) -> str:
 
 
 def refit_correction(checkpoint: Path, dft_path: str, teacher: str, device: torch.device) -> None:
-    """Fits the DFT correction of a checkpoint anew, or takes it away where ``dft_path`` is empty; the weights stay as they are."""
+    """Fit the DFT correction of a checkpoint anew, or remove it where ``dft_path`` is empty; the weights stay as they are."""
     judge = HydrogenPredictor.load(checkpoint, device)
     sidecar = read_sidecar(checkpoint, stage=STAGE)
     correction, fitted = fit_correction(judge.predict_raw, dft_path, teacher) if dft_path else (None, None)
@@ -80,7 +82,7 @@ def refit_correction(checkpoint: Path, dft_path: str, teacher: str, device: torc
 
 
 def described_correction(correction: DftCorrection | None, dft_path: str | Path) -> dict[str, Any]:
-    """What the sidecar says about the correction."""
+    """Return the entries of the sidecar about the correction."""
     about = None
     if correction:
         about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale, "teacher": correction.teacher}
@@ -116,7 +118,7 @@ def train_stage(cfg: Config) -> None:
 
 
 def _inputs(settings: DimenetConfig) -> tuple[dict[str, Path], list[Is2reReader]]:
-    """Input files by key of the setting, and the open LMDBs; StageError where one cannot be used."""
+    """Return the input files by key of the setting, and the open LMDBs. Raises StageError where one cannot be used."""
     keys = ("lmdb_path", "val_lmdb_path", "init_from", "dft_path")
     inputs = {key: Path(getattr(settings, key)) for key in keys if getattr(settings, key)}
     readers = [open_is2re(inputs[key], f"dimenet.{key}") for key in keys[:2] if key in inputs]
@@ -206,13 +208,13 @@ def _write_products(
         member = DimeNetPlusPlus(job.model)
         member.load_state_dict(state)
         members.append(member.to(device))
-    found = _evaluate(job, members, device)
-    calibration, domain, metrics = found.calibration, found.domain, found.metrics
+    evaluation = _evaluate(job, members, device)
+    calibration, domain, metrics = evaluation.calibration, evaluation.domain, evaluation.metrics
     history = [row for result in results for row in result["history"]]
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     write_history(checkpoint.with_name(f"{checkpoint.stem}_loss_curve.csv"), history)
     draw_loss_curve(checkpoint.with_name(f"{checkpoint.stem}_loss_curve.png"), history)
-    draw_parity(checkpoint.with_name(f"{checkpoint.stem}_parity.png"), found.parts, metrics)
+    draw_parity(checkpoint.with_name(f"{checkpoint.stem}_parity.png"), evaluation.parts, metrics)
     correction = None
     if "dft_path" in inputs:
         judge = HydrogenPredictor(members, job.mean, job.std, calibration, domain)

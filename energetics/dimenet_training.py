@@ -1,4 +1,4 @@
-"""Training of DimeNet++ on adsorption energies: one member of the ensemble, and all of them."""
+"""Trains DimeNet++ on adsorption energies: one member of the ensemble, and all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MemberJob:
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: DimenetConfig) -> float:
-    """Linear warm-up, then one factor ``lr_gamma`` at each milestone (a fraction of all steps). step counts from 0."""
+    """Return the factor of the learning rate: a linear warm-up, then ``lr_gamma`` at each milestone. step counts from 0."""
     warmup = settings.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup if warmup >= 1 else 1.0
@@ -44,14 +44,14 @@ def learning_rate_factor(step: int, steps_per_epoch: int, settings: DimenetConfi
 
 
 def epoch_order(job: MemberJob, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the training entries in an epoch and which of them show the relaxed geometry; a function of its arguments."""
+    """Return the training entries in the order of an epoch, and which show their relaxed geometry; the same in every run."""
     rng = np.random.default_rng([job.seed, job.number, epoch])
     train = np.asarray(job.split["train"])
     return rng.permutation(train), rng.random(len(train)) < job.settings.relaxed_input_share
 
 
 class MemberTask:
-    """Task of the training loop: one member of the ensemble; the mean absolute error in units of the spread of the targets."""
+    """Task of the training loop: one member of the ensemble. Its loss is the mean absolute error over the spread of the targets."""
 
     def __init__(self, job: MemberJob, device: torch.device) -> None:
         self.job, self.device = job, device
@@ -59,7 +59,7 @@ class MemberTask:
         self._order: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         return self.job.settings.learning_rate * learning_rate_factor(step, self.steps_per_epoch, self.job.settings)
 
     def loss(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -141,8 +141,8 @@ def train_member(
 def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int) -> list[dict[str, Any]]:
     """Train all members and return the result of each, in their order.
 
-    On a CPU with several threads each has a process of its own with one thread: the result does not depend on their number;
-    on a GPU they are trained one after the other.
+    On a CPU with several threads each member has a process of its own with one thread, so that the result does not depend on their
+    number. On a GPU they are trained one after the other.
     """
     if device.type == "cpu" and threads > 1 and len(jobs) > 1:
         with Processes(min(len(jobs), 2 * threads)) as where:
@@ -152,7 +152,7 @@ def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int
 
 
 def _train_in_worker(job: MemberJob) -> None:
-    """Leave the result in the resume file: tensors do not cross between processes, whose end would take them along."""
+    """Train a member and leave the result in its resume file: shared tensors would vanish with the process that made them."""
     train_member(job)
 
 
@@ -160,7 +160,7 @@ def _train_in_worker(job: MemberJob) -> None:
 def predict(
     model: DimeNetPlusPlus, data: AdsorptionData, numbers: Sequence[int], batch_size: int, device: torch.device
 ) -> np.ndarray:
-    """Normalised energies (n,) of entries in their initial geometry."""
+    """Return the normalised energies (n,) of entries in their initial geometry."""
     model.eval()
     values = []
     for at in range(0, len(numbers), batch_size):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from crystals.elements import NONMETALS
 from crystals.prototypes import PROTOTYPES
+from crystals.validity import sheet_fault
 from energetics import compound_phases, mp_entries
 from energetics.adsorption_records import (
     SURFACE_METALS,
@@ -44,7 +45,7 @@ from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential, load_potential
 from energetics.relaxation import is_sane, relax_bulk, relax_positions, relax_sheet
 from energetics.simple_phases import binary_phases, cation_and_anion, elemental_phases, is_molecular
-from geo_utils import NotTwoDimensional, Sheet, has_clash, sheet_connectivity
+from geo_utils import NotTwoDimensional, Sheet
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
@@ -87,7 +88,7 @@ def _relax(function: Callable, settings: DemoConfig, potential: Potential, task:
 
 
 def relax_monolayer(potential: Potential, settings: DemoConfig, key: str, prototype: str, elements: list[str]) -> dict[str, Any]:
-    """One decorated prototype, relaxed in-plane; status says why it is of no use otherwise."""
+    """Relax one decorated prototype in its plane; ``status`` is "ok", or says why the result is no sheet."""
     atoms = PROTOTYPES[prototype].build(*elements)
     result = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
     record = {"key": key, "prototype": prototype, "elements": elements, "energy": result.energy, "steps": result.steps}
@@ -96,11 +97,8 @@ def relax_monolayer(potential: Potential, settings: DemoConfig, key: str, protot
         try:
             sheet = Sheet.from_atoms(result.atoms)
             final = sheet.to_atoms()
-            connectivity = sheet_connectivity(final)
-            if has_clash(final):
-                status = "clash"
-            elif not connectivity.is_single_sheet:
-                status = "fell apart"
+            if fault := sheet_fault(final):
+                status = "clash" if fault == "clash" else "fell apart"
             record |= {"atoms": pack_atoms(final)}
         except NotTwoDimensional:
             status = "not 2D"
@@ -108,7 +106,7 @@ def relax_monolayer(potential: Potential, settings: DemoConfig, key: str, protot
 
 
 def monolayer_tasks(settings: DemoConfig, seed: int) -> list[dict[str, Any]]:
-    """Decorations in a seeded order that takes the families in turn, so that any number of them is balanced."""
+    """Return decorations in a seeded order that takes the prototypes in turn, so that any number of them is balanced."""
     rng = np.random.default_rng([seed, 1])
     queues = []
     for prototype in PROTOTYPES.values():
@@ -124,15 +122,18 @@ def monolayer_tasks(settings: DemoConfig, seed: int) -> list[dict[str, Any]]:
 
 
 def build_monolayers(settings: DemoConfig, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Relaxed monolayers that are sheets, and the counts of those dropped by reason."""
+    """Return the relaxed monolayers that are sheets, and how many were dropped by reason."""
     results = relax_all("monolayers", relax_monolayer, monolayer_tasks(settings, seed), settings)
     counts = Counter(result["status"] for result in results)
-    kept = [result for result in results if result["status"] == "ok"]
-    return kept, {"candidates": len(results), **{f"dropped: {reason}": n for reason, n in sorted(counts.items()) if reason != "ok"}}
+    sheets = [result for result in results if result["status"] == "ok"]
+    return sheets, {
+        "candidates": len(results),
+        **{f"dropped: {reason}": n for reason, n in sorted(counts.items()) if reason != "ok"},
+    }
 
 
 def relax_phase(potential: Potential, settings: DemoConfig, key: str, kind: str, elements: list[str], name: str) -> dict[str, Any]:
-    """One elemental, binary or other competing phase, relaxed."""
+    """Relax one elemental, binary or other competing phase."""
     return {"key": key, "kind": kind, "name": name} | relax_start(_start(kind, elements, name), potential, settings)
 
 
@@ -143,7 +144,11 @@ def _start(kind: str, elements: list[str], name: str) -> Atoms:
 
 
 def relax_start(atoms: Atoms, potential: Potential, settings: DemoConfig) -> dict[str, Any]:
-    """A molecule in its box, a layer in its plane, a crystal with its whole cell free: formula, energy, cell lengths and status."""
+    """Relax a molecule in its box, a layer in its plane, or a crystal with its whole cell free.
+
+    Returns:
+        formula, energy_per_atom (eV), lengths of the cell (3,) Å, status.
+    """
     if is_molecular(atoms):
         atoms.pbc = True
         result = relax_positions(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
@@ -160,13 +165,13 @@ def relax_start(atoms: Atoms, potential: Potential, settings: DemoConfig) -> dic
 
 
 def reference_tasks(monolayers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``phase_tasks`` of every element of the monolayers and of the metal surfaces."""
+    """Return ``phase_tasks`` of every element of the monolayers and of the metal surfaces."""
     in_monolayers = {el for result in monolayers for el in result["elements"]}
     return phase_tasks(in_monolayers | {"H"} | set(SURFACE_METALS))
 
 
 def phase_tasks(symbols: set[str]) -> list[dict[str, Any]]:
-    """These elements and the alkali metals, every cation-anion pair, and the compounds of ``compound_phases`` of them.
+    """Return a task for each phase of these elements and the alkali metals: elements, cation-anion pairs, ``compound_phases``.
 
     All pairs, not only those that occur together in a monolayer: a new composition is judged against the compounds of its own
     pairs, and without them it would look far more stable than it is. The compounds of the alkali metals are those of
@@ -199,7 +204,7 @@ def _status_counts(results: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def build_references(settings: DemoConfig, monolayers: list[dict[str, Any]]) -> tuple[References, list[dict[str, Any]], dict]:
-    """Elements, compounds and the monolayers themselves as competing phases."""
+    """Return the competing phases (elements, compounds and the monolayers themselves), the relaxed ones as they are, and counts."""
     results = relax_all("references", relax_phase, reference_tasks(monolayers), settings)
     usable = _usable(results)
     identity = load_potential(settings.potential, settings.potential_checkpoint).identity
@@ -214,7 +219,7 @@ def build_references(settings: DemoConfig, monolayers: list[dict[str, Any]]) -> 
 
 
 def relax_entry(potential: Potential, settings: DemoConfig, key: str, name: str, atoms: dict[str, Any]) -> dict[str, Any]:
-    """One crystal of the Materials Project, relaxed; an element that the potential does not know is a status."""
+    """Relax one crystal of the Materials Project; where the potential does not know an element, ``status`` says so."""
     crystal = unpack_atoms(atoms, pbc=True)
     try:
         return {"key": key, "name": name} | relax_start(crystal, potential, settings)
@@ -230,7 +235,7 @@ def relax_entry(potential: Potential, settings: DemoConfig, key: str, name: str,
 
 
 def entry_phases(settings: DemoConfig) -> tuple[list[ReferencePhase], dict[str, int]]:
-    """The structures of ``mp_entries_path``, relaxed with the potential; nothing where it names no file."""
+    """Return the structures of ``mp_entries_path``, relaxed with the potential, and counts; nothing where it is empty."""
     if not settings.mp_entries_path:
         return [], {}
     crystals, left_out = mp_entries.read_entries(settings.mp_entries_path)
@@ -246,7 +251,7 @@ def entry_phases(settings: DemoConfig) -> tuple[list[ReferencePhase], dict[str, 
 
 
 def known_references(settings: DemoConfig) -> References | None:
-    """The references at ``references_path`` where they were made with this potential; otherwise None."""
+    """Return the references at ``references_path`` where they were made with this potential; otherwise None."""
     if not Path(settings.references_path).is_file():
         return None
     try:
@@ -257,7 +262,7 @@ def known_references(settings: DemoConfig) -> References | None:
 
 
 def extend_references(settings: DemoConfig, known: References) -> tuple[References, dict[str, int]]:
-    """``known``, the phases of ``phase_tasks`` that it lacks and those of ``mp_entries_path``; an entry replaces its older self."""
+    """Return ``known`` with the missing phases of ``phase_tasks`` and with those of ``mp_entries_path``, which replace old ones."""
     names = {(phase.formula, phase.prototype) for phase in known.phases}
     wanted = [
         task
@@ -278,7 +283,7 @@ def extend_references(settings: DemoConfig, known: References) -> tuple[Referenc
 def write_database(
     settings: DemoConfig, monolayers: list[dict], references: References, counts: dict, seed: int, too_high: int = 0
 ) -> dict[str, int]:
-    """The ASE database with C2DB's key names; returns the counts. too_high: sheets above the elements dropped before."""
+    """Write the ASE database with C2DB's key names; return the counts. too_high: sheets dropped before for their hform."""
     from ase.db import connect
 
     rows = []
@@ -312,7 +317,7 @@ def write_database(
 
 
 def update_database(settings: DemoConfig, references: References, seed: int) -> dict[str, int]:
-    """Writes hform and ehull of the monolayer database anew where it was made with these references; returns the counts."""
+    """Write hform and ehull of the monolayer database anew where it was made with these references; return the counts."""
     from ase.db import connect
 
     path = Path(settings.db_path)
@@ -332,7 +337,7 @@ def update_database(settings: DemoConfig, references: References, seed: int) -> 
 
 
 def write_random_decorations(settings: DemoConfig, seed: int) -> int:
-    """Prototypes with elements drawn at random: metals on metal sites, non-metals on the others, as built, not relaxed."""
+    """Write unrelaxed prototypes with random elements, metals on metal sites and non-metals on the others; return how many."""
     from ase.db import connect
     from pymatgen.io.cif import CifWriter
 

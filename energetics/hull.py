@@ -1,4 +1,4 @@
-"""Formation energy and energy above the convex hull, from phases computed with one potential."""
+"""Computes formation energies and energies above the convex hull from phases that one potential relaxed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for th
 
 @dataclass(frozen=True)
 class ReferencePhase:
-    """One competing phase: formula of the cell, energy per atom in eV, where it came from."""
+    """One competing phase. formula: of its cell. energy_per_atom: eV. prototype: where its structure came from."""
 
     formula: str
     energy_per_atom: float
@@ -34,7 +34,10 @@ class ReferencePhase:
 
 
 class References:
-    """Elemental references and competing phases of one potential; formation and hull energies against them."""
+    """The elements and competing phases of one potential, against which structures are measured.
+
+    identity: of the potential. phases: all of them; the lowest phase of an element is its reference.
+    """
 
     def __init__(self, identity: dict[str, str], phases: Iterable[ReferencePhase]) -> None:
         from pymatgen.core import Composition
@@ -57,14 +60,15 @@ class References:
 
     @property
     def elements(self) -> set[str]:
-        """Symbols with an elemental reference."""
+        """Return the symbols with an elemental reference."""
         return set(self._elemental)
 
     @classmethod
     def load(cls, path: str | os.PathLike, potential: Potential | None = None) -> References:
-        """Reads ``references_<potential>.json.gz``.
+        """Read ``references_<potential>.json.gz``.
 
-        Raises StageError when it is missing or damaged, or was made with another potential than ``potential``.
+        Raises:
+            StageError: it is missing or damaged, or was made with another potential than ``potential``.
         """
         path = Path(path)
         hint = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
@@ -84,7 +88,7 @@ class References:
         return cls(identity, phases)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the phases, sorted, so that the same phases give the same file."""
+        """Write the phases, sorted, so that the same phases give the same file."""
         content = {
             "schema_version": SCHEMA_VERSION,
             "potential": self.identity,
@@ -99,11 +103,11 @@ class References:
             handle.write(json.dumps(content, indent=0).encode())
 
     def missing(self, atoms: Atoms) -> list[str]:
-        """Elements of a structure without a reference."""
+        """Return the elements of a structure that have no reference."""
         return sorted(set(atoms.get_chemical_symbols()) - self.elements)
 
     def e_form(self, atoms: Atoms, energy: float) -> float:
-        """Formation energy in eV/atom against the elements. Raises KeyError for an element without reference."""
+        """Return the formation energy in eV/atom. energy: eV, of the cell. Raises KeyError for an element without reference."""
         if missing := self.missing(atoms):
             raise KeyError(f"no elemental reference for {', '.join(missing)}")
         return float((energy - sum(self._elemental[symbol] for symbol in atoms.get_chemical_symbols())) / len(atoms))
@@ -119,7 +123,7 @@ class References:
         return self._diagrams[symbols]
 
     def hull_energy(self, formula: str) -> float:
-        """Energy of the hull at a composition, as a formation energy in eV/atom. Raises KeyError as ``e_form`` does."""
+        """Return the energy of the hull at a composition, as a formation energy in eV/atom. Raises KeyError as ``e_form`` does."""
         from pymatgen.core import Composition
 
         composition = Composition(formula)
@@ -132,17 +136,22 @@ class References:
         )
 
     def missing_pairs(self, atoms: Atoms) -> list[str]:
-        """Cation-anion pairs of a structure without a single binary compound among the phases.
+        """Return the cation-anion pairs of a structure of which no binary compound is among the phases.
 
-        Against elements alone such a structure would look far more stable than it is.
+        Against the elements alone such a structure would look far more stable than it is.
         """
         pairs = (cation_and_anion(a, b) for a, b in combinations(sorted(set(atoms.get_chemical_symbols())), 2))
         return ["-".join(pair) for pair in pairs if pair is not None and frozenset(pair) not in self._entries]
 
     def e_above_hull(self, atoms: Atoms, energy: float) -> float:
-        """Energy above the hull of the competing phases in eV/atom; negative where the structure lies below all of them.
+        """Return the energy above the hull in eV/atom; negative where the structure lies below the hull of all phases.
 
-        Raises KeyError for an element without reference or a cation-anion pair without any competing compound.
+        Args:
+            atoms: the structure.
+            energy: eV, of its cell.
+
+        Raises:
+            KeyError: an element has no reference, or a cation-anion pair no competing compound.
         """
         if pairs := self.missing_pairs(atoms):
             raise KeyError(f"no competing compound of {', '.join(pairs)}")

@@ -1,8 +1,7 @@
 """The HER judge: ΔE_H and ΔG_H of a sheet from a trained DimeNet++ ensemble, with calibrated uncertainty.
 
-The network sees the sheet WITH its H atom, once per symmetry-distinct site; a bare sheet is refused (``legacy_bare_output`` repeats
-what an earlier public baseline did without, for comparison only). ΔG_H = ΔE_H + 0.27 eV
-(Nørskov et al., J. Electrochem. Soc. 152, J23 (2005): zero-point energy and entropy; the correction is a setting).
+The network sees the sheet WITH its H atom, once per symmetry-distinct site, and refuses a bare sheet. Only ``legacy_bare_output``
+takes one, to repeat an earlier public baseline for comparison. ΔG_H is ``adsorption_energy.free_energy`` of ΔE_H.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ class HydrogenSettings(Protocol):
 class Calibration:
     """Turns the spread of an ensemble into a standard error: σ = scale · sqrt(spread² + floor²), eV.
 
-    The spread of a few members is itself uncertain, and zero by chance now and then; ``floor``, the median spread on the validation
-    records, keeps σ from following it there. ``scale`` makes 68.27 % of the validation errors fall within ±σ.
+    The spread of a few members is itself uncertain and now and then nearly zero by chance. ``floor``, the median spread on the
+    validation records, keeps σ from being so small there. ``scale`` makes 68.27 % of the validation errors fall within ±σ.
     """
 
     scale: float
@@ -52,20 +51,23 @@ class Calibration:
 
     @classmethod
     def fit(cls, spread: np.ndarray, error: np.ndarray) -> Calibration:
-        """spread, error: (n,) eV on held-out records."""
+        """Fit scale and floor. spread, error: (n,) eV on held-out records."""
         floor = float(np.median(spread)) if np.median(spread) > 0 else 1.0
         ratio = np.abs(error) / np.sqrt(np.square(spread) + floor**2)
         return cls(scale=float(np.quantile(ratio, SHARE_WITHIN_ONE_STD)), floor=floor)
 
     def std(self, spread: np.ndarray) -> np.ndarray:
-        """Calibrated standard error (n,) eV of a spread (n,) eV."""
+        """Return the calibrated standard error (n,) eV of a spread (n,) eV."""
         return self.scale * np.sqrt(np.square(spread) + self.floor**2)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What the training records covered: elements (atomic numbers), ΔE_H between ``delta_e_min`` and ``delta_e_max`` (eV), and
-    σ up to ``std_max`` (eV), the 95th percentile on the validation records."""
+    """What the training records covered.
+
+    elements: atomic numbers. delta_e_min, delta_e_max: range of ΔE_H, eV. std_max: largest σ, eV, the 95th percentile on the
+    validation records.
+    """
 
     elements: tuple[int, ...]
     delta_e_min: float
@@ -73,7 +75,7 @@ class Domain:
     std_max: float
 
     def complaint(self, numbers: Iterable[int], delta_e: float, std: float) -> str:
-        """Why a prediction is outside the domain; empty when it is inside."""
+        """Return why a prediction is outside the domain; empty when it is inside. delta_e, std: eV."""
         unknown = sorted(set(int(n) for n in numbers) - set(self.elements))
         if unknown:
             return f"not in the training records: {', '.join(chemical_symbols[n] for n in unknown)}"
@@ -87,7 +89,7 @@ class Domain:
 def batch_atoms(
     structures: Sequence[Atoms], dtype: torch.dtype, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(z, pos, cell, batch, tags) of a list of tagged structures, as ``DimeNetPlusPlus.forward`` takes them."""
+    """Return (z, pos, cell, batch, tags) of a list of tagged structures, as ``DimeNetPlusPlus.forward`` takes them."""
     sizes = torch.tensor([len(atoms) for atoms in structures])
     return (
         torch.from_numpy(np.concatenate([atoms.numbers for atoms in structures])).long().to(device),
@@ -118,7 +120,7 @@ class HydrogenPredictor:
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> HydrogenPredictor:
-        """Reads the checkpoint of stage 1. Raises CheckpointError, saying what to do, when it cannot be used."""
+        """Read the checkpoint of stage 1. Raises CheckpointError, saying what to do, when it cannot be used."""
         content = load_checkpoint(path, DIMENET_KIND, HINT, device)
         try:
             settings = DimeNetPlusPlusConfig(**content["model_config"])
@@ -148,7 +150,7 @@ class HydrogenPredictor:
         members: Sequence[dict],
         correction: DftCorrection | None = None,
     ) -> dict[str, Any]:
-        """What a checkpoint holds beside the model's settings; the inverse of ``load``."""
+        """Return what a checkpoint holds beside the model's settings; the inverse of ``load``."""
         return {
             "members": list(members),
             "normalizer": {"mean": mean, "std": std},
@@ -159,12 +161,12 @@ class HydrogenPredictor:
 
     @property
     def max_atomic_number(self) -> int:
-        """Heaviest element that can be embedded."""
+        """Return the atomic number of the heaviest element that can be embedded."""
         return self.members[0].max_atomic_number
 
     @torch.no_grad()
     def member_delta_e(self, structures: Sequence[Atoms]) -> np.ndarray:
-        """ΔE_H of each member, (members, n) eV. Each structure holds exactly one H with tag 2; raises ValueError otherwise."""
+        """Return ΔE_H by each member, (members, n) eV. Raises ValueError where a structure has not exactly one H with tag 2."""
         for atoms in structures:
             adsorbed_hydrogen(atoms)
             if atoms.numbers.max() > self.max_atomic_number:
@@ -177,13 +179,15 @@ class HydrogenPredictor:
 
     @torch.no_grad()
     def legacy_bare_output(self, atoms: Atoms) -> float:
-        """The network's output (eV) for a structure WITHOUT hydrogen, as the earlier public baseline used it. It means nothing.
+        """Return the network's output (eV) for a structure WITHOUT H, as the earlier public baseline used it. It means nothing.
 
-        ΔE_H belongs to one H atom, and here there is none; no training record is of this kind. For comparison only: every other
-        method refuses such a structure. Without H there is nothing to read out around, so the atomic outputs of the whole cell are
-        summed, as DimeNet++ was published and as the baseline did; the number therefore grows with the cell. Mean over the members,
-        no correction from DFT, graph of a sheet (periodic along the first two cell vectors). Raises ValueError for an element that
-        cannot be embedded.
+        For comparison only: ΔE_H belongs to one H atom, here there is none, and no training record is of this kind. The atomic
+        outputs of the whole cell are summed, as in the published DimeNet++ and in the baseline, so that the number grows with the
+        cell. It is the mean over the members without the correction from DFT, on the graph of a sheet (periodic along the first two
+        cell vectors).
+
+        Raises:
+            ValueError: an element cannot be embedded.
         """
         if atoms.numbers.max() > self.max_atomic_number:
             raise ValueError(f"{chemical_symbols[atoms.numbers.max()]} is heavier than the network's last element")
@@ -199,7 +203,7 @@ class HydrogenPredictor:
     def predict_delta_e(
         self, structures: Sequence[Atoms], batch_size: int = 32, gaps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT.
+        """Return ΔE_H (n,) and its standard error (n,), eV, of sheets that carry exactly one H (tag 2), corrected towards DFT.
 
         gaps: (n,) eV, band gaps of the sheets, which sharpen the correction; NaN, or None for all, where they are not known.
         """
@@ -208,11 +212,11 @@ class HydrogenPredictor:
     def corrected(
         self, structures: Sequence[Atoms], mean: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The raw values of ``predict_raw`` after the DFT correction, or as they are where the checkpoint has none."""
+        """Correct the values of ``predict_raw`` towards DFT; they stay as they are where the checkpoint has no correction."""
         return (mean, std) if self.correction is None else self.correction.apply(structures, mean, std, gaps)
 
     def predict_raw(self, structures: Sequence[Atoms], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """ΔE_H (n,) and its calibrated standard error (n,), eV, as learnt from the training records, without the DFT correction."""
+        """Return ΔE_H (n,) and its calibrated standard error (n,), eV, as learnt from the records, without the DFT correction."""
         if not len(structures):
             return np.zeros(0), np.zeros(0)
         chunks = [self.member_delta_e(structures[at : at + batch_size]) for at in range(0, len(structures), batch_size)]
@@ -220,9 +224,15 @@ class HydrogenPredictor:
         return values.mean(0), self.calibration.std(ensemble_spread(values))
 
     def predict_sheet(self, atoms: Atoms, settings: HydrogenSettings, band_gap: Callable[[Atoms], float] | None = None) -> SheetHER:
-        """ΔG_H at every symmetry-distinct site of a bare sheet; raises ValueError where it cannot be placed or predicted.
+        """Predict ΔG_H at every symmetry-distinct site of a bare sheet.
 
-        band_gap: the gap (eV) of the primitive sheet, for the correction towards DFT, which does without where None is given.
+        Args:
+            atoms: the sheet.
+            settings: section ``dataset``.
+            band_gap: gives the gap (eV) of the primitive sheet for the correction towards DFT; None: it does without.
+
+        Raises:
+            ValueError: the sheet has no site, or the network no value for it.
         """
         job = _SheetJob.build(atoms, settings, self.max_atomic_number)
         if job.result.status != "ok":
@@ -234,10 +244,10 @@ class HydrogenPredictor:
     def predict_many(
         self, sheets: Iterable[Atoms], settings: HydrogenSettings, site_cache: SiteStore | None = None
     ) -> Iterator[SheetHER]:
-        """``predict_sheet`` of a stream, in its order, the sites of different sheets sharing batches of ``label_batch_size``.
+        """Yield what ``predict_sheet`` returns for each sheet, in their order; their sites share batches of ``label_batch_size``.
 
-        A sheet that cannot be judged comes back with its reason as ``status``. Holds one batch in memory, however long the stream.
-        site_cache: where sites are looked up and kept.
+        ``status`` says why a sheet cannot be judged. One batch is in memory, however many sheets there are.
+        site_cache: sites found before; new ones are added.
         """
         waiting: list[_SheetJob] = []
         pending = 0
@@ -260,13 +270,13 @@ class HydrogenPredictor:
 
 
 def ensemble_spread(values: np.ndarray) -> np.ndarray:
-    """Standard deviation over the members, (members, n) -> (n,); zeros for a single member."""
+    """Return the standard deviation over the members, (members, n) -> (n,); zeros for a single member."""
     return values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
 
 
 @dataclass
 class _SheetJob:
-    """A sheet on its way: its result, without energies yet, and its supercells with H."""
+    """A sheet before prediction: its result, still without energies, and a supercell with H for each site."""
 
     result: SheetHER
     structures: list[Atoms]
@@ -282,7 +292,7 @@ class _SheetJob:
         return cls(result, [add_hydrogen(result.sheet, site, result.supercell) for site in result.sites])
 
     def finish(self, raw: np.ndarray, raw_std: np.ndarray, judge: HydrogenPredictor, settings: HydrogenSettings) -> SheetHER:
-        """raw, raw_std: (S,) eV before the DFT correction; the training domain is that of the uncorrected network."""
+        """Fill in the energies. raw, raw_std: (S,) eV before the DFT correction, to which the training domain refers."""
         if not np.isfinite(raw).all():
             self.result.sites, self.result.status = [], "the network gave a value that is not finite"
             return self.result

@@ -1,9 +1,9 @@
-"""Reading and writing OC20 IS2RE databases: one pickled PyG ``Data`` per key ``b"0", b"1", ...`` in LMDB files.
+"""Reads and writes OC20 IS2RE databases: LMDB files with one pickled PyG ``Data`` per key ``b"0", b"1", ...``.
 
-Pickles run code when they are loaded, and these files are downloads. So nothing is unpickled but an allow-list: tensors, NumPy
-arrays, plain containers, and PyG's own containers, which are read into inert bags of attributes. That also makes every vintage
-readable: PyG 1.x (attributes in ``__dict__``) and PyG 2 (``_store._mapping``), with or without a ``length`` key, ``cell`` as
-(1, 3, 3) or (3, 3), atomic numbers as floats.
+A pickle can run code when it is loaded, and these files are downloads. Only tensors, NumPy arrays, plain containers and PyG's
+containers are unpickled; the last become attribute tables that run nothing (``pipeline.safe_pickle``). Files of every age are read:
+PyG 1.x (attributes in ``__dict__``) and PyG 2 (``_store._mapping``), with or without a ``length`` key, ``cell`` as (1, 3, 3) or
+(3, 3), atomic numbers as floats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger("her2d")
 EXTRA_FIELDS = ("bulk_formula", "family", "site", "face", "coverage", "desorbed", "converged", "name")
 MIN_CELL_HEIGHT = 1.0  # Å between opposite faces of the cell
 MIN_DISTANCE = 0.1  # Å between two atoms of a cell
-MAX_CELLS_AWAY = 50  # image offsets are kept in eight bits
+MAX_CELLS_AWAY = 50  # image offsets are stored in eight bits
 _MAP_SIZE = 1 << 40  # address space reserved while writing; the file grows only by the pages in use
 
 
@@ -61,11 +61,12 @@ class Is2reRecord:
 
     @property
     def natoms(self) -> int:
+        """Return the number of atoms N."""
         return int(self.pos.shape[0])
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Is2reRecord:
-        """Checks and converts the attributes of one record. Raises ValueError, saying what is wrong, where it cannot be used."""
+        """Check and convert the attributes of one record. Raises ValueError, which says what is wrong, where it cannot be used."""
         for name in ("pos", "cell", "atomic_numbers"):
             if values.get(name) is None:
                 raise ValueError(f"it has no '{name}'")
@@ -124,7 +125,7 @@ class Is2reRecord:
 
 
 def _check_geometry(pos: Tensor, cell: Tensor) -> None:
-    """Raises ValueError where no periodic graph of sensible size exists. pos: (N, 3) Å, finite. cell: (3, 3) Å, finite."""
+    """Raise ValueError where no periodic graph of sensible size exists. pos: (N, 3) Å, finite. cell: (3, 3) Å, finite."""
     if abs(float(torch.linalg.det(cell.double()))) < MIN_CELL_HEIGHT**3:
         raise ValueError("cell has no volume")
     reciprocal = torch.linalg.inv(cell.double())
@@ -137,6 +138,7 @@ def _check_geometry(pos: Tensor, cell: Tensor) -> None:
 
 
 def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
+    """Return numbers of any kind as a tensor. Raises ValueError for anything else."""
     if not isinstance(value, Tensor | np.ndarray | list | tuple | numbers.Number):
         raise ValueError(f"a {type(value).__name__} stands where numbers belong")
     try:
@@ -149,6 +151,7 @@ def _tensor(value: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _number(value: Any, default: float = math.nan) -> float:
+    """Return the one number that ``value`` holds; ``default`` for text, nothing, or several numbers."""
     if value is None or isinstance(value, str | bytes | Mapping):
         return default
     flat = _tensor(value, torch.float64).reshape(-1)
@@ -156,6 +159,7 @@ def _number(value: Any, default: float = math.nan) -> float:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as plain Python. Raises ValueError for what cannot be stored so."""
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, np.ndarray | np.generic):
@@ -168,7 +172,7 @@ def _plain(value: Any) -> Any:
 class Is2reReader:
     """Records of one or several IS2RE LMDB files, read from disk one at a time: ``len(reader)``, ``reader[i]``, iteration.
 
-    Can be sent to another process; each process opens the files itself.
+    A reader can be sent to another process, which opens the files itself.
     """
 
     def __init__(self, path: str | os.PathLike, key: str = "dimenet.lmdb_path") -> None:
@@ -184,14 +188,14 @@ class Is2reReader:
         return int(self._starts[-1])
 
     def where(self, index: int) -> tuple[Path, str]:
-        """File and key of a record, for messages."""
+        """Return file and key of a record, for messages."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.files[number], str(self._keys[number][index - self._starts[number]])
 
     def __getitem__(self, index: int) -> Is2reRecord:
-        """Raises StageError naming file and key when the record is hostile, damaged or not of the IS2RE schema."""
+        """Read a record. Raises StageError, which names file and key, where it is hostile, damaged or not of the IS2RE schema."""
         file, key = self.where(index)
         place = f"{relative_name(file)}, key {key}"
         try:
@@ -261,7 +265,7 @@ _OPEN: WeakValueDictionary[tuple[int, int, int], lmdb.Environment] = WeakValueDi
 
 
 def _open_environment(file: Path) -> lmdb.Environment:
-    """One environment per file and process: LMDB refuses a second one, so readers of one file share it."""
+    """Open a file, once in a process: LMDB refuses a second environment, so that readers of one file share it."""
     identity = (os.getpid(), file.stat().st_dev, file.stat().st_ino)
     if identity in _OPEN:
         return _OPEN[identity]
@@ -279,28 +283,28 @@ def _open_environment(file: Path) -> lmdb.Environment:
 
 
 def _record_keys(environment: lmdb.Environment, file: Path) -> np.ndarray:
+    """Return the keys of the records, (n,) sorted integers, with a warning where the file holds other keys or states another n."""
     try:
         with environment.begin(write=False) as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
             stated = transaction.get(b"length")
     except lmdb.Error as error:
         raise StageError(f"{relative_name(file)} is damaged ({error})") from error
-    found = sorted(int(key) for key in keys if re.fullmatch(rb"0|[1-9][0-9]{0,17}", key))
-    numbers_ = np.array(found, dtype=np.int64)
-    if others := len(keys) - len(found) - (stated is not None):
+    record_keys = np.array(sorted(int(key) for key in keys if re.fullmatch(rb"0|[1-9][0-9]{0,17}", key)), dtype=np.int64)
+    if others := len(keys) - len(record_keys) - (stated is not None):
         log.warning("%s: %d keys are no record numbers (0, 1, ...) and are left out", relative_name(file), others)
     if stated is not None:
         try:
             length = safe_loads(stated)
         except Exception as error:  # hostile or damaged: the keys themselves say how many there are
             raise StageError(f"{relative_name(file)}, key length: refused or damaged ({error})") from error
-        if _stated_length(length) != len(numbers_):
-            log.warning("%s states %s records and holds %d", relative_name(file), str(length)[:40], len(numbers_))
-    return numbers_
+        if _stated_length(length) != len(record_keys):
+            log.warning("%s states %s records and holds %d", relative_name(file), str(length)[:40], len(record_keys))
+    return record_keys
 
 
 def _stated_length(length: Any) -> float:
-    """A number of records, whatever kind of number it was stored as; NaN for what is none."""
+    """Return a number of records that may be stored as any kind of number; NaN for what is no number."""
     try:
         return _number(length)
     except ValueError:
@@ -308,9 +312,14 @@ def _stated_length(length: Any) -> float:
 
 
 def write_is2re(path: str | os.PathLike, records: Iterable[Is2reRecord | Mapping[str, Any]]) -> int:
-    """Writes records in OC20's IS2RE schema (pickled PyG ``Data``, keys ``b"0"``.. and ``b"length"``); returns their number.
+    """Write records in OC20's IS2RE schema (pickled PyG ``Data``, keys ``b"0"``.. and ``b"length"``).
 
-    Mappings are checked like records that are read (``Is2reRecord.from_mapping``). The file appears when it is complete.
+    Args:
+        path: the LMDB file, which appears when it is complete.
+        records: as read, or mappings, which are checked by ``Is2reRecord.from_mapping``.
+
+    Returns:
+        How many were written.
     """
     from torch_geometric.data import Data
 

@@ -1,9 +1,9 @@
-"""Structures of Materials Project entries, as further competing phases.
+"""Reads the structures of Materials Project entries, as further competing phases.
 
-Read is a JSON file (.json or .json.gz) with the list that ``monty.serialization.dumpfn(entries, path)`` writes for the entries of
-``MPRester.get_entries`` or ``get_entries_in_chemsys``. Only their structures are used: they are relaxed with the judging potential,
-whose energies alone may stand on one hull. The energies of the entries are PBE and PBE+U with the corrections of MP2020; those of
-the potential are not, and the two differ by tenths of an eV/atom.
+The file (.json or .json.gz) holds the list that ``monty.serialization.dumpfn(entries, path)`` writes for the entries of
+``MPRester.get_entries`` or ``get_entries_in_chemsys``. Only their structures are used, and are relaxed with the judging potential:
+energies of one hull must be by one method. Those of the entries are PBE and PBE+U with the corrections of MP2020, and differ from
+the potential's by tenths of an eV/atom.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ WHY_STRUCTURES = (
 
 
 def read_entries(path: str | Path) -> tuple[list[tuple[str, Atoms]], dict[str, int]]:
-    """[(entry id, crystal), ...] sorted by id, each id once, and how many entries were left out by reason.
+    """Read the crystals of a file of entries.
 
-    Raises StageError, one line, for a file that is no list of entries and for one without a single usable structure.
+    Returns:
+        [(entry id, crystal), ...] sorted by id, each id once; and how many entries were left out by reason.
+
+    Raises:
+        StageError: the file is missing, is no list of entries, or has no usable structure.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +52,7 @@ def read_entries(path: str | Path) -> tuple[list[tuple[str, Atoms]], dict[str, i
         raise StageError(f"{relative_name(path)} is not readable JSON ({type(error).__name__})") from error
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise StageError(f"{relative_name(path)} is no list of entries, such as dumpfn(MPRester().get_entries(...), path) writes")
-    found: dict[str, Atoms] = {}
+    crystals: dict[str, Atoms] = {}
     left_out: Counter[str] = Counter()
     for number, entry in enumerate(content):
         name = str(entry.get("entry_id") or f"entry {number}")
@@ -57,20 +61,21 @@ def read_entries(path: str | Path) -> tuple[list[tuple[str, Atoms]], dict[str, i
         except ValueError as error:
             left_out[str(error)] += 1
             continue
-        if name in found:
+        if name in crystals:
             left_out["id given twice"] += 1
         else:
-            found[name] = atoms
-    if not found:
+            crystals[name] = atoms
+    if not crystals:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it is empty"
         raise StageError(f"{relative_name(path)} has no entry that can be used ({reasons}): {WHY_STRUCTURES}")
     if left_out[NO_STRUCTURE]:
         count = f"{left_out[NO_STRUCTURE]} of {len(content)} entries"
         log.warning("%s: %s have no structure and are left out: %s", relative_name(path), count, WHY_STRUCTURES)
-    return sorted(found.items()), dict(left_out)
+    return sorted(crystals.items()), dict(left_out)
 
 
 def _crystal(entry: dict[str, Any]) -> Atoms:
+    """Return the structure of an entry. Raises ValueError, which says why, where it cannot be used."""
     if not entry.get("structure"):
         raise ValueError(NO_STRUCTURE)
     try:

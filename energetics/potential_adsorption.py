@@ -22,8 +22,11 @@ LEGACY_FMAX = 0.05  # eV/Å
 
 @dataclass(frozen=True)
 class HydrogenAtSite:
-    """H relaxed from one site: ΔE_H (eV), whether it left the sheet, whether the relaxation converged or was given up; and ΔE_H
-    after the correction from DFT with its standard error (eV), NaN without one."""
+    """H relaxed from one site.
+
+    delta_e: ΔE_H, eV. desorbed: H left the sheet. converged, given_up: how the relaxation ended. corrected, corrected_std: ΔE_H
+    after the correction from DFT and its standard error, eV, NaN without a correction.
+    """
 
     delta_e: float
     desorbed: bool
@@ -34,12 +37,12 @@ class HydrogenAtSite:
 
     @property
     def is_bound(self) -> bool:
-        """Whether H stays on the sheet with an energy."""
+        """Return whether H stays on the sheet with an energy."""
         return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
 
 
 def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> dict[int, HydrogenAtSite]:
-    """Relaxes H with the potential at the best sites of a prediction.
+    """Relax H with the potential at the best sites of a prediction.
 
     Args:
         potential: a ``StabilityJudge``.
@@ -76,7 +79,7 @@ class StabilityJudge:
         self.with_gap = with_gap
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
-        """Relaxes a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
+        """Relax a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
         from energetics.relaxation import relax_bulk, relax_sheet
 
         steps = self.settings.max_steps if self.settings.relax else 0
@@ -84,13 +87,13 @@ class StabilityJudge:
         return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
 
     def band_gap(self, sheet: Atoms) -> float:
-        """Computes the band gap in eV; NaN where none is asked for or the method finds none."""
+        """Return the band gap in eV; NaN where none is wanted or the method finds none."""
         return band_gap_module.band_gap(sheet) if self.with_gap else NAN
 
     def legacy_energy(self, atoms: Atoms) -> float:
-        """Computes the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
+        """Compute the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.
 
-        What the earlier public baseline took for a formation energy; NaN where the potential leaves its domain.
+        The earlier public baseline took this for a formation energy. NaN where the potential leaves its domain.
         """
         from energetics.relaxation import relax_positions
 
@@ -105,7 +108,7 @@ class StabilityJudge:
         best: float = math.inf,
         gap: float = NAN,
     ) -> HydrogenAtSite:
-        """Relaxes H and the atoms around it from ``site``, and corrects its ΔE_H.
+        """Relax H and the atoms around it from ``site``, and corrects its ΔE_H.
 
         Args:
             sheet: the primitive cell that ``site`` refers to.
@@ -134,7 +137,7 @@ class StabilityJudge:
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
 
     def _second_delta_e(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
-        """Computes ΔE_H (eV) by the second potential at the geometries of the first."""
+        """Compute ΔE_H (eV) by the second potential at the geometries of the first."""
         from energetics.relaxation import h2_energy, single_point
 
         energy = single_point(with_h, self.second.calculator)

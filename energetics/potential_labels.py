@@ -1,8 +1,8 @@
 """Labels sheets with ΔG_H of the interatomic potential, corrected from DFT: the slower and better labeller of stage 2.
 
-Each sheet goes through what stage 5 does with a candidate: it is relaxed, DimeNet++ ranks its adsorption sites, the potential
-relaxes H at the best ``evaluation.potential_h_sites`` of them, and ΔE_H is corrected towards DFT (``dft_correction.py``). Sheets
-are independent of each other, so labels depend neither on their order nor on the number of workers.
+Each sheet is treated as stage 5 treats a candidate: it is relaxed, DimeNet++ ranks its adsorption sites, the potential relaxes H at
+the best ``evaluation.potential_h_sites`` of them, and ΔE_H is corrected towards DFT (``dft_correction.py``). Labels depend neither
+on the order of the sheets nor on the number of workers.
 """
 
 from __future__ import annotations

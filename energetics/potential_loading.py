@@ -1,4 +1,4 @@
-"""Loads the potentials that the configuration names, and says what their results depend on."""
+"""Loads the potentials that the configuration names, and identifies what their results depend on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("her2d")
 
 
 def without_paths(value: Any) -> Any:
-    """Return an identity without the places where its files lie: the same judges elsewhere are the same judges."""
+    """Return an identity without the paths of its files: the same files elsewhere are the same judges."""
     return {k: without_paths(v) for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
 
 
@@ -51,7 +51,7 @@ def _version(package: str) -> str:
 
 
 def uses_gap(settings: EvaluationConfig) -> bool:
-    """Return whether the DFT corrections have the band gap: where it is asked for and its package is there."""
+    """Return whether the DFT corrections use the band gap: the setting names a method and its package is installed."""
     if not settings.band_gap:
         return False
     if not band_gap.is_installed():

@@ -17,7 +17,7 @@ from pipeline.settings import POTENTIALS
 
 @dataclass(frozen=True)
 class Potential:
-    """An interatomic potential. name: one of config.POTENTIALS. identity: what exactly it is, for provenance and caches."""
+    """An interatomic potential. name: one of ``settings.POTENTIALS``. identity: name, package and SHA-256 of the weights."""
 
     name: str
     identity: dict[str, str]
@@ -25,12 +25,18 @@ class Potential:
 
 
 def load_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Potential:
-    """The potential of that name.
+    """Load a potential.
 
-    Raises StageError when it is not known, its checkpoint is missing, or its checkpoint does not fit the network.
+    Args:
+        name: one of ``settings.POTENTIALS``.
+        checkpoint: file of the weights, for MatterSim; the others have theirs inside their package.
+        device: of PyTorch.
+
+    Raises:
+        StageError: the name is not known, or the checkpoint is missing or does not fit the network.
     """
-    # FrechetCellFilter takes logarithms of 3x3 matrices, for which OpenBLAS wakes all its threads and lets them spin; on a busy
-    # machine that costs a hundred times the work itself.
+    # FrechetCellFilter takes logarithms of 3x3 matrices. OpenBLAS starts all its threads for each, and on a busy machine their
+    # waiting costs a hundred times the work itself.
     threadpool_limits(limits=1, user_api="blas")
     if name not in POTENTIALS:
         raise StageError(f"unknown potential {name}: choose one of {', '.join(POTENTIALS)}")
@@ -62,7 +68,7 @@ def _load_mattersim(checkpoint: str, device: str) -> Potential:
 
 
 def _check_mattersim_keys(path: Path) -> None:
-    """MatterSim loads with strict=False, so that foreign keys would pass and leave random weights: compare the keys here."""
+    """Raise StageError where the keys do not fit: MatterSim loads with strict=False, which would leave random weights."""
     import torch
     from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
 
@@ -73,6 +79,8 @@ def _check_mattersim_keys(path: Path) -> None:
     if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
         raise StageError(f"{relative_name(path)} is not a MatterSim checkpoint: it holds no 'model' and 'model_args'")
     expected = set(M3Gnet(device="cpu", **content["model_args"]).state_dict())
-    found = set(content["model"])
-    if missing := sorted(expected - found) + sorted(found - expected):
-        raise StageError(f"{relative_name(path)} does not fit MatterSim's network: {len(missing)} keys differ, first {missing[0]}")
+    stored = set(content["model"])
+    if different := sorted(expected - stored) + sorted(stored - expected):
+        raise StageError(
+            f"{relative_name(path)} does not fit MatterSim's network: {len(different)} keys differ, first {different[0]}"
+        )

@@ -42,7 +42,7 @@ class Relaxation:
 
 
 def relax_sheet(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
-    """Relaxes a sheet with the in-plane cell free and c fixed (strain components xx, yy, xy).
+    """Relax a sheet with the in-plane cell free and c fixed (strain components xx, yy, xy).
 
     atoms: pbc (T, T, F), c along z. max_steps = 0 gives the energy as it is.
     """
@@ -50,12 +50,12 @@ def relax_sheet(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_step
 
 
 def relax_bulk(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
-    """Relaxes a three-dimensional crystal with its whole cell free."""
+    """Relax a three-dimensional crystal with its whole cell free."""
     return _relax(atoms, potential, fmax, max_steps, mask=[1] * 6)
 
 
 def relax_positions(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
-    """Relaxes positions in a fixed cell (molecules in a box, slabs)."""
+    """Relax positions in a fixed cell (molecules in a box, slabs)."""
     return _relax(atoms, potential, fmax, max_steps, mask=None)
 
 
@@ -88,13 +88,13 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
 
 
 def is_sane(energy: float, num_atoms: int) -> bool:
-    """Says whether an energy in eV can be that of a solid; potentials fall into bottomless wells where atoms overlap."""
+    """Return whether an energy in eV can be that of a solid; some potentials have no lower bound where atoms overlap."""
     return bool(np.isfinite(energy) and abs(energy) <= MAX_ENERGY_PER_ATOM * num_atoms)
 
 
 @dataclass(frozen=True)
 class HydrogenRelaxation(Relaxation):
-    """A relaxation of H on a sheet. delta_e: eV, or nan; initial_delta_e: at the starting geometry; desorbed: H has left."""
+    """A relaxation of H on a sheet. delta_e: eV, or nan. initial_delta_e: eV, at the starting geometry. desorbed: H has left."""
 
     delta_e: float
     initial_delta_e: float
@@ -110,7 +110,7 @@ def relax_hydrogen(
     free_radius: float = FREE_RADIUS,
     give_up_above: float = math.inf,
 ) -> HydrogenRelaxation:
-    """Relaxes H and the atoms around it on a sheet, in a fixed cell, and gives its ``adsorption_energy``.
+    """Relax H and the atoms around it on a sheet, in a fixed cell, and compute its ``adsorption_energy``.
 
     Args:
         atoms: a sheet with one H, the atom with tag 2.
@@ -119,8 +119,7 @@ def relax_hydrogen(
         fmax: eV/Å, the largest force at which the relaxation counts as converged.
         max_steps: of the optimiser.
         free_radius: Å, atoms this close to H relax with it.
-        give_up_above: eV, a ΔE_H that a relaxation must have come below after GIVE_UP_AFTER steps to be carried on. Its status is
-            "given up" otherwise.
+        give_up_above: eV; a relaxation whose ΔE_H is still above it after GIVE_UP_AFTER steps ends there, with status "given up".
 
     Raises:
         ValueError: there is not exactly one H with tag 2.
@@ -155,7 +154,7 @@ def relax_hydrogen(
 
 
 def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:
-    """Says whether H has left: no atom is within DESORBED_SCALE times the sum of covalent radii of it."""
+    """Return whether H has left: no atom is closer to it than DESORBED_SCALE times the sum of covalent radii."""
     others = [i for i in range(len(atoms)) if i != hydrogen]
     vectors = atoms.positions[others] - atoms.positions[hydrogen]
     _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
@@ -163,7 +162,7 @@ def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:
 
 
 def single_point(atoms: Atoms, calculator: Calculator) -> float:
-    """Computes the energy of the cell in eV, as it is."""
+    """Return the energy of the cell in eV, unrelaxed."""
     work = atoms.copy()
     work.calc = calculator
     return float(work.get_potential_energy())
@@ -173,7 +172,7 @@ _H2_ENERGIES: dict[tuple, float] = {}
 
 
 def h2_energy(potential: Potential) -> float:
-    """Gives the energy in eV of H2 relaxed with the potential, in a 12 Å box."""
+    """Return the energy in eV of H2 relaxed with the potential in a 12 Å box; computed once for each potential."""
     key = tuple(sorted(potential.identity.items()))
     if key not in _H2_ENERGIES:
         molecule = Atoms("H2", [[6, 6, 6], [6, 6, 6.75]], cell=[12] * 3, pbc=True)
@@ -182,7 +181,7 @@ def h2_energy(potential: Potential) -> float:
 
 
 def relaxation_rmsd(before: Atoms, after: Atoms) -> float:
-    """Measures the root-mean-square displacement in Å between two states of one sheet, strain and rigid shift removed.
+    """Return the root-mean-square displacement in Å between two states of one sheet, strain and rigid shift removed.
 
     Fractional in-plane coordinates are compared in the relaxed cell, heights directly; minimum image, mean displacement subtracted.
     """

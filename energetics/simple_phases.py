@@ -1,7 +1,7 @@
-"""Competing phases: the elements in their ground-state forms and bulk prototypes of binary compounds, as starting structures.
+"""Builds the simple competing phases: elements in their ground-state forms and bulk prototypes of binary compounds.
 
-PBE-trained potentials have no dispersion, so a molecule in a box stands for its molecular crystal and a monolayer for its layered
-parent; both differ from the crystal by the missing van der Waals energy only.
+They are starting structures for the potential. PBE-trained potentials have no dispersion, so a molecule in a box stands for its
+molecular crystal and a monolayer for its layered parent; both differ from the crystal only by the missing van der Waals energy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NONMETAL_CATIONS = ("B", "Si", "Ge", "As", "Sb")  # non-metals whose compounds w
 
 
 def is_molecular(atoms: Atoms) -> bool:
-    """True for the molecules in a box among the starting structures."""
+    """Return whether a starting structure is a molecule in a box."""
     return not atoms.pbc.any()
 
 
 def elemental_phases(element: str) -> Iterator[tuple[str, Atoms]]:
-    """(name, starting structure) of the candidate ground states of one element; the lowest is its reference.
+    """Yield (name, starting structure) of the candidate ground states of one element; the lowest is its reference.
 
-    Missing: α-Mn (58 atoms), for which the best close-packed form stands in.
+    α-Mn (58 atoms) is missing; the best close-packed form stands in for it.
     """
     if element in DIATOMIC_BONDS:
         yield "molecule", _molecule(Atoms(f"{element}2", [[0, 0, 0], [0, 0, DIATOMIC_BONDS[element]]]))
@@ -83,7 +83,7 @@ def _molecule(atoms: Atoms) -> Atoms:
 
 
 def binary_phases(cation: str, anion: str) -> Iterator[tuple[str, Atoms]]:
-    """(prototype, starting structure) of bulk compounds of one pair, chosen by the anion's usual stoichiometries."""
+    """Yield (prototype, starting structure) of bulk compounds of one pair, chosen by the anion's usual stoichiometries."""
     d = 0.95 * (covalent_radii[atomic_numbers[cation]] + covalent_radii[atomic_numbers[anion]])
 
     def build(symbols: list[str], sites: list[tuple], group: int, cellpar: list[float]) -> Atoms:
@@ -125,7 +125,7 @@ def binary_phases(cation: str, anion: str) -> Iterator[tuple[str, Atoms]]:
 
 
 def cation_and_anion(first: str, second: str) -> tuple[str, str] | None:
-    """A pair ordered by Pauling electronegativity; None where no bulk compound of it is among the competing phases."""
+    """Return a pair as (cation, anion) by Pauling electronegativity; None where it has no compound among the competing phases."""
     from pymatgen.core import Element
 
     cation, anion = sorted((first, second), key=lambda el: Element(el).X)

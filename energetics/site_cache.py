@@ -37,10 +37,10 @@ def place_sites(atoms: Atoms, image_distance: float) -> SheetHER:
 
 
 class SiteStore:
-    """``place_sites`` by structure, with the sites that were found before in a file of JSON lines.
+    """``place_sites`` with a cache in a file of JSON lines.
 
-    Sites depend on the sheet and on the distance between images only, so that labelling again with another checkpoint starts at the
-    network. Another distance starts a new file.
+    Sites depend only on the sheet and on the distance between images of H. Labelling again with another checkpoint therefore finds
+    them in the file; another distance starts a new one.
     """
 
     def __init__(self, path: Path, image_distance: float) -> None:
@@ -48,7 +48,7 @@ class SiteStore:
         self.store = LineStore(path, {"version": SITES_VERSION, "image_distance_angstrom": image_distance})
 
     def __call__(self, atoms: Atoms) -> SheetHER:
-        """Return the sites of a sheet, found now or before; the energies are the caller's to fill in."""
+        """Return the sites of a sheet, from the file or found now; the caller fills in the energies."""
         content = [atoms.numbers.tolist(), atoms.positions.round(6).tolist(), atoms.cell.array.round(6).tolist()]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
         if key not in self.store:

@@ -26,8 +26,8 @@ LABEL_CHUNK = 16  # sheets judged together
 def rows_to_label(rows: list[Row], cfg: Config) -> list[Row]:
     """Return the rows that get a ΔG_H label, in the order in which the potential labels them.
 
-    First come the formulas up to ``label_fraction``, to which a larger fraction only adds some; then ``label_more`` rows, those
-    first of which the heads of ``label_model`` predict a ΔG_H nearest to the target.
+    First come the formulas up to ``label_fraction``; a larger fraction only adds formulas. Then come ``label_more`` rows: those for
+    which the heads of ``label_model`` predict a ΔG_H nearest to the target, nearest first.
     """
     settings, seed = cfg.dataset, cfg.run.seed
     largest = settings.label_max_atoms or settings.max_atoms
@@ -50,7 +50,7 @@ def rows_to_label(rows: list[Row], cfg: Config) -> list[Row]:
 
 
 def label_rank(formula: str, seed: int) -> float:
-    """Return the place of a reduced formula, in [0, 1), in the order in which formulas get labels."""
+    """Return the rank of a reduced formula, in [0, 1), in the order in which formulas get labels."""
     return hash_share(f"label:{seed}:{formula}")
 
 
@@ -62,7 +62,7 @@ class LabelStore(LineStore):
 
     @property
     def labels(self) -> Mapping[str, dict[str, Any]]:
-        """The labels by structure, which are those of the store."""
+        """Return the labels by structure, which is the store itself."""
         return self
 
     def add(self, key: str, her: SheetHER) -> dict[str, Any]:

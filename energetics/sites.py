@@ -1,4 +1,4 @@
-"""Puts hydrogen on a sheet: its sites, the supercell, the position of H, and the predictions at each site."""
+"""Puts hydrogen on a sheet: adsorption sites, supercell, position of H, and the predictions at each site."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
 SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
 TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
 HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
-# Å, start of a relaxation of H beside its site: exactly on top of an atom, or in a hollow, symmetry alone can hold it.
+# Å, by which H starts off its site: exactly on top of an atom or in a hollow, symmetry can hold it where it is not stable.
 BESIDE_SITE = (0.08, 0.06, 0.0)
 
 
@@ -36,12 +36,12 @@ class AdsorptionSite:
     multiplicity: int
 
     def label(self, atoms: Atoms) -> str:
-        """Names the site, such as 'top S upper' or 'hollow S-S-S lower'."""
+        """Name the site, such as 'top S upper' or 'hollow S-S-S lower'."""
         return f"{self.kind} {'-'.join(sorted(atoms.symbols[i] for i in self.neighbors))} {self.face}"
 
 
 def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite]:
-    """Finds the symmetry-distinct top, bridge and hollow sites on both faces of a standardised sheet.
+    """Find the symmetry-distinct top, bridge and hollow sites on both faces of a standardised sheet.
 
     Surface atoms are those within 1 Å of the outermost one; bridges and hollows are the edges and the circumcentres of their
     periodic Delaunay triangulation, tops all exposed atoms down to 2.5 Å. H touches the covalent sphere (r_H + r_X) of whatever
@@ -67,7 +67,7 @@ def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[in
     surface_z = z.max()
 
     def height_above(point: np.ndarray) -> float:
-        """Height at which H touches the covalent spheres of the atoms below it; -inf over an open hole."""
+        """Return the height at which H touches the covalent spheres of the atoms below it; -inf over an open hole."""
         lateral = np.linalg.norm(xy - point, axis=1)
         below = lateral < contact
         return float(np.max(z[below] + np.sqrt(contact[below] ** 2 - lateral[below] ** 2))) if below.any() else -np.inf
@@ -107,7 +107,7 @@ def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[in
 
 
 def _acute_circumcentres(corners: np.ndarray) -> np.ndarray:
-    """Circumcentres of the triangles (T, 3, 2) that are not obtuse: the points farthest from all atoms around them."""
+    """Return the circumcentres of the triangles (T, 3, 2) that are not obtuse: the points farthest from all atoms around them."""
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     squares = np.stack([((b - c) ** 2).sum(1), ((c - a) ** 2).sum(1), ((a - b) ** 2).sum(1)], 1)
     # Collinear slivers on the rim of the patch drop out here too.
@@ -118,7 +118,7 @@ def _acute_circumcentres(corners: np.ndarray) -> np.ndarray:
 
 
 def _line_spacings(lattice: np.ndarray) -> np.ndarray:
-    """Distance between lattice lines along each in-plane vector, Å."""
+    """Return the distance between lattice lines along each in-plane vector, Å."""
     return 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
 
 
@@ -150,9 +150,9 @@ def _symmetry_distinct(atoms: Atoms, sites: list[AdsorptionSite], symprec: float
 
 
 def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
-    """Finds the smallest na x nb supercell (na, nb) in which periodic images of H are at least ``min_image_distance`` Å apart.
+    """Find the smallest na x nb supercell (na, nb) in which periodic images of H are at least ``min_image_distance`` Å apart.
 
-    Among equal areas the one with the more distant images. Coverage is 1 / (na nb) H per cell.
+    Of supercells of equal area, the one with the more distant images is taken. The coverage is 1 / (na nb) H per cell.
     """
     a, b = atoms.cell.array[:2, :2]
     reach = [max(1, int(np.ceil(min_image_distance / h))) for h in _line_spacings(atoms.cell.array[:2, :2])]
@@ -168,7 +168,7 @@ def h_supercell(atoms: Atoms, min_image_distance: float) -> tuple[int, int]:
 
 
 def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] = (1, 1)) -> Atoms:
-    """Makes the na x nb supercell of a sheet with one H at ``site`` as its last atom; OC20 tags, the vacuum kept around both.
+    """Make the na x nb supercell of a sheet with one H at ``site`` as its last atom, with OC20's tags; the vacuum stays.
 
     Tags: 2 for H, 1 for the atoms of the surface layer on its side, 0 for the rest.
     """
@@ -180,14 +180,14 @@ def add_hydrogen(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int] 
 
 
 def beside_site(atoms: Atoms, site: AdsorptionSite, supercell: tuple[int, int]) -> Atoms:
-    """Gives ``add_hydrogen`` with H at the start of its relaxation, BESIDE_SITE from the site."""
+    """Make what ``add_hydrogen`` makes, with H where its relaxation starts: displaced by BESIDE_SITE."""
     slab = add_hydrogen(atoms, site, supercell)
     slab.positions[-1] += BESIDE_SITE
     return slab
 
 
 def tag_last_hydrogen(atoms: Atoms) -> None:
-    """Sets OC20's tags on a sheet whose last atom is the H adatom: 2 for H, 1 for the surface layer on its side, 0 for the rest.
+    """Set OC20's tags on a sheet whose last atom is the H adatom: 2 for H, 1 for the surface layer on its side, 0 for the rest.
 
     Raises ValueError when the last atom is not H.
     """
@@ -200,7 +200,7 @@ def tag_last_hydrogen(atoms: Atoms) -> None:
 
 
 def adsorbed_hydrogen(atoms: Atoms) -> int:
-    """Finds the index of the H adatom.
+    """Return the index of the H adatom.
 
     Raises:
         ValueError: not exactly one atom has tag 2, or it is not H; a bare sheet has no ΔE_H.
@@ -217,7 +217,7 @@ class SheetHER:
     """Hydrogen on a sheet: every symmetry-distinct site, and the material's value at the site with the lowest ΔE_H.
 
     sheet: the primitive cell that the positions of the sites refer to. coverage: 1 / (na nb), H per such cell. band_gap: of the
-    sheet, eV, NaN where it was not asked for or found. delta_e, delta_g, std: (S,) eV, std the calibrated standard error.
+    sheet, eV, NaN where none was computed. delta_e, delta_g, std: (S,) eV, std the calibrated standard error.
     complaints: per site, why it is outside the training domain, empty inside.
     status: "ok", or why there is no value.
     """
@@ -235,25 +235,25 @@ class SheetHER:
 
     @property
     def best(self) -> int | None:
-        """Index of the most stable site; None where there is no value."""
+        """Return the index of the most stable site; None where there is no value."""
         return int(np.argmin(self.delta_e)) if len(self.delta_e) else None
 
     @property
     def best_delta_g(self) -> float:
-        """ΔG_H of the most stable site, eV."""
+        """Return ΔG_H of the most stable site, eV."""
         return math.nan if self.best is None else float(self.delta_g[self.best])
 
     @property
     def best_std(self) -> float:
-        """Standard error of ``best_delta_g``, eV."""
+        """Return the standard error of ``best_delta_g``, eV."""
         return math.nan if self.best is None else float(self.std[self.best])
 
     @property
     def in_domain(self) -> bool:
-        """Whether the most stable site is covered by the training records."""
+        """Return whether the training records cover the most stable site."""
         return self.best is not None and not self.complaints[self.best]
 
     @property
     def domain_reason(self) -> str:
-        """Why it is not; empty when it is."""
+        """Return why the training records do not cover the most stable site; empty where they do."""
         return self.status if self.best is None else self.complaints[self.best]

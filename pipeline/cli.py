@@ -1,4 +1,4 @@
-"""The command line of every stage, its device and its seeds."""
+"""Runs a stage from the command line; chooses its device and sets its seeds."""
 
 from __future__ import annotations
 

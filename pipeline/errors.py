@@ -1,4 +1,4 @@
-"""Failures that a user can mend. Each is shown as one line, without a traceback."""
+"""Defines the failures that a user can mend. Each is shown as one line, without a traceback."""
 
 from __future__ import annotations
 

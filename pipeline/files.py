@@ -1,4 +1,4 @@
-"""Files: atomic writes, hashes, and names as they are shown."""
+"""Writes files atomically, hashes them, and names them in messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, and move it there when the block succeeds: no half-written file is ever seen."""
+    """Yield a temporary path beside ``path``, and move it there when the block succeeds, so that no file is ever half-written."""
     path = Path(path)
     temporary = _temporary_beside(path)
     try:
@@ -64,7 +64,7 @@ _swept: set[tuple[int, Path]] = set()
 
 
 def _temporary_beside(path: Path) -> Path:
-    """Return a hidden name beside ``path``, after removing what killed processes of this machine have left there."""
+    """Return a hidden name beside ``path``, after removing temporary files there of processes of this machine that have ended."""
     folder, host = path.parent, platform.node()
     folder.mkdir(parents=True, exist_ok=True)
     if (os.getpid(), folder) not in _swept:
@@ -77,6 +77,7 @@ def _temporary_beside(path: Path) -> Path:
 
 
 def _is_running(pid: int) -> bool:
+    """Return whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -93,6 +94,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def _jsonable(value: Any) -> Any:
+    """Return a value as JSON can hold it: arrays as lists, dataclasses as objects, paths as text, NaN and infinity as None."""
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

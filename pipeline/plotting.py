@@ -29,7 +29,7 @@ STYLE = {
 
 @contextmanager
 def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """Opens a figure in the common style; it is saved when the block ends (see ``save``). path: of the PNG."""
+    """Open a figure in the common style, and ``save`` it when the block ends. path: of the PNG."""
     import matplotlib
 
     matplotlib.use("Agg")  # files only: no display is needed
@@ -45,7 +45,7 @@ def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any
 
 
 def save(fig: Any, path: str | os.PathLike) -> None:
-    """Writes a figure atomically as PNG and, beside it under the same name, as PDF. path: of the PNG."""
+    """Write a figure atomically as PNG and, beside it under the same name, as PDF. path: of the PNG."""
     with atomic_path(path) as temporary:
         fig.savefig(temporary, format="png")
     with atomic_path(Path(path).with_suffix(".pdf")) as temporary:
@@ -54,7 +54,7 @@ def save(fig: Any, path: str | os.PathLike) -> None:
 
 
 def logarithmic(axis: Any) -> None:
-    """Makes the vertical axis logarithmic with plain numbers; matplotlib's own labels need mathtext, which is off here."""
+    """Make the vertical axis logarithmic with plain numbers; matplotlib's own labels need mathtext, which is off here."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")

@@ -1,4 +1,4 @@
-"""The sidecar: a JSON file beside every product that says by what and from what it was made."""
+"""Writes and reads sidecars: the JSON file beside every product that says which stage made it, how and from what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads pickles through a list of allowed classes."""
+"""Reads pickles of unknown origin: only the classes of a list are built, and nothing else is run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class AttributeBag:
-    """Stands in for PyG's containers while reading: keeps the state it is given and runs nothing."""
+    """Stands in for PyG's containers: it stores their state and runs nothing of theirs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.state: dict[str, Any] = dict(kwargs)
@@ -22,7 +22,7 @@ class AttributeBag:
         self.state = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
 
     def attributes(self) -> dict[str, Any]:
-        """Attributes of a PyG ``Data`` of any vintage."""
+        """Return the attributes of a PyG ``Data``, written by PyG 1 or PyG 2."""
         store = self.state.get("_store")
         if isinstance(store, AttributeBag):
             mapping = store.state.get("_mapping")
@@ -31,6 +31,7 @@ class AttributeBag:
 
 
 def _load_storage(content: bytes) -> Any:
+    """Read the numbers of a tensor, where ``torch.storage`` itself would unpickle anything."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -67,12 +68,14 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _reconstructor(cls: type, base: type, state: Any) -> Any:
+    """Build an empty AttributeBag, the only class that needs this function of old pickles."""
     if cls is not AttributeBag:
         raise pickle.UnpicklingError(f"refused to rebuild {getattr(cls, '__name__', cls)!s}")
     return cls()
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
+    """Return the bytes that a pickle of protocol 2 holds as text."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"refused the encoding {encoding!r}")
     return text.encode("latin1")
@@ -88,6 +91,7 @@ class RefusedClassError(pickle.UnpicklingError):
 
 class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        """Return the class or function that a pickle names, where it is allowed: one of the list, or a type of number."""
         if (module, name) in _ALLOWED:
             return _ALLOWED[(module, name)]
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
@@ -101,12 +105,14 @@ class _SafeUnpickler(pickle.Unpickler):
         raise RefusedClassError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
+        """Refuse references to objects outside the pickle."""
         raise RefusedClassError("persistent id")
 
 
 def safe_loads(content: bytes) -> Any:
-    """``pickle.loads`` restricted to tensors, arrays, plain containers and PyG containers (read as inert bags).
+    """Read a pickle of tensors, arrays, plain containers and PyG's containers; the last are read as ``AttributeBag``.
 
-    Raises RefusedClassError, naming the class, for anything else.
+    Raises:
+        RefusedClassError: the pickle asks for anything else, which the message names.
     """
     return _SafeUnpickler(io.BytesIO(content)).load()

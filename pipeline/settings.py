@@ -1,4 +1,4 @@
-"""Every setting with its default, its meaning and its range; one frozen dataclass a section.
+"""Declares every setting with its default, meaning and range; one frozen dataclass for each section.
 
 ``config.yaml`` repeats defaults and meanings for the reader; a test compares the two.
 """
@@ -341,6 +341,6 @@ class Config:
 
 
 def section_fields(section: str) -> tuple[dataclasses.Field, ...]:
-    """The settings of one section, in the order of ``config.yaml``."""
+    """Return the settings of one section, in the order of ``config.yaml``."""
     section_class = {f.name: f.default_factory for f in dataclasses.fields(Config)}[section]
     return dataclasses.fields(section_class)

@@ -39,10 +39,12 @@ class Store(Mapping):
 
 
 def _keyed(key: Hashable, record: Any) -> Any:
+    """Return the entry of a line: the record with its key in front."""
     return {"key": key, **record}
 
 
 def _with_key(entry: Any) -> tuple[Hashable, Any]:
+    """Return (key, record) of an entry."""
     record = dict(entry)
     return record.pop("key"), record
 
@@ -249,7 +251,7 @@ class FolderStore(Store):
         return self[key]
 
     def _read(self, path: Path) -> Any:
-        """Return the record of a file; None for a damaged one and one of another identity, with a word on it."""
+        """Return the record of a file; None, and a message, for a damaged one and for one of another identity."""
         try:
             content = json.loads(path.read_bytes())
             found = {name: content.pop(name) for name in self.identity if name in content}

@@ -1,11 +1,14 @@
-"""How good the generator is: structure prediction on held-out formulas, and what guidance does at each guidance scale.
+"""Measures the generator: structure prediction on held-out formulas, and what guidance does at each guidance scale.
 
-Part csp: sheets of the test split are sampled anew from their composition alone and compared with the structure on record by
-pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as DiffCSP reports it
-(Jiao et al., NeurIPS 2023). Part generation: many structures of stage 4 as it is configured, and their layer groups beside those
-of the training set. Part steps: unguided sheets of fewer and of more reverse steps, what they cost and how far they are from
-relaxed. Part guidance: stage 4 at every guidance scale and every classifier-free scale. All but csp are judged by ``evaluate`` with
-a DimeNet++ that had no part in the labels and, where evaluation.potential_h_sites asks for it, with the potential's own ΔG_H.
+Part csp         samples sheets of the test split from their composition alone and compares them with the structure on record by
+                 pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as
+                 DiffCSP reports it (Jiao et al., NeurIPS 2023)
+Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
+Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
+Part guidance    runs stage 4 at every guidance scale and every classifier-free scale
+
+All parts but csp are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless evaluation.potential_h_sites
+is 0, with the potential's own ΔG_H.
 
 Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png,
 steps.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on
@@ -51,7 +54,7 @@ SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 
 
 def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
-    """(uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms, drawn at random."""
+    """Draw (uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms."""
     from generation.sheet_table import read_split
     from geo_utils import Sheet
 
@@ -75,7 +78,7 @@ def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: 
 
 
 def match_distance(sampled: Sheet, truth: Sheet) -> float:
-    """Root mean square distance of matched atoms over (V/N)^(1/3), as StructureMatcher gives it; NaN where they do not match."""
+    """Return the root mean square distance of matched atoms over (V/N)^(1/3), by StructureMatcher; NaN where they do not match."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     from crystals.matching import MATCH_VACUUM
@@ -87,7 +90,7 @@ def match_distance(sampled: Sheet, truth: Sheet) -> float:
 
 
 def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-    """match@1 and match@k with their mean distances and 95 % intervals, overall and by number of atoms.
+    """Return match@1 and match@k with their mean distances and 95 % intervals, overall and by number of atoms.
 
     distances: (rows, k), NaN for no match; the first sample is @1, the best of all k is @k.
     """
@@ -113,8 +116,11 @@ def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: 
 
 
 def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
-    """Part csp: samples without guidance, one candidate number per row and sample, kept chunk by chunk. Sample s of a row takes the
-    s-th template that the library of the model's training set suggests for its composition; the row's own symmetry is not used."""
+    """Run part csp: sample without guidance and compare with the sheets on record; finished batches are stored.
+
+    Sample s of a row takes the s-th template that the library of the model's training set suggests for its composition. The row's
+    own symmetry is not used.
+    """
     from crystals.recipes import FORMULA, Recipe
     from crystals.templates import TemplateLibrary
     from generation.candidates import SampleStore, plan_candidate
@@ -171,7 +177,7 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
 
 
 def guidance_settings(settings: BenchmarkConfig, generation: GenerationConfig) -> list[tuple[str, float, float]]:
-    """(series, η, w): gradient guidance alone, classifier-free guidance alone, and the default of stage 4; no setting twice."""
+    """Return (series, η, w): gradient guidance alone, classifier-free guidance alone, and stage 4's own; no setting twice."""
     found = [("gradient", eta, 0.0) for eta in settings.guidance_scales]
     found += [("classifier-free", 0.0, w) for w in settings.cfg_scales]
     found.append(("both", generation.guidance_scale, generation.cfg_scale))
@@ -182,12 +188,12 @@ def guidance_settings(settings: BenchmarkConfig, generation: GenerationConfig) -
 
 
 def setting_name(eta: float, w: float) -> str:
-    """Folder of a setting of the guidance, such as ``eta_0.3_w_0``."""
+    """Return the folder of a setting of the guidance, such as ``eta_0.3_w_0``."""
     return f"eta_{eta:g}_w_{w:g}"
 
 
 def guidance_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
-    """Part guidance: generates and judges each setting; one row per setting with every aggregate and its interval."""
+    """Run part guidance: generate and judge at each setting; return a row for each, with every aggregate and its interval."""
     settings = cfg.benchmark
     plan = guidance_settings(settings, cfg.generation)
     rows = []
@@ -206,7 +212,7 @@ def guidance_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str,
 def generate(
     cfg: Config, folder: Path, eta: float, w: float, number: int, drafts: dict | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """Stage 4 at one setting of the guidance into a folder, with further changes of its settings; returns its manifest.
+    """Run stage 4 at one setting of the guidance into a folder, with further changes of its settings; return its manifest.
 
     drafts: shared by runs that differ in guidance and number alone, because drafts are sampled without guidance.
     """
@@ -223,7 +229,7 @@ def generate(
 
 
 def _pool(cfg: Config) -> Any:
-    """Judges of the configuration, but for DimeNet++, which is ``benchmark.judge_checkpoint``."""
+    """Return the judges of the configuration, with ``benchmark.judge_checkpoint`` as DimeNet++."""
     from evaluation import judges
     from evaluation.judge_pool import JudgePool
 
@@ -236,7 +242,7 @@ def _pool(cfg: Config) -> Any:
 
 
 def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:
-    """Every aggregate of a generated set with its interval, how much of what was sampled was valid, and its layer groups."""
+    """Judge a generated set; return every aggregate with its interval, the share of valid samples, and the layer groups."""
     from evaluation import evaluate
 
     evaluation = evaluate.evaluate(cifs, pool, cfg.evaluation, cifs / "judged", cifs.name, seed=cfg.run.seed, cache_dir=cache)
@@ -260,7 +266,7 @@ def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache:
 
 
 def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
-    """Part generation: sheets of the configured stage 4, judged, with their layer groups beside those of the training set."""
+    """Run part generation: judge sheets of stage 4 as configured, and count their layer groups and those of the training set."""
     from crystals.templates import TemplateLibrary
     from generation.generate import CHECKPOINT_HINT
     from models import load_denoiser
@@ -283,7 +289,7 @@ def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
 
 
 def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
-    """Part steps: unguided sheets of the same recipes by other numbers of reverse steps, judged; one row per number.
+    """Run part steps: judge unguided sheets of the same recipes by other numbers of reverse steps; return a row for each number.
 
     seconds_per_sheet, seconds_per_guided_sheet: of sampling ``generation.batch_size`` sheets of six atoms on ``run.threads``
     threads, without guidance and as configured.
@@ -317,7 +323,7 @@ def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None:
-    """Shares of the layer groups among generated sheets and in the training set, for the commonest of both."""
+    """Draw the shares of the layer groups among generated sheets and in the training set, for the commonest of both."""
     from pipeline.plotting import figure
 
     ours, known = ({int(k): v for k, v in found[name].items()} for name in ("layer_group_numbers", "training_layer_group_numbers"))
@@ -337,7 +343,7 @@ def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None
 
 
 def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Curves against the guidance scale with 95 % intervals: hits, |ΔG_H|, E_above_hull, validity and diversity."""
+    """Draw hits, |ΔG_H|, E_above_hull, validity and diversity against the guidance scale, with 95 % intervals."""
     from pipeline.plotting import figure
 
     panels = (
@@ -350,7 +356,7 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ("sampled_valid", "valid as sampled"),
         ("rate_unique", "unique"),
     )
-    if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential was not asked
+    if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential relaxed no H
         panels = [(name, title) for name, title in panels if "potential" not in name and "corrected" not in name]
     series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
     none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
@@ -381,7 +387,7 @@ def _errorbars(axis: Any, scales: list[float], rows: Sequence[dict], name: str, 
 
 
 def main(cfg: Config) -> None:
-    """Runs the parts that are asked for."""
+    """Run the parts named in ``benchmark.parts``."""
     settings = cfg.benchmark
     unknown = sorted(set(settings.parts) - {"all", *PARTS})
     if unknown or not settings.parts:
@@ -444,7 +450,7 @@ def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[
 
 
 def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose paths are relative to the project."""
+    """Return the settings with their paths relative to the project."""
     return {key: relative_name(value) if key in ("output_dir", "judge_checkpoint") else value for key, value in settings.items()}
 
 

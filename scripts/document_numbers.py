@@ -382,7 +382,7 @@ def filled(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fill the documents, or check them. Returns the exit code."""
+    """Fill the documents, or check them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a text differs from the files")
     check = parser.parse_args(arguments).check

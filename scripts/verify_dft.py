@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""ΔE_H of a sheet and its sites by density functional theory: truth rows, and a last check of finalists.
+"""Computes ΔE_H of a sheet and its sites by density functional theory: DFT points for corrections, and checks of finalists.
 
     python3 scripts/verify_dft.py STRUCTURE... [--work-dir results/dft] [--database results/dft/h_on_2d_dft.db]
 
@@ -48,12 +48,12 @@ class InputError(Exception):
 
 
 def has_hydrogen_adatom(atoms: Atoms) -> bool:
-    """Whether the last atom is an H that the others do not contain."""
+    """Return whether the last atom is H and no other atom is."""
     return len(atoms) > 1 and atoms.symbols[-1] == "H" and "H" not in atoms.symbols[:-1]
 
 
 def read_system(path: Path) -> tuple[str, Atoms, dict[str, Atoms]]:
-    """(name, clean sheet, {site: sheet with H}) of one file. Raises InputError."""
+    """Read (name, clean sheet, {site: sheet with H}) of one file. Raises InputError."""
     try:
         frames = read(path, index=":")
     except Exception as error:  # whatever a reader raises on a broken file, the message has to name the file
@@ -80,7 +80,7 @@ def read_system(path: Path) -> tuple[str, Atoms, dict[str, Atoms]]:
 
 
 def kpoints(atoms: Atoms) -> tuple[int, int]:
-    """Γ-centred k-points along both in-plane vectors: ``info['kpts']`` where given, else from the cell."""
+    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` where given, else from the cell."""
     given = atoms.info.get("kpts")
     if given is not None:
         return int(given), int(given)
@@ -89,13 +89,13 @@ def kpoints(atoms: Atoms) -> tuple[int, int]:
 
 
 def is_polarised(atoms: Atoms) -> bool:
-    """``info['spin']`` where given, else whether a 3d metal that can be magnetic is there."""
+    """Return ``info['spin']`` where given, else whether a 3d metal that can be magnetic is there."""
     given = atoms.info.get("spin")
     return bool(given) if given is not None else bool(MAGNETIC & set(atoms.symbols))
 
 
 def boxed(atoms: Atoms) -> Atoms:
-    """The sheet in a cell with SETTINGS' vacuum on both sides, periodic in plane only, without constraints or old results."""
+    """Return the sheet in a cell with SETTINGS' vacuum on both sides, periodic in plane, without constraints and old results."""
     out = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
     normal = np.cross(out.cell[0], out.cell[1])
     if not np.allclose(normal[:2], 0, atol=1e-6):
@@ -108,7 +108,7 @@ def boxed(atoms: Atoms) -> Atoms:
 
 
 def single_point(atoms: Atoms, log_path: Path, kpts: tuple[int, int] | None, polarised: bool) -> float:
-    """PBE total energy, eV. kpts: None for a molecule in a periodic box."""
+    """Compute the PBE total energy, eV. kpts: None for a molecule in a periodic box."""
     from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
 
     arguments = {
@@ -132,7 +132,7 @@ def single_point(atoms: Atoms, log_path: Path, kpts: tuple[int, int] | None, pol
 
 
 def hydrogen_molecule() -> Atoms:
-    """H2 at its PBE bond length in a periodic box with 5 Å of vacuum."""
+    """Build H2 at its PBE bond length in a periodic box with 5 Å of vacuum."""
     molecule = Atoms("H2", [[0, 0, 0], [0, 0, SETTINGS["h2_bond_angstrom"]]])
     molecule.center(vacuum=5.0)
     molecule.positions += 0.03  # off the real-space grid, so that no direction is special
@@ -141,7 +141,7 @@ def hydrogen_molecule() -> Atoms:
 
 
 def key_of(atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> str:
-    """Names a single point by everything that decides its energy."""
+    """Return the key of a single point: a hash of everything that decides its energy."""
     content = [SETTINGS, list(kpts or ()), polarised, atoms.get_chemical_symbols()]
     content += [np.round(atoms.positions, 4).tolist(), np.round(atoms.cell.array, 4).tolist()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -155,15 +155,15 @@ class WorkFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def result(self, key: str) -> dict | None:
-        """The finished single point, or None."""
+        """Return the finished single point, or None."""
         return self.store.get(key)
 
     def claim(self, key: str) -> bool:
-        """True when this process may compute the single point; a lock of a process that no longer lives is taken over."""
+        """Return whether this process may compute the single point; the lock of a process that has ended is taken over."""
         return self.store.claim(key)
 
     def compute(self, key: str, label: str, atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> dict | None:
-        """The result, computed here unless it exists; None while another process works on it."""
+        """Return the result, computed here unless it exists; None while another process works on it."""
         if (found := self.result(key)) is not None:
             return found
         if not self.claim(key):
@@ -183,14 +183,14 @@ class WorkFolder:
 
 
 def points_of(path: Path) -> tuple[str, list[tuple[str, Atoms, Atoms, tuple[int, int], bool]]]:
-    """(name, [(site or 'clean', as given, boxed, k-points, spin), ...]) of one input. Raises InputError."""
+    """Return (name, [(site or 'clean', as given, boxed, k-points, spin), ...]) of one input. Raises InputError."""
     name, sheet, sites = read_system(path)
     kpts, polarised = kpoints(sheet), is_polarised(sheet)
     return name, [(label, atoms, boxed(atoms), kpts, polarised) for label, atoms in [("clean", sheet), *sites.items()]]
 
 
 def write_database(path: Path, systems: list[tuple[str, list]], folder: WorkFolder, h2: float) -> list[tuple[str, str, float]]:
-    """Adds every finished system to the database, which keeps the rows that it has; returns (name, site, ΔE_H) of all inputs."""
+    """Add every finished system to the database, whose rows stay; return (name, site, ΔE_H in eV) of all finished inputs."""
     summary = []
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -230,7 +230,7 @@ def write_database(path: Path, systems: list[tuple[str, list]], folder: WorkFold
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs every single point that is not done; 0 when all that were asked for succeeded, 1 when some failed, 2 for bad input."""
+    """Run every unfinished single point; return 0 when all have succeeded, 1 when some failed, 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("structures", nargs="+", type=Path, metavar="STRUCTURE", help="extxyz or CIF files, or folders of them")
     parser.add_argument("--work-dir", type=Path, default=Path("results/dft"), help="one file per point (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Labelling sheets with ΔG_H, sites per second: sheets sharing batches, with the sites kept, and one at a time, in one run."""
+"""Labelling sheets with ΔG_H, sites per second: sheets sharing batches, with their sites cached, and one at a time, in one run."""
 
 from pathlib import Path
 
@@ -39,10 +39,10 @@ def test_sharing_batches(benchmark, judge, sheets):
 
 
 @pytest.mark.benchmark(group=GROUP)
-def test_sharing_batches_with_the_sites_kept(benchmark, judge, sheets, tmp_path):
+def test_sharing_batches_with_cached_sites(benchmark, judge, sheets, tmp_path):
     settings = DatasetConfig()
-    places = SiteStore(tmp_path / "sites.jsonl", settings.h_image_distance_angstrom)
-    run(benchmark, lambda: list(judge.predict_many(sheets, settings, places)))
+    site_cache = SiteStore(tmp_path / "sites.jsonl", settings.h_image_distance_angstrom)
+    run(benchmark, lambda: list(judge.predict_many(sheets, settings, site_cache)))
 
 
 @pytest.mark.benchmark(group=GROUP)
