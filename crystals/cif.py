@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.cell import Cell
+from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 from pymatgen.io.cif import CifWriter
 
-MAX_CIF_BYTES = 5_000_000
-MAX_LINE = 2048  # characters, the limit of the CIF standard
+from crystals.cif_symmetry import OPERATION_TAGS, all_sites, is_operation
+from crystals.cif_tokens import MAX_CIF_BYTES, UnreadableCif, crystal_block
+
+__all__ = ["MAX_CIF_BYTES", "UnreadableCif", "cif_text", "read_cif"]
+
 MAX_CELL_ANGSTROM = 1000.0
+_HEAVY_HYDROGEN = {"D": "H", "T": "H"}
 
 
 def cif_text(atoms: Atoms, name: str) -> str:
@@ -33,30 +40,27 @@ def cif_text(atoms: Atoms, name: str) -> str:
     return text.replace(text.split("\n", 2)[1], f"data_{name}", 1) if text.startswith("#") else text
 
 
-class UnreadableCif(ValueError):
-    """The file does not hold one ordered, finite crystal; the message says why in a few words."""
-
-
 def read_cif(path: str | Path, max_atoms: int = 500) -> Atoms:
     """Return the one crystal of a CIF, fully periodic, cell and positions in Å.
 
     pymatgen parses the file, because ASE drops the second species of a mixed site without a warning. Files in which pymatgen would
-    guess or leave something out are refused before.
+    guess or leave something out are refused before, and the atoms that symmetry adds come from ``crystals.cif_symmetry``.
 
     Raises:
-        UnreadableCif: the file is empty or binary; has no cell, no atoms, several structures or more than ``max_atoms`` atoms; or
-            holds numbers that are not finite, unknown elements, partial occupancy, disorder or atoms on top of each other.
+        UnreadableCif: the file is empty or binary; has no cell, no atoms, several structures or more than ``max_atoms`` atoms;
+            holds numbers that are not finite, unknown elements, partial occupancy, disorder or atoms on top of each other; or
+            leaves open which setting of its space group it means.
     """
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifFile, CifParser
 
-    text = _crystal_block(Path(path))
+    text = crystal_block(Path(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             (block,) = CifFile.from_str(text).data.values()
             _refuse_guesses(block.data, max_atoms)
-            parser = CifParser.from_str(text, occupancy_tolerance=1.01)
+            parser = CifParser.from_str(_with_all_atoms(text, block.data, max_atoms), occupancy_tolerance=1.01)
             structures = parser.parse_structures(primitive=False, on_error="raise")
         except UnreadableCif:
             raise
@@ -79,8 +83,6 @@ def read_cif(path: str | Path, max_atoms: int = 500) -> Atoms:
     for symbol in {site.specie.symbol for site in structure}:
         if not _is_element(symbol):
             raise UnreadableCif(f"unknown element {symbol[:12]}")
-    if any("Defaulting to P1" in warning for warning in parser.warnings) and (group := _stated_space_group(block.data)):
-        raise UnreadableCif(f"unknown space group {group[:20]}, and no symmetry operations")
     structure.remove_oxidation_states()
     if not _adds_up(structure.composition, str(block.data.get("_chemical_formula_sum", ""))):
         raise UnreadableCif(f"atoms are {structure.composition.reduced_formula}, not the formula that the file states")
@@ -88,36 +90,36 @@ def read_cif(path: str | Path, max_atoms: int = 500) -> Atoms:
     return Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _crystal_block(path: Path) -> str:
-    """Return the one data block of a CIF that holds a cell, as ASCII text. Raises UnreadableCif for any other number of them."""
-    try:
-        if not path.is_file():
-            raise UnreadableCif("not a regular file")
-        if path.stat().st_size > MAX_CIF_BYTES:
-            raise UnreadableCif(f"larger than {MAX_CIF_BYTES // 1_000_000} MB")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableCif(f"cannot be opened ({error.strerror or type(error).__name__})") from error
-    if not content.strip():
-        raise UnreadableCif("empty file")
-    if b"\0" in content:
-        raise UnreadableCif("binary file, not text")
-    # pymatgen deletes characters that are not ASCII, which can turn a number or a symbol into another one. A question mark in their
-    # place is neither a number nor an element, so that such a file is refused.
-    text = re.sub(r"[^\x00-\x7f]", "?", content.decode("utf-8-sig", errors="replace"))
-    if any(len(line) > MAX_LINE for line in text.splitlines()):
-        raise UnreadableCif(f"a line longer than {MAX_LINE} characters")
-    blocks = re.split(r"^\s*data_", text, flags=re.MULTILINE)[1:]
-    if not blocks:
-        raise UnreadableCif("no CIF data block")
-    crystals = [block for block in blocks if "_cell_length_a" in block]
-    if not crystals:
-        raise UnreadableCif("no unit cell")
-    if len(crystals) > 1:
-        raise UnreadableCif(f"{len(crystals)} structures in one file")
-    if "_atom_site_" not in crystals[0]:
-        raise UnreadableCif("no atoms")
-    return f"data_{crystals[0]}"
+def _with_all_atoms(text: str, data: Mapping[str, Any], max_atoms: int) -> str:
+    """Return the CIF of a data block with every atom listed, in P 1; the text as it is where symmetry adds no atom.
+
+    Magnetic operations are left to pymatgen.
+    """
+    scaled = np.array([[_number(value) for value in _column(data, f"_atom_site_fract_{axis}")] for axis in "xyz"]).T
+    if any(key.startswith("_space_group_symop_magn") for key in data) or not scaled.size:
+        return text
+    names = _names(data)
+    labels = _column(data, "_atom_site_label") or names
+    occupancies = _column(data, "_atom_site_occupancy") or ["1"] * len(names)
+    if not len(names) == len(labels) == len(occupancies) == len(scaled):
+        return text  # pymatgen says what is missing
+    tags = [*(f"_cell_length_{axis}" for axis in "abc"), *(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))]
+    cell = Cell.fromcellpar([_number(data[tag]) for tag in tags]).array
+    numbers = [atomic_numbers[_HEAVY_HYDROGEN.get(_symbol(name), _symbol(name))] for name in names]
+
+    def adds_up(kinds: Sequence[int]) -> bool:
+        return _adds_up(Composition(Counter(chemical_symbols[z] for z in kinds)), str(data.get("_chemical_formula_sum", "")))
+
+    images = all_sites(data, cell, scaled, numbers, max_atoms, adds_up)
+    if images is None and "." not in occupancies:
+        return text
+    images = images or [site[None] for site in scaled]
+    occupancies = ["1" if occupancy == "." else occupancy for occupancy in occupancies]  # the default of the standard
+    lines = ["data_x", *(f"{tag} {data[tag]}" for tag in tags), "loop_", "_atom_site_label", "_atom_site_type_symbol"]
+    lines += [*(f"_atom_site_fract_{axis}" for axis in "xyz"), "_atom_site_occupancy"]
+    for label, name, occupancy, sites in zip(labels, names, occupancies, images, strict=True):
+        lines += [f"'{label}' '{name}' {x:.12f} {y:.12f} {z:.12f} {occupancy}" for x, y, z in sites]
+    return "\n".join(lines) + "\n"
 
 
 def _refuse_guesses(data: Mapping[str, Any], max_atoms: int) -> None:
@@ -126,26 +128,27 @@ def _refuse_guesses(data: Mapping[str, Any], max_atoms: int) -> None:
     pymatgen drops sites without occupancy and sites whose name it cannot read. It cuts names down to an element (Uuo: U). It takes
     symmetry operations with an unknown letter, negative lengths and angles above 180°. It leaves out hydrogen without positions.
     """
-    lengths = [_number(data.get(f"_cell_length_{axis}")) for axis in "abc"]
-    angles = [_number(data.get(f"_cell_angle_{angle}", "90")) for angle in ("alpha", "beta", "gamma")]
-    if not np.isfinite(lengths + angles).all():
-        raise UnreadableCif("cell is not finite (a length or angle is missing or no number)")
-    if min(lengths) <= 0 or min(angles) <= 0 or max(angles) >= 180:
+    lengths = {tag: _number(data.get(tag)) for tag in (f"_cell_length_{axis}" for axis in "abc")}
+    angles = {tag: _number(data.get(tag)) for tag in (f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))}
+    if wrong := [tag for tag, value in (lengths | angles).items() if not math.isfinite(value)]:
+        raise UnreadableCif(f"cell is not finite ({', '.join(wrong)} missing or no number)")
+    lengths, angles = list(lengths.values()), list(angles.values())
+    cosines = np.cos(np.radians(angles))
+    if min(lengths) <= 0 or min(angles) <= 0 or max(angles) >= 180 or 1 + 2 * cosines.prod() - (cosines**2).sum() <= 0:
         raise UnreadableCif("cell without volume (lengths are positive, angles between 0 and 180 degrees)")
     if max(lengths) > MAX_CELL_ANGSTROM:
         raise UnreadableCif(f"a cell longer than {MAX_CELL_ANGSTROM:g} angstrom")
     if any(isinstance(value, str) for key, value in data.items() if key.startswith(("_atom_site_label", "_atom_site_fract_"))):
         raise UnreadableCif("not a readable CIF (atoms that stand in no table)")
-    names = _column(data, "_atom_site_type_symbol") or _column(data, "_atom_site_label")
+    names = _names(data)
     if len(names) > max_atoms:
         raise UnreadableCif(f"{len(names)} atoms, more than {max_atoms}")
     for name in names:
-        symbol = re.match(r"[A-Za-z]{1,2}(?![A-Za-z?])", name)
-        if symbol is None or not _is_element(symbol.group().capitalize()):
+        if not _is_element(_symbol(name)):
             raise UnreadableCif(f"unknown element {name[:12]}")
     if not np.isfinite([_number(value) for axis in "xyz" for value in _column(data, f"_atom_site_fract_{axis}")]).all():
         raise UnreadableCif("not a readable CIF (a coordinate that is no finite number)")
-    for occupancy in map(_number, _column(data, "_atom_site_occupancy")):
+    for occupancy in (1.0 if text == "." else _number(text) for text in _column(data, "_atom_site_occupancy")):
         if math.isnan(occupancy):
             raise UnreadableCif("an occupancy that is not a number")
         if occupancy <= 0:
@@ -154,9 +157,9 @@ def _refuse_guesses(data: Mapping[str, Any], max_atoms: int) -> None:
         raise UnreadableCif("disordered (alternative positions)")
     if any(number not in (".", "?", "0") for number in _column(data, "_atom_site_attached_hydrogens")):
         raise UnreadableCif("hydrogen atoms without positions")
-    for key in ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz"):
+    for key in OPERATION_TAGS:
         for operation in _column(data, key):
-            if not _is_symmetry_operation(operation):
+            if not is_operation(operation):
                 raise UnreadableCif(f"not a symmetry operation: {operation[:40]}")
 
 
@@ -166,31 +169,23 @@ def _column(data: Mapping[str, Any], key: str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
+def _names(data: Mapping[str, Any]) -> list[str]:
+    """Return what each listed atom is called: its type, or where the block has no types its label."""
+    return _column(data, "_atom_site_type_symbol") or _column(data, "_atom_site_label")
+
+
+def _symbol(name: str) -> str:
+    """Return the symbol with which the name of an atom begins, such as "Mo" of "MO4+"; empty where it does not begin with one."""
+    match = re.match(r"[A-Za-z]{1,2}(?![A-Za-z?])", name)
+    return match.group().capitalize() if match else ""
+
+
 def _number(value: Any) -> float:
     """Return a number of a CIF without its standard uncertainty in brackets; NaN for text that is no number."""
     try:
         return float(re.sub(r"\(\d+\)?$", "", value))
     except (TypeError, ValueError):
         return math.nan
-
-
-def _is_symmetry_operation(text: str) -> bool:
-    """Tell whether a text is an operation such as "-x, y+1/2, z" with a rotation of determinant ±1."""
-    from pymatgen.core.operations import SymmOp
-
-    if not re.fullmatch(r"[xyz\d+\-*/., ]+", text.lower()):
-        return False
-    try:
-        rotation = SymmOp.from_xyz_str(text).rotation_matrix
-    except (ValueError, ZeroDivisionError, IndexError):
-        return False
-    return text.count(",") == 2 and abs(abs(np.linalg.det(rotation)) - 1) < 1e-6
-
-
-def _stated_space_group(data: Mapping[str, Any]) -> str:
-    """Return the name or number of the space group that a block states; "" where it states none or P 1."""
-    keys = [key for key in data if re.search(r"space_group_(name|IT_number)|Int_Tables_number", key, re.IGNORECASE)]
-    return next((str(data[key]) for key in keys if re.sub(r"[\s_]", "", str(data[key])) not in ("", "?", ".", "1", "P1")), "")
 
 
 def _adds_up(composition: Composition, stated: str) -> bool:

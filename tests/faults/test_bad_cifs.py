@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "6 MB": (GOOD + "# filler\n" * 700_000, "larger than 5 MB"),
     "one line of 3 MB": (GOOD.replace("data_x\n", "data_x\n_title " + "'a" * 1_500_000 + "\n"), "line longer"),
     "100000 atoms": (many_atoms(100_000), "100000 atoms"),
-    "capitals": (GOOD.upper(), "no CIF data block"),
+    "text field without end": (GOOD.replace("data_x\n", "data_x\n_title\n;\n"), "a text field that does not end"),
     "no cell": ("data_x\n" + LOOP + SITES, "no unit cell"),
     "no atoms": (CELL, "no atoms"),
     "no rows": (CELL + LOOP, "not a readable CIF"),
@@ -73,6 +74,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "unknown length": (GOOD.replace("_c 23", "_c ?"), "cell is not finite"),
     "decimal comma": (GOOD.replace("3.18", "3,18"), "cell is not finite"),
     "length missing": (GOOD.replace("_cell_length_b 3.18\n", ""), "cell is not finite"),
+    "angle missing": (GOOD.replace("_cell_angle_gamma 120\n", ""), "_cell_angle_gamma missing"),
+    "angles missing": (re.sub("_cell_angle.*\n", "", GOOD), "_cell_angle_alpha, _cell_angle_beta, _cell_angle_gamma missing"),
     "negative length": (GOOD.replace("_a 3.18", "_a -3.18"), "cell without volume"),
     "negative lengths": (GOOD.replace("3.18", "-3.18"), "cell without volume"),
     "zero length": (GOOD.replace("_c 23", "_c 0"), "cell without volume"),
@@ -105,13 +108,29 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "occupancy 2": (GOOD.replace("0.568 1", "0.568 2"), "occupancy above 1"),
     "occupancy nan": (GOOD.replace("0.568 1", "0.568 nan"), "occupancy that is not a number"),
     "occupancy in words": (GOOD.replace("0.568 1", "0.568 full"), "occupancy that is not a number"),
-    "occupancy dot": (GOOD.replace("0.568 1", "0.568 ."), "occupancy that is not a number"),
+    "occupancy unknown": (GOOD.replace("0.568 1", "0.568 ?"), "occupancy that is not a number"),
     "disorder groups": (with_column("_atom_site_disorder_group", "1"), "disordered"),
     "implicit hydrogen": (with_column("_atom_site_attached_hydrogens", "1"), "hydrogen atoms without positions"),
     "atom twice": (GOOD + "S3 S 0.3333 0.6667 0.432 1\n", "on top of each other"),
     "whole cells apart": (GOOD + "S3 S 1.3333 -0.3333 0.432 1\n", "on top of each other"),
     "unknown space group": (GOOD.replace("'P 1'", "'Q 7 7'"), "unknown space group Q 7 7"),
     "unknown group number": (GOOD.replace("name_H-M 'P 1'", "x 1\n_symmetry_Int_Tables_number 999"), "unknown space group 999"),
+    "name and number of two groups": (
+        GOOD.replace("name_H-M 'P 1'", "name_H-M 'P 3'\n_symmetry_Int_Tables_number 187"),
+        "space group P 3 is not number 187",
+    ),
+    "hexagonal group, cell of 60 degrees": (
+        GOOD.replace("gamma 120", "gamma 60").replace("'P 1'", "'P -6 m 2'"),
+        "cell without the symmetry of its space group (P -6 m 2)",
+    ),
+    "hexagonal operations, cell of 60 degrees": (
+        operations("x,y,z", "-y,x-y,z", "-x+y,-x,z").replace("gamma 120", "gamma 60"),
+        "cell without the symmetry of its space group (operations as listed)",
+    ),
+    "unknown coordinate system": (
+        GOOD.replace("name_H-M 'P 1'", "name_H-M 'R -3 m'\n_space_group_IT_coordinate_system_code 2"),
+        "unknown coordinate system 2",
+    ),
     "operation with another letter": (operations("x,y,w"), "not a symmetry operation"),
     "operation of two parts": (operations("x,y"), "not a symmetry operation"),
     "operation that projects": (operations("x,y,z", "x,y,x"), "not a symmetry operation"),
@@ -144,6 +163,18 @@ def test_a_folder_of_them_is_counted_file_by_file(tmp_path):
     assert all(table[kind].startswith("unreadable: ") for kind in small) and table["good"] == "ok"
 
 
+def rounded(digits: int, *, named: bool = False) -> str:
+    """The good sheet by its two symmetry-distinct atoms, with coordinates of few digits."""
+    rotations = ("x,y,{}", "-y,x-y,{}", "-x+y,-x,{}", "-y,-x,{}", "-x+y,y,{}", "x,x-y,{}")
+    text = operations(*(text.format(z) for text in rotations for z in ("z", "1-z")))
+    if named:
+        text = GOOD.replace("'P 1'", "'P -6 m 2'")
+    text = text.replace("S2 S 0.3333 0.6667 0.432 1\n", "")
+    if named:  # the mirror of the space group lies at z = 0 and 1/2
+        assert "Mo1 Mo 0 0 0.5" in text
+    return text.replace("0.3333 0.6667", f"{1 / 3:.{digits}f} {2 / 3:.{digits}f}")
+
+
 # Spellings of the same sheet: each must be read, and judged as the plain one is.
 SPELLINGS: dict[str, str | bytes] = {
     "byte order mark": b"\xef\xbb\xbf" + GOOD.encode(),
@@ -162,6 +193,17 @@ SPELLINGS: dict[str, str | bytes] = {
     "quoted numbers": GOOD.replace("3.18", "'3.18'"),
     "no space group": GOOD.replace("_symmetry_space_group_name_H-M 'P 1'\n", ""),
     "identity as operation": operations("x,y,z"),
+    "three digits and every operation": rounded(3),
+    "four digits and every operation": rounded(4),
+    "three digits and the name": rounded(3, named=True),
+    "capitals": GOOD.upper(),
+    "tags in capitals": re.sub(r"(?m)^(data|loop|_\w+)", lambda match: match.group().upper(), GOOD),
+    "dotted tags": GOOD.replace("_cell_", "_cell.").replace("_atom_site_", "_atom_site."),
+    "occupancy dot": GOOD.replace("0.568 1", "0.568 ."),
+    "every occupancy a dot": re.sub(r" 1$", " .", GOOD, flags=re.MULTILINE),
+    "text field with data_": GOOD.replace("data_x\n", "data_x\n_details\n;measured at 100 K\ndata_reduction: it's 5\" wide\n;\n"),
+    "text field that looks like a crystal": GOOD.replace("data_x\n", f"data_x\n_details\n;\n{GOOD};\n"),
+    "formula in a text field": GOOD.replace("data_x\n", "data_x\n_chemical_formula_sum\n;\nMo S2\n;\n"),
     "a mirror for the second S": operations("x,y,z", "x,y,1-z").replace("S2 S 0.3333 0.6667 0.432 1\n", ""),
 }
 SAME_WORDS = ("dimensionality", "no_clash", "single_sheet", "vacuum_ok", "charge_neutral", "valid", "layer_group", "hit", "status")
