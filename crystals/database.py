@@ -241,7 +241,7 @@ def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_
         unsynth_e_hull_min_ev: eV/atom.
     """
     words = {key: str(row_kvp[key]).strip().lower() for key in (*_REPORTED_KEYS, *_STABILITY_KEYS) if row_kvp.get(key) is not None}
-    if any(_is_reported(words.get(key, "")) for key in _REPORTED_KEYS):
+    if is_reported(row_kvp):
         return 1.0
     try:
         e_hull = float(row_kvp.get("ehull", math.nan))
@@ -257,6 +257,7 @@ def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_
     return 0.0 if unstable or e_hull > unsynth_e_hull_min_ev else math.nan
 
 
-def _is_reported(word: str) -> bool:
-    """Tell whether a doi, icsd_id or cod_id names something. Some exports prefix ids with "id:"."""
-    return word.removeprefix("id:").strip() not in ("", "-", "none", "nan", "no", "false", "unknown", "0")
+def is_reported(row_kvp: Mapping[str, Any]) -> bool:
+    """Tell whether a row names a synthesis of the monolayer or its layered parent (doi, icsd_id, cod_id; "id:" may precede it)."""
+    words = (str(row_kvp.get(key) or "").strip().lower().removeprefix("id:").strip() for key in _REPORTED_KEYS)
+    return any(word not in ("", "-", "none", "nan", "no", "false", "unknown", "0") for word in words)

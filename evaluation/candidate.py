@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 4
+JUDGEMENT_VERSION = 5
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (
@@ -27,6 +27,7 @@ JUDGED_SETTINGS = (
     "min_vacuum_angstrom",
     "clash_factor",
     "e_ref_ev",
+    "hull",
     "max_atoms",
     "legacy_columns",
     "legacy_max_steps",
@@ -40,9 +41,13 @@ class CandidateResult:
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is by GFN2-xTB; the
-    correction from DFT uses it. ``hit`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the
-    potential's after its correction from DFT. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that it calls
-    synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
+    correction from DFT uses it. ``e_above_hull_ev`` is by the hull that
+    ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull. ``delta_g_ev`` is
+    ΔG_H by the best judge at hand, which ``delta_g_source`` names
+    (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
+    ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
+    ``h_relax_converged`` is of the potential's H at its best site. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
+    it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
     """
 
@@ -71,6 +76,10 @@ class CandidateResult:
     energy_ev_per_atom: float = NAN
     e_form_ev: float = NAN
     e_above_hull_ev: float = NAN
+    e_above_hull_std_ev: float = NAN
+    e_above_hull_potential_ev: float = NAN
+    e_above_hull_source: str = ""
+    decomposition: str = ""
     delta_g_h_ev: float = NAN
     delta_g_h_std_ev: float = NAN
     h_site_kind: str = ""
@@ -84,6 +93,10 @@ class CandidateResult:
     delta_g_h_corrected_ev: float = NAN
     delta_g_h_corrected_std_ev: float = NAN
     h_desorbed: bool | None = None
+    h_relax_converged: bool | None = None
+    delta_g_ev: float = NAN
+    delta_g_std_ev: float = NAN
+    delta_g_source: str = ""
     p_synth: float = NAN
     p_synth_label_mass: float = NAN
     synthesizable: bool | None = None
@@ -96,6 +109,8 @@ class CandidateResult:
     sun: bool | None = None
     metastable_sun: bool | None = None
     hit: bool | None = None
+    p_hit: float = NAN
+    hit_dimenet: bool | None = None
     hit_potential: bool | None = None
     hit_corrected: bool | None = None
     score_stab: float = NAN
@@ -155,8 +170,15 @@ QUANTITIES = {
     "relax_rmsd_angstrom": Quantity("RMSD", "Å"),
     "e_form_ev": Quantity("E_form", "eV/atom"),
     "e_above_hull_ev": Quantity("E_hull", "eV/atom", name="E_above_hull"),
-    "delta_g_h_ev": Quantity("ΔG_H", "eV", name="ΔG_H, DimeNet++"),
-    "delta_g_h_std_ev": Quantity("±", "eV"),
+    "e_above_hull_std_ev": Quantity("± E_hull", "eV/atom"),
+    "e_above_hull_potential_ev": Quantity("E_hull potential", "eV/atom", name="E_above_hull, potential"),
+    "e_above_hull_source": Quantity("E_hull by"),
+    "decomposition": Quantity("decomposes into"),
+    "delta_g_ev": Quantity("ΔG_H", "eV", name="ΔG_H"),
+    "delta_g_std_ev": Quantity("±", "eV"),
+    "delta_g_source": Quantity("by"),
+    "delta_g_h_ev": Quantity("ΔG_H DimeNet++", "eV", name="ΔG_H, DimeNet++"),
+    "delta_g_h_std_ev": Quantity("± DimeNet++", "eV"),
     "h_in_domain": Quantity("in domain"),
     "delta_g_h_potential_ev": Quantity("ΔG_H potential", "eV", name="ΔG_H, potential"),
     "band_gap_ev": Quantity("band gap", "eV", name="band gap, GFN2-xTB"),
@@ -168,6 +190,7 @@ QUANTITIES = {
     "novel": Quantity("novel"),
     "metastable_sun": Quantity("metastable S.U.N."),
     "hit": Quantity("hit"),
+    "p_hit": Quantity("p_hit"),
     "score_composite": Quantity("score"),
     "legacy_score_composite": Quantity("earlier baseline's score"),
     "seconds": Quantity("s"),

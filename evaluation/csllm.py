@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
+from pymatgen.core import Structure
 from pymatgen.core.periodic_table import Element
 
-from evaluation.material_strings import MaterialString, prompt
+from evaluation.material_strings import MaterialString, material_string, prompt
 from evaluation.synthesizability import MIN_LABEL_MASS, SynthesizabilityJudge, SynthScore, label_log_likelihoods, normalised_odds
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, relative_name
@@ -174,7 +176,14 @@ class CSLLMJudge(SynthesizabilityJudge):
         self._models[task] = (model.to(self.device).eval(), tokenizer)
         return self._models[task]
 
+    def _score_one(self, structure: Structure | Atoms) -> SynthScore:
+        try:
+            return self.score_string(material_string(structure))
+        except ValueError as error:
+            return SynthScore(math.nan, math.nan, math.nan, f"no material string: {error}", False)
+
     def score_string(self, string: MaterialString) -> SynthScore:
+        """Return the score of a material string."""
         encode = lambda text: list(self.tokenizer(text)["input_ids"])  # noqa: E731
         try:
             log_true, log_false = label_log_likelihoods(self.model, encode, string.text, self.tokenizer.eos_token_id)

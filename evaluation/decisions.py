@@ -1,4 +1,4 @@
-"""Decides which judged candidates are unique, stable and hits, and ranks them."""
+"""Decides which ΔG_H of a candidate counts, which candidates are unique, stable and hits, and ranks them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,57 @@ def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -
             group.append((row.id, own))
 
 
+BY_CORRECTED_POTENTIAL, BY_DIMENET = "corrected potential", "DimeNet++"
+
+
+def choose_delta_g(row: CandidateResult) -> None:
+    """Set ``delta_g_ev``, ``delta_g_std_ev`` and ``delta_g_source`` to those of the best judge that has a value.
+
+    The potential corrected from DFT is the better judge (docs/results.md); DimeNet++, which looks at a sheet without relaxing H, is
+    asked where that one has none.
+    """
+    if math.isfinite(row.delta_g_h_corrected_ev):
+        row.delta_g_ev, row.delta_g_std_ev = row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev
+        row.delta_g_source = BY_CORRECTED_POTENTIAL
+    elif math.isfinite(row.delta_g_h_ev):
+        row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source = row.delta_g_h_ev, row.delta_g_h_std_ev, BY_DIMENET
+
+
+def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
+    """Return P(|ΔG_H| <= hit_delta_g_ev and E_above_hull <= hit_e_hull_ev) of a valid sheet from values and standard errors.
+
+    Both errors are taken as normal and independent. A value without a standard error is taken as exact.
+
+    Returns:
+        The probability; 0 for a candidate that is no valid sheet, whose H leaves or does not come to rest; NaN where a value is
+        missing.
+    """
+    if False in (row.valid, row.sheet_relaxed, _h_at_rest(row)):
+        return 0.0
+    if math.isnan(row.delta_g_ev) or math.isnan(row.e_above_hull_ev):
+        return math.nan
+    window = settings.hit_delta_g_ev
+    value, std = row.delta_g_ev, row.delta_g_std_ev
+    active = _below(window, value, std) - _below(-window, value, std, inclusive=False)
+    return active * _below(settings.hit_e_hull_ev, row.e_above_hull_ev, getattr(row, "e_above_hull_std_ev", math.nan))
+
+
+def _below(limit: float, value: float, std: float, inclusive: bool = True) -> float:
+    """Return P(x <= limit) for x normal around ``value`` with standard error ``std``; a step where there is no error."""
+    if not (math.isfinite(std) and std > 0):
+        return float(value <= limit if inclusive else value < limit)
+    return 0.5 * (1 + math.erf((limit - value) / (std * math.sqrt(2))))
+
+
+def _h_at_rest(row: CandidateResult) -> bool | None:
+    """Return whether the potential's H stays on the sheet and its relaxation ended; None where the potential was not asked."""
+    if row.h_desorbed:
+        return False
+    return row.h_relax_converged
+
+
 def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
-    """Set the three kinds of ``hit``, ``sun`` and ``metastable_sun`` of every row.
+    """Set ``hit`` by the best judge, ``p_hit``, ``hit`` by each judge, ``sun`` and ``metastable_sun`` of every row.
 
     All of them ask for a valid sheet that is still one connected sheet after relaxation. A verdict is False when one of its
     conditions fails, None when none fails but one is not known.
@@ -61,7 +110,10 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
         sheet = all_of(row.valid, row.sheet_relaxed)
         metastable = at_most(row.e_above_hull_ev, settings.hit_e_hull_ev)
         new = all_of(row.unique, row.novel)
-        row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
+        at_rest = _h_at_rest(row) is not False  # a relaxation of H that has not ended is no verdict, and never a hit
+        row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_ev), settings.hit_delta_g_ev), at_rest)
+        row.p_hit = hit_probability(row, settings)
+        row.hit_dimenet = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
         if settings.potential_h_sites:  # otherwise the potential judges no hydrogen and no hit
             row.hit_potential = all_of(sheet, metastable, at_most(abs(row.delta_g_h_potential_ev), settings.hit_delta_g_ev))
             row.hit_corrected = all_of(sheet, metastable, at_most(abs(row.delta_g_h_corrected_ev), settings.hit_delta_g_ev))
@@ -72,9 +124,8 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
 def rank(rows: Iterable[Row], top_k: int | None = None) -> list[Row]:
     """Sort candidates, the best first: the one order in which they are drawn, exported and listed.
 
-    Hits of the corrected potential come first, because it is the better judge of ΔG_H. Hits of DimeNet++ follow, then valid sheets,
-    then the rest; within each group the higher composite score goes first, then the lower id. Candidates that are no sheet or have
-    no composite score are last, in the same order.
+    Hits come first, then valid sheets, then the rest. Within each group the higher probability of a hit goes first, then the higher
+    composite score, then the lower id. Candidates that are no sheet or have no composite score are last, in the same order.
 
     Args:
         rows: ``CandidateResult`` or their dictionaries as ``report.json`` has them (a missing score is NaN or None).
@@ -89,9 +140,11 @@ def _rank_key(row: Any) -> tuple[Any, ...]:
     value = row.get if isinstance(row, Mapping) else partial(getattr, row)
     score = value("score_composite")
     scored = score is not None and not math.isnan(score)
-    failed = tuple(value(name) is not True for name in ("hit_corrected", "hit", "valid"))
+    failed = tuple(value(name) is not True for name in ("hit", "valid"))
+    chance = value("p_hit")
+    chance = 0.0 if chance is None or math.isnan(chance) else chance
     last = not scored or value("dimensionality") not in validity.SHEET_KINDS
-    return last, *failed, -score if scored else 0.0, value("id")
+    return last, *failed, -chance, -score if scored else 0.0, value("id")
 
 
 def all_of(*verdicts: bool | None) -> bool | None:
@@ -113,6 +166,8 @@ def verdict(row: Any, settings: Any) -> str:
         return "no E_above_hull"
     if row.e_above_hull_ev > settings.hit_e_hull_ev:
         return "unstable"
-    if math.isnan(row.delta_g_h_ev):
+    if math.isnan(row.delta_g_ev):
         return "no ΔG_H"
+    if _h_at_rest(row) is False:
+        return "H desorbs" if row.h_desorbed else "H not relaxed"
     return "hit" if row.hit else f"|ΔG_H| > {settings.hit_delta_g_ev:g} eV"

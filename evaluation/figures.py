@@ -40,8 +40,8 @@ def set_color(label: str) -> str:
 
 
 def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> None:
-    """Draw ΔG_H of every candidate by each judge, sorted by the value of DimeNet++, and the same values on the HER volcano."""
-    rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_h_ev)), key=lambda r: r.delta_g_h_ev)
+    """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and the same values on the HER volcano."""
+    rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)), key=lambda r: r.delta_g_ev)
     window = settings.hit_delta_g_ev
     x = np.arange(len(rows))
     color = set_color(evaluation.label)
@@ -223,7 +223,7 @@ def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[st
         ("unique", lambda r: r.unique is True),
         ("novel", lambda r: r.novel is True),
         (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
-        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: abs(r.delta_g_h_ev) <= settings.hit_delta_g_ev),
+        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: r.hit is True),
     ):
         left = [row for row in left if passes(row)]
         counts[name] = len(left)
@@ -283,10 +283,8 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
 # Metrics that have a panel, in this order; ``metrics.METRICS`` has their titles.
 COMPARISON_PANELS = (
     "hit_rate",
-    "hit_rate_potential",
-    "hit_rate_corrected",
+    "expected_hit_rate",
     "mae_delta_g_ev",
-    "mae_delta_g_corrected_ev",
     "score_stab",
     "rate_synth",
     "rate_metastable_sun",

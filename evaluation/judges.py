@@ -20,7 +20,7 @@ from energetics.potential_loading import (
 )
 from evaluation.csllm import CSLLMJudge
 from evaluation.dft_benchmark import blind_report, dft_benchmark
-from evaluation.embedded_lm import EmbeddedLMJudge
+from evaluation.embedded_trees import EmbeddedTreesJudge
 from evaluation.judging import Judges
 from evaluation.synthesizability import SynthesizabilityJudge
 from pipeline.cli import resolve_device
@@ -54,11 +54,12 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
 
     potential = potential_identity(settings)
     if settings.synthesizability == "embedded":
-        synth: dict[str, Any] = {"name": "embedded-lm", **file_identity(settings.embedded_checkpoint)}
+        synth: dict[str, Any] = {"name": EmbeddedTreesJudge.name, **file_identity(settings.embedded_checkpoint)}
         card = sidecar_path(settings.embedded_checkpoint)
         if card.is_file():
             measured = read_sidecar(settings.embedded_checkpoint, stage="pretrain_csllm.py").get("metrics", {})
             synth["test_roc_auc"] = measured.get("test", {}).get("roc_auc")
+            synth["laboratory"] = measured.get("laboratory")
     else:
         folder = Path(settings.csllm_path)
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
@@ -77,6 +78,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     return {
         "potential": potential,
         "references": file_identity(settings.references_path),
+        "hull": hull_identity(settings),
         "her": her,
         "synthesizability": synth,
         "training_set": file_identity(settings.training_set),
@@ -85,26 +87,35 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     }
 
 
+def hull_identity(settings: EvaluationConfig) -> dict[str, str]:
+    """Return whose E_above_hull counts, with the hash of the learnt hull where there is one and it is asked for."""
+    if settings.hull == "potential" or not Path(settings.hull_checkpoint).is_file():
+        return {"name": "potential"}
+    return {"name": settings.hull, **file_identity(settings.hull_checkpoint)}
+
+
 def load_judges(cfg: Config) -> Judges:
     """Load the judges that the configuration names.
 
     Raises:
         StageError: one of them cannot be loaded.
     """
-    from energetics import hull, hydrogen
+    from energetics import hull, hydrogen, learnt_hull
 
     settings = cfg.evaluation
     device = resolve_device(cfg.run)
     judge = load_stability_judge(cfg)
+    references = hull.References.load(settings.references_path, judge.potential)
     return Judges(
         potential=judge,
-        references=hull.References.load(settings.references_path, judge.potential),
+        references=references,
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=load_judge(settings, device),
         training_structures=TrainingStructures(settings.training_set),
         known_formulas=known_formulas(settings),
         dataset=cfg.dataset,
         identity=judge_identity(cfg),
+        learnt_hull=learnt_hull.load_learnt_hull(settings, references, judge.potential),
     )
 
 
@@ -158,4 +169,4 @@ def load_judge(evaluation: EvaluationConfig, device: str | torch.device = "cpu")
     """
     if evaluation.synthesizability == "csllm":
         return CSLLMJudge(evaluation.csllm_path, device)
-    return EmbeddedLMJudge(evaluation.embedded_checkpoint, device)
+    return EmbeddedTreesJudge(evaluation.embedded_checkpoint, device)

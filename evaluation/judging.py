@@ -22,9 +22,11 @@ import geo_utils
 from crystals import cif, symmetry, validity
 from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
+from energetics.learnt_hull import judge_hull
 from energetics.potential_adsorption import hydrogen_at_best_sites
 from evaluation import legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
+from evaluation.decisions import choose_delta_g
 from evaluation.scores import composite_score, stability_score
 from pipeline.errors import StageError
 from pipeline.settings import DatasetConfig, EvaluationConfig
@@ -45,6 +47,7 @@ class Judges:
     training_structures: reduced formula -> [(uid, Structure), ...] as ``match_structure`` makes them; None: novelty is not decided.
     known_formulas: reduced formulas that count as not novel without a structure to compare with.
     identity: names and hashes of the judges; results of equal identity are comparable.
+    learnt_hull: PBE's hull as ``learnt_hull.LearntHull`` learnt it; None: the potential's counts.
     """
 
     potential: Any
@@ -55,6 +58,7 @@ class Judges:
     known_formulas: frozenset[str] = frozenset()
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     identity: dict[str, Any] = field(default_factory=dict)
+    learnt_hull: Any = None
 
 
 @dataclass
@@ -136,7 +140,8 @@ def _ask_all(case: _Case) -> None:
     # An 8B model generates two texts for this, so only candidates that could be made are asked about.
     if row.valid and row.synthesizable and getattr(case.judges.synth, "suggests_routes", False):
         case.attempt("synthesis route", _route)
-    row.score_composite = composite_score(row.delta_g_h_ev, row.score_stab, row.p_synth)
+    choose_delta_g(row)
+    row.score_composite = composite_score(row.delta_g_ev, row.score_stab, row.p_synth)
     if row.is_sheet and case.judges.training_structures is not None:
         case.attempt("novelty", _novelty)
     if case.settings.legacy_columns:
@@ -191,15 +196,19 @@ def _is_connected(atoms: Atoms) -> bool:
 
 
 def _hull(case: _Case) -> None:
-    """Compute the formation energy, E_above_hull and the stability score from the reference phases."""
+    """Compute the formation energy, E_above_hull and the stability score from the reference phases and the learnt hull."""
     row, references = case.row, case.judges.references
     if missing := sorted(row.elements() - set(references.elements)):
         case.problems.append(f"hull: no reference for {', '.join(missing)}")
         return
     row.e_form_ev = float(references.e_form(case.relaxed, case.energy))
-    row.e_above_hull_ev = float(references.e_above_hull(case.relaxed, case.energy))
+    row.decomposition = " + ".join(f"{share:.2f} {name}" for name, share in references.decomposition(row.formula).items())
+    found = judge_hull(references, case.judges.learnt_hull, case.relaxed, case.energy, case.settings.hull)
+    row.e_above_hull_ev, row.e_above_hull_std_ev = found.e_above_hull, found.std
+    row.e_above_hull_potential_ev, row.e_above_hull_source = found.potential, found.source
     e_ref = float(references.hull_energy(row.reduced_formula))
-    row.score_stab = stability_score(row.e_form_ev, case.settings.e_ref_ev if math.isnan(e_ref) else e_ref)
+    no_hull = math.isnan(e_ref)
+    row.score_stab = stability_score(row.e_form_ev, case.settings.e_ref_ev) if no_hull else stability_score(found.e_above_hull, 0.0)
 
 
 def _hydrogen(case: _Case) -> None:
@@ -254,12 +263,13 @@ def _hydrogen_by_potential(case: _Case) -> None:
     corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
     row.delta_g_h_corrected_ev = free_energy(corrected.corrected, judges.dataset.her_correction_ev)
     row.delta_g_h_corrected_std_ev = corrected.corrected_std
-    if not best.converged:
+    row.h_relax_converged = corrected.converged if math.isfinite(corrected.corrected) else best.converged
+    if not row.h_relax_converged:
         case.problems.append("ΔG_H of the potential: H relaxation not converged")
 
 
 def _synthesizability(case: _Case) -> None:
-    """Ask the language model for P_synth."""
+    """Ask the synthesizability model for P_synth."""
     row = case.row
     score = case.judges.synth.score([case.judged])[0]
     row.p_synth, row.p_synth_label_mass = float(score.p_synth), float(score.label_mass)

@@ -1,4 +1,4 @@
-"""Writes crystals as CSLLM's text (Song et al., arXiv:2407.07016) and its question, and makes tokens of both."""
+"""Writes crystals as CSLLM's text (Song et al., arXiv:2407.07016) and its question."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,23 +137,6 @@ def _tolerances(structure: Structure) -> list[float]:
     return [TOLERANCES[i] for i in sorted(range(len(TOLERANCES)), key=lambda i: (-operations[i], i))]
 
 
-def equivalent_sheet(structure: Structure, rng: np.random.Generator) -> Structure:
-    """Return the same sheet in another setting: shifted in the plane, turned over, other in-plane basis, atoms in other order.
-
-    Args:
-        structure: as ``standard_box`` returns it (c along the normal).
-        rng: chooses the setting.
-    """
-    basis = [np.eye(2), [[0, 1], [1, 0]], [[1, 0], [1, 1]], [[1, 1], [0, 1]], [[-1, 0], [0, 1]], [[1, 0], [-1, 1]]]
-    transform = np.eye(3)
-    transform[:2, :2] = basis[rng.integers(len(basis))]
-    transform[2, 2] = rng.choice([-1.0, 1.0])
-    lattice = transform @ structure.lattice.matrix
-    frac = structure.frac_coords @ np.linalg.inv(transform) + np.append(rng.random(2), 0.0)
-    order = rng.permutation(len(structure))
-    return Structure(Lattice(lattice), [structure.species[i] for i in order], frac[order], to_unit_cell=True)
-
-
 def question(text: str) -> str:
     """Return CSLLM's question about a material string."""
     return f'Can this material structure be synthesized "{text}"?'
@@ -169,73 +151,3 @@ def prompt(text: str, label: str = "") -> str:
     """
     sentence = text if text.endswith("?") else question(text)
     return f"Input: {sentence} \n Output: {label}" if label else f"Input: {sentence} \n Output:"
-
-
-_ELEMENTS = tuple(Element.from_Z(z).symbol for z in range(1, 119))
-_PHRASES = ("Input:", "Can this material structure be synthesized", "Output:", *LABELS)
-_MULTIPLICITIES = (1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 36, 48, 64, 96, 192)
-_TOKEN = re.compile(
-    r"(?P<phrase>" + "|".join(re.escape(phrase) for phrase in _PHRASES) + r")"
-    r"|(?P<group>\b\d+) \|(?P<lattice>[^|]*)\|"
-    r"|\((?P<element>[A-Z][a-z]?)-(?P<mult>\d+)(?P<letter>[A-Za-z])\[(?P<xyz>[^\]]*)\]\)"
-    r"|(?P<newline>\n)"
-)
-
-
-class MaterialTokenizer:
-    """Tokenizer of the embedded model.
-
-    Each phrase of the prompt, space group, angle (rounded to 5 degrees), element, multiplicity, Wyckoff letter and fractional
-    coordinate (rounded to 0.01) is one token. A length is two tokens (Å and tenths). Separators are dropped, because the kind of a
-    token is part of it. Short texts of few distinct tokens let so small a model learn from thousands of crystals, where CSLLM had
-    150,000. Ids are positions in the vocabulary, which the checkpoint stores.
-    """
-
-    def __init__(self, vocabulary: Sequence[str] | None = None) -> None:
-        self.vocabulary = list(vocabulary) if vocabulary is not None else self._default_vocabulary()
-        self.ids = {token: index for index, token in enumerate(self.vocabulary)}
-        self.pad_id, self.bos_id, self.unknown_id = self.ids["<pad>"], self.ids["<s>"], self.ids["<unk>"]
-        self.label_ids = (self.ids["True"], self.ids["False"])
-
-    @staticmethod
-    def _default_vocabulary() -> list[str]:
-        return [
-            "<pad>",
-            "<s>",
-            "<unk>",
-            "\n",
-            *_PHRASES,
-            *(f"group {number}" for number in range(1, 231)),
-            *(f"length {number}" for number in range(0, 61)),
-            *(f"tenth {digit}" for digit in range(10)),
-            *(f"angle {5 * number}" for number in range(4, 33)),
-            *(f"element {symbol}" for symbol in _ELEMENTS),
-            *(f"multiplicity {number}" for number in _MULTIPLICITIES),
-            *(f"letter {letter}" for letter in "abcdefghijklmnopqrstuvwxyzA"),
-            *(f"coordinate {number}" for number in range(100)),
-        ]
-
-    def __len__(self) -> int:
-        return len(self.vocabulary)
-
-    def tokens(self, text: str) -> list[str]:
-        """Split a prompt, a material string or a part of one into tokens, without the start token."""
-        found: list[str] = []
-        for match in _TOKEN.finditer(text):
-            if match["phrase"] or match["newline"]:
-                found.append(match[0])
-            elif match["group"]:
-                numbers = [float(number) for number in match["lattice"].split(",")]
-                found.append(f"group {int(match['group'])}")
-                for length in numbers[:3]:
-                    tenths = round(length * 10)
-                    found += [f"length {min(tenths // 10, 60)}", f"tenth {tenths % 10}"]
-                found += [f"angle {5 * round(angle / 5)}" for angle in numbers[3:]]
-            else:
-                found += [f"element {match['element']}", f"multiplicity {match['mult']}", f"letter {match['letter']}"]
-                found += [f"coordinate {round(float(number) * 100) % 100}" for number in match["xyz"].split()]
-        return found
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with the start token."""
-        return [self.bos_id] + [self.ids.get(token, self.unknown_id) for token in self.tokens(text)]

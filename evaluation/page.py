@@ -37,8 +37,10 @@ COLUMNS = (
     "dimensionality",
     "layer_group_relaxed",
     "valid",
+    "delta_g_ev",
+    "delta_g_std_ev",
+    "delta_g_source",
     "delta_g_h_ev",
-    "delta_g_h_std_ev",
     "delta_g_h_potential_ev",
     "delta_g_h_corrected_ev",
     "h_in_domain",
@@ -52,6 +54,7 @@ COLUMNS = (
     "novel",
     "metastable_sun",
     "hit",
+    "p_hit",
     "score_composite",
     "legacy_score_composite",
     "seconds",
@@ -169,6 +172,8 @@ def _viewer_candidates(
             "facts": [
                 fact("formula", row["formula"] or "–"),
                 fact("layer_group_relaxed", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"),
+                number(row, "delta_g_ev", "delta_g_std_ev"),
+                *(fact("delta_g_source", row["delta_g_source"]) for _ in range(1) if row["delta_g_source"]),
                 number(row, "delta_g_h_ev", "delta_g_h_std_ev"),
                 number(row, "delta_g_h_potential_ev"),
                 number(row, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
@@ -177,6 +182,7 @@ def _viewer_candidates(
                 number(row, "p_synth"),
                 *(fact(key, row[key]) for key in ("synthesis_method", "synthesis_precursors") if row.get(key)),
                 fact("hit", {True: "yes", False: "no", None: "–"}[row["hit"]]),
+                number(row, "p_hit"),
             ],
         }
         for row in candidates

@@ -14,7 +14,7 @@ from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.lines import Line2D
 
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import rank
+from evaluation.decisions import BY_DIMENET, rank
 from evaluation.evaluate import Evaluation
 from evaluation.figures import subscripts
 from evaluation.structure_viewer import ball_radii, drawn_bonds
@@ -35,9 +35,10 @@ def generated_structures(evaluation: Evaluation, settings: EvaluationConfig, pat
             top, side = axes[2 * (index // columns), index % columns], axes[2 * (index // columns) + 1, index % columns]
             draw_sheet(top, side, evaluation.structures[row.id])
             group = row.layer_group_relaxed or row.space_group_relaxed
+            chance = "" if math.isnan(row.p_hit) else f", p_hit = {row.p_hit:.2f}"
             top.set_title(
                 f"{row.id}: {subscripts(row.reduced_formula or row.formula)}, {group}\n{delta_g_text(row)}\n"
-                f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom" + ("   hit" if row.hit or row.hit_corrected else ""),
+                f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom{chance}{'   hit' if row.hit else ''}",
                 fontsize=9,
             )
         if not rows:
@@ -52,11 +53,11 @@ def generated_structures(evaluation: Evaluation, settings: EvaluationConfig, pat
 
 
 def delta_g_text(row: CandidateResult) -> str:
-    """Write ΔG_H of a candidate by DimeNet++ and, where it has one, by the corrected potential, with standard errors (eV)."""
-    text = f"ΔG_H = {row.delta_g_h_ev:+.2f} ± {row.delta_g_h_std_ev:.2f} eV"
-    if math.isnan(row.delta_g_h_corrected_ev):
+    """Write ΔG_H of a candidate by its best judge and, where that is another one, by DimeNet++, with standard errors (eV)."""
+    text = f"ΔG_H = {row.delta_g_ev:+.2f} ± {row.delta_g_std_ev:.2f} eV ({row.delta_g_source})"
+    if row.delta_g_source == BY_DIMENET or math.isnan(row.delta_g_h_ev):
         return text
-    return f"{text}\ncorrected potential: {row.delta_g_h_corrected_ev:+.2f} ± {row.delta_g_h_corrected_std_ev:.2f} eV"
+    return f"{text}\n{BY_DIMENET}: {row.delta_g_h_ev:+.2f} ± {row.delta_g_h_std_ev:.2f} eV"
 
 
 def draw_sheet(top: Any, side: Any, atoms: Atoms) -> None:

@@ -40,7 +40,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     hits = [
         f"{count(name)} by {judge}"
         for name, judge in (
-            ("hit_rate", "DimeNet++"),
+            ("hit_rate", "the best judge of each"),
+            ("hit_rate_dimenet", "DimeNet++"),
             ("hit_rate_potential", "the potential's own ΔG_H"),
             ("hit_rate_corrected", "the same corrected from DFT"),
         )
@@ -50,7 +51,8 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"{next(iter(funnel.values()))} CIFs were judged: {count('rate_valid')} of {n} two-dimensional candidates are valid "
         f"monolayers, {count('rate_converged')} relax to convergence, {count('rate_metastable')} lie at most {hull} above the "
         "hull.",
-        f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): {', '.join(hits) or 'no verdict'}.",
+        f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): {', '.join(hits) or 'no verdict'}. From values and errors "
+        f"{(found['expected_hit_rate']['value'] or 0.0) * n:.1f} are to be expected.",
         f"Mean |ΔG_H| {metric_text(found['mae_delta_g_ev'])} eV; Score_stab {metric_text(found['score_stab'])}; "
         f"Rate_synth {metric_text(found['rate_synth'])}; metastable S.U.N. {metric_text(found['rate_metastable_sun'])}.",
     ]

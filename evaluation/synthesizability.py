@@ -1,9 +1,9 @@
 """Defines what a judge of synthesizability is, and how a language model gives a probability.
 
-There are two judges: the 8B CSLLM where the user has it (``csllm``), and the small embedded language model (``embedded_lm``). Both
-read CSLLM's material string (Song et al., arXiv:2407.07016) inside CSLLM's question. P(True) comes from the log-likelihoods of the
-two labels, never from generated text. The probability of both labels together (label mass) is recorded too: a small mass means that
-the model did not understand the question.
+There are two judges: the 8B CSLLM where the user has it (``csllm``), and the embedded boosted trees (``embedded_trees``). CSLLM
+reads its material string (Song et al., arXiv:2407.07016) inside its question. P(True) comes from the log-likelihoods of the two
+labels, never from generated text. The probability of both labels together (label mass) is recorded too: a small mass means that the
+model did not understand the question.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from ase import Atoms
 from pymatgen.core import Structure
 
-from evaluation.material_strings import LABELS, MaterialString, material_string, prompt
+from evaluation.material_strings import LABELS, prompt
 
 MIN_LABEL_MASS = 0.5
 
@@ -97,16 +97,9 @@ class SynthesizabilityJudge(ABC):
         """Return one score per structure; where there is none, it is NaN and its status says why."""
         return [self._score_one(structure) for structure in structures]
 
-    def _score_one(self, structure: Structure | Atoms) -> SynthScore:
-        try:
-            string = material_string(structure)
-        except ValueError as error:
-            return SynthScore(math.nan, math.nan, math.nan, f"no material string: {error}", False)
-        return self.score_string(string)
-
     @abstractmethod
-    def score_string(self, string: MaterialString) -> SynthScore:
-        """Return the score of a material string."""
+    def _score_one(self, structure: Structure | Atoms) -> SynthScore:
+        """Return the score of one structure."""
 
 
 def normalised_odds(log_true: float, log_false: float) -> tuple[float, float, float]:

@@ -83,9 +83,21 @@ def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -
             "P_synth",
             f"{synth.get('name', '')}: probability of the label 'synthesizable'"
             + (f"; ROC-AUC {auc:.2f} on held-out formulas" if auc else "")
+            + _laboratory_text(synth.get("laboratory"))
             + ". It ranks; it is no promise that a synthesis exists.",
         ),
     ]
+
+
+def _laboratory_text(recall: Mapping[str, Any] | None) -> str:
+    """Write what ``laboratory.laboratory_recall`` found."""
+    if not recall:
+        return ""
+    missed = f", missed {', '.join(recall['missed'])}" if 0 < len(recall["missed"]) <= 10 else ""
+    return (
+        f"; it recalls {recall['recalled']} of {recall['n']} sheets made in a laboratory (data/laboratory_sheets.csv){missed}; of "
+        f"the {recall['held_out_n']} whose formula it has not seen, {recall['held_out_recalled']}"
+    )
 
 
 def _hull_text(hull: Mapping[str, Any] | None) -> str:

@@ -158,8 +158,6 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("denoiser.train_only=heads needs denoiser.init_from, the model whose heads are trained")
     if config.dataset.synth_e_hull_max_ev > config.dataset.unsynth_e_hull_min_ev:
         raise ConfigError("dataset.synth_e_hull_max_ev must not exceed dataset.unsynth_e_hull_min_ev")
-    if config.synth_lm.hidden_size % config.synth_lm.num_heads:
-        raise ConfigError("synth_lm.hidden_size must be a multiple of synth_lm.num_heads")
     if config.evaluation.synthesizability == "csllm" and not config.evaluation.csllm_path:
         raise ConfigError("evaluation.synthesizability=csllm needs evaluation.csllm_path (a local folder or a hub id)")
     if unknown := set(config.demo.parts) - {

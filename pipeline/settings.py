@@ -33,6 +33,8 @@ def setting(
 
 @dataclass(frozen=True)
 class RunConfig:
+    """Settings of every stage."""
+
     seed: int = setting(0, "seed of every random generator", low=0, high=2**32 - 1)
     device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
     threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0, high=1024)
@@ -41,6 +43,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
+    """Settings of stage 0, which builds the embedded data."""
+
     parts: list[str] = setting(
         ["all"], "all of monolayers, references, adsorption, random; or some of these, hosts, snapshots, truth"
     )
@@ -78,6 +82,8 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DimenetConfig:
+    """Settings of DimeNet++ and its training (stage 1)."""
+
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "OC20 IS2RE LMDB: a file or a folder of *.lmdb", path=True)
     val_lmdb_path: str = setting("", "validation LMDB; empty: split by bulk formula", path=True)
     adsorbate: str = setting("H", "H: records with one H adatom; all: every record", choices=("H", "all"))
@@ -111,6 +117,8 @@ class DimenetConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
+    """Settings of the data set (stage 2)."""
+
     db_path: str = setting("data/demo_c2db.db", "C2DB as an ASE database", path=True)
     processed_dir: str = setting("${run.output_dir}/processed", "where train.pt, val.pt and test.pt go", path=True)
     max_atoms: int = setting(20, "larger cells are dropped and counted", low=1)
@@ -144,6 +152,8 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
+    """Settings of the denoiser and its training (stage 3)."""
+
     checkpoint: str = setting(
         "${run.output_dir}/denoiser/best_diffusion_model.pth", "trained model: written by stage 3, read by stage 4", path=True
     )
@@ -186,6 +196,8 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
+    """Settings of sampling and export (stage 4)."""
+
     num_structures: int = setting(32, "CIFs to write", low=1)
     output_dir: str = setting("${run.output_dir}/generated_cifs", "folder of the CIFs", path=True)
     target_delta_g: float = setting(0.0, "target ΔG_H (eV)", low=-5, high=5)
@@ -236,6 +248,8 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
+    """Settings of the benchmark of the generator."""
+
     parts: list[str] = setting(["all"], "all, or some of csp, generation, steps, guidance")
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
     csp_rows: int = setting(150, "part csp: held-out sheets, drawn at random from the test split", low=1)
@@ -254,6 +268,8 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """Settings of the judges, the report and the figures (stages 5 and 6)."""
+
     cif_dir: str = setting("${generation.output_dir}", "folder of CIFs to judge", path=True)
     output_dir: str = setting("${run.output_dir}", "where metrics, report and figures go", path=True)
     unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: same model, no guidance", path=True)
@@ -272,8 +288,14 @@ class EvaluationConfig:
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
-    embedded_checkpoint: str = setting("weights/synth_lm.pth", "small embedded language model", path=True)
+    embedded_checkpoint: str = setting("weights/synth_lm.pth", "embedded synthesizability model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
+    hull: str = setting(
+        "learnt",
+        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; outside its domain potential), both (their mean)",
+        choices=("potential", "learnt", "both"),
+    )
+    hull_checkpoint: str = setting("weights/hull_${evaluation.potential}.pth", "learnt hull of that potential", path=True)
     hull_db: str = setting("", "database with ehull, such as C2DB, against which E_above_hull is checked; empty: not", path=True)
     hull_rows: int = setting(300, "rows of it that are relaxed for that", low=10)
     dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
@@ -303,6 +325,8 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ExternalConfig:
+    """Settings of somebody else's set (stage 6)."""
+
     cif_dir: str = setting("data/random_decoration", "somebody else's CIFs", path=True)
     output_dir: str = setting("results_external", "where their metrics, report and figures go", path=True)
     name: str = setting("external", "their name in tables and figures")
@@ -310,24 +334,40 @@ class ExternalConfig:
 
 @dataclass(frozen=True)
 class SynthLMConfig:
+    """Settings of the embedded synthesizability model and its training."""
+
     db_path: str = setting("${dataset.db_path}", "monolayer database with ehull", path=True)
     checkpoint: str = setting("${run.output_dir}/synth_lm/synth_lm.pth", "trained model", path=True)
-    max_rows: int = setting(0, "labelled rows to use, drawn at random; 0: all", low=0)
-    hidden_size: int = setting(128, "width of the decoder", low=16)
-    num_layers: int = setting(4, "decoder layers", low=1)
-    num_heads: int = setting(4, "attention heads", low=1)
-    epochs: int = setting(12, "passes over the training crystals", low=1)
-    batch_size: int = setting(32, "strings per step", low=1)
-    learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
-    weight_decay: float = setting(0.05, "AdamW weight decay", low=0)
-    mask_fraction: float = setting(0.1, "share of the string's tokens hidden in training", low=0, high=0.9)
-    string_loss_weight: float = setting(0.1, "weight of predicting the string itself, beside the label", low=0)
-    augmentations: int = setting(3, "equivalent strings (setting, origin) per crystal, one drawn per epoch", low=1)
-    min_element_rows: int = setting(3, "the model abstains on elements of fewer training crystals", low=1)
+    more_db_paths: list[str] = setting([], "further databases of the same kind, such as another release of C2DB", path=True)
+    max_rows: int = setting(0, "rows to use, drawn at random; 0: all", low=0)
+    trees: int = setting(300, "boosted trees", low=1)
+    learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
+    max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
+    reported_weight: float = setting(5.0, "weight of a sheet whose synthesis is on record, beside 1 of another", low=1)
+    min_element_rows: int = setting(3, "the model abstains on elements of fewer training sheets", low=1)
+
+
+@dataclass(frozen=True)
+class LearntHullConfig:
+    """Settings of the learnt hull and its training."""
+
+    db_path: str = setting("${dataset.db_path}", "C2DB as an ASE database, with hform and ehull", path=True)
+    checkpoint: str = setting("${run.output_dir}/learnt_hull/hull_${evaluation.potential}.pth", "trained model", path=True)
+    work_dir: str = setting("${run.output_dir}/learnt_hull/work", "resumable energies, one line per sheet", path=True)
+    train_rows: int = setting(4000, "training sheets that get a single point; 0: all", low=0)
+    test_rows: int = setting(0, "sheets of held-out formulas that get one; 0: all", low=0)
+    relaxed_rows: int = setting(150, "sheets of held-out formulas that are relaxed as candidates are", low=1)
+    max_atoms: int = setting(20, "larger cells are left out", low=1)
+    trees: int = setting(400, "boosted trees of each model", low=1)
+    learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
+    max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
+    min_element_rows: int = setting(5, "elements of fewer training sheets are outside the domain", low=1)
 
 
 @dataclass(frozen=True)
 class Config:
+    """All sections."""
+
     run: RunConfig = field(default_factory=RunConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
     dimenet: DimenetConfig = field(default_factory=DimenetConfig)
@@ -338,6 +378,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     external: ExternalConfig = field(default_factory=ExternalConfig)
     synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)
+    learnt_hull: LearntHullConfig = field(default_factory=LearntHullConfig)
 
 
 def section_fields(section: str) -> tuple[dataclasses.Field, ...]:

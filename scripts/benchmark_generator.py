@@ -347,7 +347,7 @@ def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from pipeline.plotting import figure
 
     panels = (
-        ("hit_rate", "hits, other DimeNet++"),
+        ("hit_rate_dimenet", "hits, other DimeNet++"),
         ("hit_rate_potential", "hits, potential"),
         ("hit_rate_corrected", "hits, potential corrected from DFT"),
         ("mae_delta_g_ev", "mean |ΔG_H|, other DimeNet++ (eV)"),
@@ -425,7 +425,7 @@ def main(cfg: Config) -> None:
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
         draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
         for row in rows:
-            hits, valid = row["aggregates"]["hit_rate"], row["aggregates"]["sampled_valid"]
+            hits, valid = row["aggregates"]["hit_rate_dimenet"], row["aggregates"]["sampled_valid"]
             setting = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
             print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
 

@@ -1,12 +1,12 @@
-"""Trains the small embedded synthesizability model that stands in where the 8B CSLLM is not installed.
+"""Trains the embedded synthesizability model, which judges where the 8B CSLLM is not installed.
 
-Reads   synth_lm.db_path (C2DB or the embedded database as an ASE db): structures, ehull, experimental and stability keys.
+Reads   synth_lm.db_path and synth_lm.more_db_paths (C2DB or the embedded database as ASE db): structures, ehull, keys of synthesis
+        and stability.
 Writes  synth_lm.checkpoint, its sidecar .json, and synth_lm_calibration.png beside it.
-Run     python -m scripts.pretrain_csllm [synth_lm.db_path=c2db.db]
+Run     python -m scripts.pretrain_csllm [synth_lm.db_path=c2db.db] [synth_lm.more_db_paths=[c2db_2022.db]]
 
-A Llama-type decoder of about a million parameters learns CSLLM's own task on monolayers: it reads the material string inside
-CSLLM's question and answers True or False. Split by reduced formula, classes weighted to balance, best epoch by validation loss,
-then temperature and bias fitted on the validation part. Started again after a kill it ends with the same weights (CPU).
+Boosted trees learn from the composition and the bonds of a sheet whether it can be made. Sheets whose synthesis is on record weigh
+most. Split by reduced formula, both labels weigh the same, and P_synth is calibrated by cross-validation on formulas.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pipeline.settings import Config
 
 
 def main(cfg: Config) -> None:
-    """Train what is missing and write the products: ``evaluation.synth_training``, the loop in ``networks.training``."""
-    from evaluation.synth_training import train_stage  # here, because PyTorch takes seconds and --help does not need it
+    """Train what is missing and write the products: ``evaluation.synth_training``."""
+    from evaluation.synth_training import train_stage  # here, because scikit-learn takes seconds and --help does not need it
 
     train_stage(cfg)
 

@@ -90,12 +90,11 @@ def test_three_models_put_a_formula_on_the_same_side(tmp_path, many):
     chosen = [*map(database.formula_key, FORMULAS), *many[:80]]
     with ase.db.connect(tmp_path / "rows.db") as db:
         for key in chosen:
-            db.write(Atoms(str(Formula(key) * 2)), key_value_pairs={"ehull": 0.0})
+            atoms = Atoms(str(Formula(key) * 2))
+            atoms.set_cell([3.0 * len(atoms), 3.0, 20.0])
+            atoms.positions[:, 0] = 3.0 * np.arange(len(atoms))
+            db.write(atoms, key_value_pairs={"ehull": 0.0})
     config = dataclasses.replace(Config(), synth_lm=dataclasses.replace(Config().synth_lm, db_path=str(tmp_path / "rows.db")))
-    rows, _ = synth_examples.select_rows(config)
-    strings = {"strings": ["x"]}
-    examples = [synth_examples.Example(number, key, label, **strings) for number, key, label in rows]
-    assert [example.formula for example in examples] == chosen
     settings = DatasetConfig()
     stage2 = [SimpleNamespace(formula=database.formula_key(alphabetic(key))) for key in chosen]
     sheets = {row.formula: side for side, rows in material_dataset.split_rows(stage2, settings, 0).items() for row in rows}
@@ -105,6 +104,7 @@ def test_three_models_put_a_formula_on_the_same_side(tmp_path, many):
         entries.append(adsorption_data.Entry(0, 0, 0.0, adsorption_data.reduced_formula(record), "x", 3, (1,)))
     split = adsorption_data.split_by_formula(entries, DimenetConfig(), 0)
     records = {entries[number].formula: side for side, numbers in split.items() for number in numbers}
-    texts = {example.formula: synth_examples.side_of(example.formula, config) for example in examples}
-    assert sheets == records == texts
+    examples, _ = synth_examples.read_examples(config)
+    assert {example.formula for example in examples} == set(chosen)
+    assert sheets == records == {example.formula: example.split for example in examples}
     assert set(sheets.values()) == {"train", "val", "test"}

@@ -27,9 +27,11 @@ def test_row_against_hand_computed_numbers(tmp_path):
     assert row.delta_g_h_corrected_ev == pytest.approx(0.42 + 0.27) and row.delta_g_h_corrected_std_ev == 0.3
     assert row.h_coverage == pytest.approx(1 / 9)
     assert row.score_stab == pytest.approx(math.exp(-0.05))
-    assert row.score_composite == pytest.approx(0.4 * 0.9 + 0.3 * math.exp(-0.05) + 0.3 * 0.8)
-    assert row.unique and row.novel and row.hit and row.metastable_sun
-    assert row.hit_potential is False and row.hit_corrected is False and row.sun is False
+    assert (row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source) == (row.delta_g_h_corrected_ev, 0.3, "corrected potential")
+    assert row.score_composite == pytest.approx(0.4 * 0.0 + 0.3 * math.exp(-0.05) + 0.3 * 0.8)  # |0.69 eV| earns nothing
+    assert row.unique and row.novel and row.hit_dimenet and row.metastable_sun
+    assert row.hit_potential is False and row.hit_corrected is False and row.hit is False and row.sun is False
+    assert 0 < row.p_hit < 0.1
     table = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert table[0].split(",") == [f.name for f in dataclasses.fields(candidate.CandidateResult)]
     assert len(table) == 2
@@ -93,11 +95,12 @@ def test_failed_judges_leave_nan_and_a_reason(tmp_path):
     assert math.isnan(rows["nb"].delta_g_h_ev) and math.isnan(rows["nb"].score_composite) and rows["nb"].hit is None
     assert rows["nb"].e_above_hull_ev == pytest.approx(0.05)
     assert rows["w"].h_desorbed and math.isnan(rows["w"].delta_g_h_potential_ev) and "desorbs" in rows["w"].status
-    assert "no reference for Au" in rows["au"].status and math.isnan(rows["au"].e_form_ev) and rows["au"].hit is None
+    assert "no reference for Au" in rows["au"].status and math.isnan(rows["au"].e_form_ev)
+    assert rows["au"].hit_dimenet is None and rows["au"].hit is False, "0.69 eV by the best judge is no hit on any hull"
 
 
 def test_the_potential_is_not_asked_about_sheets_far_above_the_hull(tmp_path):
-    """E_above_hull is 0.05 eV/atom: a limit below it leaves the cell empty, says so, and changes nothing else."""
+    """E_above_hull is 0.05 eV/atom: a limit below it leaves the cell empty and says so; DimeNet++ is the best judge then."""
     asked, not_asked = (
         evaluated(
             tmp_path / str(limit), {"mo": simple.sheet()}, settings=dataclasses.replace(SETTINGS, potential_h_max_e_hull_ev=limit)
@@ -106,7 +109,8 @@ def test_the_potential_is_not_asked_about_sheets_far_above_the_hull(tmp_path):
     )
     assert asked.status == "ok" and asked.delta_g_h_corrected_ev == pytest.approx(0.69)
     assert math.isnan(not_asked.delta_g_h_corrected_ev) and "not asked, E_above_hull over 0.04" in not_asked.status
-    assert not_asked.delta_g_h_ev == asked.delta_g_h_ev and not_asked.score_composite == asked.score_composite
+    assert not_asked.delta_g_h_ev == asked.delta_g_h_ev == not_asked.delta_g_ev and not_asked.delta_g_source == "DimeNet++"
+    assert not_asked.score_composite == pytest.approx(0.4 * 0.9 + 0.3 * math.exp(-0.05) + 0.3 * 0.8)
 
 
 def test_a_pair_without_a_competing_compound_is_said_in_words(tmp_path):

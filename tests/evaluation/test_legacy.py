@@ -40,7 +40,7 @@ def test_a_failure_of_the_earlier_baselines_scoring_costs_no_other_number(tmp_pa
 
     (row,) = evaluated(tmp_path, {"a": simple.sheet()}, simple.judges(her=Unembeddable())).rows
     assert "scores of the earlier baseline: Og is heavier" in row.status
-    assert math.isnan(row.legacy_score_composite) and row.score_composite > 0 and row.hit
+    assert math.isnan(row.legacy_score_composite) and row.score_composite > 0 and row.hit_dimenet
 
 
 def test_the_earlier_baselines_energy_is_total_and_keeps_the_cell():
@@ -80,9 +80,9 @@ def test_ranking_of_the_earlier_baseline_and_what_becomes_of_its_favourites():
     rows = [
         row("bulk", 0.99, dimensionality=validity.BULK),
         row("clash", 0.9, 0.1, valid=False),
-        row("high", 0.8, 0.2, e_above_hull_ev=0.4, delta_g_h_ev=0.0),
-        row("inert", 0.7, 0.3, e_above_hull_ev=0.0, delta_g_h_ev=1.5, hit=False),
-        row("good", 0.6, 0.9, e_above_hull_ev=0.0, delta_g_h_ev=0.0, hit=True),
+        row("high", 0.8, 0.2, e_above_hull_ev=0.4, delta_g_ev=0.0),
+        row("inert", 0.7, 0.3, e_above_hull_ev=0.0, delta_g_ev=1.5, hit=False),
+        row("good", 0.6, 0.9, e_above_hull_ev=0.0, delta_g_ev=0.0, hit=True),
         row("unscored", math.nan, 0.8),
     ]
     found = legacy_ranking(rows, SETTINGS, top=3)

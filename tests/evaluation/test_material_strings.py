@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from pymatgen.core import Structure
+from sheet_settings import settings_of
 from small_language_models import mos2
 
 from evaluation import material_strings
@@ -114,25 +115,7 @@ def test_no_string_without_a_crystal(broken):
         material_strings.material_string(structure)
 
 
-def test_equivalent_sheets_have_the_same_distances():
-    boxed, _ = material_strings.standard_box(material_strings.as_structure(mos2()))
-    rng = np.random.default_rng(1)
-    texts = set()
-    for _ in range(8):
-        other = material_strings.equivalent_sheet(boxed, rng)
-        molybdenum = [(s, site) for s in (boxed, other) for site in s if site.specie.symbol == "Mo"]
-        shells = [np.sort([near.nn_distance for near in s.get_neighbors(site, 5.0)]) for s, site in molybdenum]
-        np.testing.assert_allclose(shells[0], shells[1], atol=1e-8)
-        texts.add(material_strings.material_string(other).text)
-    assert len(texts) > 2
-
-
-def test_tokens_of_a_prompt():
-    text = "187 |3.160,3.160,23.170,90.00,90.00,120.00| (Mo-1b[0.  0.  0.5])->(S-2i[0.66666667 0.33333333 0.999])"
-    tokenizer = material_strings.MaterialTokenizer()
-    tokens = tokenizer.tokens(material_strings.prompt(text, "False"))
-    assert tokens[:2] == ["Input:", "Can this material structure be synthesized"] and tokens[-3:] == ["\n", "Output:", "False"]
-    assert tokens[2:12] == ["group 187", *["length 3", "tenth 2"] * 2, "length 23", "tenth 2", "angle 90", "angle 90", "angle 120"]
-    assert tokens[12:18] == ["element Mo", "multiplicity 1", "letter b", "coordinate 0", "coordinate 0", "coordinate 50"]
-    assert tokens[18:24] == ["element S", "multiplicity 2", "letter i", "coordinate 67", "coordinate 33", "coordinate 0"]
-    assert tokenizer.unknown_id not in tokenizer.encode(material_strings.prompt(text, "False"))
+def test_strings_of_equivalent_sheets_differ():
+    """CSLLM's text depends on the setting; that is why a table of descriptors judges here."""
+    texts = {material_strings.material_string(sheet).text for sheet in settings_of(mos2(), np.random.default_rng(1))}
+    assert len(texts) > 1

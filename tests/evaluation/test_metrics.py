@@ -15,9 +15,9 @@ def test_aggregates_against_hand_computed_numbers():
     def row(**values):
         return candidate.CandidateResult(formula="MoS2", reduced_formula="MoS2", dimensionality="2D", **values)
 
-    good = row(delta_g_h_ev=0.1, e_above_hull_ev=0.02, score_stab=0.9, relax_rmsd_angstrom=0.1)
+    good = row(delta_g_ev=0.1, p_hit=0.6, e_above_hull_ev=0.02, score_stab=0.9, relax_rmsd_angstrom=0.1)
     good.synthesizable, good.valid, good.hit = True, True, True
-    poor = row(delta_g_h_ev=-0.3, e_above_hull_ev=0.3, score_stab=0.7, relax_rmsd_angstrom=0.3)
+    poor = row(delta_g_ev=-0.3, p_hit=0.0, e_above_hull_ev=0.3, score_stab=0.7, relax_rmsd_angstrom=0.3)
     poor.synthesizable, poor.valid, poor.hit = False, True, False
     rows = [
         good,
@@ -32,6 +32,7 @@ def test_aggregates_against_hand_computed_numbers():
     assert found["rate_synth"].value == pytest.approx(1 / 4) and found["rate_synth"].n_ok == 2
     assert found["rate_valid"].value == pytest.approx(2 / 4)
     assert found["hit_rate"].value == pytest.approx(1 / 4)
+    assert found["expected_hit_rate"].value == pytest.approx(0.6 / 4) and found["expected_hit_rate"].n == 4
     assert found["rate_metastable"].value == pytest.approx(2 / 4)
     assert found["median_rmsd_angstrom"].value == pytest.approx(0.2)
     assert found["unique_formulas"].value == 1 and found["unique_elements"].value == 2

@@ -109,6 +109,7 @@ def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeyp
     for row, value in zip(rows, (-9.0, -1.7, 2.6, 0.0), strict=True):
         row.delta_g_h_ev, row.delta_g_h_std_ev = value, 0.1
         row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev = value + 0.2, 0.3
+        decisions.choose_delta_g(row)
     seen = []
     monkeypatch.setattr(plotting, "save", lambda fig, path: seen.append(fig))
     figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
@@ -237,7 +238,9 @@ def test_best_are_hits_before_scores(products):
 def test_funnel_by_hand(products):
     _, cfg, ours, _ = products
     counts = list(figures.funnel_counts(ours, cfg.evaluation).values())
-    assert counts == [4, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert counts == [4, 3, 3, 3, 3, 3, 3, 3, 0], "ΔG_H of the corrected potential, the best judge, is 0.69 eV"
+    rows = [dataclasses.replace(row, hit=row.id == "gen_00001") for row in ours.rows]
+    assert list(figures.funnel_counts(dataclasses.replace(ours, rows=rows), cfg.evaluation).values())[-1] == 1
 
 
 def test_nothing_to_draw_is_drawn_as_such(tmp_path):

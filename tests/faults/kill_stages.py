@@ -116,14 +116,9 @@ PLAIN = {
         "scripts.pretrain_csllm",
         ("run", "dataset", "synth_lm"),
         {
-            "synth_lm.epochs": 2,
-            "synth_lm.hidden_size": 32,
-            "synth_lm.num_layers": 1,
-            "synth_lm.num_heads": 2,
-            "synth_lm.augmentations": 1,
-            "synth_lm.max_rows": 40,
+            "synth_lm.trees": 5,
+            "synth_lm.max_rows": 80,
         },
-        patches=(_resume_often,),
     ),
     "optimization": Stage(
         "optimization.py",

@@ -14,7 +14,7 @@ from corpus import Hostile, one_line
 
 from energetics import hull
 from energetics.hydrogen import Calibration, Domain, HydrogenPredictor
-from evaluation.embedded_lm import EmbeddedLMJudge
+from evaluation.embedded_trees import EmbeddedTreesJudge
 from generation import sheet_table
 from generation.sheet_table import pack, read_split
 from models import DIMENET_KIND, DenoiserModelConfig, DenoisingEGNN, DimeNetPlusPlus, load_denoiser
@@ -50,7 +50,7 @@ def contents(tmp_path_factory):
 LOADERS = {
     "denoiser": lambda path: load_denoiser(path, "run optimization.py"),
     "dimenet": HydrogenPredictor.load,
-    "synth_lm": EmbeddedLMJudge,
+    "synth_trees": EmbeddedTreesJudge,
 }
 
 

@@ -57,7 +57,7 @@ def test_config_yaml_holds_the_defaults():
         ("evaluation.potential=magic", "choose one of"),
         ("evaluation.synthesizability=csllm", "csllm_path"),
         ("dataset.val_fraction=0.5 dataset.test_fraction=0.5", "less than 10 %"),
-        ("synth_lm.hidden_size=100 synth_lm.num_heads=3", "multiple"),
+        ("synth_lm.trees=0", "synth_lm.trees"),
         ("demo.parts=[everything]", "unknown part"),
         ("seed=3", "section.key=value"),
         ("run.seed", "section.key=value"),
