@@ -1,34 +1,43 @@
-"""Stage 6: judges somebody else's CIFs exactly as ours, and sets them beside ours and the controls.
+"""Stage 6: judges your own or anybody's structures exactly as ours, and sets them beside ours and the controls.
 
-Reads external.cif_dir, the judges that stage 5 uses, and stage 5's report.json where it is there. Writes the same products as
+Reads external.cif_dir (CIF, POSCAR/vasp, extxyz or xyz with a cell, .gz of these, ASE .db), the judges that stage 5 uses, and stage
+5's report.json where it is there. Writes the same products as
 stage 5 to external.output_dir, and brings comparison.csv, comparison.png and report.html up to date in both folders. Bulk crystals
 are flagged as not 2D, scored where a score is defined, and enter no average of monolayers.
 
-    python evaluate_external.py external.cif_dir=their_cifs external.name=theirs
+    python evaluate_external.py external.cif_dir=my_cifs external.name=mine
 """
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
 from pipeline.cli import run_stage
 from pipeline.errors import ConfigError
 from pipeline.settings import Config
+from pipeline.shipped import with_shipped_weights
+
+log = logging.getLogger("her2d")
 
 
 def main(cfg: Config) -> None:
     """Evaluate the external set and update the comparison."""
     from energetics import hydrogen
-    from evaluation import comparison, evaluate, judges, report, report_files, summary
+    from evaluation import comparison, evaluate, judges, material_table, reading, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
-    settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
+    output_dir = Path(cfg.external.output_dir)
     reserved = (report_files.OURS, *report_files.CONTROLS)
     if cfg.external.name in reserved:
         raise ConfigError(f"external.name={cfg.external.name}: {', '.join(reserved)} are rows of the table already")
-    evaluate.find_cifs(cfg.external.cif_dir)
+    files = reading.find_structures(cfg.external.cif_dir)
+    cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
     identity = judges.judge_identity(cfg)
+    settings = cfg.evaluation
+    if shipped:
+        log.info("%s", shipped)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
     with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
@@ -40,10 +49,12 @@ def main(cfg: Config) -> None:
             cfg.external.name,
             seed=cfg.run.seed,
             also_cached=[Path(settings.output_dir) / "cache"],
+            sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
     report.write_report(theirs, cfg, output_dir, truth=truth, her_provenance=her.provenance, script="evaluate_external.py")
     comparison.update_comparison(cfg)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
+    material_table.print_table(theirs.rows, settings)
 
 
 if __name__ == "__main__":

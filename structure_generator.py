@@ -9,8 +9,11 @@ complete, so that a killed run goes on where it was; the same seed gives the sam
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.cli import resolve_device, run_stage
 from pipeline.settings import Config
+from pipeline.shipped import with_shipped_weights
 
 
 def main(cfg: Config) -> None:
@@ -18,6 +21,9 @@ def main(cfg: Config) -> None:
     from generation.generate import CHECKPOINT_HINT, generate_structures  # here, so that --help does not wait for torch
     from models import load_denoiser
 
+    cfg, shipped = with_shipped_weights(cfg, ("denoiser",))
+    if shipped:
+        logging.getLogger("her2d").info("%s", shipped)
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
     generate_structures(cfg, model, content)
 

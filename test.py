@@ -18,6 +18,7 @@ from pipeline.cli import run_stage
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.settings import Config
+from pipeline.shipped import with_shipped_weights
 
 log = logging.getLogger("her2d")
 
@@ -36,7 +37,11 @@ def main(cfg: Config) -> None:
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
     evaluate.find_cifs(settings.cif_dir)
+    cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
+    settings = cfg.evaluation
     identity = judges.judge_identity(cfg)
+    if shipped:
+        log.info("%s", shipped)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
     hull = hull_parity.measure_or_read(cfg, output_dir)

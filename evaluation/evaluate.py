@@ -1,8 +1,8 @@
-"""Evaluates a folder of CIFs for stages 5 and 6: our candidates and anybody else's alike.
+"""Evaluates a set of structures for stages 5 and 6, or a single one: our candidates and anybody else's alike.
 
-``evaluate`` returns one ``CandidateResult`` per file and the metrics of the set. Judges are passed in (``Judges``): the interatomic
-potential with its references, DimeNet++ for hydrogen, the synthesizability model and the training structures. A judge that fails
-leaves NaN and a status that says why. A file that cannot be read has a row too.
+``evaluate`` returns one ``CandidateResult`` per structure and the metrics of the set. Judges are passed in (``Judges``): the
+interatomic potential with its references, DimeNet++ for hydrogen, the synthesizability model and the training structures. A judge
+that fails leaves NaN and a status that says why. A file that cannot be read has a row too.
 
 Every candidate is judged by itself and stored as ``cache/<hash of CIF, judges and settings>.json`` when it is done. So results do
 not depend on the order of the files or the number of workers, and a run that is stopped goes on where it was.
@@ -17,25 +17,31 @@ import logging
 import math
 import os
 import re
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
+from pymatgen.core import Structure
 from tqdm import tqdm
 
 from crystals import cif
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import decide, mark_unique
+from evaluation.decisions import decide, mark_unique, verdict
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
-from evaluation.judging import Judges
+from evaluation.judging import Judges, judge_candidate
+from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, relative_name
+from pipeline.loading import load_config, split_arguments
 from pipeline.settings import EvaluationConfig
+from pipeline.shipped import with_shipped_weights
 from pipeline.store import FolderStore
 
 log = logging.getLogger("her2d")
@@ -90,10 +96,11 @@ def evaluate(
     seed: int = 0,
     cache_dir: str | os.PathLike | None = None,
     also_cached: Sequence[str | os.PathLike] = (),
+    sources: Sequence[Source] | None = None,
 ) -> Evaluation:
-    """Judge every CIF of a folder, and write ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
+    """Judge every structure of a folder, and write ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
 
-    Identical files are judged once.
+    Identical CIFs are judged once.
 
     Args:
         cif_dir: the folder.
@@ -106,18 +113,19 @@ def evaluate(
         seed: of the bootstrap.
         cache_dir: where finished candidates are stored; ``output_dir/cache`` unless given.
         also_cached: folders of earlier runs that may hold finished candidates.
+        sources: the structures to judge; all CIFs of the folder unless given.
 
     Raises:
         StageError: there is nothing to judge.
     """
     started = time.perf_counter()
-    paths = find_cifs(cif_dir)
+    sources = [cif_source(path) for path in find_cifs(cif_dir)] if sources is None else sources
     output_dir = Path(output_dir)
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
     store = record_store(cache, [Path(p) for p in also_cached])
-    keys = {path: cache_key(_content(path), judges.identity, settings) for path in paths}
-    records = _records(keys, judges, settings, store, label, workers)
-    rows, structures = _rows(keys, records)
+    keys = {source: cache_key(_content(source.cif), judges.identity, settings) for source in sources if source.cif}
+    records = _records({key: source.cif for source, key in keys.items()}, judges, settings, store, label, workers)
+    rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
     mark_unique(rows, structures)
     decide(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
@@ -148,20 +156,13 @@ def _content(path: Path) -> bytes:
 
 
 def _records(
-    keys: Mapping[Path, str], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str, workers: int
+    cifs: Mapping[str, Path], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str, workers: int
 ) -> dict[str, dict[str, Any]]:
-    """Return key -> record of all files: from the store, or judged now where it has none."""
-    records: dict[str, dict[str, Any]] = {}
-    to_judge: dict[str, Path] = {}
-    for path, key in keys.items():
-        if key not in records and key not in to_judge:
-            record = store.get(key)
-            if record is None:
-                to_judge[key] = path
-            else:
-                records[key] = record
+    """Return key -> record of all CIFs: from the store, or judged now where it has none."""
+    records = {key: record for key in cifs if (record := store.get(key)) is not None}
+    to_judge = {key: path for key, path in cifs.items() if key not in records}
     if records:
-        log.info("%s: %d of %d candidates were judged before", label, len(records), len(set(keys.values())))
+        log.info("%s: %d of %d candidates were judged before", label, len(records), len(cifs))
     own_pool = None
     if isinstance(judges, JudgePool):
         finished = judges.judge(to_judge, settings, store)
@@ -179,13 +180,19 @@ def _records(
     return records
 
 
-def _rows(keys: Mapping[Path, str], records: Mapping[str, Mapping[str, Any]]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
+def _unreadable(source: Source) -> dict[str, Any]:
+    """Return the record of a structure that could not be read."""
+    row = CandidateResult(dimensionality="unreadable", status=f"unreadable: {source.fault}")
+    return {"row": dataclasses.asdict(row), "structure": None}
+
+
+def _rows(records: Mapping[Source, Mapping[str, Any]]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
     """Return the rows, sorted by id, and id -> structure as judged."""
     rows, structures = [], {}
-    for path, identifier in candidate_ids(list(keys)).items():
-        record = records[keys[path]]
+    identifiers = unique_ids([(source.stem, source.name) for source in records])
+    for (source, record), identifier in zip(records.items(), identifiers, strict=True):
         row = result_from_dict(record["row"])
-        row.id, row.source_file = identifier, os.fsencode(path.name).decode("utf-8", "replace")
+        row.id, row.source_file = identifier, os.fsencode(source.file.name).decode("utf-8", "replace")
         rows.append(row)
         if record["structure"] is not None:
             structures[row.id] = Atoms(**record["structure"])
@@ -197,23 +204,24 @@ def _unchanged(judges: Judges) -> Judges:
 
 
 def candidate_ids(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return path -> id: the file name without suffix.
+    """Return path -> id as ``unique_ids`` gives it to CIFs: the file name without suffix where no other file has it."""
+    sources = [cif_source(path) for path in paths]
+    return dict(zip(paths, unique_ids([(source.stem, source.name) for source in sources]), strict=True))
 
-    The id is the whole name where two files share a stem, or where the stem is the whole name of another file. Bytes that are no
-    UTF-8 become replacement characters; where that makes two names equal, the later one gets a number.
+
+def unique_ids(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Return an id for each structure, from (short name, whole name).
+
+    The id is the whole name where two structures share a short one, or where the short one is the whole name of another. Where that
+    makes two ids equal, the later one gets a number.
     """
-
-    def text(name: str) -> str:
-        return os.fsencode(name).decode("utf-8", "replace")
-
-    stems, names = [text(path.stem) for path in paths], [text(path.name) for path in paths]
-    ids: dict[Path, str] = {}
-    for path, stem, name in zip(paths, stems, names, strict=True):
-        candidate = stem if stems.count(stem) == 1 and stem not in names else name
-        taken = set(ids.values())
+    stems, wholes = Counter(stem for stem, _ in names), {whole for _, whole in names}
+    ids: dict[str, None] = {}
+    for stem, whole in names:
+        candidate = stem if stems[stem] == 1 and stem not in wholes else whole
         numbered = (f"{candidate} ({k})" for k in itertools.count(2))
-        ids[path] = next(name for name in itertools.chain([candidate], numbered) if name not in taken)
-    return ids
+        ids[next(name for name in itertools.chain([candidate], numbered) if name not in ids)] = None
+    return list(ids)
 
 
 def write_table(rows: Sequence[CandidateResult], path: str | os.PathLike) -> None:
@@ -248,3 +256,53 @@ def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
     if frames:
         with atomic_path(path) as temporary:
             write(temporary, frames, format="extxyz")
+
+
+def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> dict[str, Any]:
+    """Judge one structure as stage 6 does. The judges are loaded once for equal settings.
+
+    Args:
+        structure: Atoms of ASE, a Structure of pymatgen, or a file with one structure.
+        overrides: settings as on the command line, such as "evaluation.relax=false".
+
+    Returns:
+        The row of ``metrics.csv`` by its columns, NaN or None where a judge gave nothing, and the "verdict".
+
+    Raises:
+        StageError: the judges cannot be loaded, or the file does not hold one structure.
+    """
+    judges, settings = _judges_for(overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        source = _one_source(structure, Path(folder))
+        record = judge_candidate(source.cif, judges, settings) if source.cif else _unreadable(source)
+    rows, structures = _rows({source: record})
+    mark_unique(rows, structures)
+    decide(rows, settings)
+    return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}
+
+
+def _one_source(structure: Atoms | Structure | str | os.PathLike, folder: Path) -> Source:
+    """Return the source of a structure or of a file with one; a CIF that is made goes to ``folder``."""
+    if isinstance(structure, str | os.PathLike):
+        sources = sources_of(find_structures(structure), folder)
+        if len(sources) != 1:
+            raise StageError(f"{relative_name(structure)}: {len(sources)} structures, one is judged at a time")
+        return sources[0]
+    atoms = structure if isinstance(structure, Atoms) else structure.to_ase_atoms()
+    path = folder / f"{atoms.get_chemical_formula()[:80]}.cif"
+    try:
+        path.write_text(crystal_text(atoms), encoding="utf-8")
+    except cif.UnreadableCif as error:
+        return Source(path, path.stem, path.name, None, str(error))
+    return cif_source(path)
+
+
+@lru_cache(maxsize=2)
+def _judges_for(overrides: tuple[str, ...]) -> tuple[Judges, EvaluationConfig]:
+    """Load the judges of ``config.yaml`` and the overrides."""
+    from evaluation.judges import load_judges
+
+    cfg, line = with_shipped_weights(load_config(*split_arguments(overrides)), ("dimenet", "denoiser"))
+    if line:
+        log.info("%s", line)
+    return load_judges(cfg), cfg.evaluation

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import simple_judges as simple
+from ase import Atoms
+from pymatgen.io.ase import AseAtomsAdaptor
 from simple_judges import MALFORMED, SETTINGS, evaluated
 
-from evaluation import evaluate
+from evaluation import decisions, evaluate, material_table
 from evaluation.judge_pool import JudgePool, cache_key
 from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR
@@ -101,6 +103,38 @@ def test_a_dying_worker_costs_one_candidate(tmp_path):
     assert "worker process died" in rows["b"].status
     assert rows["a"].valid and rows["c"].valid
     assert len(list((tmp_path / "out" / "cache").glob("*.json"))) == 2
+
+
+def test_score_is_the_row_of_the_set(tmp_path, monkeypatch):
+    import evaluation as package
+
+    monkeypatch.setattr(evaluate, "_judges_for", lambda overrides: (simple.judges(), SETTINGS))
+    (row,) = evaluated(tmp_path, {"MoS2": simple.sheet()}).rows
+    expected = {**dataclasses.asdict(row), "seconds": 0, "id": "", "source_file": ""}
+    for given in (simple.sheet(), AseAtomsAdaptor.get_structure(simple.sheet()), tmp_path / "cifs" / "MoS2.cif"):
+        found = package.score(given)
+        assert found.pop("verdict") == decisions.verdict(row, SETTINGS) and row.hit is not None
+        for name, value in {**found, "seconds": 0, "id": "", "source_file": ""}.items():
+            assert value == pytest.approx(expected[name], abs=1e-6, nan_ok=True), name
+    broken = package.score(Atoms("H"))
+    assert broken["verdict"] == "unreadable" and "no unit cell" in broken["status"]
+    with pytest.raises(AttributeError):
+        package.no_such_name  # noqa: B018
+
+
+def test_table_has_one_line_per_material_the_best_first(tmp_path, capsys):
+    ours = evaluated(tmp_path, {"a": simple.sheet("NbSe2"), "b": simple.sheet(), "c": simple.bulk_copper()})
+    (tmp_path / "cifs" / "d.cif").write_text("data_x\n")
+    ours = evaluate.evaluate(tmp_path / "cifs", simple.judges(), SETTINGS, tmp_path / "out", "ours")
+    material_table.print_table(ours.rows, SETTINGS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["id", "formula"] and "eV/atom" in lines[1]
+    assert [line.split()[:2] for line in lines[2:]] == [["b", "MoS2"], ["a", "NbSe2"], ["c", "Cu"], ["d", "–"]]
+    assert lines[2].split()[3:9] == "0.05 +0.69 ± 0.30 corrected potential".split() and lines[2].split()[9] == "0.80"
+    assert "no ΔG_H" in lines[3]
+    assert "not 2D" in lines[4] and "unreadable: " in lines[5]
+    material_table.print_table(ours.rows, SETTINGS, most=1)
+    assert "and 3 more" in capsys.readouterr().out
 
 
 def test_no_folder_and_no_cif_are_one_line(tmp_path):
