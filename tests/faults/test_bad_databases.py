@@ -246,9 +246,9 @@ def test_damaged_labels_are_made_anew(tmp_path, line):
 
 
 @pytest.mark.parametrize("kind", ["text", "cut short", "a column gone"])
-def test_the_language_model_names_the_database(tmp_path, capsys, kind):
+def test_the_synthesizability_model_names_the_database(tmp_path, capsys, kind):
     NO_DATABASE[kind][0](tmp_path / "x.db")
-    code, line = one_line(capsys, synth_examples.select_rows, [f"synth_lm.db_path={tmp_path / 'x.db'}"])
+    code, line = one_line(capsys, synth_examples.read_examples, [f"synth_lm.db_path={tmp_path / 'x.db'}"])
     assert code == 1 and "x.db is not a readable ASE database" in line
 
 
