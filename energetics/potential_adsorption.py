@@ -123,6 +123,9 @@ class StabilityJudge:
         with_h = sites.beside_site(sheet, site, supercell)
         fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps
         relaxed = relax_hydrogen(with_h, energy, self.potential, fmax, steps, give_up_above=best + FAR_ABOVE_EV)
+        if relaxed.status == "not converged" and self.settings.more_h_steps:
+            # An H that has not come to rest is no verdict, so it goes on from where it is.
+            relaxed = relax_hydrogen(relaxed.atoms, energy, self.potential, fmax, self.settings.more_h_steps)
         outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
         if relaxed.status == "given up":
             return HydrogenAtSite(*outcome, given_up=True)

@@ -87,7 +87,7 @@ class SheetLabeller:
 def labeller_identity(cfg: Config) -> dict[str, Any]:
     """Return what the labels depend on beside DimeNet++, for the first line of their file."""
     settings = cfg.evaluation
-    names = ("relax", "fmax_ev_per_angstrom", "max_steps", "max_h_steps", "potential_h_sites")
+    names = ("relax", "fmax_ev_per_angstrom", "max_steps", "max_h_steps", "more_h_steps", "potential_h_sites")
     judges = without_paths(potential_identity(settings))
     return {"potential": judges, "settings": {name: getattr(settings, name) for name in names}}
 

@@ -24,6 +24,7 @@ JUDGED_SETTINGS = (
     "second_potential",
     "band_gap",
     "max_h_steps",
+    "more_h_steps",
     "min_vacuum_angstrom",
     "clash_factor",
     "e_ref_ev",

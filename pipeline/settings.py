@@ -292,7 +292,7 @@ class EvaluationConfig:
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
     hull: str = setting(
         "learnt",
-        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; outside its domain potential), both (their mean)",
+        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean)",
         choices=("potential", "learnt", "both"),
     )
     hull_checkpoint: str = setting("weights/hull_${evaluation.potential}.pth", "learnt hull of that potential", path=True)
@@ -309,6 +309,7 @@ class EvaluationConfig:
         10.0, "the potential relaxes no H on sheets further above the hull, which can be no hit (eV/atom)", low=0
     )
     max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
+    more_h_steps: int = setting(120, "further steps where H has not come to rest by then; 0: none", low=0)
     max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)
     min_vacuum_angstrom: float = setting(10.0, "vacuum a sheet must have", low=1)
     clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
