@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.errors import StageError
 from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
+ENTRY_PREFIX = "MP "  # with which the names of phases from entries of the Materials Project begin
+MAX_SAMPLE_ATOMS = 12  # of a row that is relaxed for a comparison
 MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
 
 
@@ -49,6 +52,7 @@ class References:
         self._diagrams: dict[frozenset[str], Any] = {}
         from pymatgen.analysis.phase_diagram import PDEntry
 
+        self._has_entries = any(phase.prototype.startswith(ENTRY_PREFIX) for phase in self.phases)
         for phase in self.phases:
             composition = Composition(phase.formula)
             symbols = frozenset(element.symbol for element in composition)
@@ -135,6 +139,36 @@ class References:
             per_atom - sum(self._elemental[el.symbol] * fraction for el, fraction in composition.fractional_composition.items())
         )
 
+    def decomposition(self, formula: str) -> dict[str, float]:
+        """Return what a composition decomposes into on the hull.
+
+        Returns:
+            Phase ("MoS2 prototype") -> share of the atoms, the largest first.
+
+        Raises:
+            KeyError: an element has no reference.
+        """
+        from pymatgen.core import Composition
+
+        composition = Composition(formula)
+        if missing := sorted({element.symbol for element in composition} - self.elements):
+            raise KeyError(f"no elemental reference for {', '.join(missing)}")
+        diagram = self._diagram(frozenset(element.symbol for element in composition))
+        parts = [
+            (f"{entry.composition.reduced_formula} {entry.name.partition(' ')[2]}", float(share))
+            for entry, share in diagram.get_decomposition(composition).items()
+        ]
+        return dict(sorted(parts, key=lambda part: (-part[1], part[0])))
+
+    def decided_by_entries(self, formula: str) -> bool:
+        """Return whether all compounds on the hull at a composition are entries of the Materials Project, and there is one."""
+        from pymatgen.core import Composition
+
+        if not self._has_entries:
+            return False
+        compounds = [name for name in self.decomposition(formula) if len(Composition(name.partition(" ")[0])) > 1]
+        return bool(compounds) and all(name.partition(" ")[2].startswith(ENTRY_PREFIX) for name in compounds)
+
     def missing_pairs(self, atoms: Atoms) -> list[str]:
         """Return the cation-anion pairs of a structure of which no binary compound is among the phases.
 
@@ -156,3 +190,28 @@ class References:
         if pairs := self.missing_pairs(atoms):
             raise KeyError(f"no competing compound of {', '.join(pairs)}")
         return self.e_form(atoms, energy) - self.hull_energy(atoms.get_chemical_formula("hill"))
+
+
+def sample_rows(db_path: str | os.PathLike, count: int, seed: int, keep: Callable[[Any], bool] | None = None) -> list[int]:
+    """Draw ids of a database at random, of rows with a finite ``ehull`` and at most MAX_SAMPLE_ATOMS atoms.
+
+    Args:
+        db_path: ASE database.
+        count: most ids.
+        seed: of the draw.
+        keep: which rows may be drawn; None: all.
+
+    Returns:
+        The ids, sorted.
+    """
+    from ase.db import connect
+
+    usable = [
+        row.id
+        for row in connect(db_path).select(include_data=False)
+        if row.natoms <= MAX_SAMPLE_ATOMS
+        and isinstance(row.get("ehull"), float | int)
+        and math.isfinite(row.ehull)
+        and (keep is None or keep(row))
+    ]
+    return sorted(int(k) for k in np.random.default_rng([seed, 11]).permutation(usable)[:count])

@@ -2,7 +2,8 @@
 
 ``evaluation.hull_db`` names a database with ``ehull`` such as C2DB. A sample of its rows is relaxed with the potential of the
 evaluation, and E_above_hull is computed with the same reference phases as for any candidate. Values differ because functional,
-references and competing phases differ; what matters is whether the verdicts "stable" and "unstable" agree.
+references and competing phases differ; what matters is whether the verdicts "stable" and "unstable" agree. A learnt hull is
+compared only on formulas that it has not seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from crystals.database import check_ase_database
-from energetics.hull import References
+from energetics.hull import References, sample_rows
+from energetics.learnt_hull import POTENTIAL, LearntHull, judge_hull, load_learnt_hull
 from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
 from geo_utils import standard_sheet
@@ -31,23 +33,17 @@ from pipeline.store import LineStore
 
 log = logging.getLogger("her2d")
 
-MAX_ATOMS = 12
 READ_VACUUM = 6.0  # Å, least empty gap that makes an axis of a row the vacuum axis
 
 
-def sample_rows(db_path: Path, count: int, seed: int) -> list[int]:
-    """Draw the ids of up to ``count`` rows with a finite ``ehull`` and at most MAX_ATOMS atoms at random; sorted."""
-    usable = [
-        row.id
-        for row in connect(db_path).select(include_data=False)
-        if row.natoms <= MAX_ATOMS and isinstance(row.get("ehull"), float | int) and math.isfinite(row.ehull)
-    ]
-    rng = np.random.default_rng([seed, 11])
-    return sorted(int(k) for k in rng.permutation(usable)[:count])
-
-
 def measure(
-    db_path: Path, potential: Potential, references: References, settings: EvaluationConfig, seed: int, cache: Path
+    db_path: Path,
+    potential: Potential,
+    references: References,
+    settings: EvaluationConfig,
+    seed: int,
+    cache: Path,
+    learnt: LearntHull | None = None,
 ) -> dict[str, Any]:
     """Compare E_above_hull on a sample of ``settings.hull_rows`` rows of a database.
 
@@ -57,7 +53,8 @@ def measure(
         references: reference phases by the same potential.
         settings: those of the evaluation.
         seed: of the sample.
-        cache: file of finished rows (JSON lines), used again for the same database, potential and references.
+        cache: file of finished rows (JSON lines), used again for the same database, potential, references and hull.
+        learnt: the learnt hull that judges, if any; then the sample is of formulas that it has not seen.
 
     Returns:
         What ``summarise`` returns, and ``source`` and ``identity``.
@@ -68,19 +65,28 @@ def measure(
     if not db_path.is_file():
         raise missing_file("evaluation.hull_db", db_path)
     check_ase_database(db_path)
-    ids = sample_rows(db_path, settings.hull_rows, seed)
+    keep = None if learnt is None else lambda row: learnt.is_held_out(row.formula)
+    ids = sample_rows(db_path, settings.hull_rows, seed, keep)
     if not ids:
         raise StageError(f"evaluation.hull_db: {relative_name(db_path)} has no row with a finite ehull")
-    identity = {"db": file_sha256(db_path), "references": file_sha256(settings.references_path)}
+    identity = {"db": file_sha256(db_path)} | hull_identity(settings, learnt is not None)
     mark = hashlib.sha256(json.dumps([identity, potential.identity], sort_keys=True).encode()).hexdigest()
     store = LineStore(cache, pack=_pack, unpack=_unpack)
     database = connect(db_path)
     for row_id in tqdm([k for k in ids if (mark, k) not in store], desc="hull parity", unit="row"):
-        store.add((mark, row_id), _measure_row(database.get(id=row_id), potential, references, settings))
+        store.add((mark, row_id), _measure_row(database.get(id=row_id), potential, references, settings, learnt))
     return summarise([store[mark, k] for k in ids], settings.hit_e_hull_ev) | {"source": db_path.name, "identity": identity}
 
 
-def _measure_row(row: Any, potential: Potential, references: References, settings: EvaluationConfig) -> dict[str, Any]:
+def hull_identity(settings: EvaluationConfig, with_learnt: bool) -> dict[str, str]:
+    """Return what E_above_hull depends on beside the potential: the references, and the learnt hull where there is one."""
+    own = {"references": file_sha256(settings.references_path)}
+    return own | {"hull": f"{settings.hull} {file_sha256(settings.hull_checkpoint)}"} if with_learnt else own
+
+
+def _measure_row(
+    row: Any, potential: Potential, references: References, settings: EvaluationConfig, learnt: LearntHull | None
+) -> dict[str, Any]:
     """Return E_above_hull of a row by the database (``theirs``) and by us (``ours``), in eV/atom, and a status."""
     ours, status = math.nan, "ok"
     try:
@@ -90,7 +96,7 @@ def _measure_row(row: Any, potential: Potential, references: References, setting
         else:
             relaxed = relax_sheet(atoms, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
             status = relaxed.status
-            ours = float(references.e_above_hull(relaxed.atoms, relaxed.energy))
+            ours = judge_hull(references, learnt, relaxed.atoms, relaxed.energy, settings.hull).e_above_hull
     except (ValueError, KeyError) as error:  # KeyError: a pair of elements without a competing compound
         status = str(error).strip("'\"")[:80]
     return {"theirs": float(row.ehull), "ours": ours, "status": status}
@@ -166,7 +172,7 @@ def measure_or_read(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
     the database.
 
     Returns:
-        The content of ``hull_parity.json``; None where there is none for the present references.
+        The content of ``hull_parity.json``; None where there is none for the present references and hull.
     """
     from energetics.potentials import load_potential
 
@@ -175,14 +181,16 @@ def measure_or_read(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
         if not path.is_file():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["identity"]["references"] != file_sha256(settings.references_path):
-            log.warning("%s is of other references: set evaluation.hull_db to measure anew", relative_name(path))
+        own = hull_identity(settings, settings.hull != POTENTIAL and Path(settings.hull_checkpoint).is_file())
+        if {name: found["identity"].get(name) for name in ("references", "hull")} != {"hull": None, **own}:
+            log.warning("%s is of other references or another hull: set evaluation.hull_db to measure anew", relative_name(path))
             return None
         return found
     potential = load_potential(settings.potential, settings.potential_checkpoint)
     references = References.load(settings.references_path, potential)
+    learnt = load_learnt_hull(settings, references, potential)
     cache = output_dir / "cache" / "hull_parity.jsonl"
-    found = measure(Path(settings.hull_db), potential, references, settings, cfg.run.seed, cache)
+    found = measure(Path(settings.hull_db), potential, references, settings, cfg.run.seed, cache, learnt)
     if found["n_ok"]:
         draw(found, output_dir / "hull_parity.png")
     public = {key: value for key, value in found.items() if key != "pairs"}
