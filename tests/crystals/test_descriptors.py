@@ -4,10 +4,12 @@ import ase.db
 import numpy as np
 import pytest
 from ase.build import bulk, graphene, mx2
+from ase.neighborlist import neighbor_list
 from sheet_settings import settings_of
 
+from crystals import descriptors
 from crystals.descriptors import COMPOSITION_NAMES, SHEET_NAMES, composition_descriptors, crystal_descriptors, sheet_descriptors
-from geo_utils import NotTwoDimensional
+from geo_utils import NotTwoDimensional, standard_sheet
 
 
 def mos2(kind="2H"):
@@ -57,3 +59,15 @@ def test_what_has_no_descriptors_says_why():
         sheet_descriptors(bulk("Cu"))
     with pytest.raises(ValueError, match="element 99"):
         composition_descriptors(np.array([99]))
+
+
+def test_neighbours_are_those_of_ase():
+    with ase.db.connect("data/demo_c2db.db") as db:
+        sheets = [standard_sheet(row.toatoms()) for row in db.select()][::60]
+    for sheet in sheets:
+        sheet.pbc = (True, True, False)
+        expected = neighbor_list("ijd", sheet, descriptors.NEIGHBOUR_CUTOFF)
+        found = descriptors.neighbours(sheet)
+        assert sorted(zip(*(a.tolist() for a in found[:2]), found[2].round(6), strict=True)) == sorted(
+            zip(*(a.tolist() for a in expected[:2]), expected[2].round(6), strict=True)
+        )
