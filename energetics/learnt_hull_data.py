@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.db import connect
+from ase.formula import Formula
 from tqdm import tqdm
 
 from crystals.database import check_ase_database, formula_key, hash_share, split_of
@@ -99,7 +100,8 @@ def describe_formulas(facts: Sequence[Fact], references: References) -> Formulas
     for fact in facts:
         known.setdefault(fact.formula, []).append(fact.h_form - fact.e_hull)
     rows = []
-    for key in tqdm(sorted(known), desc="hull energies", unit="formula"):
+    by_elements = sorted(known, key=lambda key: (sorted(Formula(key).count()), key))  # one phase diagram serves many
+    for key in tqdm(by_elements, desc="hull energies", unit="formula"):
         try:
             own = references.hull_energy(key)
             rows.append((key, hull_descriptors(key, own), float(np.median(known[key])), own))

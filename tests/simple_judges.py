@@ -149,6 +149,9 @@ class Table:
     def decomposition(self, formula: str) -> dict[str, float]:
         return {"MoS2 2H": 1.0}
 
+    def decided_by_entries(self, formula: str) -> bool:
+        return False
+
 
 @dataclass
 class SiteTable:

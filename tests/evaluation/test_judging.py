@@ -122,6 +122,27 @@ def test_a_pair_without_a_competing_compound_is_said_in_words(tmp_path):
     assert row.status == "hull: no competing compound of Mo-S" and row.e_form_ev == -0.5 and math.isnan(row.e_above_hull_ev)
 
 
+def test_the_learnt_hull_counts_beside_the_potentials(tmp_path):
+    class Learnt:
+        def outside_domain(self, atoms, e_form):
+            return "element not in training: W" if "W" in atoms.get_chemical_symbols() else ""
+
+        def e_above_hull(self, atoms, e_form):
+            return (0.12, {"learnt": 0.04, "both": 0.03}) if e_form == -0.5 else None
+
+    sheets = {"mo": simple.sheet(), "w": simple.sheet("WS2")}
+    judges = dataclasses.replace(simple.judges(), learnt_hull=Learnt())
+    rows = {row.id: row for row in evaluated(tmp_path, sheets, judges).rows}
+    mo, other = rows["mo"], rows["w"]
+    assert (mo.e_above_hull_ev, mo.e_above_hull_std_ev, mo.e_above_hull_potential_ev) == (0.12, 0.04, 0.05)
+    assert (mo.e_above_hull_source, mo.decomposition) == ("learnt", "1.00 MoS2 2H")
+    assert mo.score_stab == pytest.approx(math.exp(-0.12)) and mo.metastable_sun is False
+    assert other.e_above_hull_ev == 0.05 and math.isnan(other.e_above_hull_std_ev)
+    assert other.e_above_hull_source == "potential, element not in training: W"
+    own = evaluated(tmp_path / "own", sheets, judges, dataclasses.replace(SETTINGS, hull="potential")).rows[0]
+    assert (own.e_above_hull_ev, own.e_above_hull_source) == (0.05, "potential")
+
+
 def test_failed_relaxation_is_named(tmp_path):
     evaluation = evaluated(tmp_path, {"mo": simple.sheet(), "w": simple.sheet("WS2")}, simple.judges(potential=simple.Springs("W")))
     row = next(row for row in evaluation.rows if row.id == "w")
