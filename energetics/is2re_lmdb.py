@@ -2,8 +2,9 @@
 
 A pickle can run code when it is loaded, and these files are downloads. Only tensors, NumPy arrays, plain containers and PyG's
 containers are unpickled; the last become attribute tables that run nothing (``pipeline.safe_pickle``). Files of every age are read:
-PyG 1.x (attributes in ``__dict__``) and PyG 2 (``_store._mapping``), with or without a ``length`` key, ``cell`` as (1, 3, 3) or
-(3, 3), atomic numbers as floats.
+PyG 1.x (attributes in ``__dict__``) and PyG 2 (``_store._mapping``), with or without a ``length`` key (pickled or in digits), keys
+with or without leading zeros, ``cell`` as (1, 3, 3) or (3, 3), atomic numbers as floats. ASE-LMDB files of fairchem v2 hold total
+energies, not adsorption energies; they are refused by name.
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ class Is2reReader:
         self.path = Path(path)
         self.files = _lmdb_files(self.path, key)
         self._environments: dict[int, lmdb.Environment] = {}
-        self._keys = [_record_keys(self._environment(number), file) for number, file in enumerate(self.files)]
+        found = [_record_keys(self._environment(number), file) for number, file in enumerate(self.files)]
+        self._keys, self._widths = [keys for keys, _ in found], [width for _, width in found]
         self._starts = np.cumsum([0] + [len(keys) for keys in self._keys])
         if not len(self):
             raise StageError(f"{relative_name(self.path)} holds no record (keys '0', '1', ...)")
@@ -192,7 +194,7 @@ class Is2reReader:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.files[number], str(self._keys[number][index - self._starts[number]])
+        return self.files[number], str(self._keys[number][index - self._starts[number]]).zfill(self._widths[number])
 
     def __getitem__(self, index: int) -> Is2reRecord:
         """Read a record. Raises StageError, which names file and key, where it is hostile, damaged or not of the IS2RE schema."""
@@ -257,6 +259,11 @@ def _lmdb_files(path: Path, key: str) -> list[Path]:
             files = [path / "data.mdb"]
         if files:
             return files
+        if any(path.glob("*.aselmdb")):
+            raise StageError(
+                f"{relative_name(path)} holds ASE-LMDB files of fairchem v2 (.aselmdb), which have total energies and no "
+                "adsorption energies; name OC20's is2re data.lmdb"
+            )
         raise StageError(f"{relative_name(path)} is a folder without *.lmdb files")
     raise missing_file(key, path, "name an IS2RE LMDB, or run python -m scripts.prepare_demo_data")
 
@@ -282,25 +289,36 @@ def _open_environment(file: Path) -> lmdb.Environment:
     return environment
 
 
-def _record_keys(environment: lmdb.Environment, file: Path) -> np.ndarray:
-    """Return the keys of the records, (n,) sorted integers, with a warning where the file holds other keys or states another n."""
+def _record_keys(environment: lmdb.Environment, file: Path) -> tuple[np.ndarray, int]:
+    """Return the keys of the records, (n,) sorted integers, and the digits of a key; 0: no leading zeros.
+
+    Keys with leading zeros count where every numbered key has as many digits. Other keys, or another n in ``length``, warn.
+    """
     try:
         with environment.begin(write=False) as transaction:
             keys = [bytes(key) for key in transaction.cursor().iternext(keys=True, values=False)]
             stated = transaction.get(b"length")
     except lmdb.Error as error:
         raise StageError(f"{relative_name(file)} is damaged ({error})") from error
-    record_keys = np.array(sorted(int(key) for key in keys if re.fullmatch(rb"0|[1-9][0-9]{0,17}", key)), dtype=np.int64)
+    if {b"nextid", b"deleted_ids"} & set(keys):
+        raise StageError(
+            f"{relative_name(file)} is an ASE-LMDB of fairchem v2 (.aselmdb): it holds total energies, not the adsorption energies "
+            "of an IS2RE LMDB; name OC20's is2re data.lmdb"
+        )
+    numbered = [key for key in keys if re.fullmatch(rb"[0-9]{1,18}", key)]
+    padded = len({len(key) for key in numbered}) == 1 and any(key[:1] == b"0" and len(key) > 1 for key in numbered)
+    record_keys = sorted(int(key) for key in numbered if padded or key == b"0" or key[:1] != b"0")
+    record_keys = np.array(record_keys, dtype=np.int64)
     if others := len(keys) - len(record_keys) - (stated is not None):
         log.warning("%s: %d keys are no record numbers (0, 1, ...) and are left out", relative_name(file), others)
     if stated is not None:
         try:
-            length = safe_loads(stated)
+            length = int(stated) if re.fullmatch(rb"[0-9]{1,18}", stated) else safe_loads(stated)
         except Exception as error:  # hostile or damaged: the keys themselves say how many there are
             raise StageError(f"{relative_name(file)}, key length: refused or damaged ({error})") from error
         if _stated_length(length) != len(record_keys):
             log.warning("%s states %s records and holds %d", relative_name(file), str(length)[:40], len(record_keys))
-    return record_keys
+    return record_keys, len(numbered[0]) if padded else 0
 
 
 def _stated_length(length: Any) -> float:

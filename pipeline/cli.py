@@ -8,6 +8,7 @@ import os
 import random
 import sqlite3
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import help_text, load_config, split_arguments
 from pipeline.settings import Config, RunConfig
+from pipeline.tasks import cpu_count
 
 
-def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
+def run_stage(main: Callable[[Config], None], doc: str | None, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
     """Run a stage from the command line. A failure that the user can mend becomes one line.
 
     Args:
@@ -37,8 +39,7 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
             print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    _silence_libraries()
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
     try:
         config_path, overrides = split_arguments(arguments)
@@ -63,15 +64,27 @@ def run_stage(main: Callable[[Config], None], doc: str, sections: Sequence[str],
     return 0
 
 
+def _silence_libraries() -> None:
+    """Let no remark or preference meant for another program reach the libraries, in this process or those that it starts.
+
+    Warnings of libraries, such as those of PyTorch's compiler about tensor products, say nothing that a user could act on. Nor do
+    those of Python about semaphores of a process that was stopped. With PYTHONWARNINGS=error either would end the stage. The
+    drawing backend of a notebook (MPLBACKEND) is not there outside of it.
+    """
+    sys.warnoptions.clear()
+    warnings.simplefilter("ignore")
+    os.environ |= {"PYTHONWARNINGS": "ignore", "MPLBACKEND": "Agg"}
+
+
 def resolve_device(run: RunConfig) -> Any:
-    """Return the ``torch.device`` of ``run.device`` and set the number of threads.
+    """Return the ``torch.device`` of ``run.device`` and set the number of threads: ``run.threads``, or the CPUs of this process.
 
     Raises:
         ConfigError: PyTorch does not see that GPU.
     """
     import torch
 
-    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    torch.set_num_threads(run.threads or cpu_count())
     if run.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(run.device)

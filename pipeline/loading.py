@@ -5,12 +5,14 @@ Every script is called the same way::
     python STAGE.py [--config config.yaml] [section.key=value ...]
 
 An unknown key, a wrong type or an impossible value ends the program with one line and exit code 2 before any work starts.
-Relative paths in ``config.yaml`` are relative to that file. Relative paths on the command line are relative to the working folder.
+Relative paths in a configuration file are relative to that file. Relative paths on the command line are relative to the working
+folder. Paths that nobody wrote are those of the project, wherever the file lies.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import textwrap
@@ -41,30 +43,31 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
     for section in dataclasses.fields(Config):
         OmegaConf.set_readonly(merged[section.name], False)
 
-    base_dir = PROJECT_DIR
     sources: list[tuple[str, Any]] = []
     if config_path is not None:
         path = Path(config_path)
         if not path.is_file():
             raise missing_file("--config", path, error=ConfigError)
-        base_dir = path.resolve().parent
         try:
-            loaded = OmegaConf.load(path)
+            content = _parse_yaml(path.read_text(encoding="utf-8"))
+            loaded = OmegaConf.create({} if content is None else content) if isinstance(content, dict | list | None) else None
         except Exception as error:  # PyYAML and OmegaConf raise unrelated families of errors here
             raise ConfigError(f"{path} is not readable YAML: {first_line(error)}") from error
+        if loaded is None:
+            raise ConfigError(f"{path} is not readable YAML: '{str(content)[:40]}' stands in place of sections such as 'run:'")
         if not OmegaConf.is_dict(loaded):
             raise ConfigError(f"{path}: expected sections such as 'run:' at the top level")
-        sources.append((str(path), loaded))
+        sources.append((str(path), _absolute_paths(loaded, path.resolve().parent)))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or "." not in key:
             raise ConfigError(f"cannot read the override '{override}': expected section.key=value")
         try:
-            # An empty value is an empty text; YAML would read it as null.
-            parsed = OmegaConf.from_dotlist([override if value else f'{key}=""'])
+            parsed = OmegaConf.create({})
+            OmegaConf.update(parsed, key, _parse_yaml(value) if value else "")  # YAML would read an empty value as null
         except Exception as error:  # YAML errors in the value
             raise ConfigError(f"cannot read the override '{override}': {first_line(error)}") from error
-        sources.append((f"override '{override}'", _absolute_override_paths(parsed)))
+        sources.append((f"override '{override}'", _absolute_paths(parsed, Path.cwd())))
     for source, values in sources:
         try:
             merged = OmegaConf.merge(merged, values)
@@ -81,28 +84,57 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
         for f in section_fields(section.name):
             _check_value(f"{section.name}.{f.name}", values[f.name], f.metadata)
             if f.metadata["path"] and values[f.name]:
-                values[f.name] = _each(values[f.name], lambda path: str((base_dir / _expanded(path)).absolute()))
+                values[f.name] = _each(values[f.name], lambda path: str((PROJECT_DIR / _expanded(path)).absolute()))
         sections[section.name] = section.default_factory(**values)
     config = Config(**sections)
     _check_relations(config)
     return config
 
 
-def _absolute_override_paths(parsed: Any) -> Any:
-    """Make relative paths absolute: on the command line they mean the working folder, not the folder of ``config.yaml``."""
+@functools.cache
+def _yaml_loader() -> type:
+    """Return OmegaConf's loader with the booleans of YAML 1.2: ``NO`` stays a text (nitrogen monoxide), as do ``yes`` and ``on``.
+
+    Settings that are booleans take these words all the same.
+    """
+    from omegaconf._yaml import get_yaml_loader
+
+    class Loader(get_yaml_loader()):
+        pass
+
+    boolean = "tag:yaml.org,2002:bool"
+    resolvers = Loader.yaml_implicit_resolvers.items()
+    Loader.yaml_implicit_resolvers = {first: [pair for pair in pairs if pair[0] != boolean] for first, pairs in resolvers}
+    Loader.add_implicit_resolver(boolean, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    return Loader
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return what a YAML text holds: plain values, lists and dictionaries."""
+    loader = _yaml_loader()(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _absolute_paths(parsed: Any, base: Path) -> Any:
+    """Make the relative paths of one source absolute. base: the folder that they mean.
+
+    A path that begins with a reference, such as ``${run.output_dir}/x``, is what it refers to.
+    """
     from omegaconf import OmegaConf
 
     known = {f.name for f in dataclasses.fields(Config)}
-    for section, values in parsed.items():
-        if section not in known or not hasattr(values, "items"):
+    for section, values in OmegaConf.to_container(parsed, resolve=False).items():
+        if section not in known or not isinstance(values, dict):
             continue
-        path_keys = {f.name for f in section_fields(section) if f.metadata["path"]}
-        for key in path_keys & set(values):
-            value = "" if OmegaConf.is_interpolation(values, key) else values[key]
-            if OmegaConf.is_list(value):
-                value = list(value)
+        for key in {f.name for f in section_fields(section) if f.metadata["path"]} & set(values):
+            value = values[key]
             if value and all(isinstance(path, str) for path in (value if isinstance(value, list) else [value])):
-                values[key] = _each(value, lambda path: str(_expanded(path).absolute()))
+                parsed[section][key] = _each(
+                    value, lambda path: path if path.startswith("${") or not path else str((base / _expanded(path)).absolute())
+                )
     return parsed
 
 
@@ -168,6 +200,7 @@ def _check_relations(config: Config) -> None:
         "hosts",
         "snapshots",
         "random",
+        "known",
         "truth",
     }:
         raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")
@@ -175,9 +208,12 @@ def _check_relations(config: Config) -> None:
         raise ConfigError("dimenet.lr_milestones are fractions of the run, in (0, 1]")
 
 
-def help_text(doc: str, sections: Sequence[str]) -> str:
-    """Return what ``--help`` prints: the docstring of the stage, and the settings that it reads with their defaults."""
-    lines = [textwrap.dedent(doc).strip(), "", "usage: python STAGE.py [--config config.yaml] [section.key=value ...]", ""]
+def help_text(doc: str | None, sections: Sequence[str]) -> str:
+    """Return what ``--help`` prints: the docstring of the stage, and the settings that it reads with their defaults.
+
+    doc: None where Python runs without docstrings (PYTHONOPTIMIZE=2).
+    """
+    lines = [textwrap.dedent(doc or "").strip(), "", "usage: python STAGE.py [--config config.yaml] [section.key=value ...]", ""]
     for section in sections:
         lines.append(f"{section}:")
         for f in section_fields(section):

@@ -29,19 +29,21 @@ STYLE = {
 
 @contextmanager
 def figure(path: str | os.PathLike, **arguments: Any) -> Iterator[tuple[Any, Any]]:
-    """Open a figure in the common style, and ``save`` it when the block ends. path: of the PNG."""
+    """Open a figure in the common style, and ``save`` it when the block ends.
+
+    The backend is left as it is: that of a notebook stays its own.
+
+    Args:
+        path: of the PNG.
+        arguments: ``figsize`` (inches), and those of matplotlib's ``Figure.subplots``.
+    """
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # files only: no display is needed
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(layout="constrained", **arguments)
-        try:
-            yield fig, axes
-            save(fig, path)
-        finally:
-            plt.close(fig)
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=arguments.pop("figsize", None), layout="constrained")
+        yield fig, fig.subplots(**arguments)
+        save(fig, path)
 
 
 def save(fig: Any, path: str | os.PathLike) -> None:

@@ -128,6 +128,18 @@ def test_a_folder_reads_in_the_order_of_names_and_without_length(tmp_path):
     assert copy[4].sid == 21
 
 
+@pytest.mark.parametrize("digits", [1, 2, 6])
+def test_keys_with_leading_zeros_and_a_length_in_digits(tmp_path, caplog, digits):
+    """As other tools write them: every record is read under its own key, in the order of the numbers, without a warning."""
+    content = {f"{k:0{digits}d}".encode(): pickle.dumps(Data(**attributes() | {"sid": 10 * k})) for k in range(9, -1, -1)}
+    raw_lmdb(tmp_path / "data.lmdb", content | {b"length": b"10"})
+    reader = open_is2re(tmp_path / "data.lmdb")
+    assert [record.sid for record in reader] == [10 * k for k in range(10)]
+    assert reader.where(3) == (tmp_path / "data.lmdb", "3".zfill(digits))
+    assert pickle.loads(pickle.dumps(reader))[7].sid == 70
+    assert not caplog.records
+
+
 def test_keys_sort_as_numbers_and_gaps_are_no_records(tmp_path):
     keys = [0, 2, 10, 9]
     content = {str(k).encode(): pickle.dumps(Data(**attributes() | {"sid": k})) for k in keys}

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, StageError
+from pipeline.files import PROJECT_DIR
 from pipeline.loading import load_config
 from pipeline.settings import Config, DenoiserConfig, section_fields
 
@@ -142,7 +143,7 @@ def test_things_that_are_no_file(tmp_path, capsys, make):
 def test_an_empty_file_means_the_defaults(tmp_path, content):
     (tmp_path / "mine.yaml").write_text(content)
     assert load_config(tmp_path / "mine.yaml").denoiser == DenoiserConfig(
-        checkpoint=str(tmp_path / "results" / "denoiser" / "best_diffusion_model.pth")
+        checkpoint=str(PROJECT_DIR / "results" / "run" / "denoiser" / "best_diffusion_model.pth")
     )
 
 

@@ -1,0 +1,77 @@
+"""What surrounds a program: variables of the environment, CPUs, backends of figures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+
+from pipeline.files import PROJECT_DIR
+from pipeline.plotting import figure
+
+STAGE = """
+import os, sys, warnings
+from pipeline import tasks
+from pipeline.cli import resolve_device, run_stage
+
+
+def task(number):
+    import matplotlib
+
+    warnings.warn("of a library")
+    return number + 1
+
+
+def main(cfg):
+    from pipeline.plotting import figure
+
+    warnings.warn("of a library", DeprecationWarning)
+    with figure(sys.argv[1], figsize=(2, 2)) as (_, axis):
+        axis.plot([0, 1])
+    with tasks.Processes(1) as pool:
+        print(dict(tasks.run(task, {"a": 1}, None, pool)))
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    resolve_device(cfg.run)
+    import torch
+
+    print("threads", torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main, __doc__, ("run",), []))
+"""
+
+
+def test_variables_meant_for_other_programs_do_not_reach_a_stage(tmp_path):
+    """A backend that is installed for notebooks only, warnings as errors, and no docstrings; one CPU of many."""
+    (tmp_path / "stage.py").write_text(STAGE)
+    odd = {"MPLBACKEND": "module://no_such_module.backend", "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2"}
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | odd | {"PYTHONPATH": str(PROJECT_DIR)}
+    command = [sys.executable, str(tmp_path / "stage.py"), str(tmp_path / "x.png")]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n") == ["{'a': 2}", "threads 1", ""]
+    assert "arn" not in run.stderr and "semaphore" not in run.stderr
+    assert (tmp_path / "x.png").stat().st_size > 1000 and (tmp_path / "x.pdf").is_file()
+
+
+def test_a_figure_leaves_the_backend_of_a_notebook_alone(tmp_path):
+    before = matplotlib.rcParams["backend"]
+    matplotlib.rcParams["backend"] = "svg"
+    try:
+        with figure(tmp_path / "x.png", ncols=2, figsize=(3, 2), sharex=True) as (drawn, (left, right)):
+            left.plot([1, 2])
+            right.set_title("x")
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.rcParams["backend"] = before
+    assert tuple(drawn.get_size_inches()) == (3, 2)
+
+
+def test_a_figure_that_fails_is_not_written(tmp_path):
+    with pytest.raises(ZeroDivisionError), figure(tmp_path / "x.png"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
