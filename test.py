@@ -1,8 +1,8 @@
-"""Stage 5: judges our candidates and the two control sets, and writes the report.
+"""Stage 5: judges our candidates and the control sets, and writes the report.
 
-Reads evaluation.cif_dir (stage 4), evaluation.unguided_cif_dir and evaluation.random_cif_dir (controls), the DimeNet++ checkpoint,
-the potential with its references, the synthesizability model and the DFT truth. Writes metrics.csv, relaxed.extxyz, report.json,
-report.html, comparison.csv and the figures to evaluation.output_dir. A run that is stopped goes on where it was.
+Reads evaluation.cif_dir (stage 4), evaluation.unguided_cif_dir, random_cif_dir and known_cif_dir (controls), the DimeNet++
+checkpoint, the potential with its references, the synthesizability model and the DFT truth. Writes metrics.csv, relaxed.extxyz,
+report.json, report.html, comparison.csv and the figures to evaluation.output_dir. A run that is stopped goes on where it was.
 
     python test.py
     python test.py evaluation.cif_dir=my_cifs evaluation.output_dir=my_results
@@ -13,10 +13,12 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import run_stage
 from pipeline.errors import StageError
 from pipeline.files import relative_name
+from pipeline.locks import locked_folder
 from pipeline.settings import Config
 from pipeline.shipped import with_shipped_weights
 
@@ -26,26 +28,34 @@ CONTROL_HINTS = {
     "unguided": "make it: python structure_generator.py generation.guidance_scale=0 generation.cfg_scale=0 "
     "generation.output_dir={}",
     "random decoration": "make it: python -m scripts.prepare_demo_data demo.random_cif_dir={}",
+    "known": "make it: python -m scripts.prepare_demo_data demo.parts=[known] demo.known_cif_dir={}",
 }
 
 
 def main(cfg: Config) -> None:
     """Evaluate ours and the controls with one pool of judges."""
+    from evaluation import evaluate, judges
+
+    evaluate.find_cifs(cfg.evaluation.cif_dir)
+    cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
+    identity = judges.judge_identity(cfg)
+    if shipped:
+        log.info("%s", shipped)
+    with locked_folder(cfg.evaluation.output_dir, "evaluation.output_dir"):
+        _judge(cfg, identity)
+
+
+def _judge(cfg: Config, identity: dict[str, Any]) -> None:
+    """Judge ours and the controls, and write the products."""
     from energetics import hydrogen, potentials
     from evaluation import comparison, decisions, evaluate, finalists, hull_parity, judges, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
-    evaluate.find_cifs(settings.cif_dir)
-    cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
-    settings = cfg.evaluation
-    identity = judges.judge_identity(cfg)
-    if shipped:
-        log.info("%s", shipped)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
     hull = hull_parity.measure_or_read(cfg, output_dir)
-    folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir}
+    folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir, "known": settings.known_cif_dir}
     controls: dict[str, evaluate.Evaluation | str] = {}
     with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
         judge = partial(evaluate.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
@@ -61,7 +71,7 @@ def main(cfg: Config) -> None:
     report.write_report(
         ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, hull=hull, script="test.py"
     )
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, output_dir)
     if settings.finalists:
         best = decisions.rank(ours.rows, settings.finalists)
         potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
@@ -70,4 +80,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset"), resumes_in="evaluation.output_dir"))

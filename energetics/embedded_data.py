@@ -6,6 +6,7 @@ the order in which the workers finish.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -47,7 +48,7 @@ from energetics.relaxation import is_sane, relax_bulk, relax_positions, relax_sh
 from energetics.simple_phases import binary_phases, cation_and_anion, elemental_phases, is_molecular
 from geo_utils import NotTwoDimensional, Sheet
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, missing_file, relative_name
+from pipeline.files import PROJECT_DIR, atomic_path, missing_file, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DemoConfig
 from pipeline.store import LineStore
@@ -369,6 +370,31 @@ def write_random_decorations(settings: DemoConfig, seed: int) -> int:
     return written
 
 
+def write_known_sheets(settings: DemoConfig, seed: int) -> dict[str, int]:
+    """Write a CIF of every sheet of ``data/known_sheets.csv`` that the embedded database has, and count them."""
+    from ase.db import connect
+    from pymatgen.io.cif import CifWriter
+
+    table = PROJECT_DIR / "data" / "known_sheets.csv"
+    with table.open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    folder = Path(settings.known_cif_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    sidecar_path(folder).unlink(missing_ok=True)
+    counts = {"cifs": 0, "not in the database": 0}
+    with connect(settings.db_path) as database:
+        for row in rows:
+            found = next(database.select(uid=row["uid"], limit=1), None)
+            counts["cifs" if found else "not in the database"] += 1
+            if found is None:
+                continue
+            structure = Sheet.from_atoms(found.toatoms()).to_structure()
+            with atomic_path(folder / f"{row['name']}.cif") as temporary:
+                temporary.write_text(str(CifWriter(structure, symprec=0.01)), encoding="utf-8")
+    write_sidecar(folder, stage=STAGE, seed=seed, settings=settings, inputs=[settings.db_path, str(table)], counts=counts)
+    return counts
+
+
 def build_parts(cfg: Config) -> None:
     """Build the parts named in ``demo.parts``, and print what each holds.
 
@@ -376,7 +402,7 @@ def build_parts(cfg: Config) -> None:
         StageError: a part needs a product that is not there, or nothing came out of it.
     """
     settings, seed = cfg.demo, cfg.run.seed
-    parts = {"monolayers", "references", "adsorption", "random"} if "all" in settings.parts else set(settings.parts)
+    parts = {"monolayers", "references", "adsorption", "random", "known"} if "all" in settings.parts else set(settings.parts)
     summary: dict[str, Any] = {}
     known = known_references(settings) if "references" in parts and not parts & {"monolayers", "adsorption"} else None
     if known is not None:
@@ -417,9 +443,11 @@ def build_parts(cfg: Config) -> None:
         path = cfg.evaluation.dft_truth_path
         summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
         summary["truth"]["band gap"] = store_gaps(path)
+    if parts & {"random", "known"} and not Path(settings.db_path).is_file():
+        raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")
     if "random" in parts:
-        if not Path(settings.db_path).is_file():
-            raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")
         summary["random"] = {"cifs": write_random_decorations(settings, seed)}
+    if "known" in parts:
+        summary["known"] = write_known_sheets(settings, seed)
     for part, values in summary.items():
         print(f"{part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))

@@ -39,8 +39,17 @@ def set_color(label: str) -> str:
     return SET_COLORS.get(label, SET_COLORS["external"])
 
 
-def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> None:
-    """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and the same values on the HER volcano."""
+def her_performance(
+    evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike, known: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and the same values on the HER volcano.
+
+    Args:
+        evaluation: the candidates.
+        settings: the window of a hit.
+        path: the PNG; the PDF goes beside it.
+        known: well-known sheets as ``known_sheets.known_rows`` gives them, marked by name on the volcano.
+    """
     rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)), key=lambda r: r.delta_g_ev)
     window = settings.hit_delta_g_ev
     x = np.arange(len(rows))
@@ -73,6 +82,7 @@ def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: st
             mark_off_scale(left, x + offset, values, low, high, shade)
             right.errorbar(values, scores.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
             list_off_scale(right, values, -limit, limit, shade)
+        mark_known(right, known, limit)
         left.set_xticks(
             x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
         )
@@ -88,6 +98,26 @@ def her_performance(evaluation: Evaluation, settings: EvaluationConfig, path: st
         right.set_xlabel(f"{DELTA_G} (eV)", parse_math=True)
         right.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
         right.set_title("HER volcano, 298 K (Nørskov 2005)")
+
+
+def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, apart: float = 0.06) -> int:
+    """Mark well-known sheets by name on the volcano, those with |ΔG_H| within the axis; return how many.
+
+    A name that would stand on another is left out; the mark stays. apart: least distance of two names, as a share of the axis.
+    """
+    shown = [row for row in known if abs(row["delta_g_ev"]) < limit]
+    named: list[float] = []
+    for row in shown:
+        value = row["delta_g_ev"]
+        height = float(scores.log_exchange_current(np.array([value]))[0])
+        axis.plot([value], [height], marker="*", ms=7, color="#b2182b", mec="white", mew=0.4, ls="", zorder=5)
+        if all(abs(value - other) > apart * 2 * limit for other in named):
+            named.append(value)
+            axis.annotate(
+                row["name"], (value, height), (4 if value > 0 else -4, 5), textcoords="offset points", fontsize=7,
+                ha="left" if value > 0 else "right", color="#b2182b",
+            )  # fmt: skip
+    return len(shown)
 
 
 def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -> tuple[float, float]:

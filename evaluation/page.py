@@ -117,6 +117,7 @@ def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "n_bulk": report["bulk"]["n"],
         "bulk_metrics": report["bulk"]["metrics"].values(),
         "comparison": _comparison_cells(report["comparison"]) if "comparison" in report else None,
+        "known": known_cells(report.get("known", [])),
         "legacy": _legacy_cells(report["legacy"]) if report.get("legacy") else None,
         "trust": trust(report),
         "provenance": json.dumps(report["provenance"], indent=1, ensure_ascii=False),
@@ -222,6 +223,25 @@ def _candidate_cells(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -
         "columns": [{"title": QUANTITIES[key].heading, "type": "number" if key in numeric else "text"} for key in columns],
         "rows": [{"hit": row["hit"], "cells": [cell(row, key) for key in columns]} for row in candidates],
     }
+
+
+def known_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the rows of the table of well-known sheets: name, E_hull, ΔG_H ± and its judge, DFT's ΔG_H, P_synth."""
+
+    def text(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    return [
+        [
+            row["name"],
+            text(row["e_above_hull_ev"]),
+            text(row["delta_g_ev"]) + (f" ± {row['delta_g_std_ev']:.2f}" if row["delta_g_std_ev"] is not None else ""),
+            row["delta_g_source"] or "–",
+            text(row["delta_g_dft_ev"]),
+            text(row["p_synth"]),
+        ]
+        for row in rows
+    ]
 
 
 def _comparison_cells(content: Mapping[str, Any]) -> dict[str, Any]:

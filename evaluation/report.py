@@ -16,6 +16,7 @@ from typing import Any
 
 from evaluation import figures, structure_figures, structure_viewer
 from evaluation.evaluate import Evaluation
+from evaluation.known_sheets import KNOWN, known_rows
 from evaluation.legacy import legacy_ranking
 from evaluation.report_files import metric_dicts
 from pipeline.files import PROJECT_DIR, atomic_path, file_sha256, relative_name, write_json
@@ -53,7 +54,9 @@ def write_report(
     settings = cfg.evaluation
     judged_controls = [found for found in (controls or {}).values() if isinstance(found, Evaluation)]
     best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
-    figures.her_performance(evaluation, settings, output_dir / "her_performance.png")
+    known = next((found for found in judged_controls if found.label == KNOWN), None)
+    known_sheets = known_rows(known) if known else []
+    figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets)
     figures.stability_curve([evaluation, *judged_controls], settings, output_dir / "stability_curve.png")
     counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
     if truth and truth["n"]:
@@ -72,6 +75,7 @@ def write_report(
         "truth": dict(truth) if truth else {"n": 0, "mae_ev": None, "spearman": None, "rows": []},
         "hull_parity": dict(hull) if hull else None,
         "controls": {label: _control(found) for label, found in (controls or {}).items()},
+        "known": known_sheets,
         "provenance": _provenance(evaluation, cfg, her_provenance or {}),
         "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
         "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},

@@ -16,7 +16,7 @@ from pipeline.provenance import SCHEMA_VERSION
 
 log = logging.getLogger("her2d")
 
-CONTROLS = ("unguided", "random decoration")
+CONTROLS = ("unguided", "random decoration", "known")
 OURS = "ours"
 
 FIGURES = {

@@ -38,7 +38,7 @@ class RunConfig:
     seed: int = setting(0, "seed of every random generator", low=0, high=2**32 - 1)
     device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
     threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0, high=1024)
-    output_dir: str = setting("results", "root of everything the stages write", path=True)
+    output_dir: str = setting("results/run", "root of everything the stages write", path=True)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DemoConfig:
     """Settings of stage 0, which builds the embedded data."""
 
     parts: list[str] = setting(
-        ["all"], "all of monolayers, references, adsorption, random; or some of these, hosts, snapshots, truth"
+        ["all"], "all of monolayers, references, adsorption, random, known; or some of these, hosts, snapshots, truth"
     )
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
@@ -57,6 +57,7 @@ class DemoConfig:
         "", "part references: Materials Project entries with structures (JSON), relaxed as further phases; empty: none", path=True
     )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
+    known_cif_dir: str = setting("data/known_sheets", "CIFs of well-known sheets to build", path=True)
     host_db_path: str = setting("", "parts hosts and snapshots: database of sheets, such as C2DB", path=True)
     host_lmdb_path: str = setting(
         "results/adsorption_hosts/data.lmdb", "part hosts: H-adsorption LMDB to build (OC20 IS2RE schema)", path=True
@@ -216,7 +217,10 @@ class GenerationConfig:
     )
     draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
     composition_pool: int = setting(
-        0, "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them", low=0
+        0,
+        "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them for 32 structures, in "
+        "proportion for fewer",
+        low=0,
     )
     search_rounds: int = setting(
         2, "times that guidance replaces a further element in the best recipes so far and adds the outcome to the choice", low=0
@@ -274,6 +278,7 @@ class EvaluationConfig:
     output_dir: str = setting("${run.output_dir}", "where metrics, report and figures go", path=True)
     unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: same model, no guidance", path=True)
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
+    known_cif_dir: str = setting("data/known_sheets", "control: sheets that every chemist knows", path=True)
     training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
     known_formulas_from: str = setting(
         "${denoiser.checkpoint}", "its training formulas are not novel unless training_set has them all; empty: off", path=True
@@ -285,6 +290,10 @@ class EvaluationConfig:
     band_gap: str = setting(
         "gfn2-xtb", "band gap that sharpens the DFT corrections too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
     )
+    band_gap_checkpoint: str = setting(
+        "weights/band_gap.pth", "learnt PBE gap, which decides whether a sheet conducts; empty: no verdict", path=True
+    )
+    conductive_gap_ev: float = setting(0.5, "a sheet conducts up to this gap (eV)", low=0)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     references_path: str = setting("data/references_${evaluation.potential}.json.gz", "hull energies of that potential", path=True)
     synthesizability: str = setting("embedded", "synthesizability judge", choices=("embedded", "csllm"))
@@ -328,8 +337,14 @@ class EvaluationConfig:
 class ExternalConfig:
     """Settings of somebody else's set (stage 6)."""
 
-    cif_dir: str = setting("data/random_decoration", "somebody else's CIFs", path=True)
-    output_dir: str = setting("results_external", "where their metrics, report and figures go", path=True)
+    cif_dir: str = setting(
+        "data/random_decoration",
+        "your or anybody's structures: a folder of CIF, POSCAR, XYZ or ASE db files, or one such file",
+        path=True,
+    )
+    output_dir: str = setting(
+        "${run.output_dir}/external/${external.name}", "where their metrics, report and figures go", path=True
+    )
     name: str = setting("external", "their name in tables and figures")
 
 
@@ -355,7 +370,7 @@ class LearntHullConfig:
     db_path: str = setting("${dataset.db_path}", "C2DB as an ASE database, with hform and ehull", path=True)
     checkpoint: str = setting("${run.output_dir}/learnt_hull/hull_${evaluation.potential}.pth", "trained model", path=True)
     work_dir: str = setting("${run.output_dir}/learnt_hull/work", "resumable energies, one line per sheet", path=True)
-    train_rows: int = setting(4000, "training sheets that get a single point; 0: all", low=0)
+    train_rows: int = setting(3600, "training sheets that get a single point; 0: all", low=0)
     test_rows: int = setting(0, "sheets of held-out formulas that get one; 0: all", low=0)
     relaxed_rows: int = setting(150, "sheets of held-out formulas that are relaxed as candidates are", low=1)
     max_atoms: int = setting(20, "larger cells are left out", low=1)
@@ -363,6 +378,18 @@ class LearntHullConfig:
     learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
     max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
     min_element_rows: int = setting(5, "elements of fewer training sheets are outside the domain", low=1)
+
+
+@dataclass(frozen=True)
+class BandGapConfig:
+    """Settings of the learnt band gap and its training."""
+
+    db_path: str = setting("${dataset.db_path}", "release of C2DB with PBE gaps (key gap) as an ASE database", path=True)
+    checkpoint: str = setting("${run.output_dir}/band_gap/band_gap.pth", "trained model", path=True)
+    trees: int = setting(300, "boosted trees of each model", low=1)
+    learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
+    max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
+    min_samples_leaf: int = setting(5, "least sheets in a leaf", low=1)
 
 
 @dataclass(frozen=True)
@@ -380,6 +407,7 @@ class Config:
     external: ExternalConfig = field(default_factory=ExternalConfig)
     synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)
     learnt_hull: LearntHullConfig = field(default_factory=LearntHullConfig)
+    band_gap: BandGapConfig = field(default_factory=BandGapConfig)
 
 
 def section_fields(section: str) -> tuple[dataclasses.Field, ...]:

@@ -35,6 +35,11 @@ TRUTH = {
 }
 
 
+def contents(folder) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def products(tmp_path_factory):
     """A complete run of ours, one control and an external set (bulk crystals among them), with names that try to be markup."""
@@ -60,10 +65,13 @@ def products(tmp_path_factory):
     random = evaluate.evaluate(root / "random", simple.judges(), settings, results / "controls", "random decoration")
     controls = {"unguided": "not run: no folder", "random decoration": random}
     report.write_report(ours, cfg, results, controls=controls, truth=TRUTH, her_provenance={"x": HOSTILE}, script="test.py")
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, results)
     theirs = evaluate.evaluate(root / "theirs", simple.judges(), settings, theirs_dir, cfg.external.name)
     report.write_report(theirs, cfg, theirs_dir, truth=None, script="evaluate_external.py")
-    content = comparison.update_comparison(cfg)
+    ours_before = contents(results)
+    comparison.update_comparison(cfg, theirs_dir)
+    assert contents(results) == ours_before, "stage 6 writes only into its own folder"
+    content = comparison.update_comparison(cfg, results)
     return root, cfg, ours, content
 
 
@@ -204,10 +212,10 @@ def test_sets_of_other_judges_are_not_compared(products, tmp_path):
     content["provenance"]["created_utc"] = "2000-01-01T00:00:00Z"
     write_json(path, content)
     try:
-        compared = comparison.update_comparison(cfg)
+        compared = comparison.update_comparison(cfg, cfg.evaluation.output_dir)
     finally:
         path.write_text(saved, encoding="utf-8")
-        comparison.update_comparison(cfg)
+        comparison.update_comparison(cfg, cfg.evaluation.output_dir)
     assert compared["sets"][cfg.external.name]["metrics"] is None
     assert "other judges" in compared["sets"][cfg.external.name]["note"] and compared["sets"]["ours"]["metrics"]
 
@@ -224,8 +232,11 @@ def test_external_set_that_is_the_random_control_is_called_so(products):
             "evaluation.bootstrap=50",
         ],
     )
-    assert "random-decoration control" in comparison.update_comparison(same)["sets"][cfg.external.name]["note"]
-    comparison.update_comparison(cfg)
+    assert (
+        "random-decoration control"
+        in comparison.update_comparison(same, root / "results_external")["sets"][cfg.external.name]["note"]
+    )
+    comparison.update_comparison(cfg, root / "results_external")
 
 
 def test_best_are_hits_before_scores(products):
@@ -250,6 +261,6 @@ def test_nothing_to_draw_is_drawn_as_such(tmp_path):
     cfg = load_config(None, [f"evaluation.output_dir={tmp_path / 'r'}", f"external.output_dir={tmp_path / 'e'}"])
     ours = evaluate.evaluate(folder, simple.judges(), cfg.evaluation, tmp_path / "r", "ours")
     content = report.write_report(ours, cfg, tmp_path / "r", script="test.py")
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, tmp_path / "r")
     assert content["metrics"]["mae_delta_g_ev"]["value"] is None
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000

@@ -1,0 +1,44 @@
+"""Puts sheets that every chemist knows beside the candidates: judged alike, with their own DFT values.
+
+``data/known_sheets.csv`` lists them: name, row of the embedded database from which ``scripts.prepare_demo_data`` writes the CIF,
+and the lowest ΔG_H among the sites of ``data/h_on_2d_dft.db``. The correction of the judges was fitted on these DFT values, so the
+comparison shows that the judges know them, not how well they do on others.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from evaluation.evaluate import Evaluation
+from pipeline.files import PROJECT_DIR
+
+KNOWN = "known"
+TABLE = PROJECT_DIR / "data" / "known_sheets.csv"
+FIELDS = ("e_above_hull_ev", "delta_g_ev", "delta_g_std_ev", "delta_g_source", "p_synth", "band_gap_ev", "p_hit")
+
+
+def listed(table: Path = TABLE) -> dict[str, dict[str, str]]:
+    """Return the rows of the table by name."""
+    with table.open(newline="", encoding="utf-8") as handle:
+        return {row["name"]: row for row in csv.DictReader(handle)}
+
+
+def known_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return what the judges say of every sheet of a judged control, with its DFT value where the table has one.
+
+    Args:
+        evaluation: of a folder of CIFs whose names are those of the table; other names have no DFT value.
+
+    Returns:
+        ``name``, ``formula``, FIELDS and ``delta_g_dft_ev`` (eV, NaN where there is none) of each, in the order of ΔG_H.
+    """
+    table = listed()
+    rows = []
+    for row in evaluation.rows:
+        dft = table.get(row.id, {}).get("delta_g_dft_ev", "")
+        values = {field: getattr(row, field) for field in FIELDS}
+        rows.append({"name": row.id, "formula": row.reduced_formula, **values, "delta_g_dft_ev": float(dft) if dft else math.nan})
+    return sorted(rows, key=lambda row: (math.isnan(row["delta_g_ev"]), row["delta_g_ev"], row["name"]))

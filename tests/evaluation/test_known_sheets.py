@@ -1,0 +1,65 @@
+"""Sheets that every chemist knows: the committed CIFs, and what the report says of them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import ase.db
+import ase.io
+import matplotlib.pyplot as plt
+import pytest
+
+from crystals.matching import match_structure, same_structure
+from energetics.embedded_data import write_known_sheets
+from evaluation import candidate, figures, known_sheets
+from evaluation.page import known_cells
+from pipeline.files import PROJECT_DIR
+from pipeline.settings import DemoConfig
+
+FOLDER = PROJECT_DIR / "data" / "known_sheets"
+
+
+def test_the_committed_cifs_are_the_sheets_of_the_table():
+    rows = known_sheets.listed()
+    assert len(rows) >= 20 and {path.stem for path in FOLDER.glob("*.cif")} == set(rows)
+    with ase.db.connect(str(PROJECT_DIR / "data" / "demo_c2db.db")) as database:
+        for name, row in rows.items():
+            own, stored = ase.io.read(FOLDER / f"{name}.cif"), database.get(uid=row["uid"]).toatoms()
+            assert same_structure(match_structure(own, True), match_structure(stored, True)), name
+
+
+def test_the_dft_values_are_those_of_the_table_of_truth():
+    with (PROJECT_DIR / "tests" / "data" / "her_truth.csv").open(newline="", encoding="utf-8") as handle:
+        truth = [row for row in csv.DictReader(handle) if row["structure"].startswith("data/h_on_2d_dft.db")]
+    for name, row in known_sheets.listed().items():
+        if row["dft_system"]:
+            lowest = min(float(point["delta_g_ev"]) for point in truth if point["system"] == row["dft_system"])
+            assert float(row["delta_g_dft_ev"]) == pytest.approx(lowest, abs=1e-3), name
+
+
+def test_sheets_that_a_database_lacks_are_counted(tmp_path):
+    with ase.db.connect(str(PROJECT_DIR / "data" / "demo_c2db.db")) as whole, ase.db.connect(str(tmp_path / "small.db")) as small:
+        small.write(whole.get(uid="C2-graphene"))
+    settings = dataclasses.replace(DemoConfig(), db_path=str(tmp_path / "small.db"), known_cif_dir=str(tmp_path / "cifs"))
+    counts = write_known_sheets(settings, 0)
+    assert counts == {"cifs": 1, "not in the database": len(known_sheets.listed()) - 1}
+    assert [path.name for path in (tmp_path / "cifs").glob("*.cif")] == ["graphene.cif"]
+
+
+def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
+    def judged(name, value):
+        return candidate.CandidateResult(id=name, reduced_formula="X", delta_g_ev=value, delta_g_std_ev=0.2, p_synth=0.9)
+
+    evaluation = SimpleNamespace(rows=[judged("2H-MoS2", 1.9), judged("2H-NbS2", 0.4), judged("mine", math.nan)])
+    rows = known_sheets.known_rows(evaluation)
+    assert [row["name"] for row in rows] == ["2H-NbS2", "2H-MoS2", "mine"]
+    assert rows[1]["delta_g_dft_ev"] == pytest.approx(2.06, abs=0.01) and math.isnan(rows[2]["delta_g_dft_ev"])
+    figure, axis = plt.subplots()
+    assert figures.mark_known(axis, rows, 1.0) == 1
+    assert [text.get_text() for text in axis.texts] == ["2H-NbS2"]
+    plt.close(figure)
+    as_stored = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
+    assert known_cells(as_stored)[0][:3] == ["2H-NbS2", "–", "0.40 ± 0.20"]
