@@ -73,12 +73,15 @@ def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -
     potential = judges.get("potential", {}).get("name", "the potential")
     synth = judges.get("synthesizability", {})
     auc = synth.get("test_roc_auc")
+    by = judges.get("hull", {}).get("name", "potential")
+    own = f"{potential} against elements and competing phases of the same potential only"
+    bound = "A phase that is not among the references cannot lower the hull: E_above_hull is a lower bound."
+    learnt = "E_above_hull: learnt from PBE" + (", averaged with the potential's" if by == "both" else "")
+    learnt += " (E_form and hull energy corrected), never below 0; the potential's where a sheet is unlike the training sheets."
     return [
-        (
-            "E_form, E_above_hull",
-            f"{potential} against elements and competing phases of the same potential only. A phase that is not among the "
-            f"references cannot lower the hull: E_above_hull is a lower bound. {_hull_text(hull)}",
-        ),
+        ("E_form, E_above_hull", f"{own}. {bound} {_hull_text(hull)}")
+        if by == "potential"
+        else ("E_form, E_above_hull", f"E_form: {potential} against the elements. {learnt} {_hull_text(hull)}"),
         (
             "P_synth",
             f"{synth.get('name', '')}: probability of the label 'synthesizable'"

@@ -11,8 +11,9 @@ from ase.db import connect
 from crystals.prototypes import honeycomb, trigonal_prismatic
 from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential
-from evaluation import hull_parity
+from evaluation import hull_parity, trust
 from pipeline.errors import StageError
+from pipeline.loading import load_config
 from pipeline.settings import EvaluationConfig
 
 
@@ -81,3 +82,46 @@ def test_the_figure_is_drawn_and_missing_databases_are_named(setting, tmp_path):
         hull_parity.measure(tmp_path / "text.db", potential, references, settings, 0, path / "c.jsonl")
     with pytest.raises(StageError, match=r"evaluation.hull_db: no file at .*none\.db"):
         hull_parity.measure(tmp_path / "none.db", potential, references, settings, 0, path / "c.jsonl")
+
+
+class Learnt:
+    """A learnt hull that has seen carbon, and says 0.07 eV/atom of everything."""
+
+    def is_held_out(self, formula):
+        return "C" not in formula or "Ni" in formula
+
+    def outside_domain(self, atoms, e_form):
+        return ""
+
+    def e_above_hull(self, atoms, e_form):
+        return 0.07, {"learnt": 0.05, "both": 0.05}
+
+
+def test_a_learnt_hull_is_compared_on_formulas_that_it_has_not_seen(setting):
+    path, potential, references, settings = setting
+    settings = dataclasses.replace(settings, hull_checkpoint=str(path / "references"), hull="learnt")
+    cache = path / "cache" / "hull.jsonl"
+    found = hull_parity.measure(path / "db.db", potential, references, settings, 0, cache, Learnt())
+    assert found["n"] == 2, "NiC and MoS2"
+    assert [ours for _, ours in found["pairs"]] == [0.07], "the learnt hull needs no compound of Ni and C"
+    assert found["identity"]["hull"].startswith("learnt ")
+    other = hull_parity.measure(path / "db.db", potential, references, settings, 0, cache)
+    assert other["n"] == 8 and "hull" not in other["identity"], "records of another hull are not read"
+
+
+def test_a_comparison_of_another_hull_is_not_shown(setting, tmp_path):
+    path, _, _, settings = setting
+    identity = {"references": hull_parity.hull_identity(settings, False)["references"]}
+    (tmp_path / "hull_parity.json").write_text(json.dumps({"identity": identity, "n_ok": 3}))
+    lines = [f"evaluation.references_path={path}/references", f"evaluation.hull_checkpoint={path}/references"]
+    own = load_config(None, [*lines, "evaluation.hull=potential"])
+    assert hull_parity.measure_or_read(own, tmp_path)["n_ok"] == 3
+    assert hull_parity.measure_or_read(load_config(None, [*lines, "evaluation.hull=learnt"]), tmp_path) is None
+
+
+def test_the_report_says_whose_hull_it_is():
+    report = {"truth": {}, "metrics": {}, "provenance": {"judges": {"potential": {"name": "sevennet-0"}}}}
+    own = dict(trust.trust(report))["E_form, E_above_hull"]
+    report["provenance"]["judges"]["hull"] = {"name": "learnt"}
+    learnt = dict(trust.trust(report))["E_form, E_above_hull"]
+    assert "lower bound" in own and "learnt from PBE" in learnt and "lower bound" not in learnt
