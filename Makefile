@@ -1,4 +1,4 @@
-# make run       generate, evaluate and compare with the shipped weights (installs first)
+# make run       generate, evaluate and compare with the shipped weights (installs first); writes to results/run and results/run_external
 # make test      run the tests (installs first)
 # make pipeline  train everything from the embedded data, then generate, evaluate and compare
 # make data      rebuild the embedded data
@@ -8,30 +8,34 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 MIN_DISK_MB := 4000
 TEST_PROCESSES ?= auto
+# Where runs go; git ignores these folders. results/ and results_external/ themselves hold the committed run.
+OUT ?= results/run
+EXTERNAL_OUT ?= results/run_external
+FOLDERS := run.output_dir=$(OUT) external.output_dir=$(EXTERNAL_OUT)
 WEIGHTS := dimenet.checkpoint=weights/dimenet.pth denoiser.checkpoint=weights/denoiser.pth
 # The potential relaxes H at two sites, and not where the sheet is far from stable; "make pipeline" asks for what config.yaml says.
 QUICK := evaluation.potential_h_sites=2 evaluation.potential_h_max_e_hull_ev=0.2
 UNGUIDED := generation.guidance_scale=0 generation.cfg_scale=0
-TRAINED := evaluation.embedded_checkpoint=results/synth_lm/synth_lm.pth
+TRAINED := evaluation.embedded_checkpoint=$(OUT)/synth_lm/synth_lm.pth
 
 .PHONY: run test pipeline data lint bench clean install
 
 run: $(VENV)/.installed
-	$(PY) structure_generator.py $(WEIGHTS) $(ARGS)
-	$(PY) structure_generator.py $(WEIGHTS) $(UNGUIDED) generation.output_dir=results/controls/unguided_cifs $(ARGS)
-	$(PY) test.py $(WEIGHTS) $(QUICK) $(ARGS)
-	$(PY) evaluate_external.py $(WEIGHTS) $(QUICK) $(ARGS)
-	@echo "open results/report.html and results_external/report.html"
+	$(PY) structure_generator.py $(FOLDERS) $(WEIGHTS) $(ARGS)
+	$(PY) structure_generator.py $(FOLDERS) $(WEIGHTS) $(UNGUIDED) generation.output_dir=$(OUT)/controls/unguided_cifs $(ARGS)
+	$(PY) test.py $(FOLDERS) $(WEIGHTS) $(QUICK) $(ARGS)
+	$(PY) evaluate_external.py $(FOLDERS) $(WEIGHTS) $(QUICK) $(ARGS)
+	@echo "open $(OUT)/report.html and $(EXTERNAL_OUT)/report.html"
 
 pipeline: $(VENV)/.installed
-	$(PY) pretrain_dimenet.py $(ARGS)
-	$(PY) material_dataset.py $(ARGS)
-	$(PY) -m scripts.pretrain_csllm $(ARGS)
-	$(PY) optimization.py $(ARGS)
-	$(PY) structure_generator.py $(ARGS)
-	$(PY) structure_generator.py $(UNGUIDED) generation.output_dir=results/controls/unguided_cifs $(ARGS)
-	$(PY) test.py $(TRAINED) $(ARGS)
-	$(PY) evaluate_external.py $(TRAINED) $(ARGS)
+	$(PY) pretrain_dimenet.py $(FOLDERS) $(ARGS)
+	$(PY) material_dataset.py $(FOLDERS) $(ARGS)
+	$(PY) -m scripts.pretrain_csllm $(FOLDERS) $(ARGS)
+	$(PY) optimization.py $(FOLDERS) $(ARGS)
+	$(PY) structure_generator.py $(FOLDERS) $(ARGS)
+	$(PY) structure_generator.py $(FOLDERS) $(UNGUIDED) generation.output_dir=$(OUT)/controls/unguided_cifs $(ARGS)
+	$(PY) test.py $(FOLDERS) $(TRAINED) $(ARGS)
+	$(PY) evaluate_external.py $(FOLDERS) $(TRAINED) $(ARGS)
 
 data: $(VENV)/.installed
 	$(PY) -m scripts.prepare_demo_data $(ARGS)
@@ -63,4 +67,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 clean:
-	rm -rf results/dimenet results/processed results/denoiser results/synth_lm results/controls results/cache results_external/cache
+	rm -rf $(foreach part,dimenet processed denoiser synth_lm cache,$(OUT)/$(part)) $(EXTERNAL_OUT)/cache

@@ -1,9 +1,8 @@
 """Stage 6: judges your own or anybody's structures exactly as ours, and sets them beside ours and the controls.
 
 Reads external.cif_dir (CIF, POSCAR/vasp, extxyz or xyz with a cell, .gz of these, ASE .db), the judges that stage 5 uses, and stage
-5's report.json where it is there. Writes the same products as
-stage 5 to external.output_dir, and brings comparison.csv, comparison.png and report.html up to date in both folders. Bulk crystals
-are flagged as not 2D, scored where a score is defined, and enter no average of monolayers.
+5's report.json where it is there. Writes the same products as stage 5 to external.output_dir, with the comparison, and nothing
+anywhere else. Bulk crystals are flagged as not 2D, scored where a score is defined, and enter no average of monolayers.
 
     python evaluate_external.py external.cif_dir=my_cifs external.name=mine
 """
@@ -13,9 +12,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import run_stage
 from pipeline.errors import ConfigError
+from pipeline.locks import locked_folder
 from pipeline.settings import Config
 from pipeline.shipped import with_shipped_weights
 
@@ -24,9 +25,7 @@ log = logging.getLogger("her2d")
 
 def main(cfg: Config) -> None:
     """Evaluate the external set and update the comparison."""
-    from energetics import hydrogen
-    from evaluation import comparison, evaluate, judges, material_table, reading, report, report_files, summary
-    from evaluation.judge_pool import JudgePool
+    from evaluation import judges, reading, report_files
 
     output_dir = Path(cfg.external.output_dir)
     reserved = (report_files.OURS, *report_files.CONTROLS)
@@ -35,9 +34,19 @@ def main(cfg: Config) -> None:
     files = reading.find_structures(cfg.external.cif_dir)
     cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
     identity = judges.judge_identity(cfg)
-    settings = cfg.evaluation
     if shipped:
         log.info("%s", shipped)
+    with locked_folder(output_dir, "external.output_dir"):
+        _judge(cfg, files, identity)
+
+
+def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
+    """Judge the structures of the files, and write the products and the table in the terminal."""
+    from energetics import hydrogen
+    from evaluation import comparison, evaluate, judges, material_table, reading, report, report_files, summary
+    from evaluation.judge_pool import JudgePool
+
+    settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
     with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
@@ -52,10 +61,12 @@ def main(cfg: Config) -> None:
             sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
     report.write_report(theirs, cfg, output_dir, truth=truth, her_provenance=her.provenance, script="evaluate_external.py")
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
     material_table.print_table(theirs.rows, settings)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset")))
+    raise SystemExit(
+        run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset"), resumes_in="external.output_dir")
+    )

@@ -29,4 +29,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "denoiser", "generation")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "denoiser", "generation"), resumes_in="generation.output_dir"))

@@ -17,17 +17,20 @@ from pipeline.files import atomic_path, file_sha256, write_json
 from pipeline.settings import Config
 
 
-def update_comparison(cfg: Config) -> dict[str, Any]:
-    """Compare ours, both controls and the external set, and write the comparison to the folder of each of the two reports.
+def update_comparison(cfg: Config, folder: str | os.PathLike) -> dict[str, Any]:
+    """Compare ours, both controls and the external set, and write the comparison to the folder of one of the two reports.
 
     A set that other judges or other settings judged is not compared. Writes ``comparison.csv`` and ``comparison.png``, puts the
-    comparison into ``report.json`` and writes ``report.html`` again.
+    comparison into ``report.json`` and writes ``report.html`` again. The other folder is only read.
+
+    Args:
+        cfg: the settings; both folders are named in it.
+        folder: ``evaluation.output_dir`` or ``external.output_dir``.
 
     Returns:
         ``{"sets": label -> {metrics (None where not compared), note}, "verdicts": label -> metric -> the set against ours}``.
     """
-    folders = (Path(cfg.evaluation.output_dir), Path(cfg.external.output_dir))
-    ours, external = (read_report(folder) for folder in folders)
+    ours, external = read_report(cfg.evaluation.output_dir), read_report(cfg.external.output_dir)
     sets = _sets(cfg, ours, external)
     content = {
         "sets": sets,
@@ -37,9 +40,9 @@ def update_comparison(cfg: Config) -> dict[str, Any]:
             if label != OURS and found["metrics"] and sets[OURS]["metrics"]
         },
     }
-    for folder, report in zip(folders, (ours, external), strict=True):
-        if report is not None:
-            _write_comparison(content, report, folder)
+    report = external if Path(folder) == Path(cfg.external.output_dir) else ours
+    if report is not None:
+        _write_comparison(content, report, Path(folder))
     return content
 
 

@@ -33,9 +33,7 @@ def print_table(rows: Sequence[CandidateResult], settings: EvaluationConfig, mos
 
 def _table_cells(row: CandidateResult, settings: EvaluationConfig) -> tuple[str, ...]:
     """Return the cells of one material; the ΔG_H is that of the best judge at hand."""
-    value, std, source = row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev, "corrected potential"
-    if math.isnan(value):
-        value, std, source = row.delta_g_h_ev, row.delta_g_h_std_ev, "DimeNet++"
+    value, std, source = row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source
     delta_g = "–" if math.isnan(value) else f"{value:+.2f} ± {plain_number(std)} {source}"
     word = row.status if row.dimensionality == "unreadable" else verdict(row, settings)
     group = row.layer_group_relaxed or row.layer_group

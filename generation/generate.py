@@ -43,8 +43,10 @@ from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_r
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
+from pipeline.locks import locked_folder
 from pipeline.provenance import write_sidecar
 from pipeline.settings import Config, GenerationConfig
+from pipeline.store import LineStore
 
 log = logging.getLogger("her2d")
 
@@ -64,19 +66,35 @@ def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], d
     Raises:
         StageError: no recipe is left to sample, or no sampled sheet is valid.
     """
-    settings, seed = cfg.generation, cfg.run.seed
-    device = resolve_device(cfg.run)
     model = model.double()
     checkpoint_hash = file_sha256(cfg.denoiser.checkpoint)
-    folder = Path(settings.output_dir)
+    folder = Path(cfg.generation.output_dir)
     fingerprint = generation_fingerprint(cfg, checkpoint_hash)
     if is_complete(folder, fingerprint):
         log.info("%s is complete for these settings and this model; nothing to do", relative_name(folder))
         return
 
+    with locked_folder(folder, "generation.output_dir"):
+        _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash)
+
+
+def _generate(
+    cfg: Config,
+    model: Denoiser,
+    content: dict[str, Any],
+    drafts: DraftVerdicts | None,
+    folder: Path,
+    fingerprint: str,
+    checkpoint_hash: str,
+) -> None:
+    """Do the work of ``generate_structures`` in its folder."""
+    settings, seed, device = cfg.generation, cfg.run.seed, resolve_device(cfg.run)
     library = TemplateLibrary.from_state_dict(content.get("templates", []))
-    recipes = choose_recipes(model, content, library, settings, seed, device, drafts)
-    store = SampleStore(folder / PARTIAL_DIR, fingerprint)
+    partial_dir = folder / PARTIAL_DIR
+    log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
+    draft_store = LineStore(partial_dir / "drafts.jsonl", {"fingerprint": fingerprint})
+    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store)
+    store = SampleStore(partial_dir, fingerprint)
     candidates = sample_until_enough(model, recipes, library, cfg, store, device)
     valid = [c for c in candidates if c.status == "ok"]
     if not valid:
@@ -84,7 +102,7 @@ def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], d
             f"none of {len(candidates)} sampled sheets is valid ({_rejections(candidates)}); train the denoiser longer"
         )
     selected, properties = select_candidates(model, valid, settings, seed, device)
-    new = folder / PARTIAL_DIR / "new"
+    new = partial_dir / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     rows = write_products(selected, properties, new, settings)
@@ -102,6 +120,7 @@ def choose_recipes(
     seed: int,
     device: torch.device,
     drafts: DraftVerdicts | None = None,
+    draft_store: LineStore | None = None,
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
 
@@ -124,7 +143,7 @@ def choose_recipes(
         )
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted)
+    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store)
 
 
 def sample_until_enough(

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch_geometric.utils import scatter
-from tqdm import tqdm
 
 from crystals.symmetry import SymmetryConstraint, Template
 from generation.batch import Denoiser, NoiseEstimate, PropertyEstimate, SheetBatch
@@ -307,12 +306,10 @@ def draft(
     quick = replace(settings, num_steps=settings.draft_steps, corrector_steps=0, guidance_scale=0.0, cfg_scale=0.0)
     drafts: list[Sheet] = []
     losses = []
-    with tqdm(total=len(compositions), desc="drafting", unit="sheet", mininterval=1.0) as bar:
-        for start in range(0, len(compositions), batch_size):
-            chunk = compositions[start : start + batch_size]
-            keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
-            sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
-            losses.append(target_loss(predict_properties(model, sheets, device), settings))
-            drafts += sheets
-            bar.update(len(chunk))
+    for start in range(0, len(compositions), batch_size):
+        chunk = compositions[start : start + batch_size]
+        keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
+        sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
+        losses.append(target_loss(predict_properties(model, sheets, device), settings))
+        drafts += sheets
     return drafts, torch.cat(losses).double().numpy()

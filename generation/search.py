@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +18,12 @@ from generation.batch import Denoiser
 from generation.candidates import check_validity
 from generation.sampling import TEMPERATURE_EV, draft
 from pipeline.settings import GenerationConfig
+from pipeline.store import LineStore
 
+log = logging.getLogger("her2d")
+
+DRAFT_BATCH = 64  # drafts sampled at a time, and stored together
+WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
 DraftVerdicts = dict[Recipe, tuple[bool, float]]
 
@@ -27,20 +35,46 @@ def judge_drafts(
     seed: int,
     device: Any,
     verdicts: DraftVerdicts,
+    store: LineStore | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether the draft of each recipe is a valid sheet, (M,), and L_target of the heads for it, (M,) eV.
 
-    Recipes in ``verdicts`` are not drafted again; the others are added to it.
+    Recipes in ``verdicts`` are not drafted again; the others are added to it. Each batch of drafts is in the store as soon as it is
+    done, and a batch that is there already is taken from it.
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
-    if missing:
-        templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in missing]
-        sheets, loss = draft(model, [recipe.atomic_numbers for recipe in missing], templates, settings, seed, device)
-        checked = zip(
-            missing, tqdm(sheets, desc="checking", unit="sheet", mininterval=1.0), np.round(loss, 6).tolist(), strict=True
-        )
-        verdicts.update({recipe: (check_validity(sheet, settings) == "ok", value) for recipe, sheet, value in checked})
+    batches = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
+    with tqdm(total=len(missing), desc="drafting", unit="sheet", mininterval=1.0, disable=not missing) as bar:
+        for batch in batches:
+            key = _batch_key(batch)
+            found = None if store is None else store.get(key)
+            if found is None:
+                templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in batch]
+                sheets, loss = draft(model, [recipe.atomic_numbers for recipe in batch], templates, settings, seed, device)
+                valid = [check_validity(sheet, settings) == "ok" for sheet in sheets]
+                found = {"valid": valid, "loss": np.round(loss, 6).tolist()}
+                if store is not None:
+                    found = store.add(key, found)
+            verdicts.update(zip(batch, zip(found["valid"], found["loss"], strict=True), strict=True))
+            bar.update(len(batch))
     return np.array([verdicts[recipe][0] for recipe in recipes]), np.array([verdicts[recipe][1] for recipe in recipes])
+
+
+def _batch_key(recipes: Sequence[Recipe]) -> str:
+    """Return a short name for a batch of recipes."""
+    listed = [(recipe.formula, recipe.family, list(map(int, recipe.atomic_numbers))) for recipe in recipes]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:24]
+
+
+def pool_size(num_recipes: int, settings: GenerationConfig) -> int:
+    """Return among how many of the recipes guidance chooses.
+
+    ``composition_pool`` per structure where it is set. Otherwise all of them for ``WHOLE_POOL_STRUCTURES`` structures or more, and
+    in proportion for fewer, so that few structures cost little and are as selected as many.
+    """
+    if settings.composition_pool:
+        return settings.composition_pool * settings.num_structures
+    return math.ceil(num_recipes * min(1.0, settings.num_structures / WHOLE_POOL_STRUCTURES))
 
 
 def order_recipes(
@@ -52,13 +86,14 @@ def order_recipes(
     device: Any,
     drafts: DraftVerdicts | None = None,
     substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
+    store: LineStore | None = None,
 ) -> list[Recipe]:
     """Return the recipes in the order in which candidates take them.
 
     New compositions come first, known ones after them. Both groups are in a seeded random order in which every family has the same
     weight, however many recipes it has.
 
-    With guidance, a pool of the first ``composition_pool`` recipes per structure is ordered again. The heads judge a draft of each,
+    With guidance, a pool of the first recipes, ``pool_size`` of them, is ordered again. The heads judge a draft of each,
     and the order is that of sampling without replacement with weights exp(−η L_target / 0.1 eV), the factor by which guidance
     multiplies the density of the geometry. New compositions that exceed the quota of their family or composition come after the
     other new ones; recipes whose draft is no valid sheet come last. Then one more element is substituted in the first
@@ -74,17 +109,19 @@ def order_recipes(
         device: of the model.
         drafts: results of earlier drafts with this model, these settings and this seed; new ones are added.
         substituted: gives, for some recipes, those with one more element substituted.
+        store: drafts of a run that was stopped; new ones are added.
     """
     order = _unguided_order(recipes, known_formulas, seed)
     if not (settings.guidance_scale > 0 and settings.guide_composition):
         return [recipes[i] for i in order]
-    pool_size = settings.composition_pool * settings.num_structures or len(recipes)
-    pool = [recipes[i] for i in order[:pool_size]]
-    numbers = order[:pool_size].tolist()
+    size = pool_size(len(recipes), settings)
+    pool = [recipes[i] for i in order[:size]]
+    numbers = order[:size].tolist()
+    log.info("guidance chooses among %d of %d recipes by a draft of each, and varies the best", len(pool), len(recipes))
     drafts = {} if drafts is None else drafts
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
-        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts)
+        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store)
         keys = gumbel_keys(loss, numbers, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))
@@ -97,7 +134,7 @@ def order_recipes(
         numbers += range(len(seen), len(seen) + len(fresh))
         pool += fresh
         seen.update(fresh)
-    return [pool[i] for i in ranked] + [recipes[i] for i in order[pool_size:]]
+    return [pool[i] for i in ranked] + [recipes[i] for i in order[size:]]
 
 
 def _unguided_order(recipes: Sequence[Recipe], known_formulas: set[str], seed: int) -> np.ndarray:

@@ -6,20 +6,30 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import sqlite3
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, StageError
+from pipeline.files import relative_name
 from pipeline.loading import help_text, load_config, split_arguments
 from pipeline.settings import Config, RunConfig
 from pipeline.tasks import cpu_count
 
 
-def run_stage(main: Callable[[Config], None], doc: str | None, sections: Sequence[str], argv: Sequence[str] | None = None) -> int:
+def run_stage(
+    main: Callable[[Config], None],
+    doc: str | None,
+    sections: Sequence[str],
+    argv: Sequence[str] | None = None,
+    *,
+    resumes_in: str = "run.output_dir",
+) -> int:
     """Run a stage from the command line. A failure that the user can mend becomes one line.
 
     Args:
@@ -27,9 +37,11 @@ def run_stage(main: Callable[[Config], None], doc: str | None, sections: Sequenc
         doc: what ``--help`` prints before the settings.
         sections: sections of the settings that the stage reads.
         argv: arguments; None: those of the process.
+        resumes_in: setting that names the folder from which a stopped run goes on.
 
     Returns:
-        The exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted.
+        The exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted, 143
+        terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = Path(sys.argv[0])
@@ -41,10 +53,12 @@ def run_stage(main: Callable[[Config], None], doc: str | None, sections: Sequenc
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     _silence_libraries()
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
+    config: Config | None = None
     try:
         config_path, overrides = split_arguments(arguments)
         config = load_config(config_path, overrides)
-        main(config)
+        with _terminated_as_interrupted():
+            main(config)
     except ConfigError as error:
         print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -58,10 +72,35 @@ def run_stage(main: Callable[[Config], None], doc: str | None, sections: Sequenc
     except sqlite3.OperationalError as error:  # a disk that is full or read-only, a database that is locked
         print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{program.name}: interrupted; start it again to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        was_terminated = isinstance(stop, _Terminated)
+        section, _, name = resumes_in.partition(".")
+        place = relative_name(getattr(getattr(config, section), name)) if config else "its folder"
+        word = "terminated" if was_terminated else "interrupted"
+        print(f"{program.name}: {word}; the same command goes on from what is finished in {place}", file=sys.stderr)
+        return 143 if was_terminated else 130
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it before the end of the time."""
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, so that workers are ended and locks freed."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_libraries() -> None:

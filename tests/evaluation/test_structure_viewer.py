@@ -91,7 +91,7 @@ def page(tmp_path_factory):
     by_id = {row.id: row for row in ours.rows}
     by_id["a"].delta_g_h_ev, by_id["b"].delta_g_h_ev = 10.5, -9.25  # as texts, "-9.25" would come after "10.5"
     report.write_report(ours, cfg, root / "r", script="test.py")
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, root / "r")
     # No file name holds a slash, but no text of report.json is trusted either.
     content = json.loads((root / "r" / "report.json").read_text(encoding="utf-8"))
     for row in content["candidates"]:

@@ -49,7 +49,7 @@ def named(tmp_path_factory):
     cfg = load_config(None, overrides)
     evaluation = evaluate.evaluate(root / "cifs", simple.judges(), cfg.evaluation, root / "out", "ours")
     report.write_report(evaluation, cfg, root / "out", truth=None, script="test.py")
-    comparison.update_comparison(cfg)
+    comparison.update_comparison(cfg, root / "out")
     return root, evaluation
 
 

@@ -143,7 +143,7 @@ def test_things_that_are_no_file(tmp_path, capsys, make):
 def test_an_empty_file_means_the_defaults(tmp_path, content):
     (tmp_path / "mine.yaml").write_text(content)
     assert load_config(tmp_path / "mine.yaml").denoiser == DenoiserConfig(
-        checkpoint=str(PROJECT_DIR / "results" / "run" / "denoiser" / "best_diffusion_model.pth")
+        checkpoint=str(PROJECT_DIR / Config().run.output_dir / "denoiser" / "best_diffusion_model.pth")
     )
 
 

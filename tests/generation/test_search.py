@@ -10,6 +10,8 @@ import pytest
 from crystals.recipes import Recipe
 from generation import search
 from generation.search import gumbel_keys, order_recipes
+from pipeline.settings import GenerationConfig
+from pipeline.store import LineStore
 
 
 def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
@@ -17,7 +19,7 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
     monkeypatch.setattr(search, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
     monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, composition_pool=100)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
     assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
     capped = dataclasses.replace(strong, num_structures=1, oversample=2.0, max_family_share=1.0)
@@ -55,7 +57,13 @@ def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings,
 
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in (1, 2, 3, 6)]
     strong = dataclasses.replace(
-        settings, guidance_scale=1.0, template_share=0.0, num_structures=2, search_rounds=2, max_family_share=1.0
+        settings,
+        guidance_scale=1.0,
+        template_share=0.0,
+        num_structures=2,
+        search_rounds=2,
+        max_family_share=1.0,
+        composition_pool=9,
     )
     order = [r.formula for r in order_recipes(model, recipes, set(), strong, 0, "cpu", substituted=next_ones)]
     assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose draft is no sheet"
@@ -82,3 +90,41 @@ def test_selection_draws_with_the_tilt_of_the_guidance():
         assert worse / trials == pytest.approx(expected, abs=4 * 0.5 / trials**0.5)
     keys = gumbel_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
     np.testing.assert_array_equal(gumbel_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
+
+
+def test_the_pool_is_in_proportion_to_what_is_asked(settings):
+    def size(num_structures, composition_pool=0):
+        asked = dataclasses.replace(settings, num_structures=num_structures, composition_pool=composition_pool)
+        return search.pool_size(13_451, asked)
+
+    assert size(GenerationConfig().num_structures) == size(1000) == 13_451, "the default and more choose among all"
+    assert size(4) == 1682 and size(1) == 421
+    assert size(4, composition_pool=10) == 40
+
+
+def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch, tmp_path):
+    """A run that dies in its third batch of drafts goes on with that batch, and ends as one that was not stopped."""
+    made: list[list[int]] = []
+
+    def drafts_of(model, compositions, *rest):
+        if len(made) == dies_after:
+            raise KeyboardInterrupt
+        made.append(list(map(len, compositions)))
+        return list(map(len, compositions)), np.array([len(c) / 7 for c in compositions])
+
+    monkeypatch.setattr(search, "draft", drafts_of)
+    monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
+    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
+    monkeypatch.setattr(search, "DRAFT_BATCH", 3)
+    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 11)]
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=40)
+    dies_after = 99
+    expected = order_recipes(model, recipes, set(), strong, 0, "cpu")
+    batches, made, dies_after = made, [], 2
+    with pytest.raises(KeyboardInterrupt):
+        order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 1}))
+    dies_after = 99
+    assert order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 1})) == expected
+    assert made == batches and len(batches) == 4
+    order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 2}))
+    assert len(made) == 8, "drafts of other settings are made anew"
