@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import sqlite3
@@ -26,6 +27,8 @@ from geo_utils import Sheet
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
 from pipeline.settings import DatasetConfig
+
+log = logging.getLogger("her2d")
 
 JUDGED_FILES = ("metrics.csv", "relaxed.extxyz")
 READ_VACUUM = 6.0  # Å, least gap by which the vacuum axis of a fully periodic row is recognised
@@ -78,6 +81,55 @@ class Row:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
+class TreeRow:
+    """A row of C2DB's folder tree (2024): ``structure.json`` with the crystal and, beside it, ``data.json`` with its keys.
+
+    It has what is used of a row of an ASE database.
+    """
+
+    def __init__(self, number: int, structure: Path) -> None:
+        self.id, self._structure = number, structure
+        data = structure.with_name("data.json")
+        try:
+            found = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
+        except ValueError as error:
+            raise StageError(f"{relative_name(data)} is not readable JSON: {error}") from error
+        self.key_value_pairs: dict[str, Any] = found if isinstance(found, dict) else {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key."""
+        return self.key_value_pairs.get(key, default)
+
+    def toatoms(self) -> Atoms:
+        """Read the crystal; raises errors of ASE and of ``json`` for a file that holds none."""
+        return ase.io.read(self._structure, format="json")
+
+
+def stored_rows(path: Path, limit: int = 0) -> tuple[int, Iterator[Any]]:
+    """Open a database of crystals: an ASE database, or a folder tree with a ``structure.json`` for each crystal.
+
+    Args:
+        path: file or folder.
+        limit: largest number of rows; 0: all.
+
+    Returns:
+        (number of rows, the rows). A row has ``id``, ``key_value_pairs``, ``get`` and ``toatoms``.
+
+    Raises:
+        StageError: the file is no ASE database, or the folder has no ``structure.json``.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("structure.json"))
+        if not files:
+            raise StageError(f"{relative_name(path)} is a folder without structure.json files: name C2DB's *.db or its folder tree")
+        files = files[: limit or None]
+        return len(files), (TreeRow(number, file) for number, file in enumerate(files, start=1))
+    check_ase_database(path)
+    database = connect(path)
+    total = database.count()
+    return min(total, limit or total), database.select(limit=limit or None)
+
+
 def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
     """Return the clean form of a row of an ASE database, or the reason why it is dropped."""
     keys = row.key_value_pairs
@@ -117,25 +169,31 @@ def clean_row(row: Any, settings: DatasetConfig) -> Row | str:
 
 
 def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
-    """Yield (row id, uid, clean row or reason) for every row of the database.
+    """Yield (row id, uid, clean row or reason) for every row of the database, and warn where no row is labelled synthesizable.
 
     Raises:
         StageError: the file is missing, or no ASE database.
     """
     path = Path(settings.db_path)
-    if not path.is_file():
+    labels: Counter[float] = Counter()
+    if not path.is_file() and not path.is_dir():
         raise missing_file("dataset.db_path", path, "name C2DB, or run python -m scripts.prepare_demo_data")
     try:
-        check_ase_database(path)
-        database = connect(path)
-        total = database.count()
-        rows = database.select(limit=settings.max_rows or None)
-        for row in tqdm(rows, total=min(total, settings.max_rows or total), desc="read", unit="row"):
-            yield row.id, str(row.get("uid", "")), clean_row(row, settings)
+        total, rows = stored_rows(path, settings.max_rows)
+        for row in tqdm(rows, total=total, desc="read", unit="row"):
+            result = clean_row(row, settings)
+            if isinstance(result, Row):
+                labels[result.y_synth] += 1
+            yield row.id, str(row.get("uid", "")), result
     except StageError:
         raise
     except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
         raise StageError(f"{relative_name(path)} is not a readable ASE database: {type(error).__name__}: {error}") from error
+    if labels and not labels[1.0]:
+        known = ", ".join((*_REPORTED_KEYS, *_STABILITY_KEYS))
+        log.warning(
+            "%s: none of %d rows is labelled synthesizable by %s or ehull", relative_name(path), sum(labels.values()), known
+        )
 
 
 def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str, Any]]]:
@@ -225,7 +283,16 @@ def hash_share(text: str) -> float:
 
 
 _REPORTED_KEYS = ("doi", "icsd_id", "cod_id")
-_STABILITY_KEYS = ("thermodynamic_stability_level", "dynamic_stability_phonons", "dynamic_stability_stiffness", "dyn_stab")
+_STABILITY_KEYS = (
+    "thermodynamic_stability_level",
+    "dynamic_stability_level",
+    "dynamic_stability_phonons",
+    "dynamic_stability_stiffness",
+    "dyn_stab",
+)
+
+
+_LOW, _HIGH = ("1", "1.0", "low"), ("3", "3.0", "high")
 
 
 def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_e_hull_min_ev: float) -> float:
@@ -236,7 +303,8 @@ def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_
     keys is labelled by ehull alone: 1 up to ``synth_e_hull_max_ev``, 0 above ``unsynth_e_hull_min_ev``.
 
     Args:
-        row_kvp: the row's key-value pairs, with the values of old (low/high, 1..3) or new (Yes/No/Unknown) versions of C2DB.
+        row_kvp: the row's key-value pairs, with the values of old (low/high, 1..3) or new (Yes/No/Unknown) versions of C2DB. Of the
+            levels of 2018, 1 is unstable, 2 undecided and 3 stable.
         synth_e_hull_max_ev: eV/atom.
         unsynth_e_hull_min_ev: eV/atom.
     """
@@ -250,9 +318,10 @@ def synth_label(row_kvp: Mapping[str, Any], synth_e_hull_max_ev: float, unsynth_
     if not words:
         return 1.0 if e_hull <= synth_e_hull_max_ev else 0.0 if e_hull > unsynth_e_hull_min_ev else math.nan
     phonons, stiffness = words.get("dynamic_stability_phonons", ""), words.get("dynamic_stability_stiffness", "")
-    unstable = "low" in (phonons, stiffness) or words.get("dyn_stab", "") in ("no", "false")
-    stable = not unstable and (phonons == "high" or words.get("dyn_stab", "") in ("yes", "true"))
-    if words.get("thermodynamic_stability_level", "") in ("3", "3.0", "high") and stable:
+    level, verdict = words.get("dynamic_stability_level", ""), words.get("dyn_stab", "")
+    unstable = "low" in (phonons, stiffness) or verdict in ("no", "false") or level in _LOW
+    stable = not unstable and (phonons == "high" or verdict in ("yes", "true") or level in _HIGH)
+    if words.get("thermodynamic_stability_level", "") in _HIGH and stable:
         return 1.0
     return 0.0 if unstable or e_hull > unsynth_e_hull_min_ev else math.nan
 

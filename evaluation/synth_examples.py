@@ -101,18 +101,15 @@ def read_examples(cfg: Config) -> tuple[list[Example], Counter]:
 
 def _rows(path: Path, cfg: Config, counts: Counter) -> list[tuple[str, dict[str, Any], Atoms]]:
     """Return (name, keys, atoms) of the rows of one database."""
-    import ase.db
-
-    if not path.is_file():
+    if not path.exists():
         key = "synth_lm.db_path" if str(path) == cfg.synth_lm.db_path else "synth_lm.more_db_paths"
         raise missing_file(key, path, "name C2DB, or run python -m scripts.prepare_demo_data")
     rows = []
     try:
-        database.check_ase_database(path)
-        with ase.db.connect(str(path)) as db:
-            for row in tqdm(db.select(), total=len(db), desc=path.name, unit="row", leave=False):
-                counts["rows"] += 1
-                rows.append((f"{path.name}/{row.id}", dict(row.key_value_pairs), row.toatoms()))
+        total, found = database.stored_rows(path)
+        for row in tqdm(found, total=total, desc=path.name, unit="row", leave=False):
+            counts["rows"] += 1
+            rows.append((f"{path.name}/{row.id}", dict(row.key_value_pairs), row.toatoms()))
     except StageError:
         raise
     except Exception as error:  # ase raises sqlite3, JSON and plain assertion errors for files that are no ASE database

@@ -32,6 +32,13 @@ STABLE = {"thermodynamic_stability_level": 3, "dynamic_stability_phonons": "high
         ({"ehull": 0.01, "thermodynamic_stability_level": 3, "dyn_stab": "Unknown"}, None),
         ({"ehull": 0.01, "dyn_stab": "No"}, 0),
         ({"ehull": 0.25, "dyn_stab": "Yes"}, 0),
+        ({"ehull": 0.01, "thermodynamic_stability_level": 3, "dynamic_stability_level": 3}, 1),
+        ({"ehull": 0.01, "thermodynamic_stability_level": "3", "dynamic_stability_level": 3.0}, 1),
+        ({"ehull": 0.01, "thermodynamic_stability_level": 3, "dynamic_stability_level": 2}, None),
+        ({"ehull": 0.01, "thermodynamic_stability_level": 3, "dynamic_stability_level": 1}, 0),
+        ({"ehull": 0.01, "dynamic_stability_level": 1}, 0),
+        ({"ehull": 0.15, "thermodynamic_stability_level": 2, "dynamic_stability_level": 3}, None),
+        ({"ehull": 0.25, "thermodynamic_stability_level": 1, "dynamic_stability_level": 3}, 0),
     ],
 )
 def test_labels(keys, expected):

@@ -152,7 +152,7 @@ def cut(path):
 
 NO_DATABASE = {
     "nothing there": (lambda path: None, "no file at"),
-    "folder": (lambda path: path.mkdir(), "no file at"),
+    "folder": (lambda path: path.mkdir(), "without structure.json"),
     "empty": (no_database(b""), "is empty"),
     "text": (no_database(b"not a database " * 300), "not a readable ASE database"),
     "csv": (no_database(b"uid,ehull\nx,0.1\n"), "not a readable ASE database"),
