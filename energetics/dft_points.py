@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,8 +89,14 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         gap = float(row.get(STORED_GAP, np.nan))
         points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap))
     if unbound:
-        log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", relative_name(path), ", ".join(unbound))
+        _report_unbound(relative_name(path), ", ".join(unbound))
     return points
+
+
+@functools.cache
+def _report_unbound(path: str, names: str) -> None:
+    """Say once in a run which points are left out, however often the file is read."""
+    log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", path, names)
 
 
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:

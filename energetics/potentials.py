@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -51,7 +52,10 @@ def _load_sevennet(name: str, device: str) -> Potential:
     model = name.replace("sevennet", "7net")
     path = pretrained_name_to_path(model)
     identity = {"name": name, "package": f"sevenn {version('sevenn')}", "sha256": file_sha256(path)}
-    return Potential(name, identity, SevenNetCalculator(model, device=device))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No tensor product accelerator")  # none is among the requirements
+        calculator = SevenNetCalculator(model, device=device)
+    return Potential(name, identity, calculator)
 
 
 @lru_cache(maxsize=2)

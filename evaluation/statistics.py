@@ -33,8 +33,10 @@ class Metric:
         """Return a text such as ``0.31 [0.19, 0.44] (30/32)``."""
         if math.isnan(self.value):
             return f"– ({self.n_ok}/{self.n})"
-        interval = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{self.value:.3g}{interval} ({self.n_ok}/{self.n})"
+        numbers = (self.value, self.low, self.high)
+        value, low, high = (0.0 if abs(number) < 1e-12 else number for number in numbers)  # 0 and not 5.55e-17
+        interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
+        return f"{value:.3g}{interval} ({self.n_ok}/{self.n})"
 
 
 def bootstrap_interval(
@@ -57,7 +59,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    # The bounds at 0 and n are exact; rounding would leave 5.55e-17.
+    return 0.0 if successes == 0 else float(interval.low), 1.0 if successes == n else float(interval.high)
 
 
 def mean_metric(

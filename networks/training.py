@@ -262,8 +262,8 @@ class Trainer:
                 if due:
                     self.evaluate()
                 bar.update()
-                score = self.best["score"] if self.best else math.inf
-                bar.set_postfix({"loss": f"{loss:.3f}", settings.score_name: f"{score:.3f}"}, refresh=False)
+                best = {settings.score_name: f"{self.best['score']:.3f}"} if self.best else {}
+                bar.set_postfix({"loss": f"{loss:.3f}", **best}, refresh=False)
                 if on_step is not None:
                     on_step(self.step)
                 if due or time.monotonic() - saved_at > RESUME_EVERY_S:

@@ -106,9 +106,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _silence_libraries() -> None:
     """Let no remark or preference meant for another program reach the libraries, in this process or those that it starts.
 
-    Warnings of libraries, such as those of PyTorch's compiler about tensor products, say nothing that a user could act on. Nor do
-    those of Python about semaphores of a process that was stopped. With PYTHONWARNINGS=error either would end the stage. The
-    drawing backend of a notebook (MPLBACKEND) is not there outside of it.
+    Warnings of libraries, such as those about a future PyTorch, say nothing that a user could act on. Nor do those of Python about
+    semaphores of a process that was killed. With PYTHONWARNINGS=error either would end the stage. The drawing backend of a notebook
+    (MPLBACKEND) is not there outside of it.
     """
     sys.warnoptions.clear()
     warnings.simplefilter("ignore")

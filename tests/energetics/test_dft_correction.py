@@ -131,7 +131,7 @@ def test_the_committed_points():
     assert value[("MoS2", "MoS2_2H")] == pytest.approx(1.83, abs=0.1) and value[("C", "graphene")] == pytest.approx(1.53, abs=0.1)
 
 
-def test_bad_input_is_named(tmp_path):
+def test_bad_input_is_named(tmp_path, caplog):
     with pytest.raises(StageError, match=r"DFT points: no file at .*none\.db"):
         dft_points.read_truth(tmp_path / "none.db")
     with connect(tmp_path / "x.db") as db:
@@ -142,7 +142,10 @@ def test_bad_input_is_named(tmp_path):
     with connect(tmp_path / "y.db") as db:
         db.write(unbound, kind="slab_H", name="a", dE_dft=4.0)
         db.write(unbound, kind="slab_H", name="b", dE_dft=2.0)
-    assert [p.name for p in dft_points.read_truth(tmp_path / "y.db")] == ["b"]
+    with caplog.at_level("INFO", logger="her2d"):
+        for _ in range(3):
+            assert [p.name for p in dft_points.read_truth(tmp_path / "y.db")] == ["b"]
+    assert len([line for line in caplog.messages if "left out, H unbound" in line]) == 1, "once in a run"
     with pytest.raises(ValueError, match="too few"):
         DftCorrection.fit(np.zeros((3, 5)), np.zeros(3), ["a", "b", "c"])
     with pytest.raises(StageError, match=r"y\.db: 1 DFT points are too few"):

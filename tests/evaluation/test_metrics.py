@@ -75,6 +75,18 @@ def test_unanimous_rate_is_not_certain():
     assert rate.value == 0 and rate.low == 0 and rate.high == pytest.approx(0.1072, abs=1e-3)
 
 
+def test_bounds_of_a_unanimous_rate_are_exact():
+    for n in range(1, 200):
+        assert statistics.wilson_interval(0, n)[0] == 0.0 and statistics.wilson_interval(n, n)[1] == 1.0
+
+
+def test_rounding_errors_are_not_written():
+    made = statistics.Metric("x", -1e-17, 5.55e-17, 0.561, 3, 3, "share", 1, "")
+    assert made.text() == "0 [0, 0.561] (3/3)"
+    small = statistics.Metric("x", 1.2e-5, math.nan, math.nan, 3, 4, "eV", 1, "")
+    assert small.text() == "1.2e-05 (3/4)"
+
+
 def test_agreement_by_hand():
     score = metrics.agreement([0.0, 1.0, 2.0, math.nan], [0.5, 1.5, 1.0, 3.0])
     assert score["n"] == 3 and score["mae_ev"] == pytest.approx(2 / 3) and score["mean_error_ev"] == pytest.approx(0.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from networks.training import LoopSettings, Trainer, fingerprint, warming_decay
 from pipeline.errors import StageError
@@ -72,6 +74,15 @@ def test_every_evaluation_has_a_row_and_the_best_weights_are_kept(tmp_path):
     assert trainer.run()["step"] == 12, "of equal scores the first"
     assert task.rows == [(6, 6), (12, 6), (18, 6), (20, 2)]
     assert [row["step"] for row in trainer.history] == [6, 12, 18, 20]
+
+
+def test_the_bar_shows_a_score_from_the_first_evaluation_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("networks.training.tqdm", lambda **settings: tqdm(**settings | {"mininterval": 0, "miniters": 1}))
+    trainer = trainer_of(tmp_path / "resume.pt", Line(scores=(3.0, 1.0, 2.0, 1.0)))
+    trainer.settings = dataclasses.replace(trainer.settings, keep_bar=True)
+    trainer.run()
+    shown = capsys.readouterr().err
+    assert "loss=" in shown and f"{trainer.settings.score_name}=1.000" in shown and "inf" not in shown
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])
