@@ -3,10 +3,18 @@
 # make pipeline  train everything from the embedded data, then generate, evaluate and compare
 # make data      rebuild the embedded data
 # make lint | make bench | make clean
+# make run TORCH=cpu|cuda chooses the build of PyTorch that the first call installs; without it, cuda where a GPU is seen
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-MIN_DISK_MB := 4000
+# The build of PyTorch: cpu or cuda (Linux; the ordinary package there, with CUDA libraries of several GB).
+TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
+# Free space that an installation needs: the environment (2 GB, with CUDA 6 GB) and the downloaded packages.
+MIN_DISK_MB_cpu := 3000
+MIN_DISK_MB_cuda := 9000
+MIN_DISK_MB = $(MIN_DISK_MB_$(TORCH))
+# Where it cannot be reached, or has no such build, the ordinary package is taken.
+TORCH_INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 60
 TEST_PROCESSES ?= auto
 # Where runs go; git ignores these folders. results/ and results_external/ themselves hold the committed run.
 OUT ?= results/run
@@ -54,10 +62,11 @@ bench: $(VENV)/.installed-dev
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt requirements-mattersim.txt
+	@test "$(MIN_DISK_MB)" || { echo "TORCH=$(TORCH): choose cpu or cuda"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d: set PYTHON=..." % v[:2])'
-	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free // 2**20; sys.exit(0 if free > $(MIN_DISK_MB) or "$(wildcard $(PY))" else "%d MB of disk are free, the installation needs $(MIN_DISK_MB)" % free)'
+	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free // 2**20; sys.exit(0 if free > $(MIN_DISK_MB) or "$(wildcard $(PY))" else "%d MB of disk are free, the installation with TORCH=$(TORCH) needs $(MIN_DISK_MB) MB" % free)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mattersim.txt
 	@touch $@

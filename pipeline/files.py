@@ -10,13 +10,21 @@ import os
 import platform
 import re
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
+
+def _project_dir() -> Path:
+    """Return the folder with config.yaml, data and weights: the checkout, or where an installation without one puts them."""
+    checkout, installed = Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("data")) / "share" / "her2d"
+    return installed if not (checkout / "config.yaml").is_file() and installed.is_dir() else checkout
+
+
+PROJECT_DIR = _project_dir()
 
 
 @contextlib.contextmanager
