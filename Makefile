@@ -69,6 +69,8 @@ $(VENV)/.installed: requirements.txt requirements-mattersim.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mattersim.txt
+	@# The packages are found from every folder, and with PYTHONSAFEPATH=1 too.
+	@$(PY) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "her2d.pth").write_text("$(CURDIR)\n")'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import venv
 
 import matplotlib
 import pytest
@@ -75,3 +77,19 @@ def test_a_figure_that_fails_is_not_written(tmp_path):
     with pytest.raises(ZeroDivisionError), figure(tmp_path / "x.png"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_the_packages_are_found_where_python_leaves_the_scripts_folder_out(tmp_path):
+    """PYTHONSAFEPATH=1, with what the Makefile writes into its environment."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    (code,) = re.findall(r"-c '(.*her2d\.pth.*)'", (PROJECT_DIR / "Makefile").read_text(encoding="utf-8"))
+    code = code.replace("$(CURDIR)", str(PROJECT_DIR))
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+    stage = [python, str(PROJECT_DIR / "test.py"), "run.sead=1"]
+    assert b"No module named" in subprocess.run(stage, env=env, cwd=PROJECT_DIR, capture_output=True, check=False).stderr
+    subprocess.run([python, "-c", code], check=True)
+    asked = subprocess.run(
+        [python, "-c", "import scripts, pipeline.tasks as t; print(t.__file__)"], env=env, cwd=tmp_path, capture_output=True
+    )
+    assert asked.stdout.decode().strip() == str(PROJECT_DIR / "pipeline" / "tasks.py"), asked.stderr
