@@ -109,7 +109,8 @@ class HullModels:
     hull: hull energy − hull energy of the potential. e_form: E_form − its start (``start_of_e_form``). error: size of the error of
     E_above_hull; all in eV/atom. scales: source ("learnt", "both") -> factor that makes ``error`` a standard error.
     element_counts: sheets of each element among those that ``e_form`` was fitted to. min_element_rows: fewer are too few.
-    e_form_range: of those sheets, eV/atom. split: seed, val_fraction and test_fraction of the split by formula.
+    e_form_range: of those sheets, eV/atom. split: seed, val_fraction and test_fraction of the split by formula. relaxation: added
+    to E_form of a relaxed sheet, eV/atom, because ``e_form`` learnt from sheets in PBE's geometry, which the potential lowers.
     """
 
     hull: BoostedTrees
@@ -120,11 +121,12 @@ class HullModels:
     min_element_rows: int
     e_form_range: tuple[float, float]
     split: tuple[int, float, float]
+    relaxation: float = 0.0
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors for ``networks.checkpoints``."""
         trees = {name: getattr(self, name).state() for name in ("hull", "e_form", "error")}
-        values = {name: getattr(self, name) for name in ("scales", "element_counts", "min_element_rows")}
+        values = {name: getattr(self, name) for name in ("scales", "element_counts", "min_element_rows", "relaxation")}
         return {**trees, **values, "e_form_range": list(self.e_form_range), "split": list(self.split)}
 
     @classmethod
@@ -139,6 +141,7 @@ class HullModels:
             int(state["min_element_rows"]),
             (low, high),
             (int(seed), float(val_fraction), float(test_fraction)),
+            float(state.get("relaxation", 0.0)),
         )
 
 
@@ -182,12 +185,13 @@ class LearntHull:
         return float(own + self.models.hull.predict(hull_descriptors(formula, own)[None])[0])
 
     def e_form(self, atoms: Atoms, e_form: float) -> float:
-        """Return the corrected formation energy of a sheet in eV/atom; errors as of ``e_form_descriptors``.
+        """Return the corrected formation energy of a relaxed sheet in eV/atom; errors as of ``e_form_descriptors``.
 
         e_form: by the potential, eV/atom.
         """
         columns = e_form_descriptors(atoms, e_form)
-        return float(start_of_e_form(atoms.get_chemical_formula(), e_form) + self.models.e_form.predict(columns[None])[0])
+        start = start_of_e_form(atoms.get_chemical_formula(), e_form)
+        return float(start + self.models.e_form.predict(columns[None])[0] + self.models.relaxation)
 
     def outside_domain(self, atoms: Atoms, e_form: float) -> str:
         """Say why the models do not know a structure; empty inside their domain."""

@@ -20,7 +20,7 @@ from ase.formula import Formula
 from tqdm import tqdm
 
 from crystals.database import check_ase_database, formula_key, hash_share, split_of
-from energetics.hull import References, sample_rows
+from energetics.hull import MAX_SAMPLE_ATOMS, References, sample_rows
 from energetics.learnt_hull import e_form_descriptors, hull_descriptors, start_of_e_form
 from energetics.potentials import Potential
 from energetics.relaxation import is_sane, relax_sheet, single_point
@@ -172,16 +172,16 @@ def describe_sheets(
 
 def read_sheets(
     facts: Sequence[Fact], formulas: Formulas, potential: Potential, references: References, cfg: Config
-) -> tuple[Sheets, Sheets, Sheets, Counter]:
+) -> tuple[list[Sheets], list[Sheets], Counter]:
     """Compute the energies that are missing and return the sheets.
 
     Returns:
-        (training sheets and held-out sheets as the database has them, held-out sheets after relaxation, counts).
+        (training and held-out sheets as the database has them, training and held-out sheets after relaxation, counts).
     """
     settings, db_path, counts = cfg.learnt_hull, Path(cfg.learnt_hull.db_path), Counter()
     identity = {"db": file_sha256(db_path), "potential": potential.identity.get("sha256")}
     points = LineStore(Path(settings.work_dir) / "single_points.jsonl", identity)
-    database, tables = connect(db_path), []
+    database, tables, after = connect(db_path), [], []
     for side, count in (("train", settings.train_rows), ("test", settings.test_rows)):
         rows = choose_rows(facts, side, count, settings.max_atoms)
         records = energies(
@@ -193,14 +193,16 @@ def read_sheets(
     identity |= {name: getattr(cfg.evaluation, name) for name in ("fmax_ev_per_angstrom", "max_steps")}
     relaxed = LineStore(Path(settings.work_dir) / "relaxed.jsonl", identity)
     by_id = {fact.row_id: fact for fact in facts if fact.side == "test"}
-    rows = [by_id[row_id] for row_id in sample_rows(db_path, settings.relaxed_rows, cfg.run.seed, lambda row: row.id in by_id)]
-    records = energies(rows, relaxed, db_path, lambda a: relaxed_record(a, potential, cfg.evaluation), "relaxations, test")
-    found = [
-        (f, Atoms(r["numbers"], r["positions"], cell=r["cell"], pbc=(True, True, False)), r["energy"])
-        for f, r in zip(rows, records, strict=True)
-        if r["status"] == "ok"
-    ]
-    counts["relaxed test sheets, not converged"] = len(rows) - len(found)
-    tables.append(describe_sheets(found, formulas, references, counts))
-    counts["relaxed test sheets"] = len(tables[-1])
-    return *tables, counts
+    test_ids = sample_rows(db_path, settings.relaxed_rows, cfg.run.seed, lambda row: row.id in by_id)
+    teaching = choose_rows(facts, "train", 0, min(settings.max_atoms, MAX_SAMPLE_ATOMS))[: settings.calibration_rows]
+    for side, rows in (("train", teaching), ("test", [by_id[row_id] for row_id in test_ids])):
+        records = energies(rows, relaxed, db_path, lambda a: relaxed_record(a, potential, cfg.evaluation), f"relaxations, {side}")
+        found = [
+            (f, Atoms(r["numbers"], r["positions"], cell=r["cell"], pbc=(True, True, False)), r["energy"])
+            for f, r in zip(rows, records, strict=True)
+            if r["status"] == "ok"
+        ]
+        counts[f"relaxed {side} sheets, not converged"] = len(rows) - len(found)
+        after.append(describe_sheets(found, formulas, references, counts))
+        counts[f"relaxed {side} sheets"] = len(after[-1])
+    return tables, after, counts

@@ -67,23 +67,24 @@ def fit_e_form(sheets: Sheets, rows: np.ndarray, cfg: Config) -> BoostedTrees:
 
 
 def predict(sheets: Sheets, formulas: Formulas, hull: BoostedTrees, e_form: BoostedTrees) -> np.ndarray:
-    """Return the learnt E_above_hull (N,) of sheets, eV/atom."""
+    """Return the learnt E_above_hull (N,) of sheets before it is cut at 0, eV/atom."""
     places, at = np.unique(sheets.place, return_inverse=True)
     hulls = formulas.potential[places] + hull.predict(formulas.descriptors[places])
-    return np.maximum(0.0, sheets.start + e_form.predict(sheets.descriptors) - hulls[at])
+    return sheets.start + e_form.predict(sheets.descriptors) - hulls[at]
 
 
-def cross_validate(train: Sheets, formulas: Formulas, cfg: Config) -> np.ndarray:
-    """Return E_above_hull (N,) of the training sheets, each by models that have not seen its formula."""
-    found = np.full(len(train), np.nan)
+def cross_validate(train: Sheets, relaxed: Sheets, formulas: Formulas, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``predict`` of training sheets, (N,) as the database has them and (R,) relaxed, by models without their formula."""
+    found = [np.full(len(sheets), np.nan) for sheets in (train, relaxed)]
     fold = formulas.fold[train.place]
-    for left_out in range(FOLDS):
-        rows = fold == left_out
-        if rows.any() and not rows.all():
-            log.info("cross-validation, part %d of %d", left_out + 1, FOLDS)
-            hull = fit_hull(formulas, (formulas.side == "train") & (formulas.fold != left_out), cfg)
-            found[rows] = predict(train, formulas, hull, fit_e_form(train, ~rows, cfg))[rows]
-    return found
+    for left_out in np.unique(fold):
+        log.info("cross-validation, part %d of %d", left_out + 1, FOLDS)
+        hull = fit_hull(formulas, (formulas.side == "train") & (formulas.fold != left_out), cfg)
+        e_form = fit_e_form(train, fold != left_out, cfg)
+        for sheets, values in zip((train, relaxed), found, strict=True):
+            rows = formulas.fold[sheets.place] == left_out
+            values[rows] = predict(sheets, formulas, hull, e_form)[rows]
+    return found[0], found[1]
 
 
 def potential_e_hull(sheets: Sheets, formulas: Formulas) -> np.ndarray:
@@ -96,39 +97,33 @@ def _error_columns(sheets: Sheets, formulas: Formulas, value: np.ndarray) -> np.
     return np.array([error_descriptors(*row) for row in zip(sheets.descriptors, value, own, strict=True)])
 
 
-def fit_errors(train: Sheets, formulas: Formulas, value: np.ndarray, cfg: Config) -> tuple[BoostedTrees, dict[str, float]]:
-    """Fit the size of the error of E_above_hull to what cross-validation found.
+def fit_errors(
+    train: Sheets, value: np.ndarray, relaxed: Sheets, value_relaxed: np.ndarray, formulas: Formulas, cfg: Config
+) -> tuple[BoostedTrees, dict[str, float], float]:
+    """Fit the size of the error of E_above_hull to what cross-validation found, and scale it on relaxed sheets.
 
     Args:
-        train: the training sheets.
+        train, value: training sheets and their cross-validated E_above_hull (N,).
+        relaxed, value_relaxed: the same after relaxation, (R,).
         formulas: all formulas.
-        value: (N,) of ``cross_validate``.
         cfg: all settings.
 
     Returns:
-        (trees, factors that make the size a standard error: 68 % of the cross-validated errors are within it).
+        (trees; factors that make the size a standard error, with 68 % of the errors of relaxed sheets within it; what is added to
+        E_form of relaxed sheets, so that their E_above_hull is right on average).
     """
-    known = np.isfinite(value)
-    columns = np.full((len(train), len(HullColumns().error)), np.nan)
-    columns[known] = _error_columns(
-        dataclasses.replace(train, **{f.name: getattr(train, f.name)[known] for f in dataclasses.fields(train)}),
-        formulas,
-        value[known],
-    )
-    both = (value + np.maximum(0.0, potential_e_hull(train, formulas))) / 2
-    size, fold = np.full(len(train), np.nan), formulas.fold[train.place]
-    error = np.abs(value - train.e_hull)
-    for left_out in np.unique(fold[known]):
-        rows, learnt = known & (fold == left_out), known & (fold != left_out)
-        if learnt.any():
-            size[rows] = fit(columns[learnt], error[learnt], cfg, small=True).predict(columns[rows])
-    ok = np.isfinite(size)
-    size = np.maximum(size[ok], LEAST_STD)
+    own = np.maximum(0.0, value)
+    error = fit(_error_columns(train, formulas, own), np.abs(own - train.e_hull), cfg, small=True)
+    known = np.isfinite(value_relaxed)
+    relaxation = float((relaxed.e_hull - value_relaxed)[known].mean()) if known.any() else 0.0
+    cut = np.maximum(0.0, value_relaxed + relaxation)
+    size = np.maximum(error.predict(_error_columns(relaxed, formulas, cut)), LEAST_STD)
+    both = (cut + np.maximum(0.0, potential_e_hull(relaxed, formulas))) / 2
     scales = {
-        name: float(np.quantile(np.abs(found - train.e_hull)[ok] / size, WITHIN_ONE))
-        for name, found in ((LEARNT, value), (BOTH, both))
+        name: float(np.quantile((np.abs(found - relaxed.e_hull) / size)[known], WITHIN_ONE))
+        for name, found in ((LEARNT, cut), (BOTH, both))
     }
-    return fit(columns[known], error[known], cfg, small=True), scales
+    return error, scales, relaxation
 
 
 def agreement(value: np.ndarray, truth: np.ndarray, limit: float, seed: int, resamples: int) -> dict[str, Any]:
@@ -157,21 +152,36 @@ def agreement(value: np.ndarray, truth: np.ndarray, limit: float, seed: int, res
     return found
 
 
+def fit_direct(facts: Sequence[Fact], formulas: Formulas, cfg: Config) -> BoostedTrees:
+    """Fit a trivial baseline to all training rows: E_above_hull from the composition alone."""
+    index = formulas.index
+    rows = [fact for fact in facts if fact.side == "train" and fact.formula in index]
+    composition = formulas.descriptors[:, : len(COMPOSITION_NAMES)]
+    return fit(composition[[index[fact.formula] for fact in rows]], np.array([fact.e_hull for fact in rows]), cfg)
+
+
 def measure(
-    test: Sheets, train: Sheets, facts: Sequence[Fact], formulas: Formulas, models: HullModels, cfg: Config
+    test: Sheets, relaxation: float, direct: BoostedTrees, mean: float, formulas: Formulas, models: HullModels, cfg: Config
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Measure E_above_hull on sheets of held-out formulas, beside the potential's, parts of the method and trivial baselines.
+
+    Args:
+        test: the sheets.
+        relaxation: added to E_form, eV/atom: that of ``models`` for relaxed sheets, otherwise 0.
+        direct: of ``fit_direct``.
+        mean: E_above_hull of the training rows, eV/atom.
+        formulas: all formulas.
+        models: what is measured.
+        cfg: all settings.
 
     Returns:
         (metrics by method, with the calibration of the standard error; the learnt E_above_hull (N,)).
     """
-    value = predict(test, formulas, models.hull, models.e_form)
+    value = np.maximum(0.0, predict(test, formulas, models.hull, models.e_form) + relaxation)
     own, truth = potential_e_hull(test, formulas), test.e_hull
     learnt_hull = formulas.potential + models.hull.predict(formulas.descriptors)
-    corrected = test.start + models.e_form.predict(test.descriptors)
-    rows = [fact for fact in facts if fact.side == "train" and fact.formula in formulas.index]
-    composition = formulas.descriptors[:, : len(COMPOSITION_NAMES)]
-    direct = fit(composition[[formulas.index[f.formula] for f in rows]], np.array([f.e_hull for f in rows]), cfg)
+    corrected = test.start + models.e_form.predict(test.descriptors) + relaxation
+    composition = formulas.descriptors[test.place, : len(COMPOSITION_NAMES)]
     both = (value + np.maximum(0.0, own)) / 2
     methods = {
         LEARNT: value,
@@ -179,8 +189,8 @@ def measure(
         BOTH: both,
         "learnt hull alone": np.maximum(0.0, test.e_form - learnt_hull[test.place]),
         "correction of E_form alone": np.maximum(0.0, corrected - formulas.potential[test.place]),
-        "trees on composition": direct.predict(composition[test.place]),
-        "mean of training": np.full(len(test), np.mean([fact.e_hull for fact in rows])),
+        "trees on composition": direct.predict(composition),
+        "mean of training": np.full(len(test), mean),
     }
     settings = cfg.evaluation
     found: dict[str, Any] = {
@@ -234,11 +244,13 @@ def train_stage(cfg: Config) -> None:
         log.info("%s is complete for these inputs: nothing to do", relative_name(checkpoint))
         return
     formulas = describe_formulas(facts, references)
-    train, test, relaxed, counts = read_sheets(facts, formulas, potential, references, cfg)
-    models, value = fit_models(train, formulas, cfg, split)
+    (train, test), (teaching, relaxed), counts = read_sheets(facts, formulas, potential, references, cfg)
+    models, value = fit_models(train, teaching, formulas, cfg, split)
+    direct, mean = fit_direct(facts, formulas, cfg), float(np.mean([fact.e_hull for fact in facts if fact.side == "train"]))
     metrics: dict[str, Any] = {"cross-validation": _cross_validated(train, formulas, value, cfg)}
-    metrics["test, geometry of the database"], _ = measure(test, train, facts, formulas, models, cfg)
-    metrics["test, relaxed"], found = measure(relaxed, train, facts, formulas, models, cfg)
+    metrics["test, geometry of the database"], _ = measure(test, 0.0, direct, mean, formulas, models, cfg)
+    metrics["test, relaxed"], found = measure(relaxed, models.relaxation, direct, mean, formulas, models, cfg)
+    metrics["relaxation_ev"] = models.relaxation
     metrics["hull energy of test formulas, mae_ev"] = measure_hull(formulas, models.hull)
     state = models.state() | {"potential_sha256": potential.identity.get("sha256"), "fingerprint": mark}
     save_checkpoint(checkpoint, KIND, HullColumns(), state)
@@ -265,10 +277,12 @@ def train_stage(cfg: Config) -> None:
     log.info("%s and %s in %.0f s", relative_name(checkpoint), figure_path.name, time.time() - started)
 
 
-def fit_models(train: Sheets, formulas: Formulas, cfg: Config, split: tuple[int, float, float]) -> tuple[HullModels, np.ndarray]:
+def fit_models(
+    train: Sheets, relaxed: Sheets, formulas: Formulas, cfg: Config, split: tuple[int, float, float]
+) -> tuple[HullModels, np.ndarray]:
     """Fit all parts to the training formulas; return them and the cross-validated E_above_hull (N,) of the training sheets."""
-    value = cross_validate(train, formulas, cfg)
-    error, scales = fit_errors(train, formulas, value, cfg)
+    value, value_relaxed = cross_validate(train, relaxed, formulas, cfg)
+    error, scales, relaxation = fit_errors(train, value, relaxed, value_relaxed, formulas, cfg)
     everything = np.ones(len(train), dtype=bool)
     models = HullModels(
         fit_hull(formulas, formulas.side == "train", cfg),
@@ -279,8 +293,9 @@ def fit_models(train: Sheets, formulas: Formulas, cfg: Config, split: tuple[int,
         cfg.learnt_hull.min_element_rows,
         (float(train.e_form.min()), float(train.e_form.max())),
         split,
+        relaxation,
     )
-    return models, value
+    return models, np.maximum(0.0, value)
 
 
 def _cross_validated(train: Sheets, formulas: Formulas, value: np.ndarray, cfg: Config) -> dict[str, Any]:

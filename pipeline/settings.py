@@ -373,6 +373,7 @@ class LearntHullConfig:
     train_rows: int = setting(3600, "training sheets that get a single point; 0: all", low=0)
     test_rows: int = setting(0, "sheets of held-out formulas that get one; 0: all", low=0)
     relaxed_rows: int = setting(150, "sheets of held-out formulas that are relaxed as candidates are", low=1)
+    calibration_rows: int = setting(48, "training sheets that are relaxed too, to learn what relaxation adds", low=0)
     max_atoms: int = setting(20, "larger cells are left out", low=1)
     trees: int = setting(400, "boosted trees of each model", low=1)
     learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)

@@ -110,6 +110,7 @@ def test_e_above_hull_is_corrected_e_form_minus_learnt_hull(references):
     assert value == pytest.approx(-0.5 - 0.03 - (-0.8 + 0.10))
     assert std == {"learnt": pytest.approx(0.06), "both": pytest.approx(0.05)}
     assert judge.e_above_hull(atoms, -0.9)[0] == 0.0, "no crystal is below the hull"
+    assert LearntHull(models(relaxation=0.02), references).e_above_hull(atoms, -0.5)[0] == pytest.approx(-0.5 + 0.02 + 0.8)
     assert LearntHull(models(error=0.0), references).e_above_hull(atoms, -0.5)[1]["learnt"] == learnt_hull.LEAST_STD
     iron = sheet("FeO2")
     assert judge.e_form(iron, -1.0) == pytest.approx(-1.0 - 0.03 + 0.75 * -2.256 / 3)
@@ -209,7 +210,7 @@ def world(tmp_path_factory):
 
 def settings(world, *overrides):
     own = {"db_path": world / "world.db", "checkpoint": world / "out" / "hull.pth", "work_dir": world / "work"}
-    own |= {"train_rows": 0, "relaxed_rows": 6, "trees": 80, "min_element_rows": 1}
+    own |= {"train_rows": 0, "relaxed_rows": 6, "calibration_rows": 20, "trees": 80, "min_element_rows": 1}
     lines = [f"learnt_hull.{name}={value}" for name, value in own.items()]
     lines += [
         f"evaluation.references_path={world}/references.json.gz",
@@ -241,11 +242,13 @@ def test_a_known_world_is_learnt_and_held_out_formulas_show_it(world, trained):
 
     references = References.load(world / "references.json.gz")
     judge = LearntHull.load(world / "out" / "hull.pth", references, EMT_POTENTIAL)
+    assert judge.models.relaxation == card["metrics"]["relaxation_ev"] and abs(judge.models.relaxation) < 0.05
+    as_it_is = LearntHull(dataclasses.replace(judge.models, relaxation=0.0), references)  # nothing is relaxed here
     errors = []
     for row in connect(world / "world.db").select("ehull"):
         if judge.is_held_out(row.formula):
             atoms = row.toatoms()
-            verdict = judge_hull(references, judge, atoms, single_point(atoms, EMT()), "learnt")
+            verdict = judge_hull(references, as_it_is, atoms, single_point(atoms, EMT()), "learnt")
             assert verdict.source == "learnt" and verdict.std >= learnt_hull.LEAST_STD
             errors.append(verdict.e_above_hull - row.ehull)
     assert np.abs(errors).mean() == pytest.approx(learnt["mae_ev"][0]), "the judge gives what the card measured"
