@@ -120,7 +120,7 @@ class DimenetConfig:
 class DatasetConfig:
     """Settings of the data set (stage 2)."""
 
-    db_path: str = setting("data/demo_c2db.db", "C2DB as an ASE database", path=True)
+    db_path: str = setting("data/demo_c2db.db", "C2DB as an ASE database, or its folder tree of structure.json files", path=True)
     processed_dir: str = setting("${run.output_dir}/processed", "where train.pt, val.pt and test.pt go", path=True)
     max_atoms: int = setting(20, "larger cells are dropped and counted", low=1)
     max_thickness_angstrom: float = setting(12.0, "thicker sheets are dropped and counted", low=1)
