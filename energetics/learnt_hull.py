@@ -4,7 +4,7 @@
 
 Both parts are boosted trees. The hull energy is learnt as the difference to the hull of the potential, from the composition alone.
 The correction is learnt from the composition, the bonds of the sheet and E_form. Errors of the potential's E_form and of its hull
-are correlated and cancel in part, so neither is corrected without the other. ``energetics.learnt_hull_training`` fits them.
+are correlated and cancel in part, so the hull is not corrected without E_form. ``energetics.learnt_hull_training`` fits them.
 """
 
 from __future__ import annotations
