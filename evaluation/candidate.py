@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 5
+JUDGEMENT_VERSION = 6
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (
@@ -23,6 +23,7 @@ JUDGED_SETTINGS = (
     "potential_h_max_e_hull_ev",
     "second_potential",
     "band_gap",
+    "conductive_gap_ev",
     "max_h_steps",
     "more_h_steps",
     "min_vacuum_angstrom",
@@ -41,8 +42,9 @@ class CandidateResult:
 
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
-    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is by GFN2-xTB; the
-    correction from DFT uses it. ``e_above_hull_ev`` is by the hull that
+    relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is PBE's gap as
+    ``band_gap_model.GapModel`` learnt it, ``conductive`` says whether it is small enough for an electrode. ``band_gap_gfn2_ev``, by
+    GFN2-xTB at few k-points, only serves the correction from DFT. ``e_above_hull_ev`` is by the hull that
     ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull. ``delta_g_ev`` is
     ΔG_H by the best judge at hand, which ``delta_g_source`` names
     (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
@@ -91,6 +93,8 @@ class CandidateResult:
     h_domain_note: str = ""
     delta_g_h_potential_ev: float = NAN
     band_gap_ev: float = NAN
+    conductive: bool | None = None
+    band_gap_gfn2_ev: float = NAN
     delta_g_h_corrected_ev: float = NAN
     delta_g_h_corrected_std_ev: float = NAN
     h_desorbed: bool | None = None
@@ -182,7 +186,9 @@ QUANTITIES = {
     "delta_g_h_std_ev": Quantity("± DimeNet++", "eV"),
     "h_in_domain": Quantity("in domain"),
     "delta_g_h_potential_ev": Quantity("ΔG_H potential", "eV", name="ΔG_H, potential"),
-    "band_gap_ev": Quantity("band gap", "eV", name="band gap, GFN2-xTB"),
+    "band_gap_ev": Quantity("band gap", "eV", name="band gap, learnt from PBE"),
+    "conductive": Quantity("conducts"),
+    "band_gap_gfn2_ev": Quantity("GFN2 gap", "eV", name="band gap, GFN2-xTB"),
     "delta_g_h_corrected_ev": Quantity("ΔG_H corrected", "eV", name="ΔG_H, corrected"),
     "p_synth": Quantity("P_synth"),
     "synthesis_method": Quantity("method"),

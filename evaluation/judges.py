@@ -46,6 +46,9 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     }
     if settings.synthesizability == "embedded":
         needed["evaluation.embedded_checkpoint"] = (settings.embedded_checkpoint, "run python -m scripts.pretrain_csllm")
+    if settings.band_gap_checkpoint:
+        hint = "run python -m scripts.train_band_gap, or set it to nothing"
+        needed["evaluation.band_gap_checkpoint"] = (settings.band_gap_checkpoint, hint)
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
     for key, (path, hint) in needed.items():
@@ -79,6 +82,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         "potential": potential,
         "references": file_identity(settings.references_path),
         "hull": hull_identity(settings),
+        "band_gap": file_identity(settings.band_gap_checkpoint) if settings.band_gap_checkpoint else "none",
         "her": her,
         "synthesizability": synth,
         "training_set": file_identity(settings.training_set),
@@ -100,7 +104,7 @@ def load_judges(cfg: Config) -> Judges:
     Raises:
         StageError: one of them cannot be loaded.
     """
-    from energetics import hull, hydrogen, learnt_hull
+    from energetics import band_gap_model, hull, hydrogen, learnt_hull
 
     settings = cfg.evaluation
     device = resolve_device(cfg.run)
@@ -116,6 +120,7 @@ def load_judges(cfg: Config) -> Judges:
         dataset=cfg.dataset,
         identity=judge_identity(cfg),
         learnt_hull=learnt_hull.load_learnt_hull(settings, references, judge.potential),
+        gap=band_gap_model.load_gap_model(settings.band_gap_checkpoint),
     )
 
 

@@ -48,6 +48,7 @@ class Judges:
     known_formulas: reduced formulas that count as not novel without a structure to compare with.
     identity: names and hashes of the judges; results of equal identity are comparable.
     learnt_hull: PBE's hull as ``learnt_hull.LearntHull`` learnt it; None: the potential's counts.
+    gap: the band gap, as ``band_gap_model.GapModel`` (``band_gap``); None: no verdict whether a sheet conducts.
     """
 
     potential: Any
@@ -59,6 +60,7 @@ class Judges:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     identity: dict[str, Any] = field(default_factory=dict)
     learnt_hull: Any = None
+    gap: Any = None
 
 
 @dataclass
@@ -135,6 +137,8 @@ def _ask_all(case: _Case) -> None:
     if case.relaxed is not None:
         case.attempt("hull", _hull)
     if row.is_sheet:
+        if case.judges.gap is not None:
+            case.attempt("band gap", _band_gap)
         _hydrogen(case)
     case.attempt("synthesizability", _synthesizability)
     # An 8B model generates two texts for this, so only candidates that could be made are asked about.
@@ -211,6 +215,13 @@ def _hull(case: _Case) -> None:
     row.score_stab = stability_score(row.e_form_ev, case.settings.e_ref_ev) if no_hull else stability_score(found.e_above_hull, 0.0)
 
 
+def _band_gap(case: _Case) -> None:
+    """Predict the band gap, and say whether the sheet conducts as an electrode has to."""
+    row = case.row
+    row.band_gap_ev = float(case.judges.gap.band_gap(case.judged))
+    row.conductive = None if math.isnan(row.band_gap_ev) else row.band_gap_ev <= case.settings.conductive_gap_ev
+
+
 def _hydrogen(case: _Case) -> None:
     """Ask DimeNet++ for ΔG_H over all sites, then the potential at the best of them; only for a connected sheet without H."""
     row, settings = case.row, case.settings
@@ -234,7 +245,7 @@ def _hydrogen_by_dimenet(case: _Case) -> None:
     """Predict ΔG_H with DimeNet++ over all sites; the best site counts."""
     row, judges = case.row, case.judges
     result = judges.her.predict_sheet(case.judged, judges.dataset, judges.potential.band_gap)
-    row.band_gap_ev = result.band_gap
+    row.band_gap_gfn2_ev = result.band_gap
     if result.best is None:
         case.problems.append(f"ΔG_H: {result.status}")
         return

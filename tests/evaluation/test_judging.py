@@ -173,3 +173,27 @@ def test_bulk_is_scored_and_never_mixed_into_a_2d_average(tmp_path):
     assert math.isnan(rows["bulk"].delta_g_h_ev) and rows["bulk"].hit is None and rows["bulk"].novel is None
     assert evaluation.aggregates["rate_valid"].n == 1 and evaluation.aggregates["score_stab"].n == 1
     assert evaluation.bulk_aggregates["score_stab"].n == 1
+
+
+class Gap:
+    """Gaps by element: none known for W; fails on C."""
+
+    def band_gap(self, atoms):
+        symbols = set(atoms.get_chemical_symbols())
+        if "C" in symbols:
+            raise ValueError("no descriptors")
+        return next(gap for symbol, gap in {"Nb": 0.0, "Mo": 0.5, "W": math.nan, "B": 4.7}.items() if symbol in symbols)
+
+
+def test_a_sheet_conducts_up_to_the_gap_of_the_settings(tmp_path):
+    sheets = {"metal": simple.sheet("NbS2"), "narrow": simple.sheet(), "unknown": simple.sheet("WS2")}
+    sheets["fails"] = simple.graphene_sheet()
+    judges = dataclasses.replace(simple.judges(), gap=Gap())
+    evaluation = evaluated(tmp_path, {**sheets, "bulk": simple.bulk_copper()}, judges)
+    rows = {row.id: row for row in evaluation.rows}
+    assert [rows[name].conductive for name in (*sheets, "bulk")] == [True, True, None, None, None]
+    assert rows["narrow"].band_gap_ev == 0.5 and rows["narrow"].band_gap_gfn2_ev == 1.5, "the second one is the correction's"
+    assert "band gap: no descriptors" in rows["fails"].status and rows["fails"].delta_g_h_ev == rows["narrow"].delta_g_h_ev
+    strict = evaluated(tmp_path / "strict", sheets, judges, settings=dataclasses.replace(SETTINGS, conductive_gap_ev=0.4))
+    assert {row.id: row.conductive for row in strict.rows}["narrow"] is False
+    assert all(row.conductive is None for row in evaluated(tmp_path / "none", sheets).rows), "no model, no verdict"
