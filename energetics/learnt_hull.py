@@ -141,7 +141,7 @@ class HullModels:
             int(state["min_element_rows"]),
             (low, high),
             (int(seed), float(val_fraction), float(test_fraction)),
-            float(state.get("relaxation", 0.0)),
+            float(state["relaxation"]),
         )
 
 
