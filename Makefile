@@ -13,8 +13,9 @@ TORCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 MIN_DISK_MB_cpu := 3000
 MIN_DISK_MB_cuda := 9000
 MIN_DISK_MB = $(MIN_DISK_MB_$(TORCH))
-# Where it cannot be reached, or has no such build, the ordinary package is taken.
-TORCH_INDEX_cpu := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 60
+# Where it cannot be reached, the ordinary package is taken.
+TORCH_INDEX_cpu := https://download.pytorch.org/whl/cpu
+REACHABLE = $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' $(TORCH_INDEX_$(TORCH))/torch/
 TEST_PROCESSES ?= auto
 # Where runs go; git ignores these folders. results/ and results_external/ themselves hold the committed run.
 OUT ?= results/run
@@ -66,7 +67,8 @@ $(VENV)/.installed: requirements.txt requirements-mattersim.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d: set PYTHON=..." % v[:2])'
 	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free // 2**20; sys.exit(0 if free > $(MIN_DISK_MB) or "$(wildcard $(PY))" else "%d MB of disk are free, the installation with TORCH=$(TORCH) needs $(MIN_DISK_MB) MB" % free)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX_$(TORCH)) torch==2.13.0
+	@if test -n "$(TORCH_INDEX_$(TORCH))" && $(REACHABLE) >/dev/null 2>&1; then index="--extra-index-url $(TORCH_INDEX_$(TORCH))"; fi; \
+	echo "pip install torch==2.13.0 $$index"; $(PY) -m pip install --quiet --disable-pip-version-check $$index torch==2.13.0
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mattersim.txt
 	@# The packages are found from every folder, and with PYTHONSAFEPATH=1 too.

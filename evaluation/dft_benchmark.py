@@ -30,6 +30,7 @@ def dft_benchmark(
     table_path: str | os.PathLike | None = None,
     potentials: Sequence[Any] = (),
     with_gap: bool = False,
+    her_correction_ev: float = 0.27,
 ) -> dict[str, Any] | None:
     """Measure how well ΔE_H agrees with DFT.
 
@@ -44,10 +45,11 @@ def dft_benchmark(
             ``activity`` marks sheets that everybody agrees on: every inert one must come out above every active one.
         potentials: those of the evaluation, the judge first; where none is given, those whose values the database holds.
         with_gap: whether the corrections may use the band gap.
+        her_correction_ev: ΔG_H − ΔE_H, to tell which points are near zero.
 
     Returns:
-        ``{n, mae_ev, spearman, ..., uncorrected, potential, potential_corrected, rows, source}``. None without a database; the
-        report then says "unverified".
+        ``{n, mae_ev, spearman, ..., coverage, uncorrected, potential, potential_corrected, rows, source}``. None without a
+        database; the report then says "unverified".
     """
     path = Path(truth_db_path)
     points = _points_of(path)
@@ -59,7 +61,7 @@ def dft_benchmark(
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = _by_potentials(points, potentials)
     own, name = energies[:, 0], potentials[0].name if potentials else "none"
-    own_corrected, _ = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
+    own_corrected, own_std = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
     own_by_family, _ = dft_correction.left_out_predictions(points, energies, by="family", with_gap=with_gap)
     columns = {
         "delta_e_dimenet_ev": predicted,
@@ -78,17 +80,22 @@ def dft_benchmark(
             "inert_above_active": inert_above_active(rows, table, key),
         }
 
+    def covered(key: str, errors: np.ndarray) -> dict[str, Any]:
+        return metrics.coverage(reference, columns[key], errors, her_correction_ev)
+
     report = {
         "source": relative_name(path),
         "sha256": file_sha256(path),
         "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
         "hosts": len({point.host for point in points}),
         **agreement("delta_e_dimenet_ev"),
+        "coverage": covered("delta_e_dimenet_ev", std),
         "uncorrected": agreement("delta_e_uncorrected_ev"),
         "potential": {"name": name, **agreement("delta_e_potential_ev")},
         "potential_corrected": {
             "name": " + ".join([*(p.name for p in potentials), *(["band gap"] if with_gap else [])]),
             **agreement("delta_e_potential_corrected_ev"),
+            "coverage": covered("delta_e_potential_corrected_ev", own_std),
             "family_left_out": agreement("delta_e_potential_family_left_out_ev"),
         },
         "families": len({point.family for point in points}),
@@ -146,7 +153,12 @@ def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> li
 
 
 def blind_report(
-    her: Any, blind_path: str | os.PathLike, truth_path: str | os.PathLike, potentials: Sequence[Any], with_gap: bool = False
+    her: Any,
+    blind_path: str | os.PathLike,
+    truth_path: str | os.PathLike,
+    potentials: Sequence[Any],
+    with_gap: bool = False,
+    her_correction_ev: float = 0.27,
 ) -> dict[str, Any]:
     """Measure the judges, as they are used, against DFT points that no fit and no choice of a model has seen.
 
@@ -156,9 +168,10 @@ def blind_report(
         truth_path: database of the points that the corrections are fitted on.
         potentials: those of the evaluation, the judge first.
         with_gap: whether the corrections may use the band gap.
+        her_correction_ev: ΔG_H − ΔE_H, to tell which points are near zero.
 
     Returns:
-        ``{n, mae_ev, ..., potential, potential_corrected, rows, source}``.
+        ``{n, mae_ev, ..., coverage, potential, potential_corrected, rows, source}``.
 
     Raises:
         StageError: a file is missing, or both have a host in common.
@@ -184,8 +197,12 @@ def blind_report(
         "source": relative_name(blind_path),
         "sha256": file_sha256(blind_path),
         **agreement(predicted),
+        "coverage": metrics.coverage(truth, predicted, std, her_correction_ev),
         "potential": agreement(energies[:, 0]),
-        "potential_corrected": agreement(corrected),
+        "potential_corrected": {
+            **agreement(corrected),
+            "coverage": metrics.coverage(truth, corrected, corrected_std, her_correction_ev),
+        },
         "rows": [
             {
                 "name": point.name,

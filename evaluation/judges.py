@@ -160,9 +160,10 @@ def run_dft_benchmark(cfg: Config, her: Any) -> dict[str, Any] | None:
     own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
     both = [p for p in (own, load_second_potential(settings)) if p is not None]
     truth_path, with_gap = settings.dft_truth_path, uses_gap(settings)
-    report = dft_benchmark(her, truth_path, settings.truth_table_path, both, with_gap)
+    her_correction = cfg.dataset.her_correction_ev
+    report = dft_benchmark(her, truth_path, settings.truth_table_path, both, with_gap, her_correction)
     if report is not None and settings.dft_blind_path:
-        report["blind"] = blind_report(her, settings.dft_blind_path, truth_path, both, with_gap)
+        report["blind"] = blind_report(her, settings.dft_blind_path, truth_path, both, with_gap, her_correction)
     return report
 
 

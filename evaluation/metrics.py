@@ -250,6 +250,31 @@ def _number(metric: dict[str, Any], key: str) -> float:
     return math.nan if value is None else float(value)
 
 
+NEAR_ZERO_EV = 0.5  # |ΔG_H| below which a value matters for a hit
+
+
+def coverage(truth: Sequence[float], predicted: Sequence[float], std: Sequence[float], free_energy_ev: float) -> dict[str, Any]:
+    """Count the true values within one and two standard errors of their predictions: 68 % and 95 % for normal errors.
+
+    Args:
+        truth, predicted, std: ΔE_H by DFT and by a judge, and its standard errors, (N,) in eV; what is not finite is left out.
+        free_energy_ev: ΔG_H − ΔE_H.
+
+    Returns:
+        ``{n, within_1, within_2}`` over all, and the same as ``near_zero`` over those with |ΔG_H| by DFT below NEAR_ZERO_EV; shares
+        are NaN where there is no value.
+    """
+    t, p, s = (np.asarray(values, dtype=float) for values in (truth, predicted, std))
+    usable = np.isfinite(t) & np.isfinite(p) & np.isfinite(s) & (s > 0)
+
+    def shares(chosen: np.ndarray) -> dict[str, Any]:
+        away = np.abs(p - t)[chosen] / s[chosen]
+        some = len(away) > 0
+        return {"n": len(away), **{f"within_{k}": float((away <= k).mean()) if some else math.nan for k in (1, 2)}}
+
+    return {**shares(usable), "near_zero": shares(usable & (np.abs(t + free_energy_ev) < NEAR_ZERO_EV))}
+
+
 def agreement(truth: Sequence[float], predicted: Sequence[float]) -> dict[str, float | int]:
     """Measure how well predictions agree with true values (eV), over the pairs that have both.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.metrics import NEAR_ZERO_EV
 from evaluation.summary import metric_text, plain_number
 
 Row = tuple[str, str]  # number, evidence
@@ -60,12 +61,24 @@ def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Ro
 def _errors(score: Mapping[str, Any]) -> str:
     """Write errors and rank correlation of ``metrics.agreement``, with the order of inert and active sheets where it is known."""
     mae, shift, rank = (plain_number(score.get(key)) for key in ("mae_ev", "mean_error_ev", "spearman"))
-    text = f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)})"
+    text = f"MAE {mae} eV, mean error {shift} eV, Spearman {rank} (n = {score.get('n', 0)}){_coverage_text(score.get('coverage'))}"
     order = score.get("inert_above_active") or {}
     if pairs := order.get("pairs"):
         right = pairs - len(order["violations"])
         text += f"; an inert sheet comes out above an active one in {right} of {pairs} pairs"
     return text
+
+
+def _coverage_text(coverage: Mapping[str, Any] | None) -> str:
+    """Write how many DFT values lie within one and two standard errors (``metrics.coverage``)."""
+    if not coverage or not coverage["n"]:
+        return ""
+
+    def shares(found: Mapping[str, Any]) -> str:
+        return f"{found['within_1']:.0%} within 1σ, {found['within_2']:.0%} within 2σ"
+
+    near = coverage["near_zero"]
+    return f"; {shares(coverage)}" + (f" (|ΔG_H| < {NEAR_ZERO_EV:g} eV, n = {near['n']}: {shares(near)})" if near["n"] else "")
 
 
 def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -> list[Row]:

@@ -101,3 +101,15 @@ def test_a_control_that_is_better_is_called_better():
     control = {"hit_rate": of(0.15, 0.1, 0.3, 1), "mae_delta_g_ev": of(0.2, 0.1, 0.3, -1), "rate_valid": of(None, None, None, 1)}
     assert metrics.compare(control, ours) == {"hit_rate": "better", "mae_delta_g_ev": "better (clear)"}
     assert metrics.compare(ours, control)["mae_delta_g_ev"] == "worse (clear)"
+
+
+def test_coverage_of_normal_errors_is_that_of_the_normal_distribution():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-1.5, 1.5, 20_000)
+    std = rng.uniform(0.1, 0.4, 20_000)
+    found = metrics.coverage(truth, truth + std * rng.normal(size=20_000), std, 0.27)
+    assert found["n"] == 20_000 and found["within_1"] == pytest.approx(0.683, abs=0.01)
+    assert found["within_2"] == pytest.approx(0.954, abs=0.005)
+    assert found["near_zero"]["n"] == (abs(truth + 0.27) < 0.5).sum()
+    none = metrics.coverage([0.0, 1.0], [math.nan, 1.0], [0.1, 0.0], 0.27)
+    assert none["n"] == 0 and math.isnan(none["within_1"])

@@ -197,7 +197,7 @@ def test_comparison_lists_every_set_in_both_folders(products):
     for folder in ("results", "results_external"):
         with (root / folder / "comparison.csv").open(encoding="utf-8") as handle:
             rows = {row["set"]: row for row in csv.DictReader(handle)}
-        assert list(rows) == ["ours", "unguided", "random decoration", "their <i>set</i>"]
+        assert list(rows) == ["ours", "unguided", "random decoration", "known", "their <i>set</i>"]
         assert rows["unguided"]["hit_rate"] == "" and rows["unguided"]["note"].startswith("not run")
         assert float(rows["ours"]["rate_valid"]) == pytest.approx(0.75) and rows["ours"]["rate_valid_n"] == "4"
         assert "rate_valid" in rows["random decoration"]["better_than_ours_in"]
