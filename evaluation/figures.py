@@ -24,9 +24,9 @@ E_HULL = r"$E_\mathrm{above\ hull}$"
 MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis
 MAX_E_HULL = 3.0  # eV/atom, largest E_above_hull on an axis
 # The colours differ in lightness as well as in hue, so that they can be told apart in grey.
-SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "external": "#b2182b"}
-SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "external": "D"}
-SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "external": ":"}
+SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "known": "#6a51a3", "external": "#b2182b"}
+SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "known": "*", "external": "D"}
+SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "known": (0, (5, 1, 1, 1, 1, 1)), "external": ":"}
 
 
 def subscripts(formula: str) -> str:
@@ -110,12 +110,12 @@ def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, apar
     for row in shown:
         value = row["delta_g_ev"]
         height = float(scores.log_exchange_current(np.array([value]))[0])
-        axis.plot([value], [height], marker="*", ms=7, color="#b2182b", mec="white", mew=0.4, ls="", zorder=5)
+        axis.plot([value], [height], marker="*", ms=8, color=SET_COLORS["known"], mec="white", mew=0.4, ls="", zorder=5)
         if all(abs(value - other) > apart * 2 * limit for other in named):
             named.append(value)
             axis.annotate(
                 row["name"], (value, height), (4 if value > 0 else -4, 5), textcoords="offset points", fontsize=7,
-                ha="left" if value > 0 else "right", color="#b2182b",
+                ha="left" if value > 0 else "right", color=SET_COLORS["known"],
             )  # fmt: skip
     return len(shown)
 
