@@ -1,4 +1,4 @@
-# docker build -t her2d . && docker run -v $PWD/my_cifs:/work/my_cifs -v $PWD/results:/work/results her2d \
+# docker build -t her2d . && docker run -v $PWD/my_cifs:/her2d/my_cifs -v $PWD/results:/her2d/results her2d \
 #     evaluate_external external.cif_dir=my_cifs external.name=mine
 # With a GPU: docker build --build-arg TORCH=cuda, docker run --gpus all
 FROM python:3.11-slim
@@ -7,5 +7,5 @@ RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf 
 WORKDIR /opt/her2d
 COPY . .
 RUN make install TORCH=$TORCH && .venv/bin/pip install --no-cache-dir --no-deps . && rm -rf /root/.cache
-WORKDIR /work
+WORKDIR /her2d
 ENTRYPOINT ["/opt/her2d/.venv/bin/her2d"]
