@@ -300,7 +300,7 @@ class EvaluationConfig:
     embedded_checkpoint: str = setting("weights/synth_lm.pth", "embedded synthesizability model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
     hull: str = setting(
-        "learnt",
+        "both",
         "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean)",
         choices=("potential", "learnt", "both"),
     )

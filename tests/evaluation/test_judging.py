@@ -132,8 +132,11 @@ def test_the_learnt_hull_counts_beside_the_potentials(tmp_path):
 
     sheets = {"mo": simple.sheet(), "w": simple.sheet("WS2")}
     judges = dataclasses.replace(simple.judges(), learnt_hull=Learnt())
-    rows = {row.id: row for row in evaluated(tmp_path, sheets, judges).rows}
+    learnt = dataclasses.replace(SETTINGS, hull="learnt")
+    rows = {row.id: row for row in evaluated(tmp_path, sheets, judges, learnt).rows}
     mo, other = rows["mo"], rows["w"]
+    mean = evaluated(tmp_path / "both", sheets, judges, dataclasses.replace(SETTINGS, hull="both")).rows[0]
+    assert mean.e_above_hull_ev == pytest.approx((0.12 + 0.05) / 2) and mean.e_above_hull_std_ev == 0.03
     assert (mo.e_above_hull_ev, mo.e_above_hull_std_ev, mo.e_above_hull_potential_ev) == (0.12, 0.04, 0.05)
     assert (mo.e_above_hull_source, mo.decomposition) == ("learnt", "1.00 MoS2 2H")
     assert mo.score_stab == pytest.approx(math.exp(-0.12)) and mo.metastable_sun is False
