@@ -31,6 +31,7 @@ TINY = {
     "generation.num_steps": 30,
     "evaluation.max_steps": 3,
     "evaluation.max_h_steps": 2,
+    "evaluation.more_h_steps": 0,
     "evaluation.bootstrap": 20,
     "evaluation.workers": 1,
     "evaluation.finalists": 1,

@@ -94,6 +94,7 @@ SPLIT = {"dataset.max_rows": 40, "dataset.val_fraction": 0.2, "dataset.test_frac
 JUDGED = {
     "evaluation.max_steps": 3,
     "evaluation.max_h_steps": 3,
+    "evaluation.more_h_steps": 0,
     "evaluation.bootstrap": 20,
     "evaluation.workers": 2,
     "evaluation.finalists": 1,
