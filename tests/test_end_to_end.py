@@ -118,7 +118,11 @@ def test_generation_and_both_evaluations(out, tmp_path):
     random_set.mkdir()
     for path in sorted((ROOT / "data" / "random_decoration").glob("*.cif"))[:2]:
         (random_set / path.name).write_bytes(path.read_bytes())
-    folders = [f"evaluation.random_cif_dir={random_set}", f"external.cif_dir={random_set}"]
+    folders = [
+        f"evaluation.random_cif_dir={random_set}",
+        f"evaluation.known_cif_dir={random_set}",
+        f"external.cif_dir={random_set}",
+    ]
     evaluated = stage("test.py", out, tmp_path, *weights, *folders)
     succeed(evaluated)
     succeed(stage("evaluate_external.py", out, tmp_path, *weights, *folders))

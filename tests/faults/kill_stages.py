@@ -100,6 +100,7 @@ JUDGED = {
     "evaluation.finalists": 1,
     "evaluation.cif_dir": "{run}/cifs",
     "evaluation.random_cif_dir": "{run}/random",
+    "evaluation.known_cif_dir": "{run}/random",
     "external.cif_dir": "{run}/theirs",
     "external.output_dir": "{run}/external",
     **TRAINED,
