@@ -49,9 +49,10 @@ pipeline: $(VENV)/.installed
 data: $(VENV)/.installed
 	$(PY) -m scripts.prepare_demo_data $(ARGS)
 
-# One process per core: each keeps to one thread, and to whole files, so that what a file prepares is prepared once.
+# One process per core: each keeps to one thread, and to whole files, so that what a file prepares is prepared once. Long files
+# come first (tests/conftest.py), so that no core waits for the last one.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

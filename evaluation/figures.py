@@ -40,7 +40,11 @@ def set_color(label: str) -> str:
 
 
 def her_performance(
-    evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike, known: Sequence[Mapping[str, Any]] = ()
+    evaluation: Evaluation,
+    settings: EvaluationConfig,
+    path: str | os.PathLike,
+    known: Sequence[Mapping[str, Any]] = (),
+    surfaces: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and the same values on the HER volcano.
 
@@ -48,7 +52,7 @@ def her_performance(
         evaluation: the candidates.
         settings: the window of a hit.
         path: the PNG; the PDF goes beside it.
-        known: well-known sheets as ``known_sheets.known_rows`` gives them, marked by name on the volcano.
+        known, surfaces: well-known materials for the volcano, as ``mark_known`` takes them.
     """
     rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)), key=lambda r: r.delta_g_ev)
     window = settings.hit_delta_g_ev
@@ -82,7 +86,7 @@ def her_performance(
             mark_off_scale(left, x + offset, values, low, high, shade)
             right.errorbar(values, scores.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
             list_off_scale(right, values, -limit, limit, shade)
-        mark_known(right, known, limit)
+        mark_known(right, known, limit, surfaces)
         left.set_xticks(
             x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
         )
@@ -100,21 +104,32 @@ def her_performance(
         right.set_title("HER volcano, 298 K (Nørskov 2005)")
 
 
-def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, apart: float = 0.06) -> int:
-    """Mark well-known sheets by name on the volcano, those with |ΔG_H| within the axis; return how many.
+def mark_known(
+    axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surfaces: Sequence[Mapping[str, Any]] = (), apart: float = 0.06
+) -> int:
+    """Mark well-known materials on the volcano, those with |ΔG_H| within the axis; return how many.
 
-    A name that would stand on another is left out; the mark stays. apart: least distance of two names, as a share of the axis.
+    A name that would stand on another is left out; the mark stays. Surfaces and the first sheets of the table are named first.
+
+    Args:
+        axis: of the volcano.
+        known: judged sheets as ``known_sheets.known_rows`` gives them, full stars.
+        limit: eV, largest |ΔG_H| of the axis.
+        surfaces: ``name`` and ``delta_g_ev`` of metal surfaces in the literature, open stars.
+        apart: least distance of two names, as a share of the axis.
     """
-    shown = [row for row in known if abs(row["delta_g_ev"]) < limit]
+    sheets = sorted(known, key=lambda row: row["place"])
+    marks = [(row, face) for rows, face in ((surfaces, "white"), (sheets, SET_COLORS["known"])) for row in rows]
+    shown = [(row, face) for row, face in marks if abs(row["delta_g_ev"]) < limit]
     named: list[float] = []
-    for row in shown:
+    for row, face in shown:
         value = row["delta_g_ev"]
         height = float(scores.log_exchange_current(np.array([value]))[0])
-        axis.plot([value], [height], marker="*", ms=8, color=SET_COLORS["known"], mec="white", mew=0.4, ls="", zorder=5)
+        axis.plot([value], [height], marker="*", ms=8, color=face, mec=SET_COLORS["known"], mew=0.7, ls="", zorder=5)
         if all(abs(value - other) > apart * 2 * limit for other in named):
             named.append(value)
             axis.annotate(
-                row["name"], (value, height), (4 if value > 0 else -4, 5), textcoords="offset points", fontsize=7,
+                row["name"], (value, height), (5 if value > 0 else -5, 4), textcoords="offset points", fontsize=7,
                 ha="left" if value > 0 else "right", color=SET_COLORS["known"],
             )  # fmt: skip
     return len(shown)

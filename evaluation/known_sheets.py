@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ def listed(table: Path = TABLE) -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(handle)}
 
 
+def literature_surfaces(truth: Mapping[str, Any] | None, free_energy_ev: float) -> list[dict[str, Any]]:
+    """Return name and ΔG_H (eV) of the metal surfaces in the table of truth: published DFT values, judged by nobody here.
+
+    Args:
+        truth: what ``dft_benchmark`` returns.
+        free_energy_ev: ΔG_H − ΔE_H.
+    """
+    rows = ((truth or {}).get("table") or {}).get("rows", [])
+    surfaces = [row for row in rows if row["system"].endswith("(111)") and math.isfinite(row["delta_e_ev"] or math.nan)]
+    return [{"name": row["system"], "delta_g_ev": row["delta_e_ev"] + free_energy_ev} for row in surfaces]
+
+
 def known_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return what the judges say of every sheet of a judged control, with its DFT value where the table has one.
 
@@ -33,12 +46,15 @@ def known_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         evaluation: of a folder of CIFs whose names are those of the table; other names have no DFT value.
 
     Returns:
-        ``name``, ``formula``, FIELDS and ``delta_g_dft_ev`` (eV, NaN where there is none) of each, in the order of ΔG_H.
+        ``name``, ``formula``, FIELDS, ``delta_g_dft_ev`` (eV, NaN where there is none) and ``place`` in the table of each, in the
+        order of ΔG_H.
     """
     table = listed()
+    places = {name: place for place, name in enumerate(table)}
     rows = []
     for row in evaluation.rows:
         dft = table.get(row.id, {}).get("delta_g_dft_ev", "")
         values = {field: getattr(row, field) for field in FIELDS}
-        rows.append({"name": row.id, "formula": row.reduced_formula, **values, "delta_g_dft_ev": float(dft) if dft else math.nan})
+        own = {"delta_g_dft_ev": float(dft) if dft else math.nan, "place": places.get(row.id, len(places))}
+        rows.append({"name": row.id, "formula": row.reduced_formula, **values, **own})
     return sorted(rows, key=lambda row: (math.isnan(row["delta_g_ev"]), row["delta_g_ev"], row["name"]))

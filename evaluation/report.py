@@ -16,7 +16,7 @@ from typing import Any
 
 from evaluation import figures, structure_figures, structure_viewer
 from evaluation.evaluate import Evaluation
-from evaluation.known_sheets import KNOWN, known_rows
+from evaluation.known_sheets import KNOWN, known_rows, literature_surfaces
 from evaluation.legacy import legacy_ranking
 from evaluation.report_files import metric_dicts
 from pipeline.files import PROJECT_DIR, atomic_path, file_sha256, relative_name, write_json
@@ -56,7 +56,8 @@ def write_report(
     best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
     known = next((found for found in judged_controls if found.label == KNOWN), None)
     known_sheets = known_rows(known) if known else []
-    figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets)
+    surfaces = literature_surfaces(truth, cfg.dataset.her_correction_ev) if known else []
+    figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets, surfaces)
     figures.stability_curve([evaluation, *judged_controls], settings, output_dir / "stability_curve.png")
     counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
     if truth and truth["n"]:

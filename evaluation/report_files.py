@@ -22,8 +22,9 @@ OURS = "ours"
 FIGURES = {
     "generated_structures.png": "The best candidates after relaxation, top and side view; dashed: the primitive cell. In "
     "compounds, contacts between metals are not drawn.",
-    "her_performance.png": "ΔG_H of every candidate by each judge, and their place on the HER volcano. A value beyond an axis is "
-    "an arrow with its number.",
+    "her_performance.png": "ΔG_H of every candidate by each judge, and their place on the HER volcano. Full stars: sheets "
+    "that every chemist knows, judged alike; open stars: published DFT values of metal surfaces. A value beyond an axis is an "
+    "arrow with its number.",
     "stability_curve.png": "How many candidates lie below a given E_above_hull.",
     "funnel.png": "Candidates left after each condition.",
     "comparison.png": "Our candidates beside the controls, judged alike.",

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import shutil
-import sysconfig
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.errors import StageError
 
 def _project_dir() -> Path:
     """Return the folder with config.yaml, data and weights: the checkout, or where an installation without one puts them."""
-    checkout, installed = Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("data")) / "share" / "her2d"
+    checkout, installed = Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share" / "her2d"
     return installed if not (checkout / "config.yaml").is_file() and installed.is_dir() else checkout
 
 

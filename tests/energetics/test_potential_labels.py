@@ -48,7 +48,13 @@ def test_stage_2_with_labels_of_the_potential(tmp_path):
     overrides = [f"run.output_dir={tmp_path / 'out'}", f"dataset.db_path={tmp_path / 'x.db'}", "run.device=cpu", "run.threads=1"]
     overrides += ["dimenet.checkpoint=weights/dimenet.pth", "dataset.val_fraction=0.3", "dataset.test_fraction=0.3", "run.seed=2"]
     overrides += ["dataset.label_source=potential", "dataset.label_max_e_hull_ev=0.2", "dataset.label_fraction=0.6"]
-    overrides += ["evaluation.max_steps=2", "evaluation.max_h_steps=3", "evaluation.potential_h_sites=1", "evaluation.workers=1"]
+    overrides += [
+        "evaluation.max_steps=2",
+        "evaluation.max_h_steps=3",
+        "evaluation.more_h_steps=0",
+        "evaluation.potential_h_sites=1",
+        "evaluation.workers=1",
+    ]
     cfg = load_config(None, overrides)
     stage2.main(cfg)
     folder = Path(cfg.dataset.processed_dir)

@@ -58,8 +58,13 @@ def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
     assert [row["name"] for row in rows] == ["2H-NbS2", "2H-MoS2", "mine"]
     assert rows[1]["delta_g_dft_ev"] == pytest.approx(2.06, abs=0.01) and math.isnan(rows[2]["delta_g_dft_ev"])
     figure, axis = plt.subplots()
-    assert figures.mark_known(axis, rows, 1.0) == 1
-    assert [text.get_text() for text in axis.texts] == ["2H-NbS2"]
+    platinum = known_sheets.literature_surfaces({"table": {"rows": [{"system": "Pt(111)", "delta_e_ev": -0.33}]}}, 0.27)
+    assert platinum == [{"name": "Pt(111)", "delta_g_ev": pytest.approx(-0.06)}]
+    assert figures.mark_known(axis, rows, 1.0, platinum) == 2
+    assert [text.get_text() for text in axis.texts] == ["Pt(111)", "2H-NbS2"]
+    crowded = [row | {"delta_g_ev": 0.5} for row in rows]
+    figures.mark_known(axis, crowded, 1.0)
+    assert axis.texts[-1].get_text() == "2H-MoS2", "of names at one place the first of the table is written"
     plt.close(figure)
     as_stored = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
     assert known_cells(as_stored)[0][:3] == ["2H-NbS2", "–", "0.40 ± 0.20"]

@@ -179,6 +179,7 @@ def _data_stage(simple: bool) -> Stage:
             "demo.lmdb_path": "{run}/is2re/data.lmdb",
             "demo.references_path": "{run}/references.json.gz",
             "demo.random_cif_dir": "{run}/random",
+            "demo.known_cif_dir": "{run}/known",
             "demo.work_dir": "{run}/work",
             "demo.num_monolayers": 4 if simple else 2,
             "demo.num_adsorption": 6 if simple else 3,

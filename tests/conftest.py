@@ -1,0 +1,18 @@
+"""Order of the tests: files with slow tests come first, so that processes side by side end together."""
+
+from __future__ import annotations
+
+import pytest
+
+LONGEST = ("test_end_to_end.py", "test_prepare_demo_data.py", "test_pretrain_dimenet.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort whole files: the longest first, then those with slow tests; the order within a file stays."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[int, str]:
+        name = item.path.name
+        return (LONGEST.index(name) if name in LONGEST else 10 if item.path in slow else 20), str(item.path)
+
+    items.sort(key=place)
