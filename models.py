@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_geometric.nn.models.dimenet import BesselBasisLayer, EmbeddingBlock
-from torch_geometric.utils import scatter
 
 from crystals.elements import element_descriptors
 from generation.batch import NoiseEstimate, PropertyEstimate
@@ -23,8 +21,7 @@ from generation.schedule import NoiseSchedule
 from geo_utils import H_TAG as ADSORBATE_TAG
 from geo_utils import lattice_to_vector
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, load_ocp_checkpoint
-from networks.dimenet_layers import DimeNetPlusPlusConfig, OutputPPBlock, PeriodicGraph, SphericalBasis, TripletInteraction
-from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc
+from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc, scatter_max, scatter_sum
 from networks.sheet_layers import (
     GAIN_SIGMA,
     HERMITE_2D,
@@ -42,6 +39,9 @@ from networks.sheet_layers import (
 )
 from pipeline.files import relative_name
 
+if TYPE_CHECKING:
+    from networks.dimenet_layers import DimeNetPlusPlusConfig, PeriodicGraph
+
 DIMENET_KIND = "dimenet"
 
 
@@ -53,6 +53,11 @@ class DimeNetPlusPlus(nn.Module):
     """
 
     def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
+        # PyG takes seconds to import, and the denoiser does without it.
+        from torch_geometric.nn.models.dimenet import BesselBasisLayer, EmbeddingBlock
+
+        from networks.dimenet_layers import OutputPPBlock, SphericalBasis, TripletInteraction
+
         super().__init__()
         if settings.readout not in ("adsorbate", "all"):
             raise ValueError(f"readout '{settings.readout}': choose adsorbate or all")
@@ -87,6 +92,8 @@ class DimeNetPlusPlus(nn.Module):
 
         It holds no gradients, so that it can be computed once and passed to ``forward`` in every epoch.
         """
+        from networks.dimenet_layers import PeriodicGraph
+
         edge_index, offsets = radius_graph_pbc(pos, cell, batch, self.settings.cutoff_angstrom, self.settings.max_neighbors)
         return PeriodicGraph.build(edge_index, offsets, pos.shape[0])
 
@@ -137,7 +144,7 @@ class DimeNetPlusPlus(nn.Module):
             out = out + output(x if last else x[read], rbf[read], target[read], num_nodes)
         out = out.to(pos.dtype)
         out = out.squeeze(1) if weights is None else out.squeeze(1) * weights
-        return scatter(out, batch, 0, cell.shape[0], "sum")
+        return scatter_sum(out, batch, cell.shape[0])
 
     def _harmonics(self, unit: torch.Tensor, graph: PeriodicGraph, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return Y_lm of the edges into each atom, (N, L², depth), and out of it, (N, depth, L²).
@@ -176,7 +183,7 @@ class DimeNetPlusPlus(nn.Module):
         if tags is None:
             raise ValueError("the adsorbate readout needs tags")
         adsorbate = tags == ADSORBATE_TAG
-        count = scatter(adsorbate.to(distance.dtype), batch, 0, num_graphs, "sum")
+        count = scatter_sum(adsorbate.to(distance.dtype), batch, num_graphs)
         if (count == 0).any():
             raise ValueError(
                 f"structure {int(torch.nonzero(count == 0)[0])} of the batch has no adsorbate atom (tag {ADSORBATE_TAG})"
@@ -184,7 +191,7 @@ class DimeNetPlusPlus(nn.Module):
         source, target = graph.edge_index
         x = (distance / self.settings.readout_radius_angstrom).clamp(max=1)
         near = torch.where(adsorbate[source], 1 - x**3 * (10 - 15 * x + 6 * x**2), torch.zeros_like(x))
-        return (adsorbate + scatter(near, target, 0, tags.shape[0], "sum")) / count[batch]
+        return (adsorbate + scatter_sum(near, target, tags.shape[0])) / count[batch]
 
 
 def load_initial_weights(
@@ -210,7 +217,7 @@ def load_initial_weights(
         return load_ocp_checkpoint(path, model)
     name = relative_name(path)
     try:
-        if DimeNetPlusPlusConfig(**content["model_config"]) != size:
+        if type(size)(**content["model_config"]) != size:
             raise CheckpointError(f"dimenet.init_from: {name} is a DimeNet++ of another size than dimenet.preset")
         model.load_state_dict(content["members"][member % len(content["members"])], strict=True)
         return float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
@@ -386,7 +393,7 @@ class DenoisingEGNN(nn.Module):
         pooled = torch.cat(
             [
                 graph_mean(nodes, encoded.batch, encoded.num_graphs),
-                scatter(nodes, encoded.batch, dim=0, dim_size=encoded.num_graphs, reduce="max"),
+                scatter_max(nodes, encoded.batch, encoded.num_graphs),
             ],
             -1,
         )

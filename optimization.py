@@ -145,7 +145,7 @@ def main(cfg: Config) -> None:
     )
     task = DenoiserTask(settings, tables["train"], tables["val"], cfg.run.seed, device)
     trainer = Trainer(model, optimiser, task, loop_settings(settings), checkpoint.with_name("resume.pt"), mark)
-    trainer.run(on_evaluation=lambda history: write_curve(history, checkpoint.parent))
+    trainer.run(on_evaluation=lambda history: write_curve(history, checkpoint.parent, draw_every_s=60))
     metrics = _write_products(cfg, trainer, tables, inputs)
     trainer.resume_path.unlink(missing_ok=True)
     _summary(checkpoint, metrics, tables)

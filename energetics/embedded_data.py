@@ -15,7 +15,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from pipeline.files import PROJECT_DIR, atomic_path, missing_file, relative_name
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DemoConfig
 from pipeline.store import LineStore
-from pipeline.tasks import Processes, run
+from pipeline.tasks import Processes, Serial, run
 
 log = logging.getLogger("her2d")
 
@@ -76,12 +76,19 @@ def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settin
     store = LineStore(Path(settings.work_dir) / f"{name}.jsonl", sync=True)
     wanted = {task["key"]: task for task in tasks if task["key"] not in store}
     if wanted:
-        factory = partial(load_potential, settings.potential, settings.potential_checkpoint)
-        with Processes(min(settings.workers, len(wanted)), factory) as pool:
-            finished = run(partial(_relax, function, settings), wanted, store, pool)
+        alone = settings.workers == 1
+        factory = partial(_load_once if alone else load_potential, settings.potential, settings.potential_checkpoint)
+        with Serial(factory) if alone else Processes(min(settings.workers, len(wanted)), factory) as where:
+            finished = run(partial(_relax, function, settings), wanted, store, where)
             for _ in tqdm(finished, total=len(tasks), initial=len(tasks) - len(wanted), desc=name, unit="relaxation"):
                 pass
     return [{"key": task["key"], **store[task["key"]]} for task in tasks]
+
+
+@lru_cache(maxsize=1)
+def _load_once(name: str, checkpoint: str) -> Potential:
+    """Load a potential; the next kind of task that runs in this process takes the same one."""
+    return load_potential(name, checkpoint)
 
 
 def _relax(function: Callable, settings: DemoConfig, potential: Potential, task: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def build_references(settings: DemoConfig, monolayers: list[dict[str, Any]]) -> 
     """Return the competing phases (elements, compounds and the monolayers themselves), the relaxed ones as they are, and counts."""
     results = relax_all("references", relax_phase, reference_tasks(monolayers), settings)
     usable = _usable(results)
-    identity = load_potential(settings.potential, settings.potential_checkpoint).identity
+    identity = _load_once(settings.potential, settings.potential_checkpoint).identity
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in usable]
     for result in monolayers:
         atoms = unpack_atoms(result["atoms"])

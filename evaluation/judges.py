@@ -32,8 +32,12 @@ from pipeline.settings import Config, EvaluationConfig
 log = logging.getLogger("her2d")
 
 
-def judge_identity(cfg: Config) -> dict[str, Any]:
+def judge_identity(cfg: Config, formulas: frozenset[str] | None = None) -> dict[str, Any]:
     """Return names, versions and hashes of the judges, without loading them. Results of equal identity are comparable.
+
+    Args:
+        cfg: the configuration.
+        formulas: what ``known_formulas`` returns for it, where that is at hand.
 
     Raises:
         StageError: a file is missing; the message names the setting and what to do.
@@ -73,7 +77,7 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         }
     her = {"name": "DimeNet++", **file_identity(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
-    formulas = known_formulas(settings)
+    formulas = known_formulas(settings) if formulas is None else formulas
     known: Any = "none"
     if formulas:
         digest = hashlib.sha256("\n".join(sorted(formulas)).encode()).hexdigest()
@@ -110,15 +114,16 @@ def load_judges(cfg: Config) -> Judges:
     device = resolve_device(cfg.run)
     judge = load_stability_judge(cfg)
     references = hull.References.load(settings.references_path, judge.potential)
+    formulas = known_formulas(settings)
     return Judges(
         potential=judge,
         references=references,
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=load_judge(settings, device),
         training_structures=TrainingStructures(settings.training_set),
-        known_formulas=known_formulas(settings),
+        known_formulas=formulas,
         dataset=cfg.dataset,
-        identity=judge_identity(cfg),
+        identity=judge_identity(cfg, formulas),
         learnt_hull=learnt_hull.load_learnt_hull(settings, references, judge.potential),
         gap=band_gap_model.load_gap_model(settings.band_gap_checkpoint),
     )

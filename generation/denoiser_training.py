@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,21 @@ def roc_auc(score: np.ndarray, label: np.ndarray) -> float:
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
-def write_curve(history: list[dict[str, float]], folder: Path) -> None:
-    """Write ``loss_curve.csv``, and ``loss_curve.png`` with its PDF: every term in training and validation."""
+def write_curve(history: list[dict[str, float]], folder: Path, draw_every_s: float = 0.0) -> None:
+    """Write ``loss_curve.csv``, and ``loss_curve.png`` with its PDF: every term in training and validation.
+
+    Args:
+        history: a row per evaluation.
+        folder: where the files go.
+        draw_every_s: a figure that is younger is left as it is, for drawing one takes seconds.
+    """
     with atomic_path(folder / "loss_curve.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
+    picture = folder / "loss_curve.png"
+    if draw_every_s and picture.is_file() and time.time() - picture.stat().st_mtime < draw_every_s:
+        return
 
     from pipeline.plotting import figure, logarithmic
 
@@ -166,7 +176,7 @@ def write_curve(history: list[dict[str, float]], folder: Path) -> None:
         "synth": "synthesizability, cross-entropy",
     }
     steps = [row["step"] for row in history]
-    with figure(folder / "loss_curve.png", nrows=2, ncols=4, figsize=(13, 6), sharex=True) as (_, axes):
+    with figure(picture, nrows=2, ncols=4, figsize=(13, 6), sharex=True) as (_, axes):
         for axis, (name, title) in zip(axes.flat, titles.items(), strict=False):
             axis.plot(steps, [row[f"train_{name}"] for row in history], color="0.55", label="training (running mean)")
             axis.plot(steps, [row[f"val_{name}"] for row in history], color="0.0", linestyle="--", label="validation (EMA)")

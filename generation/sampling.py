@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch_geometric.utils import scatter
 
 from crystals.symmetry import SymmetryConstraint, Template
 from generation.batch import Denoiser, NoiseEstimate, PropertyEstimate, SheetBatch
@@ -21,7 +20,7 @@ from generation.process import ancestral_step, guidance_shift, physical_state, s
 from generation.schedule import NoiseSchedule
 from generation.seeds import seeded_generator
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
-from networks.graph import center
+from networks.graph import center, scatter_max
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
 
@@ -118,7 +117,7 @@ def guidance_strength(schedule: NoiseSchedule, t: int, settings: GenerationConfi
 def _bounded_height(height: torch.Tensor, schedule: NoiseSchedule, sheets: SheetBatch, limit: float) -> torch.Tensor:
     """Return scaled heights (A,) with zero mean and |z| at most ``limit`` Å; sheets that exceed it are compressed."""
     height = center(height, sheets.batch, sheets.num_graphs)
-    reach = scatter(height.abs(), sheets.batch, dim=0, dim_size=sheets.num_graphs, reduce="max")
+    reach = scatter_max(height.abs(), sheets.batch, sheets.num_graphs)
     allowed = limit / schedule.height_scale(sheets.num_atoms).to(height.dtype)  # |z| <= limit leaves room while there is noise
     return height * (allowed / reach.clamp(min=1e-12)).clamp(max=1.0)[sheets.batch]
 

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch_geometric.nn.inits import glorot_orthogonal
 from torch_geometric.nn.models.dimenet import Envelope, InteractionPPBlock
-from torch_geometric.utils import scatter
 
-from networks.graph import group_slots, reverse_edges
+from networks.graph import group_slots, reverse_edges, scatter_sum
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ class OutputPPBlock(nn.Module):
         """Return the atomic outputs (N, 1) of messages x (E, hidden) with their radial basis rbf (E, K) and targets (E,)."""
         x = self.lin_rbf(rbf) * x
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast, sums over many neighbours need the digits
-        x = self.lin_up(scatter(x, target, 0, num_nodes, "sum"))
+        x = self.lin_up(scatter_sum(x, target, num_nodes))
         for layer in self.lins:
             x = F.silu(layer(x))
         return self.lin(x)

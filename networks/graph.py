@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch_geometric.utils import scatter
 
 SHELL_TOLERANCE = 0.01  # Å, neighbours closer than this in distance belong to one shell
 
@@ -148,9 +147,28 @@ def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int
     return index * depth + rank, depth
 
 
+def scatter_sum(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sums of values (N, ...) over the groups ``index`` (N,): (count, ...).
+
+    As ``torch_geometric.utils.scatter``, whose package takes seconds to import; so do the next two.
+    """
+    return values.new_zeros(count, *values.shape[1:]).scatter_add_(0, _expanded(index, values), values)
+
+
+def scatter_max(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the largest of values (N, ...) in each group ``index`` (N,): (count, ...), zero where a group is empty."""
+    largest = values.new_zeros(count, *values.shape[1:])
+    return largest.scatter_reduce_(0, _expanded(index, values), values, "amax", include_self=False)
+
+
 def graph_mean(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
-    """Return the mean of node values over each graph: (A, ...) -> (B, ...)."""
-    return scatter(values, batch, dim=0, dim_size=num_graphs, reduce="mean")
+    """Return the mean of node values over each graph: (A, ...) -> (B, ...), zero where a graph is empty."""
+    sizes = scatter_sum(values.new_ones(len(batch)), batch, num_graphs).clamp(min=1)
+    return scatter_sum(values, batch, num_graphs) / sizes.view(-1, *[1] * (values.dim() - 1))
+
+
+def _expanded(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return index.view(-1, *[1] * (values.dim() - 1)).expand_as(values)
 
 
 def center(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch_geometric.utils import scatter
 
 from geo_utils import lattice_to_vector
-from networks.graph import graph_mean
+from networks.graph import graph_mean, scatter_sum
 
 HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
 NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
@@ -145,7 +144,7 @@ def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
 
 def sum_at_targets(messages: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
     """Return the sum of messages (E, ...) at their targets, (count, ...), over 4, the root of a typical number of neighbours."""
-    return scatter(messages, target, dim=0, dim_size=count, reduce="sum") * 0.25
+    return scatter_sum(messages, target, count) * 0.25
 
 
 def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:

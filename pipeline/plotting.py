@@ -50,6 +50,7 @@ def save(fig: Any, path: str | os.PathLike) -> None:
     """Write a figure atomically as PNG and, beside it under the same name, as PDF. path: of the PNG."""
     with atomic_path(path) as temporary:
         fig.savefig(temporary, format="png")
+    fig.set_layout_engine("none")  # both formats take the places that the first has found
     with atomic_path(Path(path).with_suffix(".pdf")) as temporary:
         # Without a date the same data give the same file.
         fig.savefig(temporary, format="pdf", metadata={"CreationDate": None})

@@ -83,7 +83,7 @@ def _sorted_as(tasks: Mapping[Hashable, Any], found: Iterator[tuple[Hashable, An
 
 
 class Serial:
-    """Tasks one after the other in this process.
+    """Tasks one after the other in this process; a context manager, as ``Processes`` is.
 
     Args:
         factory: makes what all tasks share, before the first one; None where they share nothing.
@@ -92,6 +92,12 @@ class Serial:
     def __init__(self, factory: Callable[[], Any] | None = None) -> None:
         self.factory = factory
         self._shared: tuple[Any, ...] | None = None
+
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
 
     def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
         """Yield (key, result) of every task."""

@@ -10,7 +10,7 @@ from networks.dimenet_layers import SphericalBasis
 
 
 def test_spherical_basis_against_pyg():
-    basis, oracle = SphericalBasis(7, 6, 6.0, 5), SphericalBasisLayer(7, 6, 6.0, 5)
+    basis, oracle = SphericalBasis(7, 3, 6.0, 5), SphericalBasisLayer(7, 3, 6.0, 5)
     distance = torch.linspace(0.9, 6.2, 60, dtype=torch.float64)
     angle = torch.linspace(0, np.pi, 60, dtype=torch.float64)
     one = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64).expand(60, 3) / 3
