@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,13 +16,23 @@ from pipeline.files import file_sha256, missing_file, relative_name
 from pipeline.settings import POTENTIALS
 
 
-@dataclass(frozen=True)
 class Potential:
-    """An interatomic potential. name: one of ``settings.POTENTIALS``. identity: name, package and SHA-256 of the weights."""
+    """An interatomic potential.
 
-    name: str
-    identity: dict[str, str]
-    calculator: Calculator
+    Args:
+        name: one of ``settings.POTENTIALS``.
+        identity: name, package and SHA-256 of the weights.
+        calculator: ASE's, or a function that makes it at its first use: to build a network takes seconds, and stored energies do
+            without it.
+    """
+
+    def __init__(self, name: str, identity: dict[str, str], calculator: Calculator | Callable[[], Calculator]) -> None:
+        self.name, self.identity, self._calculator = name, identity, calculator
+
+    @cached_property
+    def calculator(self) -> Calculator:
+        """Return the calculator, always the same."""
+        return self._calculator() if callable(self._calculator) else self._calculator
 
 
 def load_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Potential:
@@ -46,16 +56,20 @@ def load_potential(name: str, checkpoint: str = "", device: str = "cpu") -> Pote
 
 @lru_cache(maxsize=4)
 def _load_sevennet(name: str, device: str) -> Potential:
-    from sevenn.calculator import SevenNetCalculator
     from sevenn.util import pretrained_name_to_path
 
     model = name.replace("sevennet", "7net")
     path = pretrained_name_to_path(model)
     identity = {"name": name, "package": f"sevenn {version('sevenn')}", "sha256": file_sha256(path)}
+    return Potential(name, identity, partial(_sevennet_calculator, model, device))
+
+
+def _sevennet_calculator(model: str, device: str) -> Calculator:
+    from sevenn.calculator import SevenNetCalculator
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No tensor product accelerator")  # none is among the requirements
-        calculator = SevenNetCalculator(model, device=device)
-    return Potential(name, identity, calculator)
+        return SevenNetCalculator(model, device=device)
 
 
 @lru_cache(maxsize=2)

@@ -1,8 +1,6 @@
-"""Band gaps: known sheets, invariances, what is not found, and (where the database is there) PBE gaps of C2DB."""
+"""Band gaps: known sheets, invariances, and what is not found."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +8,6 @@ from ase import Atoms
 from ase.build import graphene, mx2
 
 from energetics import band_gap
-
-C2DB_WITH_GAPS = Path(__file__).resolve().parents[3] / "shared" / "data" / "c2db_2022.db"
 
 pytestmark = pytest.mark.skipif(not band_gap.is_installed(), reason="tblite is not installed")
 
@@ -51,17 +47,3 @@ def test_what_has_no_gap(monkeypatch):
     assert np.isnan(band_gap.band_gap(beyond))
     monkeypatch.setattr(band_gap, "MAX_ITERATIONS", 2)
     assert np.isnan(band_gap.band_gap(sheet()))  # not self-consistent
-
-
-@pytest.mark.skipif(not C2DB_WITH_GAPS.is_file(), reason="no C2DB release with gaps beside the project")
-def test_against_pbe_gaps():
-    from ase.db import connect
-
-    rows = [row for row in connect(C2DB_WITH_GAPS).select() if row.natoms <= 4 and row.get("gap") is not None]
-    chosen = np.random.default_rng(0).permutation(len(rows))[:25]
-    ours = np.array([band_gap.band_gap(rows[k].toatoms()) for k in chosen])
-    pbe = np.array([float(rows[k].gap) for k in chosen])
-    found = np.isfinite(ours)
-    assert found.mean() >= 0.7
-    assert np.abs(ours - pbe)[found].mean() < 0.7 < pbe.std()
-    assert np.corrcoef(ours[found], pbe[found])[0, 1] > 0.7

@@ -269,7 +269,7 @@ def test_no_energy_is_computed_twice_and_no_test_formula_teaches(world, trained,
         def calculate(self, *_):
             raise AssertionError("an energy is computed again")
 
-    stopped = dataclasses.replace(EMT_POTENTIAL, calculator=Refuses())
+    stopped = Potential(EMT_POTENTIAL.name, EMT_POTENTIAL.identity, Refuses())
     monkeypatch.setattr(learnt_hull_training, "load_potential", lambda *_: stopped)
     card = read_sidecar(world / "out" / "hull.pth", stage=learnt_hull_training.STAGE)
     train_hull.main(settings(world, f"learnt_hull.checkpoint={world}/again/hull.pth"))

@@ -53,6 +53,7 @@ def test_stage_2_with_labels_of_the_potential(tmp_path):
         "evaluation.max_h_steps=3",
         "evaluation.more_h_steps=0",
         "evaluation.potential_h_sites=1",
+        "evaluation.second_potential=",
         "evaluation.workers=1",
     ]
     cfg = load_config(None, overrides)
