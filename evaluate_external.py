@@ -49,7 +49,8 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
     settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
-    with JudgePool(partial(judges.load_judges, cfg), identity, settings.workers) as pool:
+    load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
+    with JudgePool(load, identity, settings.workers) as pool:
         theirs = evaluate.evaluate(
             cfg.external.cif_dir,
             pool,

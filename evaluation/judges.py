@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,8 @@ from pipeline.settings import Config, EvaluationConfig
 log = logging.getLogger("her2d")
 
 
-def judge_identity(cfg: Config, formulas: frozenset[str] | None = None) -> dict[str, Any]:
+def judge_identity(cfg: Config) -> dict[str, Any]:
     """Return names, versions and hashes of the judges, without loading them. Results of equal identity are comparable.
-
-    Args:
-        cfg: the configuration.
-        formulas: what ``known_formulas`` returns for it, where that is at hand.
 
     Raises:
         StageError: a file is missing; the message names the setting and what to do.
@@ -77,7 +75,7 @@ def judge_identity(cfg: Config, formulas: frozenset[str] | None = None) -> dict[
         }
     her = {"name": "DimeNet++", **file_identity(cfg.dimenet.checkpoint), "her_correction_ev": cfg.dataset.her_correction_ev}
     her["h_image_distance_angstrom"] = cfg.dataset.h_image_distance_angstrom
-    formulas = known_formulas(settings) if formulas is None else formulas
+    formulas = known_formulas(settings)
     known: Any = "none"
     if formulas:
         digest = hashlib.sha256("\n".join(sorted(formulas)).encode()).hexdigest()
@@ -102,8 +100,15 @@ def hull_identity(settings: EvaluationConfig) -> dict[str, str]:
     return {"name": settings.hull, **file_identity(settings.hull_checkpoint)}
 
 
-def load_judges(cfg: Config) -> Judges:
+def load_judges(cfg: Config, identity: dict[str, Any] | None = None, formulas: frozenset[str] | None = None) -> Judges:
     """Load the judges that the configuration names.
+
+    Every worker would take seconds to find again what its parent knows.
+
+    Args:
+        cfg: the configuration.
+        identity: what ``judge_identity`` returns for it, where that is at hand.
+        formulas: what ``known_formulas`` returns for it, where that is at hand.
 
     Raises:
         StageError: one of them cannot be loaded.
@@ -114,16 +119,15 @@ def load_judges(cfg: Config) -> Judges:
     device = resolve_device(cfg.run)
     judge = load_stability_judge(cfg)
     references = hull.References.load(settings.references_path, judge.potential)
-    formulas = known_formulas(settings)
     return Judges(
         potential=judge,
         references=references,
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=load_judge(settings, device),
         training_structures=TrainingStructures(settings.training_set),
-        known_formulas=formulas,
+        known_formulas=known_formulas(settings) if formulas is None else formulas,
         dataset=cfg.dataset,
-        identity=judge_identity(cfg, formulas),
+        identity=judge_identity(cfg) if identity is None else identity,
         learnt_hull=learnt_hull.load_learnt_hull(settings, references, judge.potential),
         gap=band_gap_model.load_gap_model(settings.band_gap_checkpoint),
     )
@@ -132,25 +136,33 @@ def load_judges(cfg: Config) -> Judges:
 def known_formulas(settings: EvaluationConfig) -> frozenset[str]:
     """Return the reduced formulas that the generator learnt from, where their structures are not at hand.
 
+    The files are read once, until they change.
+
     A candidate of such a formula cannot be called novel. There are none without a checkpoint of the generator, and none where
     ``evaluation.training_set`` has all formulas of the checkpoint: its structures then decide.
 
     Raises:
         StageError: ``evaluation.known_formulas_from`` is no checkpoint of a generator.
     """
-    from networks import checkpoints
-
     path = settings.known_formulas_from
     if not path or not Path(path).is_file():
         if path:
             log.info("no generator at %s: novelty is decided by evaluation.training_set alone", relative_name(path))
         return frozenset()
+    written = tuple(os.stat(file).st_mtime_ns if Path(file).is_file() else 0 for file in (path, settings.training_set))
+    return _formulas_of(path, settings.training_set, written)
+
+
+@lru_cache(maxsize=4)
+def _formulas_of(path: str, training_set: str, written: tuple[int, ...]) -> frozenset[str]:
+    from networks import checkpoints
+
     hint = "set evaluation.known_formulas_from to the checkpoint of the generator, or to nothing"
     listed = checkpoints.load_checkpoint(path, "denoiser", hint).get("formulas")
     if not isinstance(listed, list):
         raise StageError(f"{relative_name(path)} names no formulas: {hint}")
     formulas = frozenset(Composition(formula).reduced_formula for formula in listed)
-    return frozenset() if formulas <= TrainingStructures(settings.training_set).formulas() else formulas
+    return frozenset() if formulas <= TrainingStructures(training_set).formulas() else formulas
 
 
 def run_dft_benchmark(cfg: Config, her: Any) -> dict[str, Any] | None:

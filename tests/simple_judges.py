@@ -237,7 +237,7 @@ class Deadly(Springs):
         return super().relax(atoms, bulk)
 
 
-def slow_judges(cfg: Any) -> Judges:
+def slow_judges(cfg: Any, identity: Any = None, formulas: Any = None) -> Judges:
     """Return at once what ``judges.load_judges`` loads: judges that take a tenth of a second and have every element."""
     table = Table()
     table.elements = AnyElement()
