@@ -1,4 +1,4 @@
-"""Build the embedded data: relaxed monolayers, reference phases, adsorption records and random decorations.
+"""Build the embedded data: relaxed monolayers, reference phases, adsorption records, random decorations and the baseline.
 
 Every relaxation is one line in ``demo.work_dir``. A run that is killed goes on where it stopped, and the products do not depend on
 the order in which the workers finish.
@@ -41,6 +41,7 @@ from energetics.adsorption_records import (
     unpack_atoms,
     write_adsorption,
 )
+from energetics.baseline_set import write_baseline
 from energetics.dft_points import STORED_ENERGIES, store_energies, store_gaps
 from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential, load_potential
@@ -57,6 +58,7 @@ from pipeline.tasks import Processes, Serial, run
 log = logging.getLogger("her2d")
 
 STAGE = "prepare_demo_data.py"
+DEFAULT_PARTS = ("monolayers", "references", "adsorption", "random", "known", "baseline")
 MAX_ATOMS = 12
 MAX_HFORM_EV = 0.5  # eV/atom; sheets less stable than this against the elements are dropped and counted
 
@@ -409,7 +411,7 @@ def build_parts(cfg: Config) -> None:
         StageError: a part needs a product that is not there, or nothing came out of it.
     """
     settings, seed = cfg.demo, cfg.run.seed
-    parts = {"monolayers", "references", "adsorption", "random", "known"} if "all" in settings.parts else set(settings.parts)
+    parts = set(DEFAULT_PARTS) if "all" in settings.parts else set(settings.parts)
     summary: dict[str, Any] = {}
     known = known_references(settings) if "references" in parts and not parts & {"monolayers", "adsorption"} else None
     if known is not None:
@@ -456,5 +458,7 @@ def build_parts(cfg: Config) -> None:
         summary["random"] = {"cifs": write_random_decorations(settings, seed)}
     if "known" in parts:
         summary["known"] = write_known_sheets(settings, seed)
+    if "baseline" in parts:
+        summary["baseline"] = write_baseline(settings, seed)
     for part, values in summary.items():
         print(f"{part}: " + ", ".join(f"{key} {value}" for key, value in values.items()))

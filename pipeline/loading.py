@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.files import PROJECT_DIR, missing_file
-from pipeline.settings import Config, section_fields
+from pipeline.settings import BASELINE_DIR, Config, section_fields
 
 
 def load_config(config_path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -74,6 +74,8 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source}: {first_line(error)}") from error
     try:
+        if merged.external.name == "auto":  # before the references to it are resolved
+            merged.external.name = "baseline" if _is_same_path(merged.external.cif_dir, BASELINE_DIR) else "external"
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{first_line(error)}") from error
@@ -136,6 +138,11 @@ def _absolute_paths(parsed: Any, base: Path) -> Any:
                     value, lambda path: path if path.startswith("${") or not path else str((base / _expanded(path)).absolute())
                 )
     return parsed
+
+
+def _is_same_path(path: str, other: str) -> bool:
+    """Tell whether two paths, relative ones below the project, name the same place."""
+    return (PROJECT_DIR / path).absolute() == (PROJECT_DIR / other).absolute()
 
 
 def _each(value: str | list[str], change: Callable[[str], str]) -> str | list[str]:
@@ -201,6 +208,7 @@ def _check_relations(config: Config) -> None:
         "snapshots",
         "random",
         "known",
+        "baseline",
         "truth",
     }:
         raise ConfigError(f"demo.parts: unknown part {', '.join(sorted(unknown))}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
+BASELINE_DIR = "data/baseline"  # the structures that stage 6 judges where nobody names others
 
 
 def setting(
@@ -46,7 +47,7 @@ class DemoConfig:
     """Settings of stage 0, which builds the embedded data."""
 
     parts: list[str] = setting(
-        ["all"], "all of monolayers, references, adsorption, random, known; or some of these, hosts, snapshots, truth"
+        ["all"], "all of monolayers, references, adsorption, random, known, baseline; or some of these, hosts, snapshots, truth"
     )
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
@@ -58,6 +59,7 @@ class DemoConfig:
     )
     random_cif_dir: str = setting("data/random_decoration", "random-decoration baseline CIFs to build", path=True)
     known_cif_dir: str = setting("data/known_sheets", "CIFs of well-known sheets to build", path=True)
+    baseline_cif_dir: str = setting(BASELINE_DIR, "CIFs of the baseline, another project's structures, to build", path=True)
     host_db_path: str = setting("", "parts hosts and snapshots: database of sheets, such as C2DB", path=True)
     host_lmdb_path: str = setting(
         "results/adsorption_hosts/data.lmdb", "part hosts: H-adsorption LMDB to build (OC20 IS2RE schema)", path=True
@@ -338,14 +340,14 @@ class ExternalConfig:
     """Settings of somebody else's set (stage 6)."""
 
     cif_dir: str = setting(
-        "data/random_decoration",
+        BASELINE_DIR,
         "your or anybody's structures: a folder of CIF, POSCAR, XYZ or ASE db files, or one such file",
         path=True,
     )
     output_dir: str = setting(
         "${run.output_dir}/external/${external.name}", "where their metrics, report and figures go", path=True
     )
-    name: str = setting("external", "their name in tables and figures")
+    name: str = setting("auto", "their name in tables and figures; auto: baseline for data/baseline, else external")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ library.
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
+import math
 import re
 import sqlite3
 import sys
@@ -44,7 +46,7 @@ def documents() -> list[Path]:
 
 @lru_cache(maxsize=32)
 def load(name: str) -> Any:
-    """Read a committed file: JSON, JSON in gzip, or an ASE database, of which counts are returned.
+    """Read a committed file: JSON, JSON in gzip, CSV as a list of rows, or an ASE database, of which counts are returned.
 
     Args:
         name: path below the project.
@@ -57,6 +59,9 @@ def load(name: str) -> Any:
         raise NumbersError(f"no file {name}")
     if path.suffix == ".db":
         return database_counts(path)
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as handle:
+            return list(csv.DictReader(handle))
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
     return json.loads(text)
 
@@ -92,10 +97,12 @@ def formatted(value: Any, style: str = "") -> str:
 def interval(metric: Metric, style: str) -> str:
     """Write a metric with its 95 % interval, and for a mean the number of candidates where not all have a value.
 
-    A share is of all candidates, whether they have a value or not.
+    A share is of all candidates, whether they have a value or not. A remark of the metric comes last.
     """
     if metric["value"] is None:
         return MISSING
+    if metric.get("remark"):
+        return f"{interval({**metric, 'remark': ''}, style)} {metric['remark']}"
     text = formatted(metric["value"], style)
     if metric.get("low") is not None:
         low, high = (formatted(metric[end], style).removesuffix(" %") for end in ("low", "high"))
@@ -116,7 +123,9 @@ def metric_table(rows: Sequence[tuple[str, str, str]], sets: Mapping[str, Mappin
     return table(["", *sets], body)
 
 
+NO_SHEET = "no sheet"  # name of the metric that this script adds
 COMPARISON = (
+    ("no sheet (bulk, chain, molecule)", NO_SHEET, ".0%"),
     ("valid", "rate_valid", ".0%"),
     ("relaxation converges", "rate_converged", ".0%"),
     ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
@@ -135,19 +144,49 @@ COMPARISON = (
     ("Rate_synth", "rate_synth", ".0%"),
     ("composite score", "score_composite", ".2f"),
 )
-SHORT = ("rate_valid", "rate_metastable", "rate_metastable_sun", "mae_delta_g_ev", "hit_rate", "expected_hit_rate", "rate_synth")
+SHORT = (NO_SHEET, *"rate_valid rate_metastable rate_metastable_sun mae_delta_g_ev hit_rate expected_hit_rate rate_synth".split())
+ORDER = ("ours", "known", "unguided", "random decoration")
+FOLDERS = {"ours": "results", **{name: f"results/controls/{name.replace(' ', '_')}" for name in ORDER[1:]}}
 
 
 def run_sets() -> dict[str, Mapping[str, Metric]]:
-    """Return the metrics of our set and of its controls."""
-    report = load("results/report.json")
-    return {"ours": report["metrics"], **{name: control["metrics"] for name, control in report["controls"].items()}}
+    """Return the metrics of our set, its controls and the external set, unless that is one of the controls."""
+    report, external = load("results/report.json"), load("results_external/report.json")
+    own = {"ours": report["metrics"], **{name: control["metrics"] for name, control in report["controls"].items()}}
+    sets = {name: {**own[name], NO_SHEET: no_sheet(FOLDERS[name])} for name in ORDER if own.get(name)}
+    if external["metrics"] not in own.values():
+        sets[external["label"]] = external_metrics(external)
+    return sets
+
+
+def no_sheet(folder: str) -> Metric:
+    """Return the share of the structures of a judged set that are no sheet."""
+    rows = load(f"{folder}/metrics.csv")
+    return share(sum(not row["dimensionality"].startswith("2D") for row in rows), len(rows))
+
+
+def share(count: int, n: int) -> Metric:
+    """Return a share of n with its 95 % Wilson interval."""
+    z2 = 1.959964**2
+    centre, spread = (count + z2 / 2) / (n + z2), math.sqrt(z2 * (count * (n - count) / n + z2 / 4)) / (n + z2)
+    return {"value": count / n, "low": max(0.0, centre - spread), "high": min(1.0, centre + spread), "n_ok": n, "n": n}
+
+
+def external_metrics(report: Mapping[str, Any]) -> dict[str, Metric]:
+    """Return the metrics of the external set; without any sheet, 0 of all as shares of valid ones and hits, and bulk metrics."""
+    missing = no_sheet("results_external")
+    metrics = {**report["metrics"], NO_SHEET: missing}
+    if missing["value"] < 1:
+        return metrics
+    for name, metric in report["metrics"].items():
+        is_verdict = name.startswith(("hit_rate", "rate_valid", "rate_metastable_sun"))
+        metrics[name] = share(0, missing["n"]) if is_verdict else {**metric, "value": None}
+    return metrics | {name: {**metric, "remark": "as bulk"} for name, metric in report["bulk"]["metrics"].items()}
 
 
 def comparison() -> str:
     """Return the table of the committed run, the external set included."""
-    external = load("results_external/report.json")
-    return metric_table(COMPARISON, {**run_sets(), external["label"]: external["metrics"]})
+    return metric_table(COMPARISON, run_sets())
 
 
 def short_comparison() -> str:

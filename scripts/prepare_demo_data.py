@@ -10,7 +10,9 @@ Writes  data/demo_c2db.db            monolayers: prototypes x elements, relaxed;
         demo.host_lmdb_path          part "hosts", only when asked for: H on the sheets of a database of yours, such as C2DB
         demo.snapshot_lmdb_path      part "snapshots", only when asked for: energies of unrelaxed H on such sheets
         data/h_on_2d_dft.db          part "truth", only when asked for: ΔE_H of the embedded potentials beside new DFT values
-        data/random_decoration/      unrelaxed random decorations, the baseline that everybody has to beat
+        data/random_decoration/      unrelaxed random decorations, the control that everybody has to beat
+        data/known_sheets/           sheets that every chemist knows
+        data/baseline/               another project's structures, from the numbers in data/baseline_structures.json
 
 Every relaxation is one line in ``demo.work_dir``; a stage killed at any moment goes on where it stopped, and the products do not
 depend on the order in which the workers finish.

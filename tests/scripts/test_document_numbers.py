@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -144,3 +145,43 @@ def test_the_guide_to_extending_names_functions_that_exist():
         source = (PROJECT_DIR / file).read_text(encoding="utf-8")
         for name in filter(None, ".".join(names).split(".")):
             assert re.search(rf"\b(def |class )?{name}\b", source), f"{file}: {name}"
+
+
+def judged_set(folder, kinds, **report):
+    """Write the files of a judged set that the tables read, with structures of the given kinds."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("id,dimensionality\n" + "".join(f"x{k},{kind}\n" for k, kind in enumerate(kinds)))
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def metrics_of(value, n):
+    names = {key for _, key, _ in document_numbers.COMPARISON} - {document_numbers.NO_SHEET}
+    return {name: {"value": value, "low": value, "high": value, "n_ok": n, "n": n} for name in names}
+
+
+def test_a_set_without_sheets_has_no_metric_of_sheets(tmp_path, monkeypatch):
+    """Its shares of valid sheets and hits are 0 of all; what bulk crystals have is marked; a second random set is no column."""
+    controls = {"unguided": {"metrics": None}, "random decoration": {"metrics": metrics_of(0.25, 2)}}
+    judged_set(tmp_path / "results", ["2D", "2D: several pieces"], metrics=metrics_of(0.5, 2), controls=controls)
+    judged_set(tmp_path / "results" / "controls" / "random_decoration", ["2D", "chain"])
+    bulk = {"rate_metastable": {"value": 0.2, "low": 0.1, "high": 0.3, "n_ok": 4, "n": 4}}
+    kinds = ["bulk: not 2D"] * 3 + ["layered bulk: not 2D", "chain"]
+    about = {"label": "baseline", "bulk": {"n": 4, "metrics": bulk}}
+    judged_set(tmp_path / "results_external", kinds, metrics=metrics_of(0.0, 1), **about)
+    monkeypatch.setattr(document_numbers, "PROJECT_DIR", tmp_path)
+    document_numbers.load.cache_clear()
+    try:
+        lines = [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in document_numbers.TABLES["short comparison"]().split("\n")
+        ]
+        assert lines[0] == ["", "ours", "random decoration", "baseline"]
+        cells = {line[0]: line[1:] for line in lines[2:]}
+        assert [cell.split(" [")[0] for cell in cells["no sheet (bulk, chain, molecule)"]] == ["0 %", "50 %", "100 %"]
+        assert cells["valid"] == ["50 % [50, 50]", "25 % [25, 25]", "0 % [0, 43]"], "Wilson: 1.96² / (5 + 1.96²)"
+        assert cells["E_hull ≤ 0.1 eV/atom"][-1] == "20 % [10, 30] as bulk"
+        assert cells["mean abs. ΔG_H, best judge (eV)"] == ["0.50 [0.50, 0.50]", "0.25 [0.25, 0.25]", document_numbers.MISSING]
+        (tmp_path / "results_external" / "report.json").write_text(json.dumps({**about, "metrics": metrics_of(0.25, 2)}))
+        document_numbers.load.cache_clear()
+        assert "baseline" not in document_numbers.TABLES["comparison"]()
+    finally:
+        document_numbers.load.cache_clear()

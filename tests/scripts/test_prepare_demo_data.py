@@ -28,6 +28,7 @@ def settings(tmp_path, **values):
         f"demo.references_path={tmp_path / 'references.json.gz'}",
         f"demo.random_cif_dir={tmp_path / 'random'}",
         f"demo.known_cif_dir={tmp_path / 'known'}",
+        f"demo.baseline_cif_dir={tmp_path / 'baseline'}",
         f"demo.work_dir={tmp_path / 'work'}",
         "demo.workers=1",
         "demo.num_monolayers=2",
