@@ -218,21 +218,21 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
             frames = ase.io.read(folder / JUDGED_FILES[1], ":", format="extxyz")
             found = [(atoms, verdicts[atoms.info["id"]]) for atoms in frames]
             for atoms, verdict in found:
-                e_hull, delta_g = float(verdict["e_above_hull_ev"]), float(verdict["delta_g_h_corrected_ev"])
+                e_hull, delta_g = (_number(verdict[name]) for name in ("e_above_hull_ev", "delta_g_h_corrected_ev"))
                 formula, usable = verdict["formula"], verdict["sheet_relaxed"] == "true" and len(atoms) <= settings.max_atoms
                 if formula in rows or not usable or not abs(e_hull) <= settings.max_e_hull_ev:
                     continue
                 sheet = Sheet.from_atoms(atoms)
                 reduced = formula_key(sheet.formula)
                 uid = f"{folder.parent.name}/{verdict['id']}"
-                row = rows[formula] = Row(0, uid, sheet, reduced, "", e_hull, float(verdict["e_form_ev"]), math.nan)
+                row = rows[formula] = Row(0, uid, sheet, reduced, "", e_hull, _number(verdict["e_form_ev"]), math.nan)
                 if math.isfinite(delta_g):
                     labels[row.key] = {
                         "delta_g": [delta_g],
-                        "std": [float(verdict["delta_g_h_corrected_std_ev"])],
+                        "std": [_number(verdict["delta_g_h_corrected_std_ev"])],
                         "kind": [verdict["h_site_kind"]],
                         "face": [verdict["h_site_face"]],
-                        "coverage": float(verdict["h_coverage"]),
+                        "coverage": _number(verdict["h_coverage"]),
                         "in_domain": True,
                     }
         except (OSError, KeyError, ValueError) as error:
@@ -241,6 +241,11 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
                 f"{type(error).__name__}: {error}"
             ) from error
     return list(rows.values()), labels
+
+
+def _number(cell: str) -> float:
+    """Return a number of ``metrics.csv``; NaN for an empty cell. Tables of earlier versions have "nan" there."""
+    return float(cell) if cell else math.nan
 
 
 def formula_key(formula: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
@@ -32,6 +32,7 @@ class Relaxation:
 
     atoms: final structure, no calculator, no constraints. energy: eV, whole cell. converged: fmax reached. steps: of the optimiser.
     status: 'ok', 'not converged', 'exploded' (energy or positions beyond reason) or 'collapsed' (cell changed beyond MAX_STRAIN).
+    forces: (N, 3) eV/Å at the end, without constraints; None where they are not known.
     """
 
     atoms: Atoms
@@ -39,6 +40,7 @@ class Relaxation:
     converged: bool
     steps: int
     status: str
+    forces: np.ndarray | None = field(default=None, kw_only=True, compare=False)
 
 
 def relax_sheet(atoms: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> Relaxation:
@@ -77,6 +79,7 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
                 status = "collapsed"
                 break
         energy = float(work.get_potential_energy())
+        forces = np.array(work.get_forces(apply_constraint=False))
     except (np.linalg.LinAlgError, ValueError, FloatingPointError, RuntimeError):
         # A potential far outside its domain returns NaN forces, on which optimisers and neighbour lists fail in their own ways.
         return Relaxation(atoms.copy(), float("nan"), False, optimiser.nsteps, "exploded")
@@ -84,7 +87,7 @@ def _relax(atoms: Atoms, potential: Potential, fmax: float, max_steps: int, mask
         status = "not converged" if max_steps else "ok"
     final = work.copy()
     final.set_constraint()
-    return Relaxation(final, energy, converged, int(optimiser.nsteps), status)
+    return Relaxation(final, energy, converged, int(optimiser.nsteps), status, forces=forces)
 
 
 def is_sane(energy: float, num_atoms: int) -> bool:

@@ -10,13 +10,11 @@ not depend on the order of the files or the number of workers, and a run that is
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import logging
 import math
 import os
-import re
 import tempfile
 import time
 from collections import Counter
@@ -26,19 +24,23 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 from tqdm import tqdm
 
 from crystals import cif
+from crystals.formulas import cell_formula
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
+from evaluation.result_files import write_structures, write_table
 from pipeline.errors import StageError
-from pipeline.files import atomic_path, relative_name
+from pipeline.files import relative_name
 from pipeline.loading import load_config, split_arguments
 from pipeline.settings import EvaluationConfig
 from pipeline.shipped import with_shipped_weights
@@ -52,7 +54,8 @@ class Evaluation:
     """One judged set.
 
     ``rows``: sorted by id. ``aggregates``: metrics of all but the bulk crystals. ``bulk_aggregates``: metrics of the bulk crystals,
-    empty without any. ``structures``: id -> structure as judged. ``identity``: names and hashes of the judges.
+    empty without any. ``structures``: id -> structure as judged, with the potential's energy (and forces) as its results where they
+    are known. ``identity``: names and hashes of the judges.
     """
 
     label: str
@@ -140,7 +143,7 @@ def evaluate(
         elapsed_seconds=time.perf_counter() - started,
     )
     write_table(rows, output_dir / "metrics.csv")
-    write_structures(evaluation, output_dir / "relaxed.extxyz")
+    write_structures(rows, structures, output_dir / "relaxed.extxyz")
     return evaluation
 
 
@@ -194,9 +197,20 @@ def _rows(records: Mapping[Source, Mapping[str, Any]]) -> tuple[list[CandidateRe
         row = result_from_dict(record["row"])
         row.id, row.source_file = identifier, os.fsencode(source.file.name).decode("utf-8", "replace")
         rows.append(row)
+        row.formula = cell_formula(row.formula)  # records of earlier versions spell it in another order
         if record["structure"] is not None:
-            structures[row.id] = Atoms(**record["structure"])
+            structures[row.id] = _structure(record)
     return sorted(rows, key=lambda row: row.id), structures
+
+
+def _structure(record: Mapping[str, Any]) -> Atoms:
+    """Return the structure of a record as judged, with energy (eV) and forces (eV/Å) of the potential where the record has them."""
+    atoms = Atoms(**record["structure"])
+    per_atom, forces = record["row"].get("energy_ev_per_atom"), record.get("forces")
+    if per_atom is not None and math.isfinite(per_atom):
+        known = {} if forces is None else {"forces": np.array(forces)}
+        atoms.calc = SinglePointCalculator(atoms, energy=per_atom * len(atoms), **known)
+    return atoms
 
 
 def _unchanged(judges: Judges) -> Judges:
@@ -222,40 +236,6 @@ def unique_ids(names: Sequence[tuple[str, str]]) -> list[str]:
         numbered = (f"{candidate} ({k})" for k in itertools.count(2))
         ids[next(name for name in itertools.chain([candidate], numbered) if name not in ids)] = None
     return list(ids)
-
-
-def write_table(rows: Sequence[CandidateResult], path: str | os.PathLike) -> None:
-    """Write ``metrics.csv``: one row per candidate; a missing number is ``nan``, a missing verdict an empty field."""
-    names = [f.name for f in dataclasses.fields(CandidateResult)]
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(names)
-        for row in rows:
-            writer.writerow([_cell(getattr(row, name)) for name in names])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    # A spreadsheet would run a text that begins like a formula; an apostrophe keeps it a text.
-    return re.sub(r"^([=+\-@\t\r])", r"'\1", str(value))
-
-
-def write_structures(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """Write all structures, as judged, with their ids to one extended XYZ file."""
-    from ase.io import write
-
-    frames = []
-    for row in evaluation.rows:
-        if row.id in evaluation.structures:
-            atoms = evaluation.structures[row.id].copy()
-            atoms.info = {"id": " ".join(row.id.split()), "dimensionality": row.dimensionality}
-            frames.append(atoms)
-    if frames:
-        with atomic_path(path) as temporary:
-            write(temporary, frames, format="extxyz")
 
 
 def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> dict[str, Any]:
@@ -289,7 +269,7 @@ def _one_source(structure: Atoms | Structure | str | os.PathLike, folder: Path) 
             raise StageError(f"{relative_name(structure)}: {len(sources)} structures, one is judged at a time")
         return sources[0]
     atoms = structure if isinstance(structure, Atoms) else structure.to_ase_atoms()
-    path = folder / f"{atoms.get_chemical_formula()[:80]}.cif"
+    path = folder / f"{cell_formula(str(atoms.symbols))[:80]}.cif"
     try:
         path.write_text(crystal_text(atoms), encoding="utf-8")
     except cif.UnreadableCif as error:

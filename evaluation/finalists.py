@@ -5,6 +5,9 @@ results/finalists/ID/H_SITE.cif       a supercell with H, relaxed with the poten
 results/finalists/ID/dft.extxyz       both, as verify_dft.py reads them
 results/finalists/ID/vasp/...         INCAR, KPOINTS, POSCAR, POTCAR.spec of pymatgen's MPRelaxSet, for the sheet and every site
 results/finalists/ID/finalist.json    what the judges say
+
+The atoms stand in the same order in every file: as in the CIF of the candidate and in relaxed.extxyz, the electropositive element
+first; H on a site stands last.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tqdm import tqdm
 
 from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites, write_dft_input
 from energetics.potentials import Potential
+from energetics.relaxation import HydrogenRelaxation
 from evaluation.candidate import CandidateResult
 from pipeline.files import atomic_folder, relative_name, write_json
 
@@ -65,7 +69,9 @@ def export_finalists(
         except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
             log.warning("%s is not exported: %s", row.id, error)
             continue
-        sites = competing_sites(relaxed, MAX_SITES)
+        order = site_order(clean)
+        clean = clean[order]
+        sites = [(label, _reordered(relaxation, order)) for label, relaxation in competing_sites(relaxed, MAX_SITES)]
         with atomic_folder(folder / row.id) as target:
             _write_finalist(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
         if sites:
@@ -73,6 +79,21 @@ def export_finalists(
         else:
             log.warning("%s: no site at which the potential keeps H; only the sheet is exported", row.id)
     return exported
+
+
+def site_order(atoms: Atoms) -> list[int]:
+    """Return the order in which the elements of a supercell stand together, in the order of their first atoms.
+
+    The cells of a supercell stand one after another. In this order a POSCAR names every element once, and those of the sheet stand
+    as in its CIF and in ``relaxed.extxyz``.
+    """
+    elements = list(dict.fromkeys(atoms.get_chemical_symbols()))
+    return sorted(range(len(atoms)), key=lambda index: elements.index(atoms.symbols[index]))
+
+
+def _reordered(relaxation: HydrogenRelaxation, order: list[int]) -> HydrogenRelaxation:
+    """Return a relaxation with the atoms of the sheet in an order; H stays last."""
+    return replace(relaxation, atoms=relaxation.atoms[[*order, len(order)]])
 
 
 def _write_finalist(

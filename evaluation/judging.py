@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from pymatgen.core import Composition, Structure
+from pymatgen.core import Structure
 
 import geo_utils
 from crystals import cif, symmetry, validity
+from crystals.formulas import cell_formula, reduced_formula
 from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
 from energetics.learnt_hull import judge_hull
@@ -68,7 +69,8 @@ class _Case:
     """One candidate before its judges: what they read and where they write.
 
     given: the structure as read, then in its standard setting; None where it cannot be put into one.
-    relaxed, energy: structure and energy (eV) after the potential's relaxation; None until that succeeds.
+    relaxed, energy, forces: structure, energy (eV) and forces (N, 3; eV/Å) after the potential's relaxation; None until that
+    succeeds.
     hydrogen: DimeNet++'s prediction over all sites (``hydrogen.SheetHER``); None until it has a best site.
     problems: the parts of the status.
     """
@@ -80,6 +82,7 @@ class _Case:
     given: Atoms | None = None
     relaxed: Atoms | None = None
     energy: float | None = None
+    forces: np.ndarray | None = None
     hydrogen: Any = None
 
     @property
@@ -104,7 +107,8 @@ def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig
     A bad file or a judge that fails raises nothing: the status of the row says it.
 
     Returns:
-        ``{"row": CandidateResult without id, "structure": atoms as judged}`` as plain Python values.
+        ``{"row": CandidateResult without id, "structure": atoms as judged, "forces": (N, 3) eV/Å on them, None where they are
+        not known}`` as plain Python values.
     """
     started = time.perf_counter()
     case = _Case(CandidateResult(), judges, settings)
@@ -119,14 +123,15 @@ def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig
         _ask_all(case)
         row.status = "; ".join(case.problems) or "ok"
     row.seconds = time.perf_counter() - started
-    return {"row": dataclasses.asdict(row), "structure": atoms_to_dict(case.judged)}
+    forces = None if case.forces is None else case.forces.tolist()
+    return {"row": dataclasses.asdict(row), "structure": atoms_to_dict(case.judged), "forces": forces}
 
 
 def _ask_all(case: _Case) -> None:
     """Ask every judge in turn; later ones read what earlier ones found."""
     row = case.row
-    row.formula, row.natoms = case.given.get_chemical_formula(), len(case.given)
-    row.reduced_formula = Composition(row.formula).reduced_formula
+    row.formula, row.natoms = cell_formula(str(case.given.symbols)), len(case.given)
+    row.reduced_formula = reduced_formula(row.formula)
     if not case.attempt("structure", _classify):
         case.given = None
         return
@@ -191,6 +196,8 @@ def _relax(case: _Case) -> None:
         row.sheet_relaxed = _is_connected(relaxed)
     row.space_group_relaxed, row.layer_group_relaxed = symmetry.symmetry_symbols(relaxed, row.is_sheet)
     case.relaxed, case.energy = relaxed, energy
+    forces = getattr(relaxation, "forces", None)  # not every potential's relaxation gives them
+    case.forces = forces if forces is not None and np.isfinite(forces).all() else None
 
 
 def _is_connected(atoms: Atoms) -> bool:

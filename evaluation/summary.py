@@ -23,8 +23,8 @@ def better_in(verdicts: Mapping[str, str]) -> list[str]:
 
 
 def number_text(value: float | None) -> str:
-    """Return a number with six digits for a CSV; "nan" where it is missing."""
-    return "nan" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.6g}"
+    """Return a number with six digits for a CSV; "" where it is missing."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.6g}"
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:

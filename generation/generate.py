@@ -21,7 +21,8 @@ import torch
 from pymatgen.core import Composition
 
 from crystals import recipes as recipes_module
-from crystals.cif import cif_text
+from crystals.cif_writer import in_cif_setting, symmetric_cif
+from crystals.formulas import cell_formula
 from crystals.recipes import Recipe, parse_recipes
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser, PropertyEstimate
@@ -198,7 +199,7 @@ def select_candidates(
 def write_products(
     selected: list[Candidate], properties: PropertyEstimate, folder: Path, settings: GenerationConfig
 ) -> list[dict[str, Any]]:
-    """Write one CIF per candidate and ``candidates.extxyz`` to an empty folder.
+    """Write one CIF per candidate, with its symmetry, and ``candidates.extxyz`` to an empty folder; both in the order of the CIF.
 
     Args:
         selected: M candidates.
@@ -214,7 +215,7 @@ def write_products(
         symmetry = candidate.symmetry
         row = {
             "id": candidate.name,
-            "formula": candidate.recipe.formula,
+            "formula": cell_formula(candidate.recipe.formula),
             "family": candidate.recipe.family,
             "num_atoms": len(candidate.sheet),
             "delta_g_pred": round(float(properties.delta_g[k]), 4),
@@ -227,9 +228,9 @@ def write_products(
             "template_layer_group": candidate.template_layer_group,
             "thickness": round(candidate.sheet.thickness, 4),
         }
-        atoms = export_atoms(candidate.sheet, settings.vacuum_angstrom)
+        atoms = in_cif_setting(export_atoms(candidate.sheet, settings.vacuum_angstrom))
         with atomic_path(folder / f"{candidate.name}.cif") as temporary:
-            temporary.write_text(cif_text(atoms, candidate.name), encoding="utf-8")
+            temporary.write_text(symmetric_cif(atoms, candidate.name), encoding="utf-8")
         atoms.info.update(row)
         rows.append(row)
         frames.append(atoms)

@@ -223,7 +223,7 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
     first = judged_folder(
         tmp_path / "a" / "judged",
         sheets,
-        delta_g_h_corrected_ev=[0.2, "nan", 0.1, 0.0],
+        delta_g_h_corrected_ev=[0.2, "", 0.1, 0.0],
         sheet_relaxed=["true", "true", "false", "true"],
     )
     second = judged_folder(tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], e_above_hull_ev=[0.5, "nan"])

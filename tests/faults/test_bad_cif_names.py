@@ -13,7 +13,7 @@ import simple_judges as simple
 from corpus import GOOD, SETTINGS, judge
 
 from crystals import matching
-from evaluation import comparison, evaluate, report
+from evaluation import comparison, evaluate, report, result_files
 from pipeline.loading import load_config
 
 NAMES = [
@@ -180,7 +180,7 @@ def test_a_line_break_in_a_name(tmp_path, folder):
 
 
 def test_no_cell_of_the_table_is_a_formula():
-    assert not evaluate._cell("-2+3+cmd|' /C calc'!A0").startswith("-")
+    assert not result_files.table_cell("-2+3+cmd|' /C calc'!A0").startswith("-")
 
 
 class StillWaiting(Exception):
