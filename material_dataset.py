@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
+from pipeline.locks import locked_folder
 from pipeline.provenance import sidecar_path, write_sidecar
 from pipeline.settings import Config, DatasetConfig
 
@@ -166,12 +167,18 @@ def write_splits(packed: dict[str, dict[str, Any]], out: Path, cfg: Config, coun
 def main(cfg: Config) -> None:
     """Read, clean, label, split and write."""
     from energetics.hydrogen import HydrogenPredictor
+
+    predictor = HydrogenPredictor.load(cfg.dimenet.checkpoint, resolve_device(cfg.run))
+    rows, dropped = clean_database(cfg.dataset)
+    with locked_folder(cfg.dataset.processed_dir, "dataset.processed_dir"):
+        _label_and_write(cfg, predictor, rows, dropped)
+
+
+def _label_and_write(cfg: Config, predictor: HydrogenPredictor, rows: list[Row], dropped: Dropped) -> None:
+    """Label and split the rows, and write the products to their folder."""
     from generation.sheet_table import pack
 
     settings, out = cfg.dataset, Path(cfg.dataset.processed_dir)
-    device = resolve_device(cfg.run)
-    predictor = HydrogenPredictor.load(cfg.dimenet.checkpoint, device)
-    rows, dropped = clean_database(settings)
     write_dropped(out / "dropped.csv", dropped)
 
     requested, labels = label_database(rows, cfg, predictor, out)

@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name
+from pipeline.locks import locked_folder
 from pipeline.provenance import check_inputs_unchanged, read_sidecar, write_sidecar
 from pipeline.settings import Config, DenoiserConfig
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and --help does not need it
+    import torch
+
     from generation.sheet_table import SheetTable
     from models import DenoiserModelConfig, DenoisingEGNN
     from networks.training import Trainer
@@ -122,18 +125,27 @@ def _fingerprint(cfg: Config, inputs: list[Path]) -> str:
 
 def main(cfg: Config) -> None:
     """Train, or finish training, and write the products."""
-    import torch
+    from networks.training import is_complete
 
-    from generation.denoiser_training import DenoiserTask, loop_settings, write_curve
-    from networks.training import Trainer, is_complete
-
-    settings, checkpoint = cfg.denoiser, Path(cfg.denoiser.checkpoint)
+    checkpoint = Path(cfg.denoiser.checkpoint)
     device = resolve_device(cfg.run)
     tables, inputs = _read_tables(cfg)
     mark = _fingerprint(cfg, inputs)
     if is_complete(checkpoint, STAGE, mark):
         log.info("%s is complete for these settings and data; nothing to do", relative_name(checkpoint))
         return
+    with locked_folder(checkpoint.parent, "denoiser.checkpoint"):
+        _train(cfg, tables, inputs, mark, device)
+
+
+def _train(cfg: Config, tables: dict[str, SheetTable], inputs: list[Path], mark: str, device: torch.device) -> None:
+    """Do the work of ``main`` in the folder of the checkpoint."""
+    import torch
+
+    from generation.denoiser_training import DenoiserTask, loop_settings, write_curve
+    from networks.training import Trainer
+
+    settings, checkpoint = cfg.denoiser, Path(cfg.denoiser.checkpoint)
     for name in ("train", "val"):
         tables[name].find_templates(name)
     model = build_model(settings, tables["train"], cfg.run.seed).to(device)

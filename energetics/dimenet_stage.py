@@ -26,6 +26,7 @@ from networks.dimenet_layers import DimeNetPlusPlusConfig
 from pipeline.cli import resolve_device, seed_everything
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name, write_json
+from pipeline.locks import locked_folder
 from pipeline.provenance import SCHEMA_VERSION, read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DimenetConfig
 
@@ -98,9 +99,17 @@ def train_stage(cfg: Config) -> None:
         if settings.dft_teacher == "auto":
             before = read_sidecar(checkpoint, stage=STAGE).get("dft_correction") or {}
             teacher = before.get("teacher", teacher)
-        refit_correction(checkpoint, settings.dft_path, teacher, device)
+        with locked_folder(checkpoint.parent, "dimenet.checkpoint"):
+            refit_correction(checkpoint, settings.dft_path, teacher, device)
         return
     inputs, readers = _inputs(settings)
+    with locked_folder(checkpoint.parent, "dimenet.checkpoint"):
+        _train_missing(cfg, inputs, readers, teacher, device)
+
+
+def _train_missing(cfg: Config, inputs: dict[str, Path], readers: list[Is2reReader], teacher: str, device: torch.device) -> None:
+    """Do the work of ``train_stage`` in the folder of the checkpoint."""
+    settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
     mark = fingerprint(cfg, {key: file_sha256(path) for key, path in inputs.items()})
     if training.is_complete(checkpoint, STAGE, mark):
         card = read_sidecar(checkpoint, stage=STAGE)

@@ -15,6 +15,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from energetics.simple_phases import binary_phases, cation_and_anion, elemental_
 from geo_utils import NotTwoDimensional, Sheet
 from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR, atomic_path, missing_file, relative_name
+from pipeline.locks import locked_folder
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config, DemoConfig
 from pipeline.store import LineStore
@@ -59,6 +61,17 @@ log = logging.getLogger("her2d")
 
 STAGE = "prepare_demo_data.py"
 DEFAULT_PARTS = ("monolayers", "references", "adsorption", "random", "known", "baseline")
+PRODUCTS = {  # settings of section demo that name what a part writes
+    "monolayers": ("db_path", "references_path"),
+    "references": ("db_path", "references_path"),
+    "adsorption": ("lmdb_path",),
+    "random": ("random_cif_dir",),
+    "known": ("known_cif_dir",),
+    "baseline": ("baseline_cif_dir",),
+    "hosts": ("host_lmdb_path",),
+    "snapshots": ("snapshot_lmdb_path",),
+}
+RELAXING = {"monolayers", "references", "adsorption", "hosts", "snapshots"}  # parts that keep what they relax in work_dir
 MAX_ATOMS = 12
 MAX_HFORM_EV = 0.5  # eV/atom; sheets less stable than this against the elements are dropped and counted
 
@@ -410,8 +423,29 @@ def build_parts(cfg: Config) -> None:
     Raises:
         StageError: a part needs a product that is not there, or nothing came out of it.
     """
+    parts = set(DEFAULT_PARTS) if "all" in cfg.demo.parts else set(cfg.demo.parts)
+    with ExitStack() as locks:
+        for folder, setting in product_folders(cfg, parts).items():
+            locks.enter_context(locked_folder(folder, setting))
+        _build(cfg, parts)
+
+
+def product_folders(cfg: Config, parts: set[str]) -> dict[Path, str]:
+    """Return the folders to which the parts write, each once, with the setting that names it or a file in it."""
+    settings = [f"demo.{name}" for part in sorted(parts) for name in PRODUCTS.get(part, ())]
+    settings += ["evaluation.dft_truth_path"] if "truth" in parts else []
+    settings += ["demo.work_dir"] if parts & RELAXING else []
+    folders: dict[Path, str] = {}
+    for setting in settings:
+        section, _, name = setting.partition(".")
+        path = Path(getattr(getattr(cfg, section), name))
+        folders.setdefault(path if name.endswith("_dir") else path.parent, setting)
+    return folders
+
+
+def _build(cfg: Config, parts: set[str]) -> None:
+    """Do the work of ``build_parts`` for some parts."""
     settings, seed = cfg.demo, cfg.run.seed
-    parts = set(DEFAULT_PARTS) if "all" in settings.parts else set(settings.parts)
     summary: dict[str, Any] = {}
     known = known_references(settings) if "references" in parts and not parts & {"monolayers", "adsorption"} else None
     if known is not None:

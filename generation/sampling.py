@@ -293,11 +293,12 @@ def draft(
     settings: GenerationConfig,
     seed: int,
     device: str | torch.device = "cpu",
+    on_step: Callable[[], None] | None = None,
     batch_size: int = 64,
 ) -> tuple[list[Sheet], np.ndarray]:
     """Sample a draft of each of M compositions: a sheet without guidance in ``draft_steps`` steps.
 
-    A draft depends on its atoms and the seed, not on its position in the list.
+    A draft depends on its atoms and the seed, not on its position in the list. ``on_step`` is called after each reverse step.
 
     Returns:
         The drafts, and L_target of the heads for each, (M,) eV.
@@ -308,7 +309,7 @@ def draft(
     for start in range(0, len(compositions), batch_size):
         chunk = compositions[start : start + batch_size]
         keys = [int(hashlib.sha256(f"draft,{list(c)}".encode()).hexdigest()[:8], 16) for c in chunk]
-        sheets = sample(model, chunk, keys, quick, seed, device, templates=templates[start : start + batch_size])
+        sheets = sample(model, chunk, keys, quick, seed, device, on_step, templates[start : start + batch_size])
         losses.append(target_loss(predict_properties(model, sheets, device), settings))
         drafts += sheets
     return drafts, torch.cat(losses).double().numpy()

@@ -8,6 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,19 +45,27 @@ def judge_drafts(
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
     batches = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
-    with tqdm(total=len(missing), desc="drafting", unit="sheet", mininterval=1.0, disable=not missing) as bar:
+    num_steps = len(model.schedule.timesteps(settings.draft_steps)) - 1
+    # A batch takes many seconds on a slow core, so that the bar counts reverse steps, and the check of a sheet as one step more.
+    total = len(missing) * (num_steps + 1)
+    with tqdm(total=total, desc="drafting", unit="step", unit_scale=True, mininterval=1.0, disable=not missing) as bar:
         for batch in batches:
             key = _batch_key(batch)
             found = None if store is None else store.get(key)
-            if found is None:
+            if found is not None:
+                bar.update(len(batch) * (num_steps + 1))
+            else:
                 templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in batch]
-                sheets, loss = draft(model, [recipe.atomic_numbers for recipe in batch], templates, settings, seed, device)
-                valid = [check_validity(sheet, settings) == "ok" for sheet in sheets]
+                compositions = [recipe.atomic_numbers for recipe in batch]
+                sheets, loss = draft(model, compositions, templates, settings, seed, device, partial(bar.update, len(batch)))
+                valid = []
+                for sheet in sheets:
+                    valid.append(check_validity(sheet, settings) == "ok")
+                    bar.update()
                 found = {"valid": valid, "loss": np.round(loss, 6).tolist()}
                 if store is not None:
                     found = store.add(key, found)
             verdicts.update(zip(batch, zip(found["valid"], found["loss"], strict=True), strict=True))
-            bar.update(len(batch))
     return np.array([verdicts[recipe][0] for recipe in recipes]), np.array([verdicts[recipe][1] for recipe in recipes])
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from crystals.recipes import Recipe
 from generation import search
+from generation.sampling import draft
 from generation.search import gumbel_keys, order_recipes
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
@@ -128,3 +129,37 @@ def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch
     assert made == batches and len(batches) == 4
     order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 2}))
     assert len(made) == 8, "drafts of other settings are made anew"
+
+
+def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, settings, monkeypatch, tmp_path):
+    moves: list[int] = []
+    totals: list[int] = []
+
+    class Bar:
+        def __init__(self, total, **options):
+            totals.append(total)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, count=1):
+            moves.append(count)
+
+    monkeypatch.setattr(search, "tqdm", Bar)
+    monkeypatch.setattr(search, "DRAFT_BATCH", 3)
+    plain = dataclasses.replace(settings, template_share=0.0, draft_steps=4)
+    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 6)]
+    store = LineStore(tmp_path / "d.jsonl", {"run": 1})
+    model = model.double()
+    valid, loss = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store)
+    assert totals == [5 * (4 + 1)] and sum(moves) == totals[0]
+    assert moves == [3] * 4 + [1] * 3 + [2] * 4 + [1] * 2, "reverse steps of a batch, then its checks"
+    expected = [draft(model, [r.atomic_numbers for r in part], [None] * len(part), plain, 7) for part in (recipes[:3], recipes[3:])]
+    np.testing.assert_array_equal(loss, np.round(np.concatenate([found for _, found in expected]), 6))
+    assert valid.tolist() == [search.check_validity(sheet, plain) == "ok" for sheets, _ in expected for sheet in sheets]
+    moves.clear()
+    again = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store)
+    assert moves == [15, 10] and (again[0] == valid).all() and (again[1] == loss).all(), "drafts of the store count at once"

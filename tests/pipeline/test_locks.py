@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 
 import pytest
+from lock_holder import held
 
 from pipeline.errors import StageError
-from pipeline.files import PROJECT_DIR
 from pipeline.locks import LOCK, locked_folder
-
-HOLD = """
-import sys, time
-from pipeline.locks import locked_folder
-with locked_folder(sys.argv[1], "x.y"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of ``tmp_path / "out"``."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
+    with held(tmp_path / "out") as process:
+        yield process
 
 
 def test_a_second_process_is_told_who_holds_it(holder, tmp_path):
