@@ -22,6 +22,7 @@ from ase.db import connect
 from ase.formula import Formula
 from tqdm import tqdm
 
+from crystals.formulas import cell_formula
 from crystals.validity import sheet_fault
 from geo_utils import Sheet
 from pipeline.errors import StageError
@@ -219,7 +220,10 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
             found = [(atoms, verdicts[atoms.info["id"]]) for atoms in frames]
             for atoms, verdict in found:
                 e_hull, delta_g = (_number(verdict[name]) for name in ("e_above_hull_ev", "delta_g_h_corrected_ev"))
-                formula, usable = verdict["formula"], verdict["sheet_relaxed"] == "true" and len(atoms) <= settings.max_atoms
+                formula, usable = (
+                    cell_formula(verdict["formula"]),
+                    verdict["sheet_relaxed"] == "true" and len(atoms) <= settings.max_atoms,
+                )
                 if formula in rows or not usable or not abs(e_hull) <= settings.max_e_hull_ev:
                     continue
                 sheet = Sheet.from_atoms(atoms)

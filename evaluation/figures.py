@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from evaluation import metrics, scores
+from evaluation import metrics, volcano
+from evaluation.candidate import CandidateResult
+from evaluation.decisions import BY_DIMENET
 from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
@@ -24,7 +26,14 @@ E_HULL = r"$E_\mathrm{above\ hull}$"
 MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis
 MAX_E_HULL = 3.0  # eV/atom, largest E_above_hull on an axis
 # The colours differ in lightness as well as in hue, so that they can be told apart in grey.
-SET_COLORS = {"ours": "#08519c", "unguided": "#74a9cf", "random decoration": "#fdae61", "known": "#6a51a3", "external": "#b2182b"}
+SET_COLORS = {
+    "ours": "#08519c",
+    "unguided": "#74a9cf",
+    "random decoration": "#fdae61",
+    "known": volcano.KNOWN_COLOR,
+    "external": "#b2182b",
+}
+CORRECTED_COLOR = "#e6850e"  # of the potential's ΔG_H after its correction
 SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "known": "*", "external": "D"}
 SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "known": (0, (5, 1, 1, 1, 1, 1)), "external": ":"}
 
@@ -46,93 +55,85 @@ def her_performance(
     known: Sequence[Mapping[str, Any]] = (),
     surfaces: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and the same values on the HER volcano.
+    """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and that value on the HER volcano.
 
     Args:
         evaluation: the candidates.
         settings: the window of a hit.
         path: the PNG; the PDF goes beside it.
-        known, surfaces: well-known materials for the volcano, as ``mark_known`` takes them.
+        known, surfaces: well-known materials for the volcano, as ``volcano.mark_known`` takes them.
     """
     rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)), key=lambda r: r.delta_g_ev)
-    window = settings.hit_delta_g_ev
-    x = np.arange(len(rows))
     color = set_color(evaluation.label)
+    with figure(path, ncols=2, figsize=(13, 5.2), width_ratios=(1, 1)) as (_, (left, right)):
+        _delta_g_by_judge(left, rows, settings.hit_delta_g_ev, color)
+        left.set_title(
+            f"{evaluation.label}: the {len(rows)} of {len(evaluation.rows_2d)} with a ΔG_H; grey: hits, within "
+            f"±{settings.hit_delta_g_ev:g} eV"
+        )
+        _volcano(right, rows, settings.hit_delta_g_ev, color, known, surfaces)
+
+
+def _delta_g_by_judge(axis: Any, rows: Sequence[CandidateResult], window: float, color: str) -> None:
+    """Draw ΔG_H of each candidate by every judge, with ±1σ where the judge has an error."""
     judges = (  # label, marker, colour, offset along x, ΔG_H, its standard error
         ("DimeNet++, best site (±1σ)", "o", color, -0.12, "delta_g_h_ev", "delta_g_h_std_ev"),
         ("potential, H relaxed", "x", "0.25", 0.12, "delta_g_h_potential_ev", None),
-        ("potential, corrected from DFT (±1σ)", "D", "#e6850e", 0.12, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
+        ("potential, corrected from DFT (±1σ)", "D", CORRECTED_COLOR, 0.12, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
     )
-    with figure(path, ncols=2, figsize=(11, 4.8), width_ratios=(3, 2)) as (_, (left, right)):
-        left.axhspan(-window, window, color="0.85", zorder=0)
-        right.axvspan(-window, window, color="0.85", zorder=0)
-        left.axhline(0, color="0.4", lw=0.8)
-        drawn = []
-        for label, marker, shade, offset, name, error_name in judges:
-            values = np.array([getattr(r, name) for r in rows], dtype=float)
-            errors = np.array([getattr(r, error_name) if error_name else 0.0 for r in rows], dtype=float)
-            if np.isfinite(values).any():
-                drawn.append((label, marker, shade, offset, values, np.nan_to_num(errors), error_name is not None))
-        reach = np.concatenate([np.zeros(1), *(v + sign * e for *_, v, e, _ in drawn for sign in (-1, 1))])
-        low, high = padded_limits(reach, -0.6, 0.6, MAX_DELTA_G)
-        limit = max(abs(low), abs(high))
-        grid = np.linspace(-limit, limit, 401)
-        right.plot(grid, scores.log_exchange_current(grid), color="0.4", lw=1)
-        right.set_xlim(-limit, limit)
-        right.set_ylim(scores.log_exchange_current(limit), 1)
-        for label, marker, shade, offset, values, errors, has_errors in drawn:
-            style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
-            left.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
-            mark_off_scale(left, x + offset, values, low, high, shade)
-            right.errorbar(values, scores.log_exchange_current(values), **{**style, "fmt": marker, "ls": "", "label": None})
-            list_off_scale(right, values, -limit, limit, shade)
-        mark_known(right, known, limit, surfaces)
-        left.set_xticks(
-            x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8
-        )
-        left.set_xlim(-0.8, max(len(rows), 1) - 0.2)
-        left.set_ylim(low, high)
-        left.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
-        left.set_title(f"{evaluation.label}: n = {len(rows)} of {len(evaluation.rows_2d)}; grey: hits, within ±{window:g} eV")
-        if drawn:
-            # Below the formulas, where it covers no value.
-            left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
-        else:
-            left.text(0.5, 0.5, "no candidate has a ΔG_H", transform=left.transAxes, ha="center")
-        right.set_xlabel(f"{DELTA_G} (eV)", parse_math=True)
-        right.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
-        right.set_title("HER volcano, 298 K (Nørskov 2005)")
+    x = np.arange(len(rows))
+    axis.axhspan(-window, window, color="0.85", zorder=0)
+    axis.axhline(0, color="0.4", lw=0.8)
+    drawn = []
+    for label, marker, shade, offset, name, error_name in judges:
+        values = np.array([getattr(r, name) for r in rows], dtype=float)
+        errors = np.array([getattr(r, error_name) if error_name else 0.0 for r in rows], dtype=float)
+        if np.isfinite(values).any():
+            drawn.append((label, marker, shade, offset, values, np.nan_to_num(errors), error_name is not None))
+    reach = np.concatenate([np.zeros(1), *(v + sign * e for *_, v, e, _ in drawn for sign in (-1, 1))])
+    low, high = padded_limits(reach, -0.6, 0.6, MAX_DELTA_G)
+    for label, marker, shade, offset, values, errors, has_errors in drawn:
+        style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
+        axis.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
+        mark_off_scale(axis, x + offset, values, low, high, shade)
+    axis.set_xticks(x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8)
+    axis.set_xlim(-0.8, max(len(rows), 1) - 0.2)
+    axis.set_ylim(low, high)
+    axis.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
+    if drawn:
+        # Below the formulas, where it covers no value.
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
+    else:
+        axis.text(0.5, 0.5, "no candidate has a ΔG_H", transform=axis.transAxes, ha="center")
 
 
-def mark_known(
-    axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surfaces: Sequence[Mapping[str, Any]] = (), apart: float = 0.06
-) -> int:
-    """Mark well-known materials on the volcano, those with |ΔG_H| within the axis; return how many.
-
-    A name that would stand on another is left out; the mark stays. Surfaces and the first sheets of the table are named first.
-
-    Args:
-        axis: of the volcano.
-        known: judged sheets as ``known_sheets.known_rows`` gives them, full stars.
-        limit: eV, largest |ΔG_H| of the axis.
-        surfaces: ``name`` and ``delta_g_ev`` of metal surfaces in the literature, open stars.
-        apart: least distance of two names, as a share of the axis.
-    """
-    sheets = sorted(known, key=lambda row: row["place"])
-    marks = [(row, face) for rows, face in ((surfaces, "white"), (sheets, SET_COLORS["known"])) for row in rows]
-    shown = [(row, face) for row, face in marks if abs(row["delta_g_ev"]) < limit]
-    named: list[float] = []
-    for row, face in shown:
-        value = row["delta_g_ev"]
-        height = float(scores.log_exchange_current(np.array([value]))[0])
-        axis.plot([value], [height], marker="*", ms=8, color=face, mec=SET_COLORS["known"], mew=0.7, ls="", zorder=5)
-        if all(abs(value - other) > apart * 2 * limit for other in named):
-            named.append(value)
-            axis.annotate(
-                row["name"], (value, height), (5 if value > 0 else -5, 4), textcoords="offset points", fontsize=7,
-                ha="left" if value > 0 else "right", color=SET_COLORS["known"],
-            )  # fmt: skip
-    return len(shown)
+def _volcano(
+    axis: Any,
+    rows: Sequence[CandidateResult],
+    window: float,
+    color: str,
+    known: Sequence[Mapping[str, Any]],
+    surfaces: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw the candidates on the volcano, each by its best judge, and well-known materials."""
+    values, errors = (np.array([getattr(r, name) for r in rows], dtype=float) for name in ("delta_g_ev", "delta_g_std_ev"))
+    others = np.array([as_float(row["delta_g_ev"]) for row in (*known, *surfaces)])
+    low, high = padded_limits(np.concatenate([values, others, np.zeros(1)]), -0.8, 0.8, MAX_DELTA_G)
+    volcano.set_up(axis, low, high, window)
+    by_dimenet = np.array([row.delta_g_source == BY_DIMENET for row in rows], dtype=bool)
+    for chosen, marker, shade in ((by_dimenet, "o", color), (~by_dimenet, "D", CORRECTED_COLOR)):
+        volcano.mark_candidates(axis, values[chosen], errors[chosen], marker, shade)
+        list_off_scale(axis, values[chosen], low, high, shade)
+    volcano.mark_known(axis, known, max(-low, high), surfaces)
+    axis.set_xlabel(f"{DELTA_G} by the best judge (eV)", parse_math=True)
+    axis.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
+    below = int((volcano.height(values) <= volcano.FLOOR).sum())
+    axis.set_title(
+        f"HER volcano, 298 K (Nørskov 2005): n = {len(rows)}, each by its best judge, ±1σ\n"
+        f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}); stars: known sheets, open: metal surfaces",
+        parse_math=True,
+        fontsize=9,
+    )
 
 
 def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -> tuple[float, float]:
@@ -287,7 +288,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
     judges = (
         ("delta_e_dimenet_ev", "o", SET_COLORS["ours"], "DimeNet++ (±1σ)", truth),
         ("delta_e_potential_ev", "x", "0.35", own["name"], own),
-        ("delta_e_potential_corrected_ev", "D", "#e6850e", f"{corrected.get('name')}, corrected", corrected),
+        ("delta_e_potential_corrected_ev", "D", CORRECTED_COLOR, f"{corrected.get('name')}, corrected", corrected),
     )
     with figure(path, figsize=(6.4, 7)) as (_, axis):
         dft = np.array([as_float(r["delta_e_dft_ev"]) for r in rows])
@@ -338,7 +339,10 @@ COMPARISON_PANELS = (
 )
 
 
-def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.PathLike) -> None:
+SELECTION = {"rate": "share of all", "mean": "mean of those with a value", "median": "median of those with a value"}
+
+
+def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.PathLike, note: str = "") -> None:
     """Draw the sets side by side with 95 % intervals, one panel for each metric.
 
     A metric for which no set has a single verdict gets no panel.
@@ -346,44 +350,47 @@ def comparison(sets: Mapping[str, Mapping[str, Any] | None], path: str | os.Path
     Args:
         sets: label -> metrics as dictionaries, None where a set was not run.
         path: the PNG; the PDF goes beside it.
+        note: a line below the title, such as which set is not drawn.
     """
-
-    def has_verdict(found: Mapping[str, Any] | None, name: str) -> bool:
-        return bool(found and name in found and found[name]["n_ok"] and found[name]["value"] is not None)
-
-    shown = [name for name in COMPARISON_PANELS if any(has_verdict(found, name) for found in sets.values())]
+    shown = [name for name in COMPARISON_PANELS if any(_has_verdict(found, name) for found in sets.values())]
     shown = shown or list(COMPARISON_PANELS)
     columns = math.ceil(len(shown) / 2)
-    with figure(path, nrows=2, ncols=columns, figsize=(2.75 * columns, 5.6), squeeze=False) as (fig, axes):
+    with figure(path, nrows=2, ncols=columns, figsize=(3.2 * columns, 5.8), squeeze=False) as (fig, axes):
         for axis in axes.flat[len(shown) :]:
             axis.set_axis_off()
         for axis, name in zip(axes.flat, shown, strict=False):
-            highest = 0.0
-            for position, (label, found) in enumerate(sets.items()):
-                across = {"ha": "center", "transform": axis.get_xaxis_transform(), "fontsize": 7}
-                if not has_verdict(found, name):
-                    axis.text(position, 0.02, "not run" if found is None else "no value", rotation=90, va="bottom", **across)
-                    continue
-                metric = found[name]
-                value = float(metric["value"])
-                low, high = as_float(metric["low"]), as_float(metric["high"])
-                error = [[max(0.0, value - low)], [max(0.0, high - value)]] if not math.isnan(low) else None
-                axis.bar(
-                    position, value, 0.7, yerr=error, capsize=3, color=set_color(label), edgecolor="0.2", lw=0.5, error_kw={"lw": 1}
-                )
-                highest = max(highest, value, value if math.isnan(high) else high)
-                axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
-            metric = next((found[name] for found in sets.values() if found and name in found), {"better": 0, "unit": ""})
-            unit = f" ({metric['unit']})" if metric["unit"] not in ("", "share") else ""
-            axis.set_title(metrics.METRICS[name].title + unit + {1: "  ↑", -1: "  ↓"}.get(metric["better"], ""), fontsize=9)
-            axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=8)
-            axis.set_xlim(-0.6, len(sets) - 0.4)
-            axis.grid(axis="x", visible=False)
-            axis.set_ylim(0, 1.25 * highest or 1.0)  # the numbers stand above the highest interval
-        fig.suptitle(
-            "Same judges for every set; bars: 95 % intervals; numbers: value, candidates with a verdict / asked for; ↑ ↓: better",
-            fontsize=9,
-        )
+            _comparison_panel(axis, name, sets)
+        title = "Same judges for every set; bars: 95 % intervals; numbers: value, candidates with a value / asked for; ↑ ↓: better"
+        fig.suptitle(f"{title}\n{note}" if note else title, fontsize=9)
+
+
+def _has_verdict(found: Mapping[str, Any] | None, name: str) -> bool:
+    return bool(found and name in found and found[name]["n_ok"] and found[name]["value"] is not None)
+
+
+def _comparison_panel(axis: Any, name: str, sets: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Draw one metric of every set, with the candidates over which it is taken."""
+    highest = 0.0
+    for position, (label, found) in enumerate(sets.items()):
+        across = {"ha": "center", "transform": axis.get_xaxis_transform(), "fontsize": 7}
+        if not _has_verdict(found, name):
+            axis.text(position, 0.02, "not run" if found is None else "no value", rotation=90, va="bottom", **across)
+            continue
+        metric = found[name]
+        value = float(metric["value"])
+        low, high = as_float(metric["low"]), as_float(metric["high"])
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]] if not math.isnan(low) else None
+        axis.bar(position, value, 0.7, yerr=error, capsize=3, color=set_color(label), edgecolor="0.2", lw=0.5, error_kw={"lw": 1})
+        highest = max(highest, value, value if math.isnan(high) else high)
+        axis.text(position, 0.99, f"{value:.2f}\n{metric['n_ok']}/{metric['n']}", va="top", **across)
+    metric = next((found[name] for found in sets.values() if found and name in found), {"better": 0, "unit": ""})
+    unit = f" ({metric['unit']})" if metric["unit"] not in ("", "share") else ""
+    axis.set_title(metrics.METRICS[name].title + unit + {1: "  ↑", -1: "  ↓"}.get(metric["better"], ""), fontsize=9)
+    axis.set_ylabel(SELECTION[metrics.METRICS[name].kind], fontsize=8)
+    axis.set_xticks(range(len(sets)), [label.replace(" ", "\n") for label in sets], fontsize=7.5)
+    axis.set_xlim(-0.6, len(sets) - 0.4)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylim(0, 1.25 * highest or 1.0)  # the numbers stand above the highest interval
 
 
 def as_float(value: float | None) -> float:

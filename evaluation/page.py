@@ -245,18 +245,19 @@ def known_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _comparison_cells(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return labels, rows and notes of the table that compares the sets."""
+    """Return labels, rows and notes of the table that compares the sets; one that has the files of another has a note alone."""
+    sets = {label: found for label, found in content["sets"].items() if not found.get("same_as")}
     rows = []
     for name in metrics.COMPARED:
         cells = []
-        for label, found in content["sets"].items():
+        for label, found in sets.items():
             metric = (found["metrics"] or {}).get(name)
             verdict = content["verdicts"].get(label, {}).get(name, "")
             mark = f" ▲ {verdict} than ours" if verdict.startswith("better") else ""
             cells.append({"text": metric_text(metric) + mark if metric else "–", "css_class": "n better" if mark else "n"})
         rows.append({"name": name, "cells": cells})
     notes = [(label, found["note"]) for label, found in content["sets"].items() if found["note"]]
-    return {"labels": list(content["sets"]), "rows": rows, "notes": notes}
+    return {"labels": list(sets), "rows": rows, "notes": notes}
 
 
 def _legacy_cells(legacy: Mapping[str, Any]) -> dict[str, Any]:

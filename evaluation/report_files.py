@@ -22,12 +22,13 @@ OURS = "ours"
 FIGURES = {
     "generated_structures.png": "The best candidates after relaxation, top and side view; dashed: the primitive cell. In "
     "compounds, contacts between metals are not drawn.",
-    "her_performance.png": "ΔG_H of every candidate by each judge, and their place on the HER volcano. Full stars: sheets "
-    "that every chemist knows, judged alike; open stars: published DFT values of metal surfaces. A value beyond an axis is an "
-    "arrow with its number.",
+    "her_performance.png": "ΔG_H of every candidate by each judge, and the value of its best judge on the HER volcano, ±1σ. Full "
+    "stars: sheets that every chemist knows, judged alike; open stars: published DFT values of metal surfaces. Marks on the lower "
+    "edge of the volcano have an exchange current below 10⁻¹². Any other value beyond an axis is an arrow with its number.",
     "stability_curve.png": "How many candidates lie below a given E_above_hull.",
     "funnel.png": "Candidates left after each condition.",
-    "comparison.png": "Our candidates beside the controls, judged alike.",
+    "comparison.png": "Our candidates beside the controls, judged alike. Shares are of all candidates asked for, means of those "
+    "that have a value; both numbers stand above the bar.",
     "hull_parity.png": "E_above_hull beside that of a database, on the same monolayers; dashed: the limit of the verdict.",
     "truth_parity.png": "DimeNet++ and the potential against our own DFT values: how far ΔG_H can be trusted.",
     "loss_curve.png": "Training of the generator.",

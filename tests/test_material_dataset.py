@@ -226,7 +226,9 @@ def test_judged_candidates_teach_and_measure_nothing(tmp_path, predictor_path):
         delta_g_h_corrected_ev=[0.2, "", 0.1, 0.0],
         sheet_relaxed=["true", "true", "false", "true"],
     )
-    second = judged_folder(tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], e_above_hull_ev=[0.5, "nan"])
+    second = judged_folder(
+        tmp_path / "b" / "judged", [build("Re", "Te"), build("Pt", "Te")], formula=["Te2Re", "PtTe2"], e_above_hull_ev=[0.02, "nan"]
+    )
     cfg = configure(tmp_path, predictor_path, dataset__judged_dirs=[str(first), str(second)])
     stage2.main(cfg)
     after = {name: sheet_table.read_split(folder / f"{name}.pt") for name in stage2.SPLITS}

@@ -14,7 +14,7 @@ import pytest
 
 from crystals.matching import match_structure, same_structure
 from energetics.embedded_data import write_known_sheets
-from evaluation import candidate, figures, known_sheets
+from evaluation import candidate, known_sheets, volcano
 from evaluation.page import known_cells
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import DemoConfig
@@ -60,11 +60,15 @@ def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
     figure, axis = plt.subplots()
     platinum = known_sheets.literature_surfaces({"table": {"rows": [{"system": "Pt(111)", "delta_e_ev": -0.33}]}}, 0.27)
     assert platinum == [{"name": "Pt(111)", "delta_g_ev": pytest.approx(-0.06)}]
-    assert figures.mark_known(axis, rows, 1.0, platinum) == 2
+    volcano.set_up(axis, -1.0, 1.0, 0.1)
+    assert volcano.mark_known(axis, rows, 1.0, platinum) == 2
     assert [text.get_text() for text in axis.texts] == ["Pt(111)", "2H-NbS2"]
-    crowded = [row | {"delta_g_ev": 0.5} for row in rows]
-    figures.mark_known(axis, crowded, 1.0)
-    assert axis.texts[-1].get_text() == "2H-MoS2", "of names at one place the first of the table is written"
+    crowded = [row | {"delta_g_ev": 0.9 + 0.001 * k, "name": row["name"] + str(k)} for k in range(20) for row in rows]
+    volcano.mark_known(axis, sorted(crowded, key=lambda row: -row["place"]), 1.0)
+    written = [text.get_text() for text in axis.texts[2:]]
+    assert 1 < len(written) < 20 and all(name.startswith("2H-MoS2") for name in written), (
+        "of names at one place the first of the table are written"
+    )
     plt.close(figure)
     as_stored = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
     assert known_cells(as_stored)[0][:3] == ["2H-NbS2", "–", "0.40 ± 0.20"]

@@ -122,7 +122,13 @@ def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeyp
     monkeypatch.setattr(plotting, "save", lambda fig, path: seen.append(fig))
     figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
     left, right = seen[0].axes
-    assert [text.get_text() for text in left.texts] == [text.get_text() for text in right.texts] == ["-9.0", "-8.8"]
+    assert [text.get_text() for text in left.texts] == ["-9.0", "-8.8"]
+    assert [text.get_text() for text in right.texts] == ["-8.8"], "the volcano has the value of the best judge"
+    assert right.get_ylim()[0] == -12.0
+    points = {tuple(np.round(xy, 2)) for line in right.lines if line.get_marker() == "v" for xy in line.get_xydata()}
+    assert {(-1.5, -12.0), (2.8, -12.0)} <= points, "what lies below 1e-12 stands on the edge"
+    bars = [path.vertices for collection in right.collections for path in collection.get_paths()]
+    assert any(np.allclose(bar[:, 0], [-0.1, 0.5]) for bar in bars), "0.2 ± 0.3 eV"
     low, high = left.get_ylim()
     assert low == -4.0 and high > 2.8 + 0.3
     assert left.get_legend_handles_labels()[1][-1].startswith("potential, corrected")
@@ -220,7 +226,7 @@ def test_sets_of_other_judges_are_not_compared(products, tmp_path):
     assert "other judges" in compared["sets"][cfg.external.name]["note"] and compared["sets"]["ours"]["metrics"]
 
 
-def test_external_set_that_is_the_random_control_is_called_so(products):
+def test_external_set_that_is_the_random_control_is_called_so(products, monkeypatch):
     root, cfg, _, _ = products
     same = load_config(
         None,
@@ -232,11 +238,36 @@ def test_external_set_that_is_the_random_control_is_called_so(products):
             "evaluation.bootstrap=50",
         ],
     )
-    assert (
-        "random-decoration control"
-        in comparison.update_comparison(same, root / "results_external")["sets"][cfg.external.name]["note"]
-    )
-    comparison.update_comparison(cfg, root / "results_external")
+    drawn = {}
+    monkeypatch.setattr(figures, "comparison", lambda sets, path, note: drawn.update(sets=list(sets), note=note))
+    content = comparison.update_comparison(same, root / "results_external")
+    assert "random-decoration control" in content["sets"][cfg.external.name]["note"]
+    assert cfg.external.name not in drawn["sets"] and drawn["note"].count("random-decoration control") == 1
+    assert cfg.external.name not in content["verdicts"] and content["sets"][cfg.external.name]["same_as"] == "random decoration"
+    with (root / "results_external" / "comparison.csv").open(encoding="utf-8") as handle:
+        (row,) = [row for row in csv.DictReader(handle) if row["set"] == cfg.external.name]
+    assert {name for name, cell in row.items() if cell} == {"set", "note"}
+    page = (root / "results_external" / "report.html").read_text(encoding="utf-8")
+    assert page.count("random-decoration control, see there") == 1
+    monkeypatch.undo()
+    compared = comparison.update_comparison(cfg, root / "results_external")
+    assert list(comparison.compared_sets(compared)) == list(compared["sets"])
+
+
+def test_our_own_files_as_an_external_set_are_called_so(products):
+    root, cfg, _, _ = products
+    path = root / "results_external" / "report.json"
+    saved = path.read_text(encoding="utf-8")
+    content = json.loads(saved)
+    ours = json.loads((root / "results" / "report.json").read_text(encoding="utf-8"))
+    content["provenance"]["cif_dir_sha256"] = ours["provenance"]["cif_dir_sha256"]
+    write_json(path, content)
+    try:
+        found = comparison.update_comparison(cfg, cfg.evaluation.output_dir)["sets"][cfg.external.name]
+    finally:
+        path.write_text(saved, encoding="utf-8")
+        comparison.update_comparison(cfg, cfg.evaluation.output_dir)
+    assert found["same_as"] == "ours" and "set of ours" in found["note"]
 
 
 def test_best_are_hits_before_scores(products):

@@ -104,6 +104,25 @@ def test_a_relaxation_tells_the_forces_at_its_end():
     assert found.energy == pytest.approx(again.get_potential_energy())
 
 
+def test_the_files_of_a_finalist_keep_the_order(tmp_path):
+    """Every element of the sheet stands together as in its CIF, H last, in POSCAR and in the structures for DFT alike."""
+    sheet = cif_writer.in_cif_setting(honeycomb("N", "C"))
+    assert sheet.get_chemical_symbols() == ["C", "N"]
+    potential = Potential("emt", {"name": "emt"}, EMT())
+    row = CandidateResult(id="a", formula="CN")
+    assert finalists.export_finalists([row], {"a": sheet}, potential, tmp_path, 300) == ["a"]
+    clean, with_h = read(tmp_path / "a" / "dft.extxyz", ":")[:2]
+    expected = [symbol for symbol in "CN" for _ in range(len(clean) // 2)]
+    assert clean.get_chemical_symbols() == expected and with_h.get_chemical_symbols() == [*expected, "H"]
+    assert read(tmp_path / "a" / "sheet.cif").get_chemical_symbols() == ["C", "N"]
+    for folder in (tmp_path / "a" / "vasp").iterdir():
+        poscar = Poscar.from_file(folder / "POSCAR", check_for_potcar=False).structure
+        atoms = clean if folder.name == "clean" else with_h
+        assert [site.specie.symbol for site in poscar] == atoms.get_chemical_symbols()
+    away = np.linalg.norm(with_h.positions[:-1] - clean.positions, axis=1)
+    assert np.median(away) < 0.3, "each atom of the sheet keeps its number"
+
+
 def test_one_order_of_the_sites_everywhere(judged, tmp_path):
     """CIF, ``relaxed.extxyz`` and the finalist's files: electropositive element first, atoms of one element in the same order."""
     root, evaluation = judged
