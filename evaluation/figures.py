@@ -128,9 +128,10 @@ def _volcano(
     axis.set_xlabel(f"{DELTA_G} by the best judge (eV)", parse_math=True)
     axis.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
     below = int((volcano.height(values) <= volcano.FLOOR).sum())
+    stars = "; stars: known sheets, open: metal surfaces" if len(others) else ""
     axis.set_title(
         f"HER volcano, 298 K (Nørskov 2005): n = {len(rows)}, each by its best judge, ±1σ\n"
-        f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}); stars: known sheets, open: metal surfaces",
+        f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}){stars}",
         parse_math=True,
         fontsize=9,
     )

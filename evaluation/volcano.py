@@ -32,17 +32,29 @@ def set_up(axis: Any, low: float, high: float, window: float) -> None:
 
 
 def mark_candidates(axis: Any, values: np.ndarray, errors: np.ndarray, marker: str, color: str) -> None:
-    """Draw candidates with ±1σ along ΔG_H; one below the axis stands on its edge as an arrowhead.
+    """Draw the candidates within the axis along ΔG_H, with ±1σ; one whose exchange current is below it is an arrowhead on its edge.
 
     Args:
         axis: of the volcano.
         values, errors: (N,) ΔG_H and its standard error, eV; NaN where there is none.
         marker, color: of the points.
     """
+    low, high = axis.get_xlim()
+    inside = (values >= low) & (values <= high)
+    values, errors = values[inside], np.nan_to_num(errors[inside])
     heights = height(values)
     below = heights <= FLOOR
-    errors = np.nan_to_num(errors)
-    axis.errorbar(values, heights, xerr=errors, fmt="none", ecolor=color, elinewidth=0.8, capsize=1.5, alpha=0.45, zorder=2)
+    axis.errorbar(
+        values[~below],
+        heights[~below],
+        xerr=errors[~below],
+        fmt="none",
+        ecolor=color,
+        elinewidth=0.8,
+        capsize=1.5,
+        alpha=0.45,
+        zorder=2,
+    )
     style = {"ls": "", "color": color, "mfc": "white" if marker == "D" else color, "zorder": 3}
     axis.plot(values[~below], heights[~below], marker=marker, ms=4.5, **style)
     (edge,) = axis.plot(values[below], heights[below], marker="v", ms=6, clip_on=False, **style)
