@@ -1,8 +1,9 @@
 """Stage 6: judges your own or anybody's structures exactly as ours, and sets them beside ours and the controls.
 
 Reads external.cif_dir (CIF, POSCAR/vasp, extxyz or xyz with a cell, .gz of these, ASE .db; without it the baseline, data/baseline),
-the judges that stage 5 uses, and stage 5's report.json where it is there. Writes the same products as stage 5 to external.output_dir, with the comparison, and nothing
-anywhere else. Bulk crystals are flagged as not 2D, scored where a score is defined, and enter no average of monolayers.
+the judges that stage 5 uses, and stage 5's report.json where it is there. Writes the same products as stage 5 to
+external.output_dir, with the comparison, and nothing anywhere else. Bulk crystals are flagged as not 2D, scored where a score is
+defined, and enter no average of monolayers.
 
     python evaluate_external.py external.cif_dir=my_cifs external.name=mine
 """
