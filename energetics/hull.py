@@ -25,6 +25,7 @@ from pipeline.provenance import SCHEMA_VERSION
 ENTRY_PREFIX = "MP "  # with which the names of phases from entries of the Materials Project begin
 MAX_SAMPLE_ATOMS = 12  # of a row that is relaxed for a comparison
 MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
+HINT = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,27 @@ class ReferencePhase:
     formula: str
     energy_per_atom: float
     prototype: str
+
+
+def read_phases(path: str | os.PathLike) -> tuple[dict[str, str], list[ReferencePhase]]:
+    """Read the identity of the potential and the phases of ``references_<potential>.json.gz``.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise missing_file("evaluation.references_path", path, HINT)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as handle:
+            content = json.load(handle)
+        phases = [ReferencePhase(p["formula"], float(p["energy_per_atom"]), p["prototype"]) for p in content["phases"]]
+        identity, schema = content["potential"], content["schema_version"]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{relative_name(path)} is not a readable reference file ({type(error).__name__}); {HINT}") from error
+    if schema != SCHEMA_VERSION:
+        raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}; {HINT}")
+    return identity, phases
 
 
 class References:
@@ -74,21 +96,10 @@ class References:
         Raises:
             StageError: it is missing or damaged, or was made with another potential than ``potential``.
         """
-        path = Path(path)
-        hint = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
-        if not path.is_file():
-            raise missing_file("evaluation.references_path", path, hint)
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as handle:
-                content = json.load(handle)
-            phases = [ReferencePhase(p["formula"], float(p["energy_per_atom"]), p["prototype"]) for p in content["phases"]]
-            identity, schema = content["potential"], content["schema_version"]
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise StageError(f"{relative_name(path)} is not a readable reference file ({type(error).__name__}); {hint}") from error
-        if schema != SCHEMA_VERSION:
-            raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}; {hint}")
+        identity, phases = read_phases(path)
         if potential is not None and identity["sha256"] != potential.identity["sha256"]:
-            raise StageError(f"{relative_name(path)} was made with {identity['name']}, not with this {potential.name}; {hint}")
+            made_with = f"{relative_name(path)} was made with {identity['name']}, not with this {potential.name}"
+            raise StageError(f"{made_with}; {HINT}")
         return cls(identity, phases)
 
     def save(self, path: str | os.PathLike) -> None:

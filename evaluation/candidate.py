@@ -49,6 +49,9 @@ class CandidateResult:
     ΔG_H by the best judge at hand, which ``delta_g_source`` names
     (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
     ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
+    ``dg_pbx_ev`` (eV/atom) is ΔG_pbx at the worst of three pH and two potentials, ``dg_pbx_ph0_ev`` and the like the worst at one
+    pH; ``water`` is the verdict, and ``water_products`` what the sheet becomes at the kindest pH, or why there is no verdict
+    (``water_verdict.mark_water``).
     ``h_relax_converged`` is of the potential's H at its best site. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
     it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
@@ -83,6 +86,12 @@ class CandidateResult:
     e_above_hull_potential_ev: float = NAN
     e_above_hull_source: str = ""
     decomposition: str = ""
+    dg_pbx_ev: float = NAN
+    dg_pbx_ph0_ev: float = NAN
+    dg_pbx_ph7_ev: float = NAN
+    dg_pbx_ph14_ev: float = NAN
+    water: str = ""
+    water_products: str = ""
     delta_g_h_ev: float = NAN
     delta_g_h_std_ev: float = NAN
     h_site_kind: str = ""
@@ -179,6 +188,12 @@ QUANTITIES = {
     "e_above_hull_potential_ev": Quantity("E_hull potential", "eV/atom", name="E_above_hull, potential"),
     "e_above_hull_source": Quantity("E_hull by"),
     "decomposition": Quantity("decomposes into"),
+    "dg_pbx_ev": Quantity("ΔG_pbx", "eV/atom", name="ΔG_pbx in water, worst"),
+    "dg_pbx_ph0_ev": Quantity("ΔG_pbx pH 0", "eV/atom", name="ΔG_pbx, pH 0"),
+    "dg_pbx_ph7_ev": Quantity("ΔG_pbx pH 7", "eV/atom", name="ΔG_pbx, pH 7"),
+    "dg_pbx_ph14_ev": Quantity("ΔG_pbx pH 14", "eV/atom", name="ΔG_pbx, pH 14"),
+    "water": Quantity("in water"),
+    "water_products": Quantity("becomes in water"),
     "delta_g_ev": Quantity("ΔG_H", "eV", name="ΔG_H"),
     "delta_g_std_ev": Quantity("±", "eV"),
     "delta_g_source": Quantity("by"),

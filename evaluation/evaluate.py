@@ -39,6 +39,7 @@ from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_sto
 from evaluation.judging import Judges, judge_candidate
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
 from evaluation.result_files import write_structures, write_table
+from evaluation.water_verdict import mark_water
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.loading import load_config, split_arguments
@@ -131,6 +132,7 @@ def evaluate(
     rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
     mark_unique(rows, structures)
     decide(rows, settings)
+    mark_water(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
     evaluation = Evaluation(
         label=label,
@@ -258,6 +260,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     rows, structures = _rows({source: record})
     mark_unique(rows, structures)
     decide(rows, settings)
+    mark_water(rows, settings)
     return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}
 
 

@@ -312,6 +312,7 @@ class EvaluationConfig:
     dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
     dft_blind_path: str = setting("data/h_on_2d_blind.db", "further DFT ΔE_H that no fit has seen; empty: none", path=True)
     truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
+    water: bool = setting(True, "how a sheet fares in water at pH 0, 7 and 14: ΔG_pbx and a verdict, which filter nothing")
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)

@@ -252,13 +252,11 @@ def hits() -> str:
 def sampled_large() -> str:
     """Return which share of the sheets sampled for the large set passes the checks before anything is written."""
     large = load("results/benchmark/generation.json")
+    bad = large["sampled_clash"] + large["sampled_disconnected"]
     rows = [
         ("sheets sampled", formatted(large["sampled"])),
         ("without a clash", formatted(1 - large["sampled_clash"] / large["sampled"], ".1%")),
-        (
-            "without a clash and one connected sheet",
-            formatted(1 - (large["sampled_clash"] + large["sampled_disconnected"]) / large["sampled"], ".1%"),
-        ),
+        ("without a clash and one connected sheet", formatted(1 - bad / large["sampled"], ".1%")),
         ("distinct formulas in the set", formatted(large["formulas"])),
     ]
     return table(["", "value"], rows)
@@ -321,11 +319,7 @@ def known_sheets() -> str:
     for row in load("results/report.json")["known"]:
         error = "" if row["delta_g_std_ev"] is None else f" ± {row['delta_g_std_ev']:.2f}"
         body.append([row["name"], formatted(row["e_above_hull_ev"], ".2f"), formatted(row["delta_g_ev"], ".2f") + error])
-        body[-1] += [
-            formatted(row["delta_g_dft_ev"], ".2f"),
-            formatted(row["band_gap_ev"], ".2f"),
-            formatted(row["p_synth"], ".2f"),
-        ]
+        body[-1] += [formatted(row[key], ".2f") for key in ("delta_g_dft_ev", "band_gap_ev", "p_synth")]
     return table(["sheet", "E_hull (eV/atom)", "ΔG_H (eV)", "ΔG_H, DFT (eV)", "gap (eV)", "P_synth"], body)
 
 
@@ -346,15 +340,10 @@ def synthesizability() -> str:
 def synthesizability_by_family() -> str:
     """Return how many sheets whose synthesis is on record are recalled, by family, each by trees without its formula."""
     families = load("weights/synth_lm.json")["metrics"]["families"]
-    body = [
-        [
-            name,
-            formatted(f["n"]),
-            formatted(f["recalled"]),
-            f"{f['recalled'] / f['n']:.0%} [{f['interval'][0]:.0%}, {f['interval'][1]:.0%}]",
-        ]
-        for name, f in families.items()
-    ]
+    shares = {}
+    for name, f in families.items():
+        shares[name] = f"{f['recalled'] / f['n']:.0%} [{f['interval'][0]:.0%}, {f['interval'][1]:.0%}]"
+    body = [[name, formatted(f["n"]), formatted(f["recalled"]), shares[name]] for name, f in families.items()]
     return table(["family", "synthesis on record", "P_synth ≥ 0.5", "share"], body)
 
 
@@ -415,6 +404,13 @@ def learnt_hull() -> str:
     return table(["sheet", "E_above_hull by", "n", "MAE (eV/atom)", "Spearman", "same verdict at 0.1 eV/atom"], body)
 
 
+def water() -> str:
+    """Return what water does to known sheets."""
+    keys = ("e_above_hull_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water", "water_products", "remark")
+    body = [[row["name"], *(formatted(row[key]) for key in keys)] for row in load("results/benchmark/water.json")["sheets"]]
+    return table(["sheet", "E_hull", "ΔG_pbx pH 0", "pH 7", "pH 14", "verdict", "becomes", "what is known"], body)
+
+
 def kills() -> str:
     """Return what random kills of the stages left."""
     found = load("tests/faults/kill_anywhere.json")
@@ -447,6 +443,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "structure prediction": structure_prediction,
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,
+    "water": water,
     "kills": kills,
     "memory": memory,
 }
