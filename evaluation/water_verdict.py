@@ -83,8 +83,8 @@ def verdict_in_water(worst: Sequence[Decomposition], elements: Iterable[str], re
     """Return the verdict on a sheet.
 
     "as stable as MoS2": at one pH or more, ΔG_pbx is at most MARGIN_EV above that of MoS2. "dissolves": at its kindest pH ΔG_pbx is
-    above DISSOLVES_EV and at least half of the metal (of all atoms, without a metal) goes into solution. "likely corrodes": the
-    rest, which turns into another solid, or dissolves with little drive.
+    above DISSOLVES_EV, and at least half of one of its metals (of all atoms, without a metal) goes into solution. "likely
+    corrodes": the rest, which turns into other solids, or dissolves with little drive.
 
     Args:
         worst: one decomposition for each pH.
