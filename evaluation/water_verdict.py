@@ -95,5 +95,6 @@ def verdict_in_water(worst: Sequence[Decomposition], elements: Iterable[str], re
         return AS_STABLE
     kindest = min(worst, key=lambda found: found.delta_g)
     reacting = set(elements) - {"H", "O"}
-    metals = reacting - NON_METALS or reacting
-    return DISSOLVES if kindest.delta_g > DISSOLVES_EV and kindest.dissolved_share(metals) >= 0.5 else CORRODES
+    metals = [{metal} for metal in reacting - NON_METALS] or [reacting]
+    lost = max(kindest.dissolved_share(metal) for metal in metals)
+    return DISSOLVES if kindest.delta_g > DISSOLVES_EV and lost >= 0.5 else CORRODES

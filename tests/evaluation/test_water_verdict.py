@@ -45,6 +45,13 @@ def test_the_products_at_the_kindest_ph_count():
     assert water.verdict_in_water(turned, {"M"}, MOS2) == water.CORRODES
 
 
+def test_one_metal_that_is_lost_is_enough():
+    """K leaves KAgPd, which ends as two metals and no sheet."""
+    row = CandidateResult(formula="KAgPd", reduced_formula="KAgPd", e_above_hull_ev=0.05)
+    water.judge_water(row, water.load_water(REFERENCES))
+    assert row.water == water.DISSOLVES and "K+" in row.water_products and "Ag(s)" in row.water_products
+
+
 def test_the_potential_that_drives_more_counts():
     pairs = [Decomposition(ph, u, 0.1 + (0.3 if u else 0), {SOLID: 1.0}) for ph in PH_VALUES for u in (0.0, -0.2)]
     assert [(d.u_rhe, d.delta_g) for d in water.worst_at_each_ph(pairs)] == [(-0.2, 0.4)] * 3
