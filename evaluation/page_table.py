@@ -65,6 +65,12 @@ FACTS = (
     "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage", "band_gap_ev",
     "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
 )  # fmt: skip
+# What the search looks at: not what names other materials, such as the products of decomposition.
+SEARCHED = (
+    "id", "source_file", "reduced_formula", "formula", "dimensionality", "layer_group_relaxed", "space_group_relaxed",
+    "layer_group", "space_group", "delta_g_source", "h_site_kind", "h_site_face", "h_domain_note", "synthesis_method",
+    "synthesis_precursors", "duplicate_of", "novel_match", "status",
+)  # fmt: skip
 LONG_TEXT = 24  # characters; a longer one gets a wider column
 VERDICT_ABOUT = "What our judges found: the first condition of a hit that fails, or hit"
 
@@ -184,6 +190,7 @@ def table_data(candidates: Sequence[Mapping[str, Any]], words: Sequence[str]) ->
         "errors": ERRORS,
         "beside": BESIDE,
         "facts": FACTS,
+        "searched": SEARCHED,
         "long": LONG_TEXT,
         "verdicts": list(words),
         "badges": {word: verdict_class(word) for word in dict.fromkeys(words)},

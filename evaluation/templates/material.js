@@ -64,11 +64,12 @@ function listLegend({structure}, i) {
 
 her.select = function (i, scroll) {
   const candidate = her.data.candidates[i], verdict = table.verdicts[i];
-  her.rows.forEach((row, k) => {
-    row.classList.toggle("shown", k === i);
-    row.tabIndex = k === i ? 0 : -1;
-    row.setAttribute("aria-selected", k === i);
-  });
+  for (const k of [current, i]) {
+    her.rows[k].classList.toggle("shown", k === i);
+    her.rows[k].tabIndex = k === i ? 0 : -1;
+  }
+  her.rows[current].removeAttribute("aria-current");
+  her.rows[i].setAttribute("aria-current", "true");
   current = i;
   find("id").textContent = candidate.id;
   find("verdict").textContent = verdict;

@@ -23,10 +23,7 @@ function text(i, key) {
 for (const head of headRow.cells) heads.set(head.dataset.k, head);
 for (const row of Array.from(body.rows)) rows[Number(row.dataset.i)] = row;
 Array.from(headRow.cells).forEach((head, k) => cells.set(head.dataset.k, rows.map(row => row.cells[k])));
-// Every text of a material is searched but its products of decomposition, which would find MoS2 wherever it is a product.
-const searched = table.columns.map(column => column.key !== "decomposition");
-const words = rows.map((_, i) => [table.verdicts[i], ...table.values[i].filter((x, k) => searched[k] && typeof x === "string")])
-  .map(texts => texts.join(" ").toLowerCase());
+const words = rows.map((_, i) => [table.verdicts[i], ...table.searched.map(key => her.value(i, key) || "")].join(" ").toLowerCase());
 
 function makeColumn(key) {
   const column = table.columns[place.get(key)], head = document.createElement("th"), button = document.createElement("button");
