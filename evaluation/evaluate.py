@@ -206,8 +206,13 @@ def _rows(records: Mapping[Source, Mapping[str, Any]]) -> tuple[list[CandidateRe
 
 
 def _structure(record: Mapping[str, Any]) -> Atoms:
-    """Return the structure of a record as judged, with energy (eV) and forces (eV/Å) of the potential where the record has them."""
+    """Return the structure of a record as judged, with energy (eV) and forces (eV/Å) of the potential where the record has them.
+
+    ``info["h_position"]`` is the place (3,) Å of H on its best site; records of earlier versions have none.
+    """
     atoms = Atoms(**record["structure"])
+    if record.get("h_position") is not None:
+        atoms.info["h_position"] = record["h_position"]
     per_atom, forces = record["row"].get("energy_ev_per_atom"), record.get("forces")
     if per_atom is not None and math.isfinite(per_atom):
         known = {} if forces is None else {"forces": np.array(forces)}

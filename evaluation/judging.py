@@ -25,7 +25,7 @@ from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
 from energetics.learnt_hull import judge_hull
 from energetics.potential_adsorption import hydrogen_at_best_sites
-from evaluation import legacy
+from evaluation import h_site, legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
 from evaluation.decisions import choose_delta_g
 from evaluation.scores import composite_score, stability_score
@@ -72,6 +72,7 @@ class _Case:
     relaxed, energy, forces: structure, energy (eV) and forces (N, 3; eV/Å) after the potential's relaxation; None until that
     succeeds.
     hydrogen: DimeNet++'s prediction over all sites (``hydrogen.SheetHER``); None until it has a best site.
+    h_position: (3,) Å of H on that site, in the cell of the judged structure; None where it is not known.
     problems: the parts of the status.
     """
 
@@ -84,6 +85,7 @@ class _Case:
     energy: float | None = None
     forces: np.ndarray | None = None
     hydrogen: Any = None
+    h_position: list[float] | None = None
 
     @property
     def judged(self) -> Atoms | None:
@@ -107,8 +109,8 @@ def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig
     A bad file or a judge that fails raises nothing: the status of the row says it.
 
     Returns:
-        ``{"row": CandidateResult without id, "structure": atoms as judged, "forces": (N, 3) eV/Å on them, None where they are
-        not known}`` as plain Python values.
+        ``{"row": CandidateResult without id, "structure": atoms as judged, "forces": (N, 3) eV/Å on them, "h_position": (3,) Å of
+        H on its best site in that cell}`` as plain Python values; forces and h_position are None where they are not known.
     """
     started = time.perf_counter()
     case = _Case(CandidateResult(), judges, settings)
@@ -124,7 +126,8 @@ def judge_candidate(path: str | Path, judges: Judges, settings: EvaluationConfig
         row.status = "; ".join(case.problems) or "ok"
     row.seconds = time.perf_counter() - started
     forces = None if case.forces is None else case.forces.tolist()
-    return {"row": dataclasses.asdict(row), "structure": atoms_to_dict(case.judged), "forces": forces}
+    found = {"structure": atoms_to_dict(case.judged), "forces": forces, "h_position": case.h_position}
+    return {"row": dataclasses.asdict(row), **found}
 
 
 def _ask_all(case: _Case) -> None:
@@ -262,6 +265,7 @@ def _hydrogen_by_dimenet(case: _Case) -> None:
     row.h_n_sites, row.h_coverage = len(result.sites), float(result.coverage)
     row.h_in_domain, row.h_domain_note = bool(result.in_domain), str(result.domain_reason)
     case.hydrogen = result
+    case.h_position = h_site.place_on(case.judged, result.sheet, result.sites[best])
 
 
 def _hydrogen_by_potential(case: _Case) -> None:

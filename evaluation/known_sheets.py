@@ -10,14 +10,21 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from crystals.cif import read_cif
+from crystals.formulas import reduced_formula
+from crystals.symmetry import symmetry_symbols
+from crystals.validity import standardise
 from evaluation.evaluate import Evaluation
 from pipeline.files import PROJECT_DIR
+from pipeline.settings import EvaluationConfig
 
 KNOWN = "known"
 TABLE = PROJECT_DIR / "data" / "known_sheets.csv"
+CIFS = PROJECT_DIR / "data" / "known_sheets"
 FIELDS = ("e_above_hull_ev", "delta_g_ev", "delta_g_std_ev", "delta_g_source", "p_synth", "band_gap_ev", "p_hit")
 
 
@@ -25,6 +32,22 @@ def listed(table: Path = TABLE) -> dict[str, dict[str, str]]:
     """Return the rows of the table by name."""
     with table.open(newline="", encoding="utf-8") as handle:
         return {row["name"]: row for row in csv.DictReader(handle)}
+
+
+@lru_cache(maxsize=1)
+def described() -> tuple[dict[str, Any], ...]:
+    """Return ``name``, ``formula`` and ``layer_group`` of every sheet of the table, the last two from its CIF.
+
+    A sheet without a CIF is left out.
+    """
+    found = []
+    for name in listed():
+        path = CIFS / f"{name}.cif"
+        if path.is_file():
+            atoms, _, _ = standardise(read_cif(path), EvaluationConfig().min_vacuum_angstrom)
+            _, group = symmetry_symbols(atoms, is_sheet=True)
+            found.append({"name": name, "formula": reduced_formula(str(atoms.symbols)), "layer_group": group})
+    return tuple(found)
 
 
 def literature_surfaces(truth: Mapping[str, Any] | None, free_energy_ev: float) -> list[dict[str, Any]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from evaluation import metrics, structure_viewer
-from evaluation.candidate import QUANTITIES, CandidateResult
+from evaluation import metrics, page_materials, page_table, structure_viewer
 from evaluation.decisions import rank
 from evaluation.legacy import LEGACY_COLUMNS
+from evaluation.page_table import COLUMNS
 from evaluation.report_files import FIGURES, read_report
 from evaluation.summary import legacy_summary, metric_text
 from evaluation.trust import trust
@@ -28,38 +27,11 @@ from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR, atomic_path, relative_name
 
 TEMPLATES = Path(__file__).with_name("templates")
-SCRIPTS = ("sort.js", "viewer.js")
+SCRIPTS = ("viewer.js", "table.js", "downloads.js", "material.js")
 
-# Fields of ``CandidateResult`` that are columns of the candidates' table, in this order; QUANTITIES has their titles.
-COLUMNS = (
-    "id",
-    "reduced_formula",
-    "dimensionality",
-    "layer_group_relaxed",
-    "valid",
-    "delta_g_ev",
-    "delta_g_std_ev",
-    "delta_g_source",
-    "delta_g_h_ev",
-    "delta_g_h_potential_ev",
-    "delta_g_h_corrected_ev",
-    "h_in_domain",
-    "e_form_ev",
-    "e_above_hull_ev",
-    "p_synth",
-    "synthesis_method",
-    "synthesis_precursors",
-    "relax_rmsd_angstrom",
-    "unique",
-    "novel",
-    "metastable_sun",
-    "hit",
-    "p_hit",
-    "score_composite",
-    "legacy_score_composite",
-    "seconds",
-    "status",
-)
+MOST_ROWS = 1000  # of the table; the files beside the page have all
+# Files beside the page that hold every material -> what is said of them.
+WHOLE_FILES = {"metrics.csv": "CSV", "relaxed.extxyz": "extxyz", "report.json": "JSON"}
 
 
 def write_page(output_dir: str | os.PathLike) -> Path:
@@ -88,8 +60,8 @@ def write_page(output_dir: str | os.PathLike) -> Path:
 
 
 def candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:
-    """Return the sortable table of candidates as HTML. cif_folder: path of the CIFs from the page's folder."""
-    return _environment().get_template("candidates.html.j2").render(table=_candidate_cells(candidates, cif_folder))
+    """Return the table of candidates as HTML, without verdicts. cif_folder: path of the CIFs from the page's folder."""
+    return _environment().get_template("candidates.html.j2").render(table=page_table.table_content(candidates, cif_folder, []))
 
 
 @cache
@@ -103,15 +75,27 @@ def _environment() -> Environment:
 
 def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the variables of ``report.html.j2``. Only files of ``templates/`` and escaped JSON are marked as safe."""
-    candidates, cif_folder = rank(report["candidates"]), _cif_folder(report, folder)
+    candidates, cif_folder = rank(report["candidates"])[:MOST_ROWS], _cif_folder(report, folder)
     scripts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    shown = _viewer_candidates(candidates, report.get("structures", {}), cif_folder)
+    known = page_materials.known_sheets(report.get("known", []))
+    words = page_table.verdicts(candidates, report["provenance"]["settings"])
+    found = page_materials.materials(candidates, report.get("structures", {}), known)
+    table = page_table.table_data(candidates, words)
+    table["known"] = [{key: page_table.plain_value(value) for key, value in sheet.items()} for sheet in known]
+    table["name"] = report["label"]
     return {
         "title": f"2D HER catalysts: {report['label']}",
         "policy": _content_security_policy(scripts),
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "summary": report.get("summary", []),
-        "table": _candidate_cells(candidates, cif_folder),
+        "table": page_table.table_content(candidates, cif_folder, words),
+        "n_all": len(report["candidates"]),
+        "groups": {name: [page_table.column(key) for key in keys] for name, keys in page_table.GROUPS.items()},
+        "n_columns": len(COLUMNS),
+        "shown": table["shown"],
+        "verdicts": sorted(Counter(words).items(), key=lambda pair: (pair[0] != "hit", -pair[1], pair[0])),
+        "elements": page_materials.symbols_of("".join(sorted({symbol for c in found for symbol in c["elements"]}))),
+        "whole_files": {name: kind for name, kind in WHOLE_FILES.items() if (folder / name).is_file()},
         "figures": _figures(folder),
         "metrics": report["metrics"].values(),
         "n_bulk": report["bulk"]["n"],
@@ -121,7 +105,8 @@ def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "legacy": _legacy_cells(report["legacy"]) if report.get("legacy") else None,
         "trust": trust(report),
         "provenance": json.dumps(report["provenance"], indent=1, ensure_ascii=False),
-        "structures": Markup(structure_viewer.page_data(shown)),
+        "structures": Markup(structure_viewer.page_data(found)),
+        "values": Markup(structure_viewer.script_json(table)),
         "scripts": [Markup(script) for script in scripts],
     }
 
@@ -133,8 +118,9 @@ def _content_security_policy(scripts: Sequence[str]) -> str:
 
 
 def _cif_folder(report: Mapping[str, Any], folder: Path) -> str:
-    """Return the path of the CIFs from the page's folder."""
-    relative = os.path.relpath(PROJECT_DIR / report["provenance"]["cif_dir"], folder.resolve())
+    """Return the path of the folder of the CIFs, or of the one file that was judged, from the page's folder."""
+    place = PROJECT_DIR / report["provenance"]["cif_dir"]
+    relative = os.path.relpath(place.parent if place.is_file() else place, folder.resolve())
     return Path(relative).as_posix()
 
 
@@ -148,81 +134,6 @@ def _figures(folder: Path) -> list[dict[str, str]]:
             png = base64.b64encode(path.read_bytes()).decode()
             found.append({"caption": caption, "png": png, "pdf": quote(pdf.name) if pdf.is_file() else ""})
     return found
-
-
-def _viewer_candidates(
-    candidates: Sequence[Mapping[str, Any]], structures: Mapping[str, Any], cif_folder: str
-) -> list[dict[str, Any]]:
-    """Return what the 3D view shows of every candidate, as ``structure_viewer.page_data`` takes it."""
-
-    def fact(key: str, text: str) -> list[str]:
-        return [QUANTITIES[key].label, text]
-
-    def number(row: Mapping[str, Any], key: str, std: str = "") -> list[str]:
-        if row.get(key) is None:
-            return fact(key, "–")
-        error = f" ± {row[std]:.2f}" if std and row.get(std) is not None else ""
-        return fact(key, f"{row[key]:.2f}{error} {QUANTITIES[key].unit}".strip())
-
-    return [
-        {
-            "id": row["id"],
-            "href": quote(f"{cif_folder}/{row['source_file']}"),
-            "structure": structures.get(row["id"]),
-            "note": "" if row["status"] == "ok" else row["status"],
-            "facts": [
-                fact("formula", row["formula"] or "–"),
-                fact("layer_group_relaxed", row["layer_group_relaxed"] or row["space_group_relaxed"] or "–"),
-                number(row, "delta_g_ev", "delta_g_std_ev"),
-                *(fact("delta_g_source", row["delta_g_source"]) for _ in range(1) if row["delta_g_source"]),
-                number(row, "delta_g_h_ev", "delta_g_h_std_ev"),
-                number(row, "delta_g_h_potential_ev"),
-                number(row, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
-                number(row, "band_gap_ev"),
-                number(row, "e_above_hull_ev"),
-                number(row, "p_synth"),
-                *(fact(key, row[key]) for key in ("synthesis_method", "synthesis_precursors") if row.get(key)),
-                fact("hit", {True: "yes", False: "no", None: "–"}[row["hit"]]),
-                number(row, "p_hit"),
-            ],
-        }
-        for row in candidates
-    ]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the candidates' table. ``sort_value``: what its column is sorted by; empty without a value."""
-
-    text: str
-    sort_value: str
-    css_class: str = ""
-    href: str = ""
-
-
-def _candidate_cells(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> dict[str, Any]:
-    """Return the columns and rows of the table of candidates."""
-    types = {field.name: field.type for field in dataclasses.fields(CandidateResult)}
-    # Only CSLLM suggests routes; without it their columns would be empty and are left out.
-    routes = any(row.get("synthesis_method") or row.get("synthesis_precursors") for row in candidates)
-    columns = [column for column in COLUMNS if routes or not column.startswith("synthesis_")]
-    numeric = {key for key in columns if types[key] in ("float", "int")}
-
-    def cell(row: Mapping[str, Any], key: str) -> Cell:
-        value = row.get(key)
-        if key == "id":
-            return Cell(value, value, href=quote(f"{cif_folder}/{row['source_file']}"))
-        if value is None or isinstance(value, bool):
-            text = "" if value is None else "yes" if value else "no"
-            return Cell(text, text)
-        if key in numeric:
-            return Cell(f"{value:.3f}", repr(value), css_class="n")
-        return Cell(value, value, css_class="long" if len(value) > 30 else "")
-
-    return {
-        "columns": [{"title": QUANTITIES[key].heading, "type": "number" if key in numeric else "text"} for key in columns],
-        "rows": [{"hit": row["hit"], "cells": [cell(row, key) for key in columns]} for row in candidates],
-    }
 
 
 def known_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -13,6 +13,7 @@ page with 32 candidates and all figures stays below 4 MB, and it asks the browse
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from pymatgen.core import Element
 
 # Smaller than the scale that decides whether a sheet is connected, because lines for every contact would hide the structure.
 DRAWN_BOND_SCALE = 1.15
+H_BOND_SCALE = 1.25  # H starts on its site a little farther away than a bond
 
 
 def drawn_bonds(numbers: np.ndarray, first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -68,13 +70,18 @@ def periodic_bonds(atoms: Atoms) -> list[list[int]]:
 
 
 def encode(atoms: Atoms) -> dict[str, str]:
-    """Write a structure as four short strings; lengths in Å with three decimals, the cell as nine numbers (row vectors)."""
-    return {
+    """Write a structure as short strings; lengths in Å with three decimals, the cell as nine numbers (row vectors).
+
+    "hydrogen" is the place of H on its best site, where ``info["h_position"]`` has it.
+    """
+    stored = {
         "symbols": " ".join(atoms.get_chemical_symbols()),
         "pbc": "".join("T" if periodic else "F" for periodic in atoms.pbc),
         "cell": " ".join(f"{value:.3f}" for value in atoms.cell.array.ravel()),
         "positions": " ".join(f"{value:.3f}" for value in atoms.positions.ravel()),
     }
+    place = atoms.info.get("h_position")
+    return stored if place is None else stored | {"hydrogen": " ".join(f"{value:.3f}" for value in place)}
 
 
 def decode(stored: Mapping[str, str]) -> Atoms:
@@ -90,20 +97,39 @@ def decode(stored: Mapping[str, str]) -> Atoms:
 def view(stored: Mapping[str, str]) -> dict[str, Any]:
     """Return what the page draws: symbols, bonds, positions and cell (Å, both flat).
 
-    Atoms lie inside the cell, the mid-plane of a sheet at z = 0.
+    Atoms lie inside the cell, the mid-plane of a sheet at z = 0. "hydrogen", where it is stored, has the place "xyz" of H and its
+    "bonds": [i, Sa, Sb], to the image of atom i shifted by Sa a + Sb b.
     """
     atoms = decode(stored)
     atoms.wrap(eps=1e-3)
     sheet = not atoms.pbc[2]
+    hydrogen = np.array(stored["hydrogen"].split(), dtype=float) if "hydrogen" in stored else None
     if sheet:
-        atoms.positions[:, 2] -= 0.5 * (atoms.positions[:, 2].max() + atoms.positions[:, 2].min())
+        mid_plane = 0.5 * (atoms.positions[:, 2].max() + atoms.positions[:, 2].min())
+        atoms.positions[:, 2] -= mid_plane
+        if hydrogen is not None:
+            hydrogen[2] -= mid_plane
+    adsorbed = {} if hydrogen is None else {"hydrogen": _adsorbed(atoms, hydrogen)}
     return {
         "symbols": atoms.get_chemical_symbols(),
         "xyz": [round(value, 3) for value in atoms.positions.ravel().tolist()],
         "cell": [round(value, 3) for value in atoms.cell.array.ravel().tolist()],
         "bonds": periodic_bonds(atoms),
         "sheet": sheet,
+        **adsorbed,
     }
+
+
+def _adsorbed(atoms: Atoms, place: np.ndarray) -> dict[str, Any]:
+    """Return place and bonds of H above a sheet. place: (3,) Å, which is moved into the cell."""
+    fractional = np.linalg.solve(atoms.cell.array.T, place)
+    place = place - (np.floor(fractional + 1e-3) * [1, 1, 0]) @ atoms.cell.array
+    found = []
+    for a, b in itertools.product((-1, 0, 1), repeat=2):
+        distances = np.linalg.norm(atoms.positions + [a, b, 0] @ atoms.cell.array - place, axis=1)
+        limits = H_BOND_SCALE * (covalent_radii[atoms.numbers] + covalent_radii[1])
+        found += [[i, a, b] for i in np.flatnonzero(distances < limits).tolist()]
+    return {"xyz": [round(value, 3) for value in place.tolist()], "bonds": sorted(found)}
 
 
 def script_json(content: Any) -> str:
@@ -116,10 +142,10 @@ def page_data(candidates: Sequence[Mapping[str, Any]]) -> str:
     """Return the JSON that the page embeds.
 
     Args:
-        candidates: ``{id, href (of the CIF), facts: [[name, value], ...], structure: what encode returns or None, note}`` each.
+        candidates: ``{id, structure: what encode returns or None, note}`` each; what else they have is embedded as it is.
     """
     drawn = [{**c, "structure": view(c["structure"]) if c["structure"] else None} for c in candidates]
-    symbols = sorted({symbol for c in drawn if c["structure"] for symbol in c["structure"]["symbols"]})
+    symbols = sorted({symbol for c in drawn if c["structure"] for symbol in [*c["structure"]["symbols"], "H"]})
     numbers = np.array([Element(symbol).Z for symbol in symbols], dtype=int)
     radii = ball_radii(numbers)
     elements = {s: [hex_color(z), round(float(r), 3)] for s, z, r in zip(symbols, numbers, radii, strict=True)}

@@ -1,10 +1,10 @@
 // Draws the structure of the selected candidate on a canvas: balls and half-bonds, sorted by depth and fading with it.
+// `her` is what the scripts of the page share: here its data and show(candidate).
 (function () {
 "use strict";
 const data = JSON.parse(document.getElementById("structures").textContent);
 const find = name => document.getElementById("view-" + name);
 const canvas = document.getElementById("view"), context = canvas.getContext("2d");
-const rows = Array.from(document.querySelectorAll("tr[data-i]"));
 const TOP = [[1, 0, 0], [0, 1, 0], [0, 0, 1]], SIDE = [[1, 0, 0], [0, 0, 1], [0, -1, 0]];
 const TILTED = turn(turn(TOP, 0.3, 1, 0), -1.05, 2, 1);
 // fit: pixels per Å at which everything is inside the canvas; found anew when something else is shown, kept while turning.
@@ -22,12 +22,16 @@ function turn(matrix, angle, a, b) {
 const along = (p, q, t) => p.map((x, k) => x + t * (q[k] - x));
 const plus = (p, v, t) => p.map((x, k) => x + t * v[k]);
 
-// Colours fade to white with depth (fade) and are lightened or darkened for light and shade.
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const onScreen = () => dark.matches && !window.matchMedia("print").matches;
+const ink = () => onScreen() ? "#c9d3dd" : "#1a1a1a", paper = () => onScreen() ? [18, 23, 29] : [255, 255, 255];
+
+// Colours fade to the page's with depth (fade) and are lightened or darkened for light and shade.
 function mix(hex, target, amount, fade) {
-  const out = [1, 3, 5].map(at => {
+  const out = [1, 3, 5].map((at, k) => {
     const channel = parseInt(hex.slice(at, at + 2), 16);
     const lit = channel + amount * (target - channel);
-    return Math.round(lit + fade * (255 - lit));
+    return Math.round(lit + fade * (paper()[k] - lit));
   });
   return "rgb(" + out.join(",") + ")";
 }
@@ -44,7 +48,8 @@ function build(structure) {
   };
   let third = vectors[2], corner = [0, 0, 0];
   if (structure.sheet) {
-    const reach = Math.max(...atoms.map(p => Math.abs(p[2]))) + 0.8;
+    const high = structure.hydrogen ? [...atoms, structure.hydrogen.xyz] : atoms;
+    const reach = Math.max(...high.map(p => Math.abs(p[2]))) + 0.8;
     if (!find("vacuum").checked) third = [0, 0, 2 * reach];
     corner = third.map(x => -x / 2);
   }
@@ -63,6 +68,15 @@ function build(structure) {
       for (let s = 0; s < 8; s++) edges.push({p: along(start, end, s / 8), q: along(start, end, (s + 1) / 8)});
     }
   }
+  if (structure.hydrogen) {
+    const {xyz, bonds} = structure.hydrogen;
+    balls.push({p: xyz, symbol: "H"});
+    for (const [i, sa, sb] of bonds) {
+      const atom = plus(plus(atoms[i], vectors[0], sa), vectors[1], sb);
+      stick(xyz, atom, "H");
+      stick(atom, xyz, structure.symbols[i]);
+    }
+  }
   return {balls, sticks, edges};
 }
 
@@ -73,7 +87,7 @@ function draw() {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   if (!current.structure) {
-    context.fillStyle = "#555";
+    context.fillStyle = ink();
     context.font = "15px system-ui, sans-serif";
     context.textAlign = "center";
     context.fillText("no structure: " + (current.note || "none was stored"), width / 2, height / 2, width - 20);
@@ -130,7 +144,7 @@ function draw() {
   }
   for (const {p, q} of edges) {
     const a = project(p), b = project(q), z = (a[2] + b[2]) / 2;
-    items.push({z, paint: () => line(a, b, 1.2, mix("#1a1a1a", 0, 0, fade(z)))});
+    items.push({z, paint: () => line(a, b, 1.2, mix(ink(), 0, 0, fade(z)))});
   }
   items.sort((one, other) => one.z - other.z).forEach(item => item.paint());
   return "drawn";
@@ -150,23 +164,8 @@ function redraw() {
   document.body.dataset.shown = current.id;
 }
 
-function show(index) {
-  current = data.candidates[index];
-  rows.forEach(row => row.classList.toggle("shown", Number(row.dataset.i) === index));
-  find("id").textContent = current.id;
-  find("cif").href = current.href;
-  const facts = find("facts"), legend = find("legend");
-  facts.replaceChildren();
-  legend.replaceChildren();
-  for (const [name, value] of current.facts) {
-    facts.appendChild(document.createElement("dt")).textContent = name;
-    facts.appendChild(document.createElement("dd")).textContent = value;
-  }
-  for (const symbol of new Set(current.structure ? current.structure.symbols : [])) {
-    const entry = legend.appendChild(document.createElement("span"));
-    entry.appendChild(document.createElement("i")).style.background = data.elements[symbol][0];
-    entry.append(symbol);
-  }
+function show(candidate) {
+  current = candidate;
   refit();
 }
 
@@ -194,9 +193,18 @@ find("tilt").addEventListener("click", () => look(TILTED));
 find("doubled").addEventListener("change", refit);
 find("vacuum").addEventListener("change", refit);
 window.addEventListener("resize", refit);
-for (const row of rows) {
-  row.addEventListener("click", event => { if (!event.target.closest("a")) show(Number(row.dataset.i)); });
-  row.addEventListener("keydown", event => { if (event.key === "Enter" && event.target === row) show(Number(row.dataset.i)); });
-}
-show(0);
+canvas.addEventListener("keydown", event => {
+  const turns = {ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, -0.15], ArrowDown: [0, 0.15]}[event.key];
+  const factor = {"+": 1.15, "=": 1.15, "-": 1 / 1.15}[event.key];
+  if (turns) rotation = turn(turn(rotation, turns[0], 0, 2), turns[1], 2, 1);
+  else if (factor) zoom = Math.min(20, Math.max(0.2, zoom * factor));
+  else if (event.key === "0") return look(TILTED);
+  else return;
+  event.preventDefault();
+  redraw();
+});
+dark.addEventListener("change", redraw);
+window.addEventListener("beforeprint", redraw);
+window.addEventListener("afterprint", redraw);
+window.her = {data, show};
 })();
