@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from generation.schedule import NoiseSchedule
 from generation.seeds import seeded_generator
 from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
 from networks.graph import center, scatter_max
+from networks.sheet_layers import EncodedSheets
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
 
@@ -122,6 +122,80 @@ def _bounded_height(height: torch.Tensor, schedule: NoiseSchedule, sheets: Sheet
     return height * (allowed / reach.clamp(min=1e-12)).clamp(max=1.0)[sheets.batch]
 
 
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # F (N, 2), scaled z (N,), scaled S (B, 3)
+
+
+class _ReverseProcess:
+    """The reverse process of one batch: what its steps share, and the steps."""
+
+    def __init__(
+        self, model: Denoiser, sheets: SheetBatch, constraint: SymmetryConstraint, noise: _Noise, settings: GenerationConfig
+    ) -> None:
+        self.model, self.schedule, self.settings = model, model.schedule, settings
+        self.sheets, self.batch, self.count = sheets, sheets.batch, sheets.num_graphs
+        self.constraint, self.noise = constraint, noise
+        buffers = (self.schedule.alphas_cumprod, self.schedule.sigmas, self.schedule.score_norm)
+        self.alpha_bars, self.sigmas, self.norms = (b.tolist() for b in buffers)
+
+    def start(self) -> State:
+        """Return the state of pure noise."""
+        height = self.constraint.height(center(self.noise.height, self.batch, self.count))
+        return self.constraint.start(self.noise.frac), height, self._symmetric_lattice(self.noise.lattice)
+
+    def step(self, i: int, t: int, s: int, state: State) -> State:
+        """Return the state after reverse step ``i`` from t to s: Eqs. 4 and 5 with guidance, then the corrector of F at s."""
+        gradients = None
+        if self.settings.guidance_scale > 0 and s > 0:
+            encoded, gradients = _target_gradients(self.model, lambda *x: self._encode_symmetric(*x, t), state, self.settings)
+        with torch.no_grad():
+            if gradients is None:
+                encoded = self._encode(*state, t)
+            frac, height, lattice = self._denoise(i, t, s, state, guided_noise(self.model, encoded, self.settings), gradients)
+            if s > 0:
+                frac = self._correct(i, s, frac, height, lattice)
+        return frac, height, lattice
+
+    def _encode(self, frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int) -> EncodedSheets:
+        heights, cell = physical_state(self.schedule, height, lattice, self.sheets)
+        time = torch.full((self.count,), t, device=frac.device, dtype=torch.long)
+        return self.model.encode(self.sheets.atomic_numbers, frac, heights, cell, self.batch, time)
+
+    def _encode_symmetric(self, frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int) -> EncodedSheets:
+        return self._encode(frac, self.constraint.height(height), self._symmetric_lattice(lattice), t)
+
+    def _symmetric_lattice(self, lattice: torch.Tensor) -> torch.Tensor:
+        return symmetric_lattice(self.schedule, self.constraint, lattice, self.sheets)
+
+    def _denoise(
+        self, i: int, t: int, s: int, state: State, estimate: NoiseEstimate, gradients: Sequence[torch.Tensor] | None
+    ) -> State:
+        """Return the state at s: the steps of F, z and S, the shift of the guidance, and the bounds."""
+        frac, height, lattice = state
+        constraint, noise, alphas, settings = self.constraint, self.noise, (self.alpha_bars[t], self.alpha_bars[s]), self.settings
+        score, step_noise = constraint.frac(estimate.frac * self.norms[t]), constraint.frac(noise.frac_steps[i])
+        frac, tau_frac = torus_step(frac, score, self.sigmas[t], self.sigmas[s], step_noise)
+        height_noise = center(noise.height_steps[i], self.batch, self.count)
+        height, tau = ancestral_step(height, estimate.height, *alphas, height_noise)
+        lattice, _ = ancestral_step(lattice, estimate.lattice, *alphas, noise.lattice_steps[i])
+        if gradients is not None:
+            strength, clip = guidance_strength(self.schedule, t, settings), settings.guidance_clip
+            shift = guidance_shift(constraint.frac(gradients[0]), tau_frac, strength, clip, self.batch, self.count)
+            frac = torch.remainder(frac + shift, 1.0)
+            height = height + guidance_shift(gradients[1], tau, strength, clip, self.batch, self.count)
+            lattice = lattice + guidance_shift(gradients[2], tau, strength, clip, None, self.count)
+        height = _bounded_height(constraint.height(height), self.schedule, self.sheets, settings.max_thickness_angstrom)
+        return frac, height, self._symmetric_lattice(lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND))
+
+    def _correct(self, i: int, s: int, frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor) -> torch.Tensor:
+        """Return F after the Langevin corrector at s (Eq. 5)."""
+        for k in range(self.settings.corrector_steps):
+            estimate = guided_noise(self.model, self._encode(frac, height, lattice, s), self.settings)
+            score = self.constraint.frac(estimate.frac * self.norms[s])
+            step_noise = self.constraint.frac(self.noise.corrector_steps[i, k])
+            frac = torus_corrector(frac, score, self.sigmas[s], self.settings.corrector_snr, step_noise)
+        return frac
+
+
 def sample(
     model: Denoiser,
     compositions: Sequence[Sequence[int]],
@@ -150,65 +224,24 @@ def sample(
     Raises:
         StageError: a state is not finite.
     """
-    schedule = model.schedule
-    dtype = next(model.parameters()).dtype
-    times = schedule.timesteps(settings.num_steps).tolist()
+    times = model.schedule.timesteps(settings.num_steps).tolist()
     noise = _sample_noise(compositions, indices, len(times) - 1, settings.corrector_steps, seed)
-    noise = _Noise(**{name: value.to(device, dtype) for name, value in vars(noise).items()})
+    noise = _Noise(**{name: value.to(device, next(model.parameters()).dtype) for name, value in vars(noise).items()})
     sheets = _composition_batch(compositions).to(device)
-    batch, count = sheets.batch, sheets.num_graphs
-    constraint = SymmetryConstraint(templates or [None] * count, sheets.num_atoms, noise.frac)
-    frac = constraint.start(noise.frac)
-    height = constraint.height(center(noise.height, batch, count))
-    lattice = symmetric_lattice(schedule, constraint, noise.lattice, sheets)
-    guided = settings.guidance_scale > 0
-    alpha_bars, sigmas, norms = (b.tolist() for b in (schedule.alphas_cumprod, schedule.sigmas, schedule.score_norm))
-
-    def encode(frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int):
-        heights, cell = physical_state(schedule, height, lattice, sheets)
-        time = torch.full((count,), t, device=device, dtype=torch.long)
-        return model.encode(sheets.atomic_numbers, frac, heights, cell, batch, time)
-
+    constraint = SymmetryConstraint(templates or [None] * sheets.num_graphs, sheets.num_atoms, noise.frac)
+    process = _ReverseProcess(model, sheets, constraint, noise, settings)
+    state = process.start()
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        gradients = None
-        if guided and s > 0:
-
-            def encode_symmetric(frac: torch.Tensor, height: torch.Tensor, lattice: torch.Tensor, t: int = t):
-                return encode(frac, constraint.height(height), symmetric_lattice(schedule, constraint, lattice, sheets), t)
-
-            encoded, gradients = _target_gradients(model, encode_symmetric, (frac, height, lattice), settings)
-        with torch.no_grad():
-            if gradients is None:
-                encoded = encode(frac, height, lattice, t)
-            estimate = guided_noise(model, encoded, settings)
-            score, step_noise = constraint.frac(estimate.frac * norms[t]), constraint.frac(noise.frac_steps[i])
-            frac, tau_frac = torus_step(frac, score, sigmas[t], sigmas[s], step_noise)
-            height_noise = center(noise.height_steps[i], batch, count)
-            height, tau = ancestral_step(height, estimate.height, alpha_bars[t], alpha_bars[s], height_noise)
-            lattice, _ = ancestral_step(lattice, estimate.lattice, alpha_bars[t], alpha_bars[s], noise.lattice_steps[i])
-            if gradients is not None:
-                strength, clip = guidance_strength(schedule, t, settings), settings.guidance_clip
-                shift = guidance_shift(constraint.frac(gradients[0]), tau_frac, strength, clip, batch, count)
-                frac = torch.remainder(frac + shift, 1.0)
-                height = height + guidance_shift(gradients[1], tau, strength, clip, batch, count)
-                lattice = lattice + guidance_shift(gradients[2], tau, strength, clip, None, count)
-            height = _bounded_height(constraint.height(height), schedule, sheets, settings.max_thickness_angstrom)
-            lattice = symmetric_lattice(schedule, constraint, lattice.clamp(-LATTICE_BOUND, LATTICE_BOUND), sheets)
-            if s > 0:
-                for k in range(settings.corrector_steps):
-                    estimate = guided_noise(model, encode(frac, height, lattice, s), settings)
-                    score, step_noise = constraint.frac(estimate.frac * norms[s]), constraint.frac(noise.corrector_steps[i, k])
-                    frac = torus_corrector(frac, score, sigmas[s], settings.corrector_snr, step_noise)
-        _check_finite(frac, height, lattice, batch, indices, t)
+        state = process.step(i, t, s, state)
+        _check_finite(*state, sheets.batch, indices, t)
         if on_step is not None:
             on_step()
-
-    return _to_sheets(schedule, sheets, frac, height, lattice)
+    return _to_sheets(model.schedule, sheets, *state)
 
 
 def _target_gradients(
-    model: Denoiser, encode: Callable[..., Any], state: Sequence[torch.Tensor], settings: GenerationConfig
-) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    model: Denoiser, encode: Callable[..., EncodedSheets], state: Sequence[torch.Tensor], settings: GenerationConfig
+) -> tuple[EncodedSheets, tuple[torch.Tensor, ...]]:
     """Return the encoded sheets of a state (F, z, S), and the gradients of the target loss (Eq. 7) with respect to it.
 
     Of atoms that symmetry makes equal, the heads' maximum pooling picks one by rounding errors. ``encode`` projects the state on
