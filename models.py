@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from crystals.elements import element_descriptors
 from generation.batch import NoiseEstimate, PropertyEstimate
@@ -21,6 +20,15 @@ from generation.schedule import NoiseSchedule
 from geo_utils import H_TAG as ADSORBATE_TAG
 from geo_utils import lattice_to_vector
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, load_ocp_checkpoint
+from networks.dimenet_layers import (
+    DimeNetPlusPlusConfig,
+    EmbeddingBlock,
+    OutputPPBlock,
+    PeriodicGraph,
+    RadialBasis,
+    SphericalBasis,
+    TripletInteraction,
+)
 from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc, scatter_max, scatter_sum
 from networks.sheet_layers import (
     GAIN_SIGMA,
@@ -39,48 +47,28 @@ from networks.sheet_layers import (
 )
 from pipeline.files import relative_name
 
-if TYPE_CHECKING:
-    from networks.dimenet_layers import DimeNetPlusPlusConfig, PeriodicGraph
-
 DIMENET_KIND = "dimenet"
 
 
 class DimeNetPlusPlus(nn.Module):
     """Periodic DimeNet++: energy of each structure of a batch, invariant under every symmetry of the crystal.
 
-    The inner blocks are PyG's, with the sum over triplets done per atom (``TripletInteraction``). Names and shapes of the modules
-    are those of OCP, so that its IS2RE checkpoints load key by key.
+    The sum over triplets is done per atom (``networks.dimenet_layers.TripletInteraction``). Names and shapes of the modules are
+    those of OCP and PyTorch Geometric, so that OCP's IS2RE checkpoints load key by key.
     """
 
     def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
-        # PyG takes seconds to import, and the denoiser does without it.
-        from torch_geometric.nn.models.dimenet import BesselBasisLayer, EmbeddingBlock
-
-        from networks.dimenet_layers import OutputPPBlock, SphericalBasis, TripletInteraction
-
         super().__init__()
         if settings.readout not in ("adsorbate", "all"):
             raise ValueError(f"readout '{settings.readout}': choose adsorbate or all")
         if settings.readout_radius_angstrom > settings.cutoff_angstrom:
             raise ValueError("readout_radius_angstrom must not exceed cutoff_angstrom")
         self.settings = settings
-        self.rbf = BesselBasisLayer(settings.num_radial, settings.cutoff_angstrom, settings.envelope_exponent)
+        self.rbf = RadialBasis(settings.num_radial, settings.cutoff_angstrom, settings.envelope_exponent)
         self.sbf = SphericalBasis(settings.num_spherical, settings.num_radial, settings.cutoff_angstrom, settings.envelope_exponent)
-        self.emb = EmbeddingBlock(settings.num_radial, settings.hidden_channels, F.silu)
+        self.emb = EmbeddingBlock(settings.num_radial, settings.hidden_channels)
         self.output_blocks = nn.ModuleList(OutputPPBlock(settings) for _ in range(settings.num_blocks + 1))
-        self.interaction_blocks = nn.ModuleList(
-            TripletInteraction(
-                settings.hidden_channels,
-                settings.int_emb_size,
-                settings.basis_emb_size,
-                settings.num_spherical,
-                settings.num_radial,
-                settings.num_before_skip,
-                settings.num_after_skip,
-                F.silu,
-            )
-            for _ in range(settings.num_blocks)
-        )
+        self.interaction_blocks = nn.ModuleList(TripletInteraction(settings) for _ in range(settings.num_blocks))
 
     @property
     def max_atomic_number(self) -> int:
@@ -92,8 +80,6 @@ class DimeNetPlusPlus(nn.Module):
 
         It holds no gradients, so that it can be computed once and passed to ``forward`` in every epoch.
         """
-        from networks.dimenet_layers import PeriodicGraph
-
         edge_index, offsets = radius_graph_pbc(pos, cell, batch, self.settings.cutoff_angstrom, self.settings.max_neighbors)
         return PeriodicGraph.build(edge_index, offsets, pos.shape[0])
 

@@ -1,4 +1,7 @@
-"""Settings and layers of DimeNet++ (Gasteiger et al., arXiv:2011.14115)."""
+"""Settings and layers of DimeNet++ (Gasteiger et al., arXiv:2011.14115).
+
+Modules, parameters and their random start are those of PyTorch Geometric's blocks and OCP's, so that checkpoints load key by key.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from scipy.optimize import brentq
 from scipy.special import spherical_jn
 from torch import nn
 from torch.nn import functional as F
-from torch_geometric.nn.inits import glorot_orthogonal
-from torch_geometric.nn.models.dimenet import Envelope, InteractionPPBlock
 
 from networks.graph import group_slots, reverse_edges, scatter_sum
 
@@ -107,6 +108,83 @@ def _spherical_bessel_roots(num_spherical: int, num_radial: int) -> tuple[torch.
     return torch.from_numpy(roots), torch.from_numpy(norms)
 
 
+def glorot_orthogonal(weight: torch.Tensor, scale: float = 2.0) -> None:
+    """Start a weight matrix (out, in) as an orthogonal one with the variance ``scale`` / (out + in)."""
+    nn.init.orthogonal_(weight.data)
+    weight.data *= (scale / (sum(weight.shape) * weight.var())).sqrt()
+
+
+def _start(layers: list[nn.Linear]) -> None:
+    """Start layers as ``glorot_orthogonal`` does, in this order, with zero bias."""
+    for layer in layers:
+        glorot_orthogonal(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class Envelope(nn.Module):
+    """Smooth cutoff u(x) = 1/x + a x^(p-1) + b x^p + c x^(p+1), zero with two derivatives at x = 1; eq. 8 of arXiv:2003.03123."""
+
+    def __init__(self, exponent: int) -> None:
+        super().__init__()
+        self.p = exponent + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return u of distances over the cutoff, of any shape; 0 beyond 1."""
+        p = self.p
+        power = x.pow(p - 1)
+        next_power = power * x
+        u = 1.0 / x - (p + 1) * (p + 2) / 2 * power + p * (p + 2) * next_power - p * (p + 1) / 2 * (next_power * x)
+        return u * (x < 1.0).to(x.dtype)
+
+
+class RadialBasis(nn.Module):
+    """Basis u(d/c) sin(n π d/c), n = 1, 2, ..., with trained frequencies; eq. 7 of arXiv:2003.03123 up to its constant."""
+
+    def __init__(self, num_radial: int, cutoff: float, envelope_exponent: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.envelope = Envelope(envelope_exponent)
+        self.freq = nn.Parameter(torch.arange(1, num_radial + 1, dtype=torch.get_default_dtype()) * math.pi)
+
+    def forward(self, distance: torch.Tensor) -> torch.Tensor:
+        """Return the basis (E, K) of distances (E,) in Å."""
+        scaled = distance.unsqueeze(-1) / self.cutoff
+        return self.envelope(scaled) * (self.freq * scaled).sin()
+
+
+class EmbeddingBlock(nn.Module):
+    """First messages: of the two elements and the distance of each edge."""
+
+    def __init__(self, num_radial: int, hidden_channels: int, num_elements: int = 95) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(num_elements, hidden_channels)
+        self.lin_rbf = nn.Linear(num_radial, hidden_channels)
+        self.lin = nn.Linear(3 * hidden_channels, hidden_channels)
+        self.emb.weight.data.uniform_(-math.sqrt(3), math.sqrt(3))
+        self.lin_rbf.reset_parameters()
+        self.lin.reset_parameters()
+
+    def forward(self, z: torch.Tensor, rbf: torch.Tensor, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """Return messages (E, hidden) from atomic numbers (N,), the radial basis (E, K), and the atoms (E,) of each edge."""
+        x = self.emb(z)
+        return F.silu(self.lin(torch.cat([x[target], x[source], F.silu(self.lin_rbf(rbf))], dim=-1)))
+
+
+class ResidualLayer(nn.Module):
+    """x + f(x) with two dense layers."""
+
+    def __init__(self, hidden_channels: int) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(hidden_channels, hidden_channels)
+        self.lin2 = nn.Linear(hidden_channels, hidden_channels)
+        _start([self.lin1, self.lin2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the new messages (E, hidden)."""
+        return x + F.silu(self.lin2(F.silu(self.lin1(x))))
+
+
 class SphericalBasis(nn.Module):
     """Basis a_ln(d, θ) = u(d) N_ln j_l(z_ln d / c) Y_l0(θ), eq. 6 of arXiv:2003.03123, split into functions of one edge.
 
@@ -146,13 +224,34 @@ class SphericalBasis(nn.Module):
         return spherical_harmonics(list(range(self.num_spherical)), unit, normalize=False, normalization="norm")
 
 
-class TripletInteraction(InteractionPPBlock):
-    """PyG's interaction block with the sum over triplets k -> j -> i done per atom instead of per triplet.
+class TripletInteraction(nn.Module):
+    """Interaction block of DimeNet++ with the sum over triplets k -> j -> i done per atom instead of per triplet.
 
     Σ_k x_kj W a(d_kj, θ) = Σ_lm Y_lm(ji) Σ_k Y_lm(kj) (x_kj W R_l(d_kj)). The edge that runs straight back (k is the very atom i)
     is no triplet: its term, with P_l(−1) = (−1)^l, is subtracted. The inner sum belongs to atom j alone, so that the cost grows
     with the number of neighbours and not with its square.
     """
+
+    def __init__(self, settings: DimeNetPlusPlusConfig) -> None:
+        super().__init__()
+        hidden, small, basis = settings.hidden_channels, settings.int_emb_size, settings.basis_emb_size
+        self.lin_rbf1 = nn.Linear(settings.num_radial, basis, bias=False)
+        self.lin_rbf2 = nn.Linear(basis, hidden, bias=False)
+        self.lin_sbf1 = nn.Linear(settings.num_spherical * settings.num_radial, basis, bias=False)
+        self.lin_sbf2 = nn.Linear(basis, small, bias=False)
+        self.lin_kj = nn.Linear(hidden, hidden)
+        self.lin_ji = nn.Linear(hidden, hidden)
+        self.lin_down = nn.Linear(hidden, small, bias=False)
+        self.lin_up = nn.Linear(small, hidden, bias=False)
+        self.layers_before_skip = nn.ModuleList(ResidualLayer(hidden) for _ in range(settings.num_before_skip))
+        self.lin = nn.Linear(hidden, hidden)
+        self.layers_after_skip = nn.ModuleList(ResidualLayer(hidden) for _ in range(settings.num_after_skip))
+        _start([self.lin_rbf1, self.lin_rbf2, self.lin_sbf1, self.lin_sbf2, self.lin_kj, self.lin_ji, self.lin_down, self.lin_up])
+        for layer in self.layers_before_skip:
+            _start([layer.lin1, layer.lin2])
+        _start([self.lin])
+        for layer in self.layers_after_skip:
+            _start([layer.lin1, layer.lin2])
 
     def forward(
         self,
@@ -173,14 +272,14 @@ class TripletInteraction(InteractionPPBlock):
             graph: of the edges.
             read: indices (R,) of edges, or a slice.
         """
-        x_kj = self.act(self.lin_kj(x)) * self.lin_rbf2(self.lin_rbf1(rbf))
-        x_kj = self.act(self.lin_down(x_kj))
+        x_kj = F.silu(self.lin_kj(x)) * self.lin_rbf2(self.lin_rbf1(rbf))
+        x_kj = F.silu(self.lin_down(x_kj))
         triplet_sum = self._triplet_sum(x_kj, radial, harmonics, graph, read)
         x = x[read]
-        h = self.act(self.lin_ji(x)) + self.act(self.lin_up(triplet_sum))
+        h = F.silu(self.lin_ji(x)) + F.silu(self.lin_up(triplet_sum))
         for layer in self.layers_before_skip:
             h = layer(h)
-        h = self.act(self.lin(h)) + x
+        h = F.silu(self.lin(h)) + x
         for layer in self.layers_after_skip:
             h = layer(h)
         return h
@@ -229,10 +328,7 @@ class OutputPPBlock(nn.Module):
             nn.Linear(settings.out_emb_channels, settings.out_emb_channels) for _ in range(settings.num_output_layers)
         )
         self.lin = nn.Linear(settings.out_emb_channels, 1, bias=False)
-        for layer in (self.lin_rbf, self.lin_up, *self.lins, self.lin):
-            glorot_orthogonal(layer.weight, scale=2.0)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        _start([self.lin_rbf, self.lin_up, *self.lins, self.lin])
 
     def forward(self, x: torch.Tensor, rbf: torch.Tensor, target: torch.Tensor, num_nodes: int) -> torch.Tensor:
         """Return the atomic outputs (N, 1) of messages x (E, hidden) with their radial basis rbf (E, K) and targets (E,)."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from energetics.water import Water, scale_errors
-from evaluation.candidate import CandidateResult
-from evaluation.water_verdict import MARGIN_EV, judge_water, load_water, reference_at_each_ph
 from pipeline.cli import run_stage
 from pipeline.files import PROJECT_DIR, atomic_path
 from pipeline.settings import Config
+
+if TYPE_CHECKING:
+    from energetics.water import Water
 
 KNOWN = PROJECT_DIR / "results" / "controls" / "known" / "metrics.csv"
 TABLE = PROJECT_DIR / "results" / "benchmark" / "water.json"
@@ -67,6 +67,9 @@ FIELDS = ("e_above_hull_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev",
 
 def rows_of(water: Water) -> list[dict[str, Any]]:
     """Return name, formula, FIELDS and remark of the known sheets as judged, then of SALTS with E_above_hull 0."""
+    from evaluation.candidate import CandidateResult
+    from evaluation.water_verdict import judge_water
+
     with KNOWN.open(newline="", encoding="utf-8") as handle:
         known = [(row["id"], row["reduced_formula"], row["e_above_hull_ev"]) for row in csv.DictReader(handle)]
     found = []
@@ -81,6 +84,9 @@ def rows_of(water: Water) -> list[dict[str, Any]]:
 
 def main(cfg: Config) -> None:
     """Write the table."""
+    from energetics.water import scale_errors
+    from evaluation.water_verdict import MARGIN_EV, load_water, reference_at_each_ph
+
     water = load_water(cfg.evaluation.references_path)
     errors = {group: {k: round(v, 4) for k, v in values.items()} for group, values in scale_errors(water).items()}
     content = {

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-LONGEST = ("test_end_to_end.py", "test_prepare_demo_data.py", "test_pretrain_dimenet.py")
+LONGEST = (
+    "test_end_to_end.py",
+    "test_notebook.py",
+    "test_potential_labels.py",
+    "test_prepare_demo_data.py",
+    "test_pretrain_dimenet.py",
+    "test_optimization.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ase.build import add_adsorbate, mx2
-from torch_geometric.nn.models.dimenet import InteractionPPBlock
+from pyg_blocks import pyg_interaction
 
 from energetics.hydrogen import batch_atoms
 from models import DimeNetPlusPlus
@@ -74,4 +74,4 @@ def per_triplet(setup):
     for degree in range(1, model.settings.num_spherical - 1):
         legendre.append(((2 * degree + 1) * cosine * legendre[degree] - degree * legendre[degree - 1]) / (degree + 1))
     basis = (model.sbf.radial(distance)[idx_kj] * torch.stack(legendre, 1)[:, :, None]).flatten(1)
-    return InteractionPPBlock.forward(model.interaction_blocks[0], x, rbf, basis, idx_kj, idx_ji)
+    return pyg_interaction(model.interaction_blocks[0], model.settings)(x, rbf, basis, idx_kj, idx_ji)
