@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from ase import Atoms
 from tqdm import tqdm
 
+from energetics.dynamics_model import DynamicsModel, load_dynamics_model
 from energetics.potential_loading import without_paths
 from evaluation.candidate import CandidateResult, atoms_to_dict
 from evaluation.judge_pool import JudgePool
@@ -27,6 +29,8 @@ from pipeline.settings import EvaluationConfig
 from pipeline.store import FolderStore
 from pipeline.tasks import Serial, run
 
+log = logging.getLogger("her2d")
+P_STABLE = 0.5
 DYNAMICS_VERSION = 1  # increased whenever the meaning of a stored result changes
 NEEDED = ("problem", "seconds")
 
@@ -60,6 +64,10 @@ def mark_dynamics(
     Returns:
         id -> stable sheet of lower symmetry to which an unstable candidate leads.
     """
+    model = load_dynamics_model(settings.dynamics_checkpoint) if settings.phonons else None
+    if model is not None and model.potential != _potential(judges.identity).get("name"):
+        log.info("phonons alone decide: the learnt part belongs to %s", model.potential)
+        model = None
     asked = {row.id: structures[row.id] for row in rows if row.id in structures and is_asked(row, settings)}
     keys = {name: _key(atoms, judges.identity) for name, atoms in asked.items()}
     tasks = {keys[name]: atoms_to_dict(atoms) for name, atoms in asked.items()}
@@ -74,6 +82,8 @@ def mark_dynamics(
         if row.id in keys:
             record = records[keys[row.id]]
             _write(row, record)
+            if model is not None and not record["problem"]:
+                _add_learnt(row, structures[row.id], model)
             if record.get("distorted") and row.distorted_stable:
                 leads[row.id] = Atoms(**record["distorted"])
     return leads
@@ -86,10 +96,15 @@ def is_asked(row: CandidateResult, settings: EvaluationConfig) -> bool:
     return settings.phonons and row.is_sheet and row.valid is True and row.sheet_relaxed is True and near and small
 
 
+def _potential(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of the potential that computes phonons: the second where there is one."""
+    found = identity.get("potential", {})
+    return {k: v for k, v in found.get("second", found).items() if k in ("name", "version", "path", "sha256")}
+
+
 def _key(atoms: Atoms, identity: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the structure and of the potential (its weights, not their paths)."""
-    potential = {k: v for k, v in identity.get("potential", {}).items() if k in ("name", "version", "sha256")}
-    about = {"version": DYNAMICS_VERSION, "potential": without_paths(potential), "structure": atoms_to_dict(atoms)}
+    about = {"version": DYNAMICS_VERSION, "potential": without_paths(_potential(identity)), "structure": atoms_to_dict(atoms)}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -123,6 +138,17 @@ def _write(row: CandidateResult, record: Mapping[str, Any]) -> None:
     row.min_hessian_ev_per_a2, row.min_phonon_thz = number("min_hessian"), number("min_thz")
     row.stiffness_min_n_per_m = number("stiffness_min")
     row.distortion_gain_ev, row.distorted_stable = number("gain"), record["distorted_stable"]
+
+
+def _add_learnt(row: CandidateResult, atoms: Atoms, model: DynamicsModel) -> None:
+    """Set the probability of a row, and the verdict by it where the model knows the elements."""
+    try:
+        row.p_dynamic = model.probability(atoms, row.e_above_hull_ev, row.min_hessian_ev_per_a2)
+    except ValueError as error:  # no descriptors
+        log.debug("%s: %s", row.id, error)
+        return
+    if not math.isnan(row.p_dynamic):
+        row.dynamically_stable = row.p_dynamic >= P_STABLE
 
 
 def _number(record: Mapping[str, Any], name: str) -> float:

@@ -24,7 +24,7 @@ GROUPS = {
     ),
     "Stability": (
         "e_above_hull_ev", "e_above_hull_std_ev", "e_above_hull_potential_ev", "e_above_hull_source", "decomposition", "e_form_ev",
-        "energy_ev_per_atom", "score_stab", "dynamically_stable", "min_hessian_ev_per_a2", "min_phonon_thz",
+        "energy_ev_per_atom", "score_stab", "dynamically_stable", "p_dynamic", "min_hessian_ev_per_a2", "min_phonon_thz",
         "stiffness_min_n_per_m", "distortion_gain_ev", "distorted_stable",
     ),
     "Hydrogen": (

@@ -19,6 +19,7 @@ from evaluation.page_words import ABOUT
 
 FIELDS = {
     "dynamically_stable",
+    "p_dynamic",
     "min_hessian_ev_per_a2",
     "min_phonon_thz",
     "stiffness_min_n_per_m",
