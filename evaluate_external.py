@@ -51,7 +51,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     truth = judges.run_dft_benchmark(cfg, her)
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
-    with JudgePool(load, identity, settings.workers) as pool:
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
         theirs = evaluate.evaluate(
             cfg.external.cif_dir,
             pool,

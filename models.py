@@ -480,3 +480,8 @@ def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device
         reason = first_line(error, 120)
         raise CheckpointError(f"{relative_name(path)} does not fit this version ({reason}): {hint}") from error
     return model.to(device).eval().requires_grad_(False), content
+
+
+def load_for_sampling(path: str | os.PathLike) -> DenoisingEGNN:
+    """Return a trained model in float64 on the CPU, as the processes that draft need it; raises as ``load_denoiser`` does."""
+    return load_denoiser(path, "")[0].double()

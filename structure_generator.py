@@ -10,6 +10,7 @@ complete, so that a killed run goes on where it was; the same seed gives the sam
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from pipeline.cli import resolve_device, run_stage
 from pipeline.settings import Config
@@ -19,13 +20,13 @@ from pipeline.shipped import with_shipped_weights
 def main(cfg: Config) -> None:
     """Loads the denoiser, then samples, checks, selects and writes."""
     from generation.generate import CHECKPOINT_HINT, generate_structures  # here, so that --help does not wait for torch
-    from models import load_denoiser
+    from models import load_denoiser, load_for_sampling
 
     cfg, shipped = with_shipped_weights(cfg, ("denoiser",))
     if shipped:
         logging.getLogger("her2d").info("%s", shipped)
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
-    generate_structures(cfg, model, content)
+    generate_structures(cfg, model, content, load=partial(load_for_sampling, cfg.denoiser.checkpoint))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir, "known": settings.known_cif_dir}
     controls: dict[str, evaluate.Evaluation | str] = {}
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
-    with JudgePool(load, identity, settings.workers) as pool:
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
         judge = partial(evaluate.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
         ours = judge(settings.cif_dir, output_dir=output_dir, label=report_files.OURS)
         for label, folder in folders.items():

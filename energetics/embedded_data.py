@@ -53,9 +53,9 @@ from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR, atomic_path, missing_file, relative_name
 from pipeline.locks import locked_folder
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
-from pipeline.settings import Config, DemoConfig
+from pipeline.settings import Config, DemoConfig, RunConfig
 from pipeline.store import LineStore
-from pipeline.tasks import Processes, Serial, run
+from pipeline.tasks import Serial, run, start_workers
 
 log = logging.getLogger("her2d")
 
@@ -76,7 +76,9 @@ MAX_ATOMS = 12
 MAX_HFORM_EV = 0.5  # eV/atom; sheets less stable than this against the elements are dropped and counted
 
 
-def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settings: DemoConfig) -> list[dict[str, Any]]:
+def relax_all(
+    name: str, function: Callable, tasks: list[dict[str, Any]], settings: DemoConfig, scheduling: RunConfig
+) -> list[dict[str, Any]]:
     """Relax with the potential of the settings what ``work_dir/NAME.jsonl`` does not hold yet.
 
     Args:
@@ -84,6 +86,7 @@ def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settin
         function: (potential, settings, **task) -> record, which names its task's key.
         tasks: each with a unique ``key``.
         settings: of the stage.
+        scheduling: where the tasks run.
 
     Returns:
         The records, in the order of the tasks.
@@ -91,9 +94,10 @@ def relax_all(name: str, function: Callable, tasks: list[dict[str, Any]], settin
     store = LineStore(Path(settings.work_dir) / f"{name}.jsonl", sync=True)
     wanted = {task["key"]: task for task in tasks if task["key"] not in store}
     if wanted:
-        alone = settings.workers == 1
+        alone = settings.workers == 1 and scheduling.scheduler == "processes"
         factory = partial(_load_once if alone else load_potential, settings.potential, settings.potential_checkpoint)
-        with Serial(factory) if alone else Processes(min(settings.workers, len(wanted)), factory) as where:
+        workers = min(settings.workers, len(wanted))
+        with Serial(factory) if alone else start_workers(scheduling, workers, factory) as where:
             finished = run(partial(_relax, function, settings), wanted, store, where)
             for _ in tqdm(finished, total=len(tasks), initial=len(tasks) - len(wanted), desc=name, unit="relaxation"):
                 pass
@@ -144,9 +148,9 @@ def monolayer_tasks(settings: DemoConfig, seed: int) -> list[dict[str, Any]]:
     return tasks
 
 
-def build_monolayers(settings: DemoConfig, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def build_monolayers(settings: DemoConfig, scheduling: RunConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return the relaxed monolayers that are sheets, and how many were dropped by reason."""
-    results = relax_all("monolayers", relax_monolayer, monolayer_tasks(settings, seed), settings)
+    results = relax_all("monolayers", relax_monolayer, monolayer_tasks(settings, scheduling.seed), settings, scheduling)
     counts = Counter(result["status"] for result in results)
     sheets = [result for result in results if result["status"] == "ok"]
     return sheets, {
@@ -226,9 +230,11 @@ def _status_counts(results: list[dict[str, Any]]) -> dict[str, int]:
     return {f"status: {status}": n for status, n in sorted(Counter(result["status"] for result in results).items())}
 
 
-def build_references(settings: DemoConfig, monolayers: list[dict[str, Any]]) -> tuple[References, list[dict[str, Any]], dict]:
+def build_references(
+    settings: DemoConfig, monolayers: list[dict[str, Any]], scheduling: RunConfig
+) -> tuple[References, list[dict[str, Any]], dict]:
     """Return the competing phases (elements, compounds and the monolayers themselves), the relaxed ones as they are, and counts."""
-    results = relax_all("references", relax_phase, reference_tasks(monolayers), settings)
+    results = relax_all("references", relax_phase, reference_tasks(monolayers), settings, scheduling)
     usable = _usable(results)
     identity = _load_once(settings.potential, settings.potential_checkpoint).identity
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in usable]
@@ -236,7 +242,7 @@ def build_references(settings: DemoConfig, monolayers: list[dict[str, Any]]) -> 
         atoms = unpack_atoms(result["atoms"])
         formula = atoms.get_chemical_formula("hill")
         phases.append(ReferencePhase(formula, result["energy"] / len(atoms), f"monolayer {result['prototype']}"))
-    entries, counts = entry_phases(settings)
+    entries, counts = entry_phases(settings, scheduling)
     phases += entries
     return References(identity, phases), usable, {"phases": len(phases), **_status_counts(results), **counts}
 
@@ -248,16 +254,11 @@ def relax_entry(potential: Potential, settings: DemoConfig, key: str, name: str,
         return {"key": key, "name": name} | relax_start(crystal, potential, settings)
     except (ValueError, KeyError, IndexError) as error:
         formula = crystal.get_chemical_formula("hill")
-        return {
-            "key": key,
-            "name": name,
-            "formula": formula,
-            "energy_per_atom": math.nan,
-            "status": f"failed: {type(error).__name__}",
-        }
+        status = f"failed: {type(error).__name__}"
+        return {"key": key, "name": name, "formula": formula, "energy_per_atom": math.nan, "status": status}
 
 
-def entry_phases(settings: DemoConfig) -> tuple[list[ReferencePhase], dict[str, int]]:
+def entry_phases(settings: DemoConfig, scheduling: RunConfig) -> tuple[list[ReferencePhase], dict[str, int]]:
     """Return the structures of ``mp_entries_path``, relaxed with the potential, and counts; nothing where it is empty."""
     if not settings.mp_entries_path:
         return [], {}
@@ -267,7 +268,7 @@ def entry_phases(settings: DemoConfig) -> tuple[list[ReferencePhase], dict[str, 
         packed = pack_atoms(atoms)
         digest = hashlib.sha256(json.dumps(packed, sort_keys=True).encode()).hexdigest()[:12]
         tasks.append({"key": f"mp:{entry_id}:{digest}", "name": f"MP {entry_id}", "atoms": packed})
-    results = relax_all("references", relax_entry, tasks, settings)
+    results = relax_all("references", relax_entry, tasks, settings, scheduling)
     phases = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in _usable(results)]
     counts = {"MP phases": len(phases), **{f"MP entries, {reason}": count for reason, count in left_out.items()}}
     return phases, counts | {f"MP {name}": count for name, count in _status_counts(results).items()}
@@ -284,7 +285,7 @@ def known_references(settings: DemoConfig) -> References | None:
         return None
 
 
-def extend_references(settings: DemoConfig, known: References) -> tuple[References, dict[str, int]]:
+def extend_references(settings: DemoConfig, known: References, scheduling: RunConfig) -> tuple[References, dict[str, int]]:
     """Return ``known`` with the missing phases of ``phase_tasks`` and with those of ``mp_entries_path``, which replace old ones."""
     names = {(phase.formula, phase.prototype) for phase in known.phases}
     wanted = [
@@ -292,9 +293,9 @@ def extend_references(settings: DemoConfig, known: References) -> tuple[Referenc
         for task in phase_tasks(known.elements)
         if (_start(task["kind"], task["elements"], task["name"]).get_chemical_formula("hill"), task["name"]) not in names
     ]
-    results = relax_all("references", relax_phase, wanted, settings)
+    results = relax_all("references", relax_phase, wanted, settings, scheduling)
     new = [ReferencePhase(result["formula"], result["energy_per_atom"], result["name"]) for result in _usable(results)]
-    entries, counts = entry_phases(settings)
+    entries, counts = entry_phases(settings, scheduling)
     merged = {(phase.formula, phase.prototype): phase for phase in [*known.phases, *new, *entries]}
     references = References(known.identity, merged.values())
     orphans = sorted({el.symbol for phase in entries for el in Composition(phase.formula)} - references.elements)
@@ -449,16 +450,16 @@ def _build(cfg: Config, parts: set[str]) -> None:
     summary: dict[str, Any] = {}
     known = known_references(settings) if "references" in parts and not parts & {"monolayers", "adsorption"} else None
     if known is not None:
-        references, summary["references"] = extend_references(settings, known)
+        references, summary["references"] = extend_references(settings, known, cfg.run)
         references.save(settings.references_path)
         if updated := update_database(settings, references, seed):
             summary["monolayers"] = updated
     elif parts & {"monolayers", "references", "adsorption"}:
-        monolayers, counts = build_monolayers(settings, seed)
+        monolayers, counts = build_monolayers(settings, cfg.run)
         if not monolayers:
             raise StageError(f"no monolayer survived its relaxation: {counts}")
         log.info("monolayers: %s", counts)
-        references, phases, phase_counts = build_references(settings, monolayers)
+        references, phases, phase_counts = build_references(settings, monolayers, cfg.run)
         summary["references"] = phase_counts
         if "references" in parts:
             references.save(settings.references_path)
@@ -468,14 +469,14 @@ def _build(cfg: Config, parts: set[str]) -> None:
             summary["monolayers"] = write_database(settings, monolayers, references, counts, seed)
     if "adsorption" in parts:
         tasks = adsorption_tasks(settings, monolayers, metal_tasks(phases, seed), seed)
-        results = relax_all("adsorption", relax_adsorption, tasks, settings)
+        results = relax_all("adsorption", relax_adsorption, tasks, settings, cfg.run)
         summary["adsorption"] = write_adsorption(settings.lmdb_path, settings, results, seed, [settings.db_path])
     for part, function, count, lmdb_path in (
         ("hosts", relax_host, settings.num_hosts, settings.host_lmdb_path),
         ("snapshots", snapshot_host, settings.num_snapshot_hosts, settings.snapshot_lmdb_path),
     ):
         if part in parts:
-            hosts = relax_all(part, function, host_tasks(settings, seed, count), settings)
+            hosts = relax_all(part, function, host_tasks(settings, seed, count), settings, cfg.run)
             status = Counter(host["status"].split(":")[0] for host in hosts)
             records = [record for host in hosts for record in host["records"]]
             if not records:

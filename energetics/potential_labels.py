@@ -24,7 +24,7 @@ from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.settings import Config, DatasetConfig
 from pipeline.store import Store
-from pipeline.tasks import Processes, run
+from pipeline.tasks import run, start_workers
 
 log = logging.getLogger("her2d")
 
@@ -105,5 +105,5 @@ def label_sheets(sheets: Mapping[str, Atoms], cfg: Config, store: Store) -> Iter
     """
     factory = partial(SheetLabeller.load, cfg)
     factory()  # in this process first: its errors come before a progress bar
-    with Processes(cfg.evaluation.workers, factory) as pool:
+    with start_workers(cfg.run, cfg.evaluation.workers, factory) as pool:
         yield from run(SheetLabeller.label, sheets, store, pool, in_order=True)

@@ -18,10 +18,11 @@ from typing import Any
 from energetics.potential_loading import without_paths
 from evaluation.candidate import JUDGED_SETTINGS, JUDGEMENT_VERSION, CandidateResult
 from evaluation.judging import Judges, judge_candidate
-from pipeline.settings import EvaluationConfig
+from pipeline.settings import EvaluationConfig, RunConfig
 from pipeline.store import FolderStore
-from pipeline.tasks import Processes, Serial, run
+from pipeline.tasks import Serial, run, start_workers
 
+THIS_MACHINE = RunConfig()
 Finished = Iterator[tuple[str, dict[str, Any]]]  # (key, record) of candidates
 
 
@@ -47,16 +48,19 @@ def record_store(folder: Path, also: Sequence[Path] = ()) -> FolderStore:
 
 
 class JudgePool:
-    """Worker processes that load the judges once and serve any number of sets; the first candidate starts them.
+    """Workers that load the judges once and serve any number of sets; the first candidate starts them.
 
     Args:
         factory: a picklable function that returns the judges.
         identity: what ``judge_identity`` returns for them.
-        workers: number of processes.
+        workers: number of them.
+        scheduling: where they are.
     """
 
-    def __init__(self, factory: Callable[[], Judges], identity: dict[str, Any], workers: int) -> None:
-        self.identity, self.processes = identity, Processes(workers, factory)
+    def __init__(
+        self, factory: Callable[[], Judges], identity: dict[str, Any], workers: int, scheduling: RunConfig = THIS_MACHINE
+    ) -> None:
+        self.identity, self.workers = identity, start_workers(scheduling, workers, factory)
 
     def __enter__(self) -> JudgePool:
         return self
@@ -66,7 +70,7 @@ class JudgePool:
 
     def close(self) -> None:
         """End the workers at once; the next run judges what they have not finished."""
-        self.processes.close()
+        self.workers.close()
 
     def judge(self, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:
         """Judge files and store their records.
@@ -81,7 +85,13 @@ class JudgePool:
         Yields:
             (key, record) of each candidate when it is stored.
         """
-        return run(partial(_judge_file, settings), paths, store, self.processes, if_lost=_lost_candidate)
+        return run(
+            partial(_judge_file, settings),
+            {key: path.absolute() for key, path in paths.items()},
+            store,
+            self.workers,
+            if_lost=_lost_candidate,
+        )
 
 
 def judge_inline(judges: Judges, paths: Mapping[str, Path], settings: EvaluationConfig, store: FolderStore) -> Finished:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = math.erf(1.959964 / math.sqrt(2))  # 95 % with the rounded z of earlier reports, whose numbers stay
+RESAMPLED_AT_ONCE = 4_000_000  # values of a bootstrap in memory
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,12 @@ def bootstrap_interval(
     array = np.asarray(values, dtype=float)
     if len(array) < 2:
         return math.nan, math.nan
-    # scipy.stats.bootstrap draws the same samples but sums them in another order, which would change last digits of a report.
-    draws = rng.integers(0, len(array), size=(resamples, len(array)))
-    low, high = np.percentile(statistic(array[draws], axis=-1), [2.5, 97.5])
+    # scipy.stats.bootstrap draws the same samples but sums them in another order, which would change last digits of a report. Drawn
+    # in parts the numbers are the same, and a set of a million candidates fits in the memory.
+    rows = max(1, RESAMPLED_AT_ONCE // len(array))
+    parts = [min(rows, resamples - done) for done in range(0, resamples, rows)]
+    found = [statistic(array[rng.integers(0, len(array), size=(part, len(array)))], axis=-1) for part in parts]
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -10,6 +10,8 @@ import logging
 import math
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -48,14 +50,22 @@ from pipeline.locks import locked_folder
 from pipeline.provenance import write_sidecar
 from pipeline.settings import Config, GenerationConfig
 from pipeline.store import LineStore
+from pipeline.tasks import Processes, cpu_count
 
 log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
+MOST_WORKERS = 16  # processes that draft; each holds half a GB
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 
 
-def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], drafts: DraftVerdicts | None = None) -> None:
+def generate_structures(
+    cfg: Config,
+    model: Denoiser,
+    content: dict[str, Any],
+    drafts: DraftVerdicts | None = None,
+    load: Callable[[], Denoiser] | None = None,
+) -> None:
     """Sample, check, select and write the structures of ``generation.output_dir``; do nothing where they are complete.
 
     Args:
@@ -63,6 +73,7 @@ def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], d
         model: the trained network, on the device of ``run.device``. It is converted to float64.
         content: its checkpoint, with the elements, formulas and templates of the training set.
         drafts: results of drafts, shared by runs with the same model, seed and target. New ones are added.
+        load: loads the model, on the CPU in float64, in the processes that draft; picklable. None: this process drafts.
 
     Raises:
         StageError: no recipe is left to sample, or no sampled sheet is valid.
@@ -76,7 +87,16 @@ def generate_structures(cfg: Config, model: Denoiser, content: dict[str, Any], d
         return
 
     with locked_folder(folder, "generation.output_dir"):
-        _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash)
+        with _workers(cfg, load) as workers:
+            _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash, workers)
+
+
+def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
+    """Return the processes that draft, one for each thread of this stage, or None where it is better off alone."""
+    number = min(cfg.run.threads or cpu_count(), MOST_WORKERS)
+    if load is None or number == 1 or resolve_device(cfg.run).type != "cpu":
+        return nullcontext()
+    return Processes(number, load)
 
 
 def _generate(
@@ -87,6 +107,7 @@ def _generate(
     folder: Path,
     fingerprint: str,
     checkpoint_hash: str,
+    workers: Processes | None,
 ) -> None:
     """Do the work of ``generate_structures`` in its folder."""
     settings, seed, device = cfg.generation, cfg.run.seed, resolve_device(cfg.run)
@@ -94,7 +115,7 @@ def _generate(
     partial_dir = folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
     draft_store = LineStore(partial_dir / "drafts.jsonl", {"fingerprint": fingerprint})
-    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store)
+    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers)
     store = SampleStore(partial_dir, fingerprint)
     candidates = sample_until_enough(model, recipes, library, cfg, store, device)
     valid = [c for c in candidates if c.status == "ok"]
@@ -122,6 +143,7 @@ def choose_recipes(
     device: torch.device,
     drafts: DraftVerdicts | None = None,
     draft_store: LineStore | None = None,
+    workers: Processes | None = None,
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
 
@@ -144,7 +166,7 @@ def choose_recipes(
         )
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store)
+    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers)
 
 
 def sample_until_enough(

@@ -20,10 +20,12 @@ from generation.candidates import check_validity
 from generation.sampling import TEMPERATURE_EV, draft
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
+from pipeline.tasks import Processes, Serial, run
 
 log = logging.getLogger("her2d")
 
 DRAFT_BATCH = 64  # drafts sampled at a time, and stored together
+BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer than the drafts
 WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
 DraftVerdicts = dict[Recipe, tuple[bool, float]]
@@ -37,36 +39,56 @@ def judge_drafts(
     device: Any,
     verdicts: DraftVerdicts,
     store: LineStore | None = None,
+    workers: Processes | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether the draft of each recipe is a valid sheet, (M,), and L_target of the heads for it, (M,) eV.
 
     Recipes in ``verdicts`` are not drafted again; the others are added to it. Each batch of drafts is in the store as soon as it is
-    done, and a batch that is there already is taken from it.
+    done, and a batch that is there already is taken from it. Many batches go to the workers, which load the same model.
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
-    batches = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
-    num_steps = len(model.schedule.timesteps(settings.draft_steps)) - 1
-    # A batch takes many seconds on a slow core, so that the bar counts reverse steps, and the check of a sheet as one step more.
-    total = len(missing) * (num_steps + 1)
-    with tqdm(total=total, desc="drafting", unit="step", unit_scale=True, mininterval=1.0, disable=not missing) as bar:
-        for batch in batches:
-            key = _batch_key(batch)
-            found = None if store is None else store.get(key)
-            if found is not None:
-                bar.update(len(batch) * (num_steps + 1))
-            else:
-                templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in batch]
-                compositions = [recipe.atomic_numbers for recipe in batch]
-                sheets, loss = draft(model, compositions, templates, settings, seed, device, partial(bar.update, len(batch)))
-                valid = []
-                for sheet in sheets:
-                    valid.append(check_validity(sheet, settings) == "ok")
-                    bar.update()
-                found = {"valid": valid, "loss": np.round(loss, 6).tolist()}
-                if store is not None:
-                    found = store.add(key, found)
-            verdicts.update(zip(batch, zip(found["valid"], found["loss"], strict=True), strict=True))
+    parts = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
+    batches = {_batch_key(batch): batch for batch in parts}
+    found = {key: store[key] for key in batches if store is not None and key in store}
+    left = {key: batch for key, batch in batches.items() if key not in found}
+    # A batch takes seconds, so that the bar counts reverse steps, and the check of a sheet as one step more.
+    cost = len(model.schedule.timesteps(settings.draft_steps))
+    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS
+    with tqdm(
+        total=len(missing) * cost, desc="drafting", unit="step", unit_scale=True, mininterval=1.0, disable=not missing
+    ) as bar:
+        bar.update(sum(len(batches[key]) for key in found) * cost)
+        if in_workers:
+            finished = run(partial(_judge_batch, settings, seed, "cpu", None), left, store, workers)
+        else:
+            finished = run(partial(_judge_batch, settings, seed, device, bar.update), left, store, Serial(lambda: model))
+        for key, record in finished:
+            found[key] = record
+            bar.update(len(batches[key]) * cost if in_workers else 0)
+    for key, batch in batches.items():
+        verdicts.update(zip(batch, zip(found[key]["valid"], found[key]["loss"], strict=True), strict=True))
     return np.array([verdicts[recipe][0] for recipe in recipes]), np.array([verdicts[recipe][1] for recipe in recipes])
+
+
+def _judge_batch(
+    settings: GenerationConfig,
+    seed: int,
+    device: Any,
+    progress: Callable[[int], Any] | None,
+    model: Denoiser,
+    recipes: Sequence[Recipe],
+) -> dict[str, list]:
+    """Return ``valid`` and ``loss`` of the drafts of a batch. ``progress`` is told how many steps of single sheets are done."""
+    templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in recipes]
+    compositions = [recipe.atomic_numbers for recipe in recipes]
+    on_step = partial(progress, len(recipes)) if progress else None
+    sheets, loss = draft(model, compositions, templates, settings, seed, device, on_step)
+    valid = []
+    for sheet in sheets:
+        valid.append(check_validity(sheet, settings) == "ok")
+        if progress:
+            progress(1)
+    return {"valid": valid, "loss": np.round(loss, 6).tolist()}
 
 
 def _batch_key(recipes: Sequence[Recipe]) -> str:
@@ -96,6 +118,7 @@ def order_recipes(
     drafts: DraftVerdicts | None = None,
     substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
     store: LineStore | None = None,
+    workers: Processes | None = None,
 ) -> list[Recipe]:
     """Return the recipes in the order in which candidates take them.
 
@@ -119,6 +142,7 @@ def order_recipes(
         drafts: results of earlier drafts with this model, these settings and this seed; new ones are added.
         substituted: gives, for some recipes, those with one more element substituted.
         store: drafts of a run that was stopped; new ones are added.
+        workers: processes that draft, whose factory loads the model; None: this process.
     """
     order = _unguided_order(recipes, known_formulas, seed)
     if not (settings.guidance_scale > 0 and settings.guide_composition):
@@ -130,7 +154,7 @@ def order_recipes(
     drafts = {} if drafts is None else drafts
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
-        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store)
+        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store, workers)
         keys = gumbel_keys(loss, numbers, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))

@@ -178,6 +178,8 @@ def _check_relations(config: Config) -> None:
     device = config.run.device
     if device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:[0-9]{1,2}", device):
         raise ConfigError(f"run.device={device}: choose auto, cpu, cuda or cuda:N")
+    if not re.fullmatch(r"processes|dask|slurm|(tcp|tls)://.+:[0-9]+", config.run.scheduler):
+        raise ConfigError(f"run.scheduler={config.run.scheduler}: choose processes, dask, slurm or tcp://HOST:PORT")
     folders = ("run.output_dir", "dataset.processed_dir", "generation.output_dir", "evaluation.output_dir", "external.output_dir")
     for key in folders:
         section, name = key.split(".")

@@ -40,6 +40,16 @@ class RunConfig:
     device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
     threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0, high=1024)
     output_dir: str = setting("results/run", "root of everything the stages write", path=True)
+    scheduler: str = setting(
+        "processes",
+        "where labelling, judging and stage 0 run their tasks: processes (of this machine) | dask (a Dask cluster of this machine)"
+        " | slurm (a job for every worker) | tcp://HOST:PORT (a running Dask scheduler)",
+    )
+    walltime: str = setting("04:00:00", "slurm: time limit of a worker")
+    queue: str = setting("", "slurm: partition; empty: the default one")
+    account: str = setting("", "slurm: account; empty: the default one")
+    worker_memory_gb: int = setting(4, "slurm: memory of a worker", low=1)
+    gpus_per_worker: int = setting(0, "slurm, dask: GPUs of a worker; with them set run.device=cuda", low=0)
 
 
 @dataclass(frozen=True)

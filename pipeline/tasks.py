@@ -1,7 +1,8 @@
-"""Runs many independent tasks, in this process or in worker processes.
+"""Runs many independent tasks, in this process or in workers.
 
-``run(function, tasks, store, where)`` runs the tasks whose results the store lacks. ``where`` is ``Serial`` for this process or
-``Processes`` for several of this machine; another backend needs the same method ``results``. A factory makes what all tasks share,
+``run(function, tasks, store, where)`` runs the tasks whose results the store lacks. ``where`` is ``Serial`` for this process,
+``Processes`` for several of this machine, or ``pipeline.cluster.DaskWorkers`` for a Dask cluster, as ``run.scheduler`` says
+(``start_workers``). A factory makes what all tasks share,
 such as a model, once in every process. Every task has one thread: sums of another number of threads differ in the last digits.
 """
 
@@ -18,10 +19,14 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import StageError
+from pipeline.settings import RunConfig
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.cluster import DaskWorkers
 
 Function = Callable[..., Any]  # (task), or (what the factory has made, task)
 LOST = object()  # in place of the result of a task whose worker process died twice
@@ -39,6 +44,21 @@ class Backend(Protocol):
         """Yield (key, result) of every task as it finishes; the result of a task that took its process along is LOST."""
 
 
+def start_workers(settings: RunConfig, workers: int, factory: Callable[[], Any] | None = None) -> Processes | DaskWorkers:
+    """Return the backend that ``run.scheduler`` names; its workers start with the first task.
+
+    Args:
+        settings: which backend.
+        workers: number of workers, of one thread each.
+        factory: makes what all tasks share, once in every worker; picklable.
+    """
+    if settings.scheduler == "processes":
+        return Processes(workers, factory)
+    from pipeline.cluster import DaskWorkers
+
+    return DaskWorkers(settings, workers, factory)
+
+
 def run(
     function: Function,
     tasks: Mapping[Hashable, Any],
@@ -54,7 +74,7 @@ def run(
         function: called with a task, after what the factory of ``where`` has made, if it has one; importable by its name.
         tasks: by key; each independent of the others.
         store: of finished results; None keeps nothing.
-        where: ``Serial`` or ``Processes``.
+        where: a backend.
         in_order: results are stored and yielded in the order of the tasks.
         if_lost: the result, not stored, of a task (its argument) whose worker process died and died again in a second try; without
             it such a task is an error.

@@ -238,7 +238,7 @@ def _pool(cfg: Config) -> Any:
         hint = "train one with pretrain_dimenet.py run.seed=1 dimenet.checkpoint=...: the model that labelled must not judge"
         raise missing_file("benchmark.judge_checkpoint", judge, hint)
     judged = dataclasses.replace(cfg, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=judge))
-    return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers)
+    return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers, cfg.run)
 
 
 def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential
 from pipeline.errors import StageError
 from pipeline.loading import load_config
+from pipeline.settings import RunConfig
 from pipeline.store import LineStore
 
 NONSENSE = -999.0  # an energy that must never reach a hull
@@ -81,7 +82,7 @@ def emt(monkeypatch):
     potential = Potential("sevennet-0", {"name": "emt", "sha256": "0"}, EMT())
     relaxed = []
 
-    def inline(name, function, tasks, settings):
+    def inline(name, function, tasks, settings, scheduling):
         store = LineStore(Path(settings.work_dir) / f"{name}.jsonl")
         for task in tasks:
             if task["key"] not in store:
@@ -135,5 +136,5 @@ def test_an_entry_that_the_potential_does_not_know_is_a_status(tmp_path, emt):
     potential, _ = emt
     dumpfn([ComputedStructureEntry(ordered_alloy("Cu", "Te"), NONSENSE, entry_id="mp-1")], tmp_path / "mp.json")
     settings = load_config(None, [f"demo.work_dir={tmp_path}", f"demo.mp_entries_path={tmp_path / 'mp.json'}"]).demo
-    phases, counts = stage0.entry_phases(settings)
+    phases, counts = stage0.entry_phases(settings, RunConfig())
     assert phases == [] and counts["MP phases"] == 0 and counts["MP status: exploded"] == 1

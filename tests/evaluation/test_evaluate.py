@@ -156,7 +156,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         "if __name__ == '__main__':\n"
         "    pool = JudgePool(simple.judges, {}, 1)\n"
         "    evaluate(sys.argv[3], pool, EvaluationConfig(bootstrap=10), sys.argv[4], 'ours')\n"
-        "    print(*pool.processes.process_ids(), flush=True)\n"
+        "    print(*pool.workers.process_ids(), flush=True)\n"
         "    time.sleep(600)\n"
     )
     (tmp_path / "run.py").write_text(script)

@@ -61,6 +61,16 @@ def test_scores_by_formula():
     assert slope == pytest.approx(-0.5 / (0.025693 * math.log(10)), rel=1e-3)
 
 
+def test_bootstrap_in_parts_draws_the_same_samples(monkeypatch):
+    values = np.random.default_rng(2).normal(size=37)
+    found = {}
+    for at_once in (10**9, 37 * 7, 1):
+        monkeypatch.setattr(statistics, "RESAMPLED_AT_ONCE", at_once)
+        rng = np.random.default_rng(5)
+        found[at_once] = (*statistics.bootstrap_interval(values, np.median, 100, rng), rng.random())
+    assert len(set(found.values())) == 1, "the generator goes on from the same place, too"
+
+
 def test_bootstrap_interval_covers_like_the_normal_interval():
     values = np.random.default_rng(1).normal(2.0, 1.0, 400)
     low, high = statistics.bootstrap_interval(values, np.mean, 4000, np.random.default_rng(0))

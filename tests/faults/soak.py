@@ -59,7 +59,7 @@ class WatchedPool(JudgePool):
 
     def look(self) -> None:
         """Reports what the processes hold now."""
-        workers = self.processes.process_ids()
+        workers = self.workers.process_ids()
         self.seen(
             {
                 "finished": self.finished,

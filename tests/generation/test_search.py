@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -131,6 +133,33 @@ def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch
     assert len(made) == 8, "drafts of other settings are made anew"
 
 
+class AtWork:
+    """A backend that runs the tasks elsewhere, as far as the caller can tell, and the last one first."""
+
+    def __init__(self, model):
+        self.model, self.tasks = model, 0
+
+    def results(self, function, tasks):
+        assert isinstance(function, partial) and function.args[2:] == ("cpu", None), "no bar goes to another process"
+        for key, task in reversed(pickle.loads(pickle.dumps(tasks)).items()):
+            self.tasks += 1
+            yield key, pickle.loads(pickle.dumps(function))(self.model, task)
+
+
+def test_workers_make_the_same_drafts(model, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "DRAFT_BATCH", 2)
+    plain = dataclasses.replace(settings, template_share=0.0, draft_steps=4)
+    recipes = [Recipe(f"C{k}", (6,) * (1 + k % 3), f"family {k}") for k in range(18)]
+    alone = search.judge_drafts(model.double(), recipes, plain, 7, "cpu", {})
+    store = LineStore(tmp_path / "d.jsonl", {"run": 1})
+    workers = AtWork(model)
+    together = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store, workers)
+    assert workers.tasks == 9 and all((a == b).all() for a, b in zip(alone, together, strict=True))
+    assert search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store, workers)[1].tolist() == alone[1].tolist()
+    search.judge_drafts(model, recipes[:6], plain, 8, "cpu", {}, None, workers)
+    assert workers.tasks == 9, "what is stored is not drafted again, and a few drafts are made at once"
+
+
 def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, settings, monkeypatch, tmp_path):
     moves: list[int] = []
     totals: list[int] = []
@@ -146,7 +175,7 @@ def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, s
             pass
 
         def update(self, count=1):
-            moves.append(count)
+            moves.extend([count] if count else [])
 
     monkeypatch.setattr(search, "tqdm", Bar)
     monkeypatch.setattr(search, "DRAFT_BATCH", 3)
@@ -162,4 +191,4 @@ def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, s
     assert valid.tolist() == [search.check_validity(sheet, plain) == "ok" for sheets, _ in expected for sheet in sheets]
     moves.clear()
     again = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store)
-    assert moves == [15, 10] and (again[0] == valid).all() and (again[1] == loss).all(), "drafts of the store count at once"
+    assert moves == [25] and (again[0] == valid).all() and (again[1] == loss).all(), "drafts of the store count at once"

@@ -14,7 +14,7 @@ from energetics import adsorption_records
 from energetics import embedded_data as stage0
 from energetics.hull import References
 from pipeline.loading import load_config
-from pipeline.settings import DemoConfig
+from pipeline.settings import DemoConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DB = ROOT / "data" / "demo_c2db.db"
@@ -75,15 +75,15 @@ def test_unfinished_lines_are_relaxed_again_and_done_ones_kept(tmp_path, monkeyp
     demo = DemoConfig(work_dir=str(tmp_path), workers=2, potential="four")
     tasks = [{"key": key, "number": n} for n, key in enumerate("abc")]
     expected = [{"key": key, "energy": 4 + n / 3} for n, key in enumerate("abc")]
-    assert stage0.relax_all("x", relax_once, tasks, demo) == expected
+    assert stage0.relax_all("x", relax_once, tasks, demo, RunConfig()) == expected
     path = tmp_path / "x.jsonl"
     lines = sorted(path.read_text().splitlines())
     assert [json.loads(line) for line in lines] == expected, "one line with its key for every task"
     (tmp_path / "calls").unlink()
     path.write_text(lines[0] + "\n{damaged\n" + lines[2] + "\n" + lines[1][:-5])
-    assert stage0.relax_all("x", relax_once, tasks, demo) == expected
+    assert stage0.relax_all("x", relax_once, tasks, demo, RunConfig()) == expected
     assert (tmp_path / "calls").read_text() == "b" and sorted(path.read_text().splitlines()) == lines
-    assert stage0.relax_all("x", relax_once, tasks, demo) == expected and (tmp_path / "calls").read_text() == "b"
+    assert stage0.relax_all("x", relax_once, tasks, demo, RunConfig()) == expected and (tmp_path / "calls").read_text() == "b"
 
 
 def test_metal_surfaces_carry_one_hydrogen_and_a_fixed_layer():
