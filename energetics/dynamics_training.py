@@ -46,12 +46,15 @@ SOURCE = "C2DB (Haastrup et al. 2018, Gjerding et al. 2021): verdicts of dynamic
 class Labelled:
     """Sheets with a verdict of C2DB, as arrays (N,).
 
-    stable, stiff: C2DB's verdicts by phonons and by stiffness. e_hull: eV/atom. descriptors: (N, columns).
+    stable, stiff: C2DB's verdicts by phonons and by stiffness. min_hessian: C2DB's lowest eigenvalue, eV/Å². magnetic: by C2DB.
+    e_hull: eV/atom. descriptors: (N, columns).
     """
 
     uids: list[str]
     stable: np.ndarray
     stiff: np.ndarray
+    min_hessian: np.ndarray
+    magnetic: np.ndarray
     formulas: np.ndarray
     e_hull: np.ndarray
     descriptors: np.ndarray
@@ -77,12 +80,13 @@ def read_labelled(path: Path) -> tuple[Labelled, Counter]:
             continue
         stiff = row.get("dynamic_stability_stiffness") == "high"
         symbols = frozenset(atoms.get_chemical_symbols())
-        found.append((row.uid, verdict == "high", stiff, formula_key(row.formula), float(ehull), own, symbols))
+        physics = (float(row.get("minhessianeig", np.nan)), row.get("magstate", "NM") != "NM")
+        found.append((row.uid, verdict == "high", stiff, *physics, formula_key(row.formula), float(ehull), own, symbols))
         counts["used"] += 1
     if len(found) < 100:
         raise StageError(f"phonon_benchmark.db_path: {relative_name(path)} has {len(found)} sheets with dynamic_stability_phonons")
     columns = list(zip(*found, strict=True))
-    return Labelled(list(columns[0]), *(np.array(column) for column in columns[1:6]), columns[6]), counts
+    return Labelled(list(columns[0]), *(np.array(column) for column in columns[1:8]), columns[8]), counts
 
 
 def draw(table: Labelled, cfg: Config) -> list[int]:
@@ -197,7 +201,7 @@ def measure(
     for name, store in stores.items():
         numbers = {key: np.array([store[table.uids[k]][key] for k in done]) for key in ("min_hessian", "stiffness")}
         firm = numbers["stiffness"] > MIN_STIFFNESS
-        answers[f"phonons, {name}, C2DB's limit"] = (numbers["min_hessian"] >= C2DB_MIN_HESSIAN) & firm
+        answers[_by_limit(name)] = (numbers["min_hessian"] >= C2DB_MIN_HESSIAN) & firm
         verdicts, limits[name] = calibrated(numbers["min_hessian"], stable, half)
         answers[f"phonons, {name}, calibrated limit"] = verdicts
         both = np.column_stack([odds["trees with E_above_hull"][places], hessian_score(numbers["min_hessian"])])
@@ -214,9 +218,27 @@ def measure(
         "agreement": table_of,
         "limits_ev_per_a2": limits,
         "sure": {name: _sure(values, stable) for name, values in chances.items()},
+        "phonons_by_kind": {name: _by_kind(answers[_by_limit(name)] == stable, places, table) for name in stores},
         "stiffness": _stiffness(table, done, stores),
         "seconds_per_sheet": {name: _seconds(store, table, done) for name, store in stores.items()},
     }
+
+
+def _by_limit(name: str) -> str:
+    return f"phonons, {name}, C2DB's limit"
+
+
+def _by_kind(right: np.ndarray, places: np.ndarray, table: Labelled) -> dict[str, list[float]]:
+    """Return [share of right verdicts, sheets] of several kinds of sheets."""
+    stable, lowest, magnetic = table.stable[places], table.min_hessian[places], table.magnetic[places]
+    kinds = {
+        "stable": stable,
+        "unstable, eigenvalue below -1 eV/Å²": ~stable & (lowest < -1),
+        "unstable, eigenvalue above -1 eV/Å²": ~stable & (lowest >= -1),
+        "magnetic": magnetic,
+        "not magnetic": ~magnetic,
+    }
+    return {name: [round(float(right[kind].mean()), 4), int(kind.sum())] for name, kind in kinds.items()}
 
 
 def _agreement(right: np.ndarray, formulas: np.ndarray, near: np.ndarray, cfg: Config) -> dict[str, list[float]]:

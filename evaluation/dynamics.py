@@ -71,7 +71,7 @@ def mark_dynamics(
     asked = {row.id: structures[row.id] for row in rows if row.id in structures and is_asked(row, settings)}
     keys = {name: _key(atoms, judges.identity) for name, atoms in asked.items()}
     tasks = {keys[name]: atoms_to_dict(atoms) for name, atoms in asked.items()}
-    where = judges.processes if isinstance(judges, JudgePool) else Serial(lambda: judges)
+    where = judges.workers if isinstance(judges, JudgePool) else Serial(lambda: judges)
     records = {key: store[key] for key in tasks if store is not None and key in store}
     missing = {key: task for key, task in tasks.items() if key not in records}
     finished = run(_ask, missing, store, where, if_lost=_lost)
