@@ -37,6 +37,7 @@ FOLDS = 5  # of the trees
 READ_VACUUM = 6.0  # Å, least empty gap of a row
 HULL_NOISE_EV = 0.06  # eV/atom, error of the judge's E_above_hull, which the trees learn with
 C2DB_MIN_HESSIAN = -0.01  # eV/Å², C2DB's own limit
+DEEP_EV_PER_A2 = -1.0  # C2DB's lowest eigenvalue of a deeply unstable sheet
 NEAR_HULL_EV = 0.2  # eV/atom, sheets that the evaluation asks about
 SURE = 0.8  # a probability this high, or as low, is a sure answer
 SOURCE = "C2DB (Haastrup et al. 2018, Gjerding et al. 2021): verdicts of dynamic stability and structures, CC BY 4.0"
@@ -228,20 +229,20 @@ def _by_limit(name: str) -> str:
     return f"phonons, {name}, C2DB's limit"
 
 
-def _by_kind(right: np.ndarray, places: np.ndarray, table: Labelled) -> dict[str, list[float]]:
-    """Return [share of right verdicts, sheets] of several kinds of sheets."""
+def _by_kind(right: np.ndarray, places: np.ndarray, table: Labelled) -> dict[str, dict[str, float]]:
+    """Return the share of right verdicts and the number of sheets of several kinds."""
     stable, lowest, magnetic = table.stable[places], table.min_hessian[places], table.magnetic[places]
     kinds = {
         "stable": stable,
-        "unstable, eigenvalue below -1 eV/Å²": ~stable & (lowest < -1),
-        "unstable, eigenvalue above -1 eV/Å²": ~stable & (lowest >= -1),
+        "deeply unstable": ~stable & (lowest < DEEP_EV_PER_A2),
+        "slightly unstable": ~stable & (lowest >= DEEP_EV_PER_A2),
         "magnetic": magnetic,
         "not magnetic": ~magnetic,
     }
-    return {name: [round(float(right[kind].mean()), 4), int(kind.sum())] for name, kind in kinds.items()}
+    return {name: {"share": round(float(right[kind].mean()), 4), "n": int(kind.sum())} for name, kind in kinds.items()}
 
 
-def _agreement(right: np.ndarray, formulas: np.ndarray, near: np.ndarray, cfg: Config) -> dict[str, list[float]]:
+def _agreement(right: np.ndarray, formulas: np.ndarray, near: np.ndarray, cfg: Config) -> dict[str, dict[str, float]]:
     """Return the share of right verdicts with its 95 % interval over formulas, of all sheets and of those near the hull."""
 
     def of(rows: np.ndarray) -> list[float]:

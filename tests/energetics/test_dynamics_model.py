@@ -88,8 +88,6 @@ def test_the_logistic_function_finds_a_known_law():
 
 
 def test_what_is_committed_is_what_was_measured():
-    import json
-
     table = json.loads((PROJECT_DIR / "results" / "benchmark" / "phonons.json").read_text(encoding="utf-8"))
     measured = read_sidecar(WEIGHTS, stage="phonon_benchmark")["metrics"]
     assert measured == table and table["n"] >= 200
