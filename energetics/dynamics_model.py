@@ -77,7 +77,7 @@ class DynamicsModel:
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors for ``networks.checkpoints``."""
-        state = {"trees": self.trees.state(), "weights": list(self.weights), "potential": self.potential}
+        state = {"trees": self.trees.state(), "weights": [float(weight) for weight in self.weights], "potential": self.potential}
         return state | {"element_counts": dict(self.element_counts)}
 
     def probability(self, atoms: Atoms, e_above_hull: float, min_hessian: float) -> float:
