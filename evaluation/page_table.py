@@ -32,6 +32,7 @@ GROUPS = {
         "delta_g_h_potential_ev", "delta_g_h_ev", "delta_g_h_std_ev", "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note",
         "h_n_sites", "h_coverage", "h_desorbed", "h_relax_converged",
     ),
+    "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
     "Electrons": ("conductive", "band_gap_ev", "band_gap_gfn2_ev"),
     "Synthesis": ("p_synth", "synthesizable", "p_synth_label_mass", "synthesis_method", "synthesis_precursors"),
     "Verdict": (
@@ -49,8 +50,8 @@ if further := tuple(key for key in _FIELD_TYPES if not any(key in keys for keys 
 COLUMNS = tuple(key for keys in GROUPS.values() for key in keys)
 SHOWN = (
     "id", "reduced_formula", "layer_group_relaxed", "e_above_hull_ev", "delta_g_ev", "delta_g_source", "delta_g_h_corrected_ev",
-    "delta_g_h_ev", "h_site_kind", "h_in_domain", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "score_composite",
-    "metastable_sun", "status",
+    "delta_g_h_ev", "h_site_kind", "h_in_domain", "water", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit",
+    "score_composite", "metastable_sun", "status",
 )  # fmt: skip
 # value -> what its cell says beside it: a standard error, or a second text.
 ERRORS = {
@@ -63,8 +64,9 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
 # Single values beside the 3D view.
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
-    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage", "band_gap_ev",
-    "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
+    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage", "water",
+    "dg_pbx_ev", "water_products", "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match",
+    "status",
 )  # fmt: skip
 # What the search looks at: not what names other materials, such as the products of decomposition.
 SEARCHED = (

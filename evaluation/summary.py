@@ -48,7 +48,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         if name in found and found[name]["n_ok"]
     ]
     lines = [
-        f"{next(iter(funnel.values()))} CIFs were judged: {count('rate_valid')} of {n} two-dimensional candidates are valid "
+        f"{next(iter(funnel.values()))} files were judged: {count('rate_valid')} of {n} two-dimensional candidates are valid "
         f"monolayers, {count('rate_converged')} relax to convergence, {count('rate_metastable')} lie at most {hull} above the "
         "hull.",
         f"Hits (valid, |ΔG_H| ≤ {window}, E_above_hull ≤ {hull}): {', '.join(hits) or 'no verdict'}. From values and errors "

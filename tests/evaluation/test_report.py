@@ -194,7 +194,7 @@ def test_report_json_has_the_fixed_keys(products):
     assert content["metrics"]["hit_rate"]["n"] == len(ours.rows) == 4
     assert content["truth"]["mae_ev"] == 0.25
     assert set(content["structures"]) == {"gen_00000", "gen_00001", "gen_00002"}
-    assert any("4 CIFs were judged" in line for line in content["summary"])
+    assert any("4 files were judged" in line for line in content["summary"])
     external = json.loads((root / "results_external" / "report.json").read_text(encoding="utf-8"))
     assert external["bulk"]["n"] == 1 and any("bulk crystals" in line for line in external["summary"])
     assert any("unverified" in line for line in external["summary"])

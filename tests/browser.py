@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from evaluation import structure_viewer
+from pipeline.files import write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NARROWEST_WINDOW = 500  # px; a narrower page is shown in a frame
@@ -50,3 +55,26 @@ def run_in_page(folder: Path, script: str, *, width: int = 1200, fragment: str =
     body = re.search(r"<body([^>]*)>", done.stdout)
     assert body, done.stdout[:500] + done.stderr[-2000:]
     return {name: html.unescape(value) for name, value in re.findall(r'data-([a-z-]+)="([^"]*)"', body[1])}
+
+
+# Types into the search of a page, and leaves the milliseconds since the page was asked for.
+SEARCH = """document.getElementById("table-search").value = "gen_000";
+    document.getElementById("table-search").dispatchEvent(new Event("input"));
+    document.body.dataset.done = Math.round(performance.now());"""
+
+
+def write_large_report(source: Path, name: str, folder: Path) -> set[str]:
+    """Write a report of 10,000 rows, copies of the material ``name`` of a report, and return the ids of the best 1,000."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    row, stored = next(row for row in content["candidates"] if row["id"] == name), content["structures"][name]
+    rng = np.random.default_rng(0)
+    content["candidates"] = [
+        {**row, "id": f"gen_{k:05d}", "p_hit": p, "delta_g_ev": p - 0.5, "status": "ΔG_H of the potential: not asked, too unstable"}
+        for k, p in enumerate(rng.random(10_000).tolist())
+    ]
+    two = structure_viewer.decode(stored).repeat((2, 1, 1))
+    best = {row["id"] for row in sorted(content["candidates"], key=lambda row: (-row["p_hit"], row["id"]))[:1000]}
+    content["structures"] = dict.fromkeys(best, {**stored, **structure_viewer.encode(two)})
+    write_json(folder / "report.json", content)
+    (folder / "metrics.csv").write_text("id\n")
+    return best
