@@ -40,7 +40,7 @@ from evaluation.dynamics import mark_dynamics, phonon_store
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
-from evaluation.result_files import write_structures, write_table
+from evaluation.result_files import write_distorted, write_structures, write_table
 from evaluation.water_verdict import mark_water
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -106,6 +106,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge every structure of a folder, and write ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
 
+    Stable sheets to which dynamically unstable ones lead go to ``distorted.extxyz``.
+
     Identical CIFs are judged once.
 
     Args:
@@ -135,7 +137,7 @@ def evaluate(
         rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
         mark_unique(rows, structures)
         decide(rows, settings)
-        mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
+        distorted = mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
     mark_water(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
     evaluation = Evaluation(
@@ -150,6 +152,7 @@ def evaluate(
     )
     write_table(rows, output_dir / "metrics.csv")
     write_structures(rows, structures, output_dir / "relaxed.extxyz")
+    write_distorted(distorted, output_dir / "distorted.extxyz")
     return evaluation
 
 

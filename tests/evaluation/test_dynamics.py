@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simple_judges as simple
 from ase import Atoms
+from ase.io import read
 from simple_judges import SETTINGS, evaluated
 
 from energetics.dynamic_stability import DynamicStability
@@ -52,6 +53,10 @@ def test_numbers_and_reasons_come_into_the_row(tmp_path):
     assert found["ws2"].dynamically_stable is None and math.isnan(found["ws2"].min_phonon_thz)
     assert found["ws2"].status.endswith("phonons: ValueError relaxation exploded")
     assert found["copper"].dynamically_stable is None
+    (frame,) = read(tmp_path / "out" / "distorted.extxyz", index=":")
+    assert len(frame) == 6 and frame.info["id"] == "mos2"
+    evaluated(tmp_path, sheets, settings=dataclasses.replace(SETTINGS, phonons=False))
+    assert not (tmp_path / "out" / "distorted.extxyz").exists()
 
 
 def test_they_are_computed_once_and_change_no_other_key(tmp_path):
