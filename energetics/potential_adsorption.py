@@ -13,6 +13,7 @@ from energetics import band_gap as band_gap_module
 from energetics import sites
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
+from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
@@ -89,6 +90,13 @@ class StabilityJudge:
     def band_gap(self, sheet: Atoms) -> float:
         """Return the band gap in eV; NaN where none is wanted or the method finds none."""
         return band_gap_module.band_gap(sheet) if self.with_gap else NAN
+
+    def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
+        """Judge a relaxed sheet by its phonons and its stiffness, with the second potential where there is one.
+
+        That one agrees with PBE more often (docs/results.md).
+        """
+        return dynamic_stability(sheet, self.second or self.potential)
 
     def legacy_energy(self, atoms: Atoms) -> float:
         """Compute the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.

@@ -49,6 +49,10 @@ class CandidateResult:
     ΔG_H by the best judge at hand, which ``delta_g_source`` names
     (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
     ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
+    ``dynamically_stable`` and what stands behind it are of sheets near the hull (``dynamics.mark_dynamics``): the probability
+    ``p_dynamic`` by phonons and ``dynamics_model.DynamicsModel`` together, the lowest eigenvalues of Hessian and stiffness and the
+    lowest frequency, negative where it is imaginary. ``distortion_gain_ev`` (eV/atom) is what a sheet with an unstable mode gains
+    when it follows the mode, and ``distorted_stable`` says whether the potential finds it stable then.
     ``dg_pbx_ev`` (eV/atom) is ΔG_pbx at the worst of three pH and two potentials, ``dg_pbx_ph0_ev`` and the like the worst at one
     pH; ``water`` is the verdict, and ``water_products`` what the sheet becomes at the kindest pH, or why there is no verdict
     (``water_verdict.mark_water``).
@@ -86,6 +90,13 @@ class CandidateResult:
     e_above_hull_potential_ev: float = NAN
     e_above_hull_source: str = ""
     decomposition: str = ""
+    dynamically_stable: bool | None = None
+    p_dynamic: float = NAN
+    min_hessian_ev_per_a2: float = NAN
+    min_phonon_thz: float = NAN
+    stiffness_min_n_per_m: float = NAN
+    distortion_gain_ev: float = NAN
+    distorted_stable: bool | None = None
     dg_pbx_ev: float = NAN
     dg_pbx_ph0_ev: float = NAN
     dg_pbx_ph7_ev: float = NAN
@@ -188,6 +199,13 @@ QUANTITIES = {
     "e_above_hull_potential_ev": Quantity("E_hull potential", "eV/atom", name="E_above_hull, potential"),
     "e_above_hull_source": Quantity("E_hull by"),
     "decomposition": Quantity("decomposes into"),
+    "dynamically_stable": Quantity("dynamic", name="dynamically stable"),
+    "p_dynamic": Quantity("p_dynamic", name="probability of dynamic stability"),
+    "min_hessian_ev_per_a2": Quantity("Hessian", "eV/Å²", name="lowest eigenvalue of the Hessian"),
+    "min_phonon_thz": Quantity("lowest phonon", "THz"),
+    "stiffness_min_n_per_m": Quantity("stiffness", "N/m", name="lowest stiffness"),
+    "distortion_gain_ev": Quantity("distortion", "eV/atom", name="gained by distortion"),
+    "distorted_stable": Quantity("distorted stable", name="stable when distorted"),
     "dg_pbx_ev": Quantity("ΔG_pbx", "eV/atom", name="ΔG_pbx in water, worst"),
     "dg_pbx_ph0_ev": Quantity("ΔG_pbx pH 0", "eV/atom", name="ΔG_pbx, pH 0"),
     "dg_pbx_ph7_ev": Quantity("ΔG_pbx pH 7", "eV/atom", name="ΔG_pbx, pH 7"),

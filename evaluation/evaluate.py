@@ -18,7 +18,8 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -35,10 +36,11 @@ from crystals.formulas import cell_formula
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
+from evaluation.dynamics import mark_dynamics, phonon_store
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
-from evaluation.result_files import write_structures, write_table
+from evaluation.result_files import write_distorted, write_structures, write_table
 from evaluation.water_verdict import mark_water
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -104,6 +106,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge every structure of a folder, and write ``metrics.csv`` and ``relaxed.extxyz`` to ``output_dir``.
 
+    Stable sheets to which dynamically unstable ones lead go to ``distorted.extxyz``.
+
     Identical CIFs are judged once.
 
     Args:
@@ -128,10 +132,12 @@ def evaluate(
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
     store = record_store(cache, [Path(p) for p in also_cached])
     keys = {source: cache_key(_content(source.cif), judges.identity, settings) for source in sources if source.cif}
-    records = _records({key: source.cif for source, key in keys.items()}, judges, settings, store, label, workers)
-    rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
-    mark_unique(rows, structures)
-    decide(rows, settings)
+    with _workers(judges, workers) as pool:
+        records = _records({key: source.cif for source, key in keys.items()}, pool, settings, store, label)
+        rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
+        mark_unique(rows, structures)
+        decide(rows, settings)
+        distorted = mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
     mark_water(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
     evaluation = Evaluation(
@@ -146,7 +152,18 @@ def evaluate(
     )
     write_table(rows, output_dir / "metrics.csv")
     write_structures(rows, structures, output_dir / "relaxed.extxyz")
+    write_distorted(distorted, output_dir / "distorted.extxyz")
     return evaluation
+
+
+@contextmanager
+def _workers(judges: Judges | JudgePool, workers: int) -> Iterator[Judges | JudgePool]:
+    """Yield the pool that judges: the one given, one of several processes that ends afterwards, or the judges themselves."""
+    if isinstance(judges, JudgePool) or workers <= 1:
+        yield judges
+        return
+    with JudgePool(partial(_unchanged, judges), judges.identity, workers) as pool:
+        yield pool
 
 
 def _content(path: Path) -> bytes:
@@ -161,27 +178,19 @@ def _content(path: Path) -> bytes:
 
 
 def _records(
-    cifs: Mapping[str, Path], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str, workers: int
+    cifs: Mapping[str, Path], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str
 ) -> dict[str, dict[str, Any]]:
     """Return key -> record of all CIFs: from the store, or judged now where it has none."""
     records = {key: record for key in cifs if (record := store.get(key)) is not None}
     to_judge = {key: path for key, path in cifs.items() if key not in records}
     if records:
         log.info("%s: %d of %d candidates were judged before", label, len(records), len(cifs))
-    own_pool = None
     if isinstance(judges, JudgePool):
         finished = judges.judge(to_judge, settings, store)
-    elif workers > 1 and to_judge:
-        own_pool = JudgePool(partial(_unchanged, judges), judges.identity, workers)
-        finished = own_pool.judge(to_judge, settings, store)
     else:
         finished = judge_inline(judges, to_judge, settings, store)
-    try:
-        for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
-            records[key] = record
-    finally:
-        if own_pool is not None:
-            own_pool.close()
+    for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
+        records[key] = record
     return records
 
 
@@ -265,6 +274,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     rows, structures = _rows({source: record})
     mark_unique(rows, structures)
     decide(rows, settings)
+    mark_dynamics(rows, structures, judges, settings)
     mark_water(rows, settings)
     return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}
 

@@ -17,6 +17,7 @@ from evaluation import metrics, volcano
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import BY_DIMENET
 from evaluation.evaluate import Evaluation
+from evaluation.water_verdict import DISSOLVES
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
 
@@ -261,6 +262,12 @@ def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[st
     "two-dimensional" is part of "valid" and stands before it, so that the counts tell who fails by dimensionality alone.
     """
     left = list(evaluation.rows)
+    # A step stands only where its judge was asked about some candidate.
+    further = (
+        (lambda r: r.dynamically_stable is not None, "dynamically stable", lambda r: r.dynamically_stable is True),
+        (lambda r: r.water, "not dissolved by water", lambda r: r.water not in ("", DISSOLVES)),
+        (lambda r: r.conductive is not None, "conducts", lambda r: r.conductive is True),
+    )
     counts = {"CIFs": len(left)}
     for name, passes in (
         ("readable", lambda r: bool(r.formula)),
@@ -270,6 +277,7 @@ def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[st
         ("unique", lambda r: r.unique is True),
         ("novel", lambda r: r.novel is True),
         (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
+        *(step for asked, *step in further if any(asked(row) for row in left)),
         (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: r.hit is True),
     ):
         left = [row for row in left if passes(row)]

@@ -51,6 +51,9 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     if settings.band_gap_checkpoint:
         hint = "run python -m scripts.train_band_gap, or set it to nothing"
         needed["evaluation.band_gap_checkpoint"] = (settings.band_gap_checkpoint, hint)
+    if settings.phonons and settings.dynamics_checkpoint:
+        hint = "run python -m scripts.phonon_benchmark, or set it to nothing"
+        needed["evaluation.dynamics_checkpoint"] = (settings.dynamics_checkpoint, hint)
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
     for key, (path, hint) in needed.items():

@@ -41,7 +41,8 @@ CLASH_TO_SKIP = 0.5  # a structure with a distance below this share of the sum o
 class Judges:
     """The models that judge, and what decides novelty.
 
-    potential: relaxes and holds H, as ``StabilityJudge`` (``relax``, ``band_gap``, ``delta_e_hydrogen``, ``legacy_energy``).
+    potential: relaxes and holds H, as ``StabilityJudge`` (``relax``, ``band_gap``, ``delta_e_hydrogen``,
+        ``dynamic_stability``, ``legacy_energy``).
     references: reference phases, as ``hull.References`` (``elements``, ``e_form``, ``e_above_hull``, ``hull_energy``).
     her: DimeNet++, as ``hydrogen.HydrogenPredictor`` (``predict_sheet``, ``legacy_bare_output``).
     synth: synthesizability, as ``SynthesizabilityJudge`` (``score``; ``method_and_precursors`` where ``suggests_routes``).

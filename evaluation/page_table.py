@@ -24,7 +24,8 @@ GROUPS = {
     ),
     "Stability": (
         "e_above_hull_ev", "e_above_hull_std_ev", "e_above_hull_potential_ev", "e_above_hull_source", "decomposition", "e_form_ev",
-        "energy_ev_per_atom", "score_stab",
+        "energy_ev_per_atom", "score_stab", "dynamically_stable", "p_dynamic", "min_hessian_ev_per_a2", "min_phonon_thz",
+        "stiffness_min_n_per_m", "distortion_gain_ev", "distorted_stable",
     ),
     "Hydrogen": (
         "delta_g_ev", "delta_g_std_ev", "delta_g_source", "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev",
@@ -49,8 +50,8 @@ if further := tuple(key for key in _FIELD_TYPES if not any(key in keys for keys 
 COLUMNS = tuple(key for keys in GROUPS.values() for key in keys)
 SHOWN = (
     "id", "reduced_formula", "layer_group_relaxed", "e_above_hull_ev", "delta_g_ev", "delta_g_source", "delta_g_h_corrected_ev",
-    "delta_g_h_ev", "h_site_kind", "h_in_domain", "water", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit",
-    "score_composite", "metastable_sun", "status",
+    "delta_g_h_ev", "h_site_kind", "h_in_domain", "dynamically_stable", "water", "p_synth", "synthesis_method",
+    "synthesis_precursors", "p_hit", "score_composite", "metastable_sun", "status",
 )  # fmt: skip
 # value -> what its cell says beside it: a standard error, or a second text.
 ERRORS = {
@@ -63,9 +64,9 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
 # Single values beside the 3D view.
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
-    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage", "water",
-    "dg_pbx_ev", "water_products", "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match",
-    "status",
+    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage",
+    "dynamically_stable", "p_dynamic", "min_phonon_thz", "water", "dg_pbx_ev", "water_products", "band_gap_ev", "p_synth",
+    "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
 )  # fmt: skip
 # What the search looks at: not what names other materials, such as the products of decomposition.
 SEARCHED = (

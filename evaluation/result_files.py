@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ase import Atoms
@@ -64,6 +65,22 @@ def write_structures(rows: Sequence[CandidateResult], structures: Mapping[str, A
             atoms.info = {"id": _one_line(row.id)} | {name: _one_line(v) for name, v in values.items() if not _is_missing(v)}
             frames.append(atoms)
     if frames:
+        with atomic_path(path) as temporary:
+            write(temporary, frames, format="extxyz")
+
+
+def write_distorted(sheets: Mapping[str, Atoms], path: str | os.PathLike) -> None:
+    """Write the stable sheets to which unstable candidates lead, with their ids; no file where there is none.
+
+    Stage 6 judges such a file as it does any other set.
+    """
+    from ase.io import write
+
+    Path(path).unlink(missing_ok=True)
+    if sheets:
+        frames = [atoms.copy() for atoms in sheets.values()]
+        for atoms, name in zip(frames, sheets, strict=True):
+            atoms.info = {"id": _one_line(name)}
         with atomic_path(path) as temporary:
             write(temporary, frames, format="extxyz")
 

@@ -323,6 +323,12 @@ class EvaluationConfig:
     dft_blind_path: str = setting("data/h_on_2d_blind.db", "further DFT ΔE_H that no fit has seen; empty: none", path=True)
     truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
     water: bool = setting(True, "how a sheet fares in water at pH 0, 7 and 14: ΔG_pbx and a verdict, which filter nothing")
+    phonons: bool = setting(True, "whether sheets near the hull are dynamically stable, by phonons and stiffness; filters nothing")
+    dynamics_checkpoint: str = setting(
+        "weights/dynamics.pth", "learnt part of that verdict; empty: phonons and stiffness alone decide", path=True
+    )
+    phonon_max_e_hull_ev: float = setting(0.2, "no phonons of sheets further above the hull (eV/atom)", low=0)
+    phonon_max_atoms: int = setting(12, "no phonons of larger cells", low=1)
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)
@@ -407,6 +413,20 @@ class BandGapConfig:
 
 
 @dataclass(frozen=True)
+class PhononBenchmarkConfig:
+    """Settings of the benchmark of dynamic stability and of the model that it fits."""
+
+    db_path: str = setting("${dataset.db_path}", "release of C2DB with dynamic_stability_phonons as an ASE database", path=True)
+    checkpoint: str = setting("${run.output_dir}/phonon_benchmark/dynamics.pth", "trained model", path=True)
+    work_dir: str = setting("${run.output_dir}/phonon_benchmark", "resumable phonons, one line per sheet", path=True)
+    rows: int = setting(240, "sheets that get phonons, drawn at random", low=20)
+    max_atoms: int = setting(6, "largest cell of these", low=1)
+    trees: int = setting(300, "boosted trees", low=1)
+    learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
+    max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections."""
 
@@ -422,6 +442,7 @@ class Config:
     synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)
     learnt_hull: LearntHullConfig = field(default_factory=LearntHullConfig)
     band_gap: BandGapConfig = field(default_factory=BandGapConfig)
+    phonon_benchmark: PhononBenchmarkConfig = field(default_factory=PhononBenchmarkConfig)
 
 
 def section_fields(section: str) -> tuple[dataclasses.Field, ...]:

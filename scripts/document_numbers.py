@@ -32,6 +32,7 @@ from typing import Any
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
 MISSING = "–"
+TRIPLE = ("value", "low", "high")  # what a list of three numbers holds
 Metric = Mapping[str, Any]  # value, low, high, n_ok, n
 
 
@@ -392,14 +393,12 @@ def learnt_hull() -> str:
     """Return how E_above_hull by each method agrees with C2DB on formulas that the learnt hull has not seen."""
     parts = load("weights/hull_sevennet-0.json")["metrics"]
     names = {"learnt": "learnt hull", "potential": "SevenNet-0 and its phases", "both": "mean of both"}
+    wanted = (("mae_ev", ".3f"), ("spearman", ".2f"), ("agree", ".0%"))
     body = []
     for geometry in ("test, relaxed", "test, geometry of the database"):
         for method, row in parts[geometry].items():
             if "agree" in row:
-                cells = [
-                    interval(dict(zip(("value", "low", "high"), row[key], strict=True)), form) if row[key] else "–"
-                    for key, form in (("mae_ev", ".3f"), ("spearman", ".2f"), ("agree", ".0%"))
-                ]
+                cells = [interval(dict(zip(TRIPLE, row[k], strict=True)), form) if row[k] else MISSING for k, form in wanted]
                 body.append([geometry.removeprefix("test, "), names.get(method, method), str(row["n"]), *cells])
     return table(["sheet", "E_above_hull by", "n", "MAE (eV/atom)", "Spearman", "same verdict at 0.1 eV/atom"], body)
 
@@ -409,6 +408,13 @@ def water() -> str:
     keys = ("e_above_hull_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water", "water_products", "remark")
     body = [[row["name"], *(formatted(row[key]) for key in keys)] for row in load("results/benchmark/water.json")["sheets"]]
     return table(["sheet", "E_hull", "ΔG_pbx pH 0", "pH 7", "pH 14", "verdict", "becomes", "what is known"], body)
+
+
+def phonons() -> str:
+    """Return how often verdicts of dynamic stability agree with C2DB's."""
+    found = load("results/benchmark/phonons.json")["agreement"]
+    body = [[n, *(interval(dict(zip(TRIPLE, v, strict=True)), ".0%") for v in pair.values())] for n, pair in found.items()]
+    return table(["verdict by", "same as C2DB", "within 0.2 eV/atom"], body)
 
 
 def kills() -> str:
@@ -421,8 +427,7 @@ def kills() -> str:
 def memory() -> str:
     """Return the memory over many candidates, every eighth row and the last."""
     rows = load("tests/faults/soak.json")["runs"][0]["rows"]
-    chosen = [*rows[:-1:8], rows[-1]]
-    body = [[formatted(r["finished"]), formatted(r["main_mib"], ",.0f"), formatted(r["workers_mib"], ",.0f")] for r in chosen]
+    body = [[formatted(r[k], ",.0f") for k in ("finished", "main_mib", "workers_mib")] for r in [*rows[:-1:8], rows[-1]]]
     return table(["candidates", "main process (MiB)", "workers, sum (MiB)"], body)
 
 
@@ -444,6 +449,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,
     "water": water,
+    "phonons": phonons,
     "kills": kills,
     "memory": memory,
 }

@@ -16,6 +16,7 @@ from ase.calculators.calculator import Calculator
 from ase.io import write
 
 import geo_utils
+from energetics.dynamic_stability import DynamicStability
 from energetics.potential_adsorption import HydrogenAtSite
 from energetics.potentials import Potential
 from energetics.sites import adsorption_sites, h_supercell
@@ -122,6 +123,9 @@ class Springs:
 
     def legacy_energy(self, atoms: Atoms) -> float:
         return -4.0
+
+    def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
+        return DynamicStability(True, sheet, 1.5, 3.0, (0.5, 0.0), 40.0)
 
     def band_gap(self, sheet: Atoms) -> float:
         return 1.5

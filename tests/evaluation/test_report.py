@@ -285,7 +285,7 @@ def test_best_are_hits_before_scores(products):
 def test_funnel_by_hand(products):
     _, cfg, ours, _ = products
     counts = list(figures.funnel_counts(ours, cfg.evaluation).values())
-    assert counts == [4, 3, 3, 3, 3, 3, 3, 3, 0], "ΔG_H of the corrected potential, the best judge, is 0.69 eV"
+    assert counts == [4, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0], "ΔG_H of the corrected potential, the best judge, is 0.69 eV"
     rows = [dataclasses.replace(row, hit=row.id == "gen_00001") for row in ours.rows]
     assert list(figures.funnel_counts(dataclasses.replace(ours, rows=rows), cfg.evaluation).values())[-1] == 1
 
