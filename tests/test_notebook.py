@@ -13,7 +13,23 @@ from pipeline.files import PROJECT_DIR
 NOTEBOOK = PROJECT_DIR / "docs" / "judge_your_sheets.ipynb"
 SETTINGS = '"run.device=cpu")'
 # Nothing is relaxed, and what only sharpens a value is left out: the cells are run, not their numbers.
-FAST = ("relax=false", "second_potential=", "band_gap=", "dft_truth_path=", "dft_blind_path=", "known_formulas_from=")
+FAST = (
+    "relax=false",
+    "phonons=false",
+    "second_potential=",
+    "band_gap=",
+    "dft_truth_path=",
+    "dft_blind_path=",
+    "known_formulas_from=",
+)
+    "relax=false",
+    "phonons=false",
+    "second_potential=",
+    "band_gap=",
+    "dft_truth_path=",
+    "dft_blind_path=",
+    "known_formulas_from=",
+)
 
 
 @pytest.fixture(scope="module")
