@@ -22,14 +22,6 @@ FAST = (
     "dft_blind_path=",
     "known_formulas_from=",
 )
-    "relax=false",
-    "phonons=false",
-    "second_potential=",
-    "band_gap=",
-    "dft_truth_path=",
-    "dft_blind_path=",
-    "known_formulas_from=",
-)
 
 
 @pytest.fixture(scope="module")
