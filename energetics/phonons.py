@@ -10,6 +10,7 @@ instability, and no rotational sum rule is needed. An instability at another wav
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from ase.spacegroup.symmetrize import refine_symmetry
 from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
 
+# Where spglib fails it returns None, which crystals.symmetry looks for. ASE's refinement of symmetry and phonopy's import would make
+# it raise in the whole process, but keep to a value that is set.
+os.environ.setdefault("SPGLIB_OLD_ERROR_HANDLING", "true")
 REPEAT = 2  # cells along a and b
 DISPLACEMENT = 0.02  # Å; single precision makes forces noisy by about 1e-5 eV/Å
 SYMPREC = 0.02  # Å, within which a relaxed sheet is put on its symmetry before it is relaxed further

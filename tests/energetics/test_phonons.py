@@ -9,9 +9,11 @@ from ase.build import mx2
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
+from crystals.symmetry import find_operations
 from energetics import dynamic_stability as verdicts
 from energetics.phonons import Mode, phonons, pushed, relax_within_symmetry, stiffness
 from energetics.potentials import Potential, load_potential
+from geo_utils import Sheet
 
 
 def emt() -> Potential:
@@ -59,6 +61,14 @@ def test_the_lowest_mode_is_that_of_the_whole_supercell():
     energies = units._hbar * 1e10 / np.sqrt(units._e * units._amu) * np.sqrt(np.abs(squared)) * np.sign(squared)
     others = np.delete(energies, np.argsort(np.abs(energies))[:3])
     assert found.min_thz == pytest.approx(others[0] / 4.135667e-3, abs=0.02)
+
+
+def test_symmetry_of_other_sheets_is_found_as_before():
+    """phonopy's import makes spglib raise where it had returned None."""
+    assert phonons(relax_within_symmetry(two_layers(), emt()), emt()).hessian is not None
+    twice = two_layers()
+    twice += twice[0]
+    assert find_operations(Sheet.from_atoms(twice), 0.1) == [], "atoms on one place have no symmetry, and that is no error"
 
 
 def test_translations_cost_nothing():

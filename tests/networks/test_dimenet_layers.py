@@ -88,7 +88,7 @@ def angles():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_spherical_basis_against_scipy(angles, dtype):
-    """At the published size. Zeros of j_l are those of J_{l+1/2}, found here on a fine grid and by a Newton step."""
+    """At the published size. Zeros of j_l are those of J_{l+1/2}, found here on a fine grid and by Newton steps."""
     basis, cutoff = SphericalBasis(7, 6, 6.0, 5), 6.0
     distance = torch.linspace(0.9, 6.2, 60, dtype=torch.float64)
     x = (distance / cutoff).numpy()
@@ -97,7 +97,8 @@ def test_spherical_basis_against_scipy(angles, dtype):
     for degree in range(7):
         signs = np.sign(spherical_jn(degree, grid))
         zeros = grid[:-1][signs[1:] != signs[:-1]][:6] + (grid[1] - grid[0]) / 2
-        zeros -= spherical_jn(degree, zeros) / spherical_jn(degree, zeros, derivative=True)
+        for _ in range(2):
+            zeros -= spherical_jn(degree, zeros) / spherical_jn(degree, zeros, derivative=True)
         norm = np.sqrt(2) / np.abs(spherical_jn(degree + 1, zeros)) * np.sqrt((2 * degree + 1) / (4 * np.pi))
         expected[:, degree] = spherical_jn(degree, zeros * x[:, None]) * norm
     expected *= Envelope(5)(torch.from_numpy(x)).numpy()[:, None, None]
