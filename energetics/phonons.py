@@ -24,8 +24,8 @@ from ase.spacegroup.symmetrize import refine_symmetry
 from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
 
-# Where spglib fails it returns None, which crystals.symmetry looks for. ASE's refinement of symmetry and phonopy's import would make
-# it raise in the whole process, but keep to a value that is set.
+# Where spglib fails it returns None, which crystals.symmetry looks for. ASE's refinement of symmetry and phonopy's import would
+# make it raise in the whole process, but keep to a value that is set.
 os.environ.setdefault("SPGLIB_OLD_ERROR_HANDLING", "true")
 REPEAT = 2  # cells along a and b
 DISPLACEMENT = 0.02  # Å; single precision makes forces noisy by about 1e-5 eV/Å
