@@ -130,23 +130,13 @@ def fit_trees(table: GapTable, rows: np.ndarray, cfg: Config, columns: slice = s
         rows: (N,) bool, those to learn from.
         columns: descriptors to use.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
-    settings = cfg.band_gap
-    about = {
-        "max_iter": settings.trees,
-        "learning_rate": settings.learning_rate,
-        "max_leaf_nodes": settings.max_leaf_nodes,
-        "min_samples_leaf": settings.min_samples_leaf,
-        "l2_regularization": 1.0,
-        "early_stopping": False,
-        "random_state": cfg.run.seed,
-    }
+    settings, seed, chosen = cfg.band_gap, cfg.run.seed, table.descriptors[:, columns]
+    leaf = {"min_samples_leaf": settings.min_samples_leaf}
     wide = rows & (table.gaps > METAL_EV)
-    has_gap = HistGradientBoostingClassifier(**about).fit(table.descriptors[rows][:, columns], table.gaps[rows] > METAL_EV)
-    width = HistGradientBoostingRegressor(**about).fit(table.descriptors[wide][:, columns], table.gaps[wide])
+    has_gap = BoostedTrees.fit(chosen[rows], table.gaps[rows] > METAL_EV, settings, seed, classify=True, **leaf)
+    width = BoostedTrees.fit(chosen[wide], table.gaps[wide], settings, seed, **leaf)
     counted = Counter(symbol for k in np.flatnonzero(rows) for symbol in table.symbols[k])
-    return GapModel(BoostedTrees.from_sklearn(has_gap), BoostedTrees.from_sklearn(width), dict(sorted(counted.items())))
+    return GapModel(has_gap, width, dict(sorted(counted.items())))
 
 
 def interval(

@@ -124,18 +124,7 @@ def _numbers(atoms: Atoms, potential: Potential) -> dict[str, Any]:
 
 def fit_trees(rows: np.ndarray, stable: np.ndarray, cfg: Config) -> BoostedTrees:
     """Fit trees to the verdicts of descriptors (N, columns)."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    settings = cfg.phonon_benchmark
-    model = HistGradientBoostingClassifier(
-        max_iter=settings.trees,
-        learning_rate=settings.learning_rate,
-        max_leaf_nodes=settings.max_leaf_nodes,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=cfg.run.seed,
-    )
-    return BoostedTrees.from_sklearn(model.fit(rows, stable))
+    return BoostedTrees.fit(rows, stable, cfg.phonon_benchmark, cfg.run.seed, classify=True)
 
 
 def with_noise(table: Labelled, seed: int) -> np.ndarray:

@@ -42,18 +42,8 @@ SOURCE = (
 
 def fit(descriptors: np.ndarray, target: np.ndarray, cfg: Config, *, small: bool = False) -> BoostedTrees:
     """Fit boosted trees. small: fewer and smaller ones, for the size of errors."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    settings = cfg.learnt_hull
-    model = HistGradientBoostingRegressor(
-        max_iter=max(1, settings.trees // 4) if small else settings.trees,
-        learning_rate=settings.learning_rate,
-        max_leaf_nodes=8 if small else settings.max_leaf_nodes,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=cfg.run.seed,
-    )
-    return BoostedTrees.from_sklearn(model.fit(descriptors, target))
+    fewer = {"max_iter": max(1, cfg.learnt_hull.trees // 4), "max_leaf_nodes": 8} if small else {}
+    return BoostedTrees.fit(descriptors, target, cfg.learnt_hull, cfg.run.seed, **fewer)
 
 
 def fit_hull(formulas: Formulas, rows: np.ndarray, cfg: Config) -> BoostedTrees:

@@ -77,19 +77,10 @@ def fit_trees(table: Table, rows: np.ndarray, cfg: Config, columns: slice = slic
         rows: (N,) bool, those to learn from.
         columns: descriptors to use.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    settings, labels = cfg.synth_lm, table.labels[rows]
-    model = HistGradientBoostingClassifier(
-        max_iter=settings.trees,
-        learning_rate=settings.learning_rate,
-        max_leaf_nodes=settings.max_leaf_nodes,
-        l2_regularization=1.0,
-        early_stopping=False,
-        random_state=cfg.run.seed,
-    )
-    weights = balanced_weights(labels, table.reported[rows], settings.reported_weight)
-    return BoostedTrees.from_sklearn(model.fit(table.descriptors[rows][:, columns], labels, sample_weight=weights))
+    labels = table.labels[rows]
+    weights = balanced_weights(labels, table.reported[rows], cfg.synth_lm.reported_weight)
+    chosen = table.descriptors[rows][:, columns]
+    return BoostedTrees.fit(chosen, labels, cfg.synth_lm, cfg.run.seed, classify=True, weights=weights)
 
 
 def cross_validated_odds(table: Table, cfg: Config, columns: slice = slice(None)) -> np.ndarray:

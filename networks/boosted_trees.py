@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+
+class TreeSettings(Protocol):
+    """What the settings of every such model have."""
+
+    trees: int
+    learning_rate: float
+    max_leaf_nodes: int
 
 
 class BoostedTrees:
@@ -28,6 +36,41 @@ class BoostedTrees:
     def __init__(self, start: float, columns: int, **arrays: np.ndarray) -> None:
         self.start, self.columns = float(start), int(columns)
         self.feature, self.threshold, self.left, self.right, self.value, self.roots = (arrays[name] for name in self._ARRAYS)
+
+    @classmethod
+    def fit(
+        cls,
+        rows: np.ndarray,
+        target: np.ndarray,
+        settings: TreeSettings,
+        seed: int,
+        *,
+        classify: bool = False,
+        weights: np.ndarray | None = None,
+        **about: Any,
+    ) -> BoostedTrees:
+        """Fit trees by scikit-learn's histogram-based gradient boosting.
+
+        Args:
+            rows: (N, columns) descriptors.
+            target: (N,) values, or labels where ``classify`` is set; the trees then give the log-odds of the second label.
+            settings: number and size of the trees, learning rate.
+            seed: of the model.
+            weights: (N,) of the rows.
+            about: further arguments of scikit-learn's model, which go before those of the settings.
+        """
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        given = {
+            "max_iter": settings.trees,
+            "learning_rate": settings.learning_rate,
+            "max_leaf_nodes": settings.max_leaf_nodes,
+            "l2_regularization": 1.0,
+            "early_stopping": False,
+            "random_state": seed,
+        }
+        model = (HistGradientBoostingClassifier if classify else HistGradientBoostingRegressor)(**given | about)
+        return cls.from_sklearn(model.fit(rows, target, sample_weight=weights))
 
     @classmethod
     def from_sklearn(cls, fitted: Any) -> BoostedTrees:

@@ -88,18 +88,32 @@ class _Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that workers are ended and locks freed."""
+    """Let SIGTERM end the work as Ctrl-C does, so that workers are ended and locks freed.
+
+    Python drops what is raised in a destructor or in the callback of a weak reference. A signal that came there is sent again.
+    """
 
     def stop(*_: Any) -> None:
         raise _Terminated
 
+    def dropped(what: Any) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            report_dropped(what)
+            return
+        number = signal.SIGTERM if isinstance(what.exc_value, _Terminated) else signal.SIGINT
+        again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+        again.daemon = True
+        again.start()
+
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set what a signal does
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before, report_dropped = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = report_dropped
         signal.signal(signal.SIGTERM, before)
 
 

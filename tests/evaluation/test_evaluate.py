@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import processes
 import pytest
 import simple_judges as simple
 from ase import Atoms
@@ -144,7 +141,7 @@ def test_no_folder_and_no_cif_are_one_line(tmp_path):
         evaluate.find_cifs(tmp_path)
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+@processes.WATCHED
 def test_workers_end_with_a_killed_parent(tmp_path):
     simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet()})
     script = (
@@ -165,10 +162,4 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(100):
-        state = Path(f"/proc/{worker}/stat")
-        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            return
-        time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker outlived its parent")
+    processes.assert_ends(worker)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import venv
+import weakref
 
 import matplotlib
 import pytest
 
+from pipeline.cli import run_stage
 from pipeline.files import PROJECT_DIR
 from pipeline.plotting import figure
 
@@ -58,6 +62,29 @@ def test_variables_meant_for_other_programs_do_not_reach_a_stage(tmp_path):
     assert run.stdout.split("\n") == ["{'a': 2}", "threads 1", ""]
     assert "arn" not in run.stderr and "semaphore" not in run.stderr
     assert (tmp_path / "x.png").stat().st_size > 1000 and (tmp_path / "x.pdf").is_file()
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
+def test_a_signal_in_the_callback_of_a_weak_reference_still_ends_the_stage(number, code, word, capsys):
+    """Python drops what such a callback raises."""
+
+    def send(_):
+        os.kill(os.getpid(), number)
+        for _ in range(1000):  # the handler of the signal runs between two steps of Python code
+            pass
+
+    def main(_):
+        what = {1}
+        reference = weakref.ref(what, send)
+        del what
+        assert reference() is None
+        time.sleep(20)
+
+    started = time.monotonic()
+    assert run_stage(main, __doc__, ("run",), []) == code
+    assert time.monotonic() - started < 10
+    assert f"{word}; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_figure_leaves_the_backend_of_a_notebook_alone(tmp_path):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
+import processes
 import pytest
 import simple_judges as simple
 from cluster_tasks import about_worker, counting, deadly, fail, no_model, product, slow, square
@@ -170,16 +169,11 @@ def test_workers_as_jobs_of_slurm(monkeypatch, tmp_path):
     (job,) = tmp_path.glob("job_*.sh")
     directives = [line.split(maxsplit=1)[1] for line in job.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"-p short", "-A chem", "-t 00:30:00", "--cpus-per-task=1", "--gres=gpu:1", "--mem=4G"} <= set(directives)
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    pytest.fail("the job outlived the stage")
+    processes.assert_ends(pid)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+@processes.WATCHED
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = (
         "import operator, time\n"
@@ -197,10 +191,4 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(100):
-        state = Path(f"/proc/{worker}/stat")
-        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            return
-        time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
-    pytest.fail("the worker outlived its parent")
+    processes.assert_ends(worker)
