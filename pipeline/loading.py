@@ -18,11 +18,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, first_line
 from pipeline.files import PROJECT_DIR, missing_file
 from pipeline.settings import BASELINE_DIR, Config, section_fields
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def load_config(config_path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -38,11 +41,7 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    merged = OmegaConf.structured(Config)
-    OmegaConf.set_readonly(merged, False)
-    for section in dataclasses.fields(Config):
-        OmegaConf.set_readonly(merged[section.name], False)
-
+    merged = _defaults()
     sources: list[tuple[str, Any]] = []
     if config_path is not None:
         path = Path(config_path)
@@ -68,14 +67,18 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
         except Exception as error:  # YAML errors in the value
             raise ConfigError(f"cannot read the override '{override}': {first_line(error)}") from error
         sources.append((f"override '{override}'", _absolute_paths(parsed, Path.cwd())))
-    for source, values in sources:
-        try:
-            merged = OmegaConf.merge(merged, values)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{source}: {first_line(error)}") from error
+    try:
+        merged = OmegaConf.merge(merged, *(values for _, values in sources))
+    except OmegaConfBaseException:
+        for source, values in sources:  # which of them is it?
+            try:
+                merged = OmegaConf.merge(merged, values)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{source}: {first_line(error)}") from error
     try:
         if merged.external.name == "auto":  # before the references to it are resolved
-            merged.external.name = "baseline" if _is_same_path(merged.external.cif_dir, BASELINE_DIR) else "external"
+            name = "baseline" if _is_same_path(merged.external.cif_dir, BASELINE_DIR) else "external"
+            merged = OmegaConf.merge(merged, {"external": {"name": name}})
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{first_line(error)}") from error
@@ -91,6 +94,18 @@ def load_config(config_path: str | os.PathLike | None = None, overrides: Sequenc
     config = Config(**sections)
     _check_relations(config)
     return config
+
+
+@functools.cache
+def _defaults() -> DictConfig:
+    """Return the defaults as OmegaConf has them. They are merged into others, which copies them, and never changed."""
+    from omegaconf import OmegaConf
+
+    defaults = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(defaults, False)
+    for section in dataclasses.fields(Config):
+        OmegaConf.set_readonly(defaults[section.name], False)
+    return defaults
 
 
 @functools.cache

@@ -349,7 +349,7 @@ class EvaluationConfig:
     finalists: int = setting(3, "best candidates exported to output_dir/finalists, ready for DFT; 0: none", low=0)
     legacy_columns: bool = setting(True, "the earlier public baseline's scores beside ours, for comparison only")
     legacy_max_steps: int = setting(50, "step cap of its relaxation, positions only", low=0)
-    workers: int = setting(2, "worker processes, one thread each", low=1)
+    workers: int = setting(2, "worker processes, one thread each; 0: none, a candidate that crashes ends the stage", low=0)
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,16 @@ class Backend(Protocol):
         """Yield (key, result) of every task as it finishes; the result of a task that took its process along is LOST."""
 
 
-def start_workers(settings: RunConfig, workers: int, factory: Callable[[], Any] | None = None) -> Processes | DaskWorkers:
+def start_workers(settings: RunConfig, workers: int, factory: Callable[[], Any] | None = None) -> Serial | Processes | DaskWorkers:
     """Return the backend that ``run.scheduler`` names; its workers start with the first task.
 
     Args:
         settings: which backend.
-        workers: number of workers, of one thread each.
+        workers: number of workers, of one thread each; 0: this process does the work itself.
         factory: makes what all tasks share, once in every worker; picklable.
     """
     if settings.scheduler == "processes":
-        return Processes(workers, factory)
+        return Processes(workers, factory) if workers else Serial(factory)
     from pipeline.cluster import DaskWorkers
 
     return DaskWorkers(settings, workers, factory)
@@ -117,7 +117,15 @@ class Serial:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what the factory has made."""
+        self._shared = None
+
+    def process_ids(self) -> list[int]:
+        """Return the ids of the running workers: none."""
+        return []
 
     def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
         """Yield (key, result) of every task."""
@@ -255,6 +263,7 @@ def end_with_parent() -> None:
 
 def prepare_worker() -> None:
     """Make a process a worker: the first thing that it does."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a PyTorch that the first task imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     end_with_parent()
     warnings.simplefilter("ignore")  # the libraries' remarks would tear the progress bar apart

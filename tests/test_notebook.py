@@ -21,6 +21,7 @@ FAST = (
     "dft_truth_path=",
     "dft_blind_path=",
     "known_formulas_from=",
+    "workers=0",
 )
 
 

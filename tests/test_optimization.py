@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_sheets import table_of, tiny_config
+from undrawn import leave_figures_undrawn
 
 import optimization
 from generation import denoiser_training, loss, sheet_table
@@ -28,7 +29,10 @@ def cfg(tmp_path) -> Config:
 
 
 @pytest.fixture(autouse=True)
-def few_validation_sheets(monkeypatch):
+def quick(monkeypatch, request):
+    """Few validation sheets, and figures where they are looked at."""
+    if request.function is not test_products_of_a_training:
+        leave_figures_undrawn(monkeypatch)
     monkeypatch.setattr(denoiser_training, "VALIDATION_SHEETS", 12)
 
 

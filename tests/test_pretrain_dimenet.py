@@ -14,6 +14,7 @@ import pytest
 import torch
 from ase.db import connect
 from emt_records import records
+from undrawn import leave_figures_undrawn
 
 import pretrain_dimenet as stage
 from energetics import adsorption_data, dimenet_stage, dimenet_training
@@ -34,9 +35,11 @@ TINY = DimeNetPlusPlusConfig(
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(monkeypatch, request):
     """The stage as it is, with a network of a few thousand weights on one thread."""
     torch.set_num_threads(1)
+    if request.function is not test_stage_writes_its_products_and_knows_when_it_is_done:
+        leave_figures_undrawn(monkeypatch)
     monkeypatch.setattr(DimeNetPlusPlusConfig, "preset", classmethod(lambda cls, name: TINY))
 
 
@@ -47,8 +50,11 @@ def lmdb_path(tmp_path_factory) -> Path:
     return path
 
 
+DFT = load_config().dimenet.dft_path
+
+
 def make_config(lmdb_path: Path, output: Path, **changes) -> Config:
-    settings = {"epochs": 3, "ensemble_size": 2, "batch_size": 8, "target_abs_max_ev": 50.0} | changes
+    settings = {"epochs": 3, "ensemble_size": 2, "batch_size": 8, "target_abs_max_ev": 50.0, "dft_path": ""} | changes
     overrides = [f"dimenet.{key}={value}" for key, value in settings.items()]
     return load_config(
         None, [f"dimenet.lmdb_path={lmdb_path}", f"run.output_dir={output}", "run.threads=1", "run.device=cpu", *overrides]
@@ -218,12 +224,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_saved(lmdb_path, tmp_pat
 def test_learns_the_adsorption_energy_and_not_shuffled_labels(tmp_path):
     """EMT's ΔE_H of three metals at four sites is learnt; the same records with shuffled labels give no correlation."""
     rng = np.random.default_rng(0)
-    data = [r for r in records(280, seed=2) if r["y_relaxed"] < 8]
+    data = [r for r in records(200, seed=2) if r["y_relaxed"] < 8]
     shuffled = [dict(r, y_relaxed=float(y)) for r, y in zip(data, rng.permutation([r["y_relaxed"] for r in data]), strict=True)]
     found = {}
     for name, items in [("true", data), ("shuffled", shuffled)]:
         write_is2re(tmp_path / f"{name}.lmdb", items)
-        cfg = make_config(tmp_path / f"{name}.lmdb", tmp_path, epochs=15, ema_decay=0.98, learning_rate=0.005, test_fraction=0.3)
+        cfg = make_config(tmp_path / f"{name}.lmdb", tmp_path, epochs=20, ema_decay=0.98, learning_rate=0.005, test_fraction=0.3)
         job = make_job(cfg, tmp_path / f"{name}.pt")
         model = DimeNetPlusPlus(TINY)
         model.load_state_dict(dimenet_training.train_member(job)["state"])
@@ -239,7 +245,7 @@ def test_learns_the_adsorption_energy_and_not_shuffled_labels(tmp_path):
 
 def test_stage_writes_its_products_and_knows_when_it_is_done(lmdb_path, tmp_path, caplog):
     caplog.set_level("INFO", logger="her2d")
-    cfg = make_config(lmdb_path, tmp_path)
+    cfg = make_config(lmdb_path, tmp_path, dft_path=DFT)
     stage.main(cfg)
     folder = tmp_path / "dimenet"
     figures = {f"dimenet_{name}.{kind}" for name in ("loss_curve", "parity") for kind in ("png", "pdf")}
@@ -258,7 +264,7 @@ def test_stage_writes_its_products_and_knows_when_it_is_done(lmdb_path, tmp_path
     stage.main(cfg)
     assert "nothing to do" in caplog.text
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
-    stage.main(make_config(lmdb_path, tmp_path, epochs=1))
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT))
     assert "starting anew" in caplog.text
     assert len((folder / "dimenet_loss_curve.csv").read_text().splitlines()) == 1 + 2 * 1
 
@@ -294,7 +300,7 @@ def test_validation_file_and_fine_tuning_from_an_official_checkpoint(lmdb_path, 
 
 def test_new_dft_points_change_the_correction_and_nothing_else(lmdb_path, tmp_path, caplog):
     caplog.set_level("INFO", logger="her2d")
-    cfg = make_config(lmdb_path, tmp_path, epochs=1)
+    cfg = make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT)
     stage.main(cfg)
     before, card = (
         load_checkpoint(cfg.dimenet.checkpoint, "dimenet", ""),
@@ -323,7 +329,7 @@ def test_new_dft_points_change_the_correction_and_nothing_else(lmdb_path, tmp_pa
 
 
 def test_the_teacher_is_named_by_the_file_beside_the_records_and_remembered_by_the_checkpoint(lmdb_path, tmp_path):
-    cfg = make_config(lmdb_path, tmp_path, epochs=1)
+    cfg = make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT)
     assert dimenet_stage.records_teacher(lmdb_path) == "", "no file beside these records"
     stage.main(cfg)
 
@@ -333,9 +339,9 @@ def test_the_teacher_is_named_by_the_file_beside_the_records_and_remembered_by_t
     assert teacher() == ""
     embedded = Path(stage.__file__).parent / "data" / "demo_is2re"
     assert dimenet_stage.records_teacher(embedded / "data.lmdb") == dimenet_stage.records_teacher(embedded) == "sevennet-0"
-    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_teacher="sevennet-0"))
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT, dft_teacher="sevennet-0"))
     assert teacher() == "sevennet-0"
-    stage.main(make_config(lmdb_path, tmp_path, epochs=1, only_correction=True))
+    stage.main(make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT, only_correction=True))
     assert teacher() == "sevennet-0", "as its card says"
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -378,7 +384,7 @@ def test_a_formula_falls_on_the_same_side_in_every_set(tmp_path):
 
 @pytest.mark.slow
 def test_worker_processes_give_the_same_weights(lmdb_path, tmp_path):
-    cfg = make_config(lmdb_path, tmp_path, epochs=1)
+    cfg = make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT)
     jobs = [dataclasses.replace(make_job(cfg, tmp_path / f"p{k}.pt"), number=k) for k in range(2)]
     parallel = dimenet_training.train_ensemble(jobs, torch.device("cpu"), threads=2)
     alone = [dimenet_training.train_member(dataclasses.replace(job, resume_path=tmp_path / f"s{job.number}.pt")) for job in jobs]

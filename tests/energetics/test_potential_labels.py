@@ -75,5 +75,5 @@ def test_stage_2_with_labels_of_the_potential(tmp_path):
             assert uid != "W" or not np.isfinite(value)
     assert len(values) == len(lines) - 1 == json.loads((folder / "train.json").read_text())["counts"]["label_status"]["ok"]
     file.write_bytes(b"".join(lines[:2]) + lines[2][:20])
-    stage2.main(cfg)
+    stage2.main(load_config(None, [*overrides, "evaluation.workers=0"]))
     assert file.read_bytes() == complete

@@ -14,6 +14,7 @@ import pytest
 from pipeline import tasks
 from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR
+from pipeline.settings import RunConfig
 from pipeline.store import FolderStore, LineStore
 
 NUMBERS = {f"n{k}": k for k in range(7)}
@@ -34,6 +35,10 @@ def square(number):
 def process_id(number):
     time.sleep(0.05)
     return {"pid": os.getpid()}
+
+
+def process_id_beside(shared, number):
+    return process_id(number) | {"shared": shared}
 
 
 def no_model():
@@ -176,6 +181,11 @@ def test_a_dying_worker_takes_no_other_task_with_it(tmp_path):
 def test_a_lost_task_is_an_error_unless_something_stands_in_for_it(tmp_path):
     with pytest.raises(StageError, match="a worker process died .* start the stage again"):
         run(tasks.Processes(1), partial(deadly, tmp_path))
+
+
+def test_without_workers_this_process_does_the_work():
+    with tasks.start_workers(RunConfig(), 0, ten) as where:
+        assert run(where, process_id_beside)["n0"] == {"pid": os.getpid(), "shared": 10} and where.process_ids() == []
 
 
 def test_every_task_has_one_thread(backend):
