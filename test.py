@@ -47,7 +47,7 @@ def main(cfg: Config) -> None:
 
 def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     """Judge ours and the controls, and write the products."""
-    from energetics import hydrogen, potentials
+    from energetics import hydrogen
     from evaluation import comparison, decisions, evaluate, finalists, hull_parity, judges, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
@@ -69,14 +69,13 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
                 log.warning("control '%s' %s", label, controls[label])
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
+        if settings.finalists:
+            best = decisions.rank(ours.rows, settings.finalists)
+            finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
     report.write_report(
         ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, hull=hull, script="test.py"
     )
     comparison.update_comparison(cfg, output_dir)
-    if settings.finalists:
-        best = decisions.rank(ours.rows, settings.finalists)
-        potential = potentials.load_potential(settings.potential, settings.potential_checkpoint)
-        finalists.export_finalists(best, ours.structures, potential, output_dir / "finalists", 2 * settings.max_h_steps)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
 
 

@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from ase import Atoms
 from tqdm import tqdm
 
 from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites, write_dft_input
-from energetics.potentials import Potential
 from energetics.relaxation import HydrogenRelaxation
 from evaluation.candidate import CandidateResult
+from evaluation.judging import Judges
 from pipeline.files import atomic_folder, relative_name, write_json
+from pipeline.tasks import Backend, run
 
 log = logging.getLogger("her2d")
 
@@ -42,7 +44,7 @@ INCAR = {"ISIF": 2, "LDIPOL": True, "IDIPOL": 3, "LDAU": False, "ISMEAR": 0, "SI
 def export_finalists(
     rows: Sequence[CandidateResult],
     structures: dict[str, Atoms],
-    potential: Potential,
+    where: Backend,
     folder: Path,
     max_h_steps: int,
 ) -> list[str]:
@@ -51,7 +53,7 @@ def export_finalists(
     Args:
         rows: the finalists.
         structures: id -> relaxed sheet.
-        potential: relaxes H on the sheets.
+        where: workers with the judges, whose potential relaxes H on the sheets.
         folder: where the folders go.
         max_h_steps: most steps of a relaxation with H.
 
@@ -62,23 +64,39 @@ def export_finalists(
     for old in folder.iterdir():
         if (old / "finalist.json").is_file() and old.name not in {row.id for row in rows}:
             shutil.rmtree(old)
-    exported = []
-    for row in tqdm(rows, desc="finalists", unit="candidate"):
-        try:
-            clean, relaxed = relaxed_sites(structures[row.id], potential, IMAGE_DISTANCE, max_steps=max_h_steps)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
-            log.warning("%s is not exported: %s", row.id, error)
+    exported, by_id = [], {row.id: row for row in rows}
+    sheets = {identifier: structures[identifier] for identifier in by_id}
+    relaxations = run(partial(_relax, max_h_steps), sheets, None, where, in_order=True, if_lost=_lost)
+    for identifier, (clean, relaxed, potential, problem) in tqdm(
+        relaxations, desc="finalists", unit="candidate", total=len(sheets), disable=not sheets
+    ):
+        if problem:
+            log.warning("%s is not exported: %s", identifier, problem)
             continue
         order = site_order(clean)
         clean = clean[order]
         sites = [(label, _reordered(relaxation, order)) for label, relaxation in competing_sites(relaxed, MAX_SITES)]
-        with atomic_folder(folder / row.id) as target:
-            _write_finalist(target, folder / row.id, row, structures[row.id], clean, sites, potential.name)
+        with atomic_folder(folder / identifier) as target:
+            _write_finalist(target, folder / identifier, by_id[identifier], structures[identifier], clean, sites, potential)
         if sites:
-            exported.append(row.id)
+            exported.append(identifier)
         else:
-            log.warning("%s: no site at which the potential keeps H; only the sheet is exported", row.id)
+            log.warning("%s: no site at which the potential keeps H; only the sheet is exported", identifier)
     return exported
+
+
+def _relax(max_h_steps: int, judges: Judges, sheet: Atoms) -> tuple[Atoms | None, list[tuple[str, HydrogenRelaxation]], str, str]:
+    """Relax H on a sheet: the clean supercell, the sites, the potential's name, and what went wrong."""
+    potential = judges.potential.potential
+    try:
+        clean, relaxed = relaxed_sites(sheet, potential, IMAGE_DISTANCE, max_steps=max_h_steps)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
+        return None, [], potential.name, str(error)
+    return clean, relaxed, potential.name, ""
+
+
+def _lost(_: Atoms) -> tuple[None, list, str, str]:
+    return None, [], "", "the worker process died (out of memory?)"
 
 
 def site_order(atoms: Atoms) -> list[int]:

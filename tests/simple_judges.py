@@ -13,11 +13,12 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, graphene, mx2
 from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
 from ase.io import write
 
 import geo_utils
 from energetics.dynamic_stability import DynamicStability
-from energetics.potential_adsorption import HydrogenAtSite
+from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge
 from energetics.potentials import Potential
 from energetics.sites import adsorption_sites, h_supercell
 from evaluation.evaluate import Evaluation, evaluate
@@ -225,6 +226,12 @@ def no_training_structures(reduced_formula: str) -> list:
     return []
 
 
+def emt_judges() -> Judges:
+    """Return judges with the potential EMT, which knows Cu, Pd and the like, and C, N, O, H."""
+    potential = Potential("emt", {"name": "emt"}, EMT())
+    return judges(potential=StabilityJudge(potential, SETTINGS))
+
+
 def deadly_judges() -> Judges:
     """Return judges whose worker process dies on copper."""
     return judges(potential=Deadly())
@@ -250,6 +257,11 @@ def slow_judges(cfg: Any, identity: Any = None, formulas: Any = None) -> Judges:
 
 class SlowSprings(Springs):
     """Takes a tenth of a second, so that a run can be stopped between two candidates."""
+
+    @property
+    def potential(self) -> Potential:
+        """Return what holds H on a finalist."""
+        return still_potential("still")
 
     def relax(self, atoms: Atoms, bulk: bool) -> SimpleNamespace:
         sleep(0.1)

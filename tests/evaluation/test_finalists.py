@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from ase.calculators.emt import EMT
+import simple_judges as simple
 from ase.io import read
 from pymatgen.io.vasp import Incar, Kpoints, Poscar
 
 from crystals.prototypes import honeycomb
-from energetics.potentials import Potential
 from evaluation import finalists
 from evaluation.candidate import CandidateResult
+from pipeline.tasks import Serial
 from scripts import verify_dft
 
 
@@ -25,7 +25,7 @@ def exported(tmp_path_factory):
     foreign = folder / "my notes"
     foreign.mkdir()
     row = CandidateResult(id="gen_0001", formula="C2", delta_g_h_ev=0.1)
-    ids = finalists.export_finalists([row], {"gen_0001": sheet}, Potential("emt", {"name": "emt"}, EMT()), folder, 400)
+    ids = finalists.export_finalists([row], {"gen_0001": sheet}, Serial(simple.emt_judges), folder, 400)
     return folder, ids
 
 

@@ -21,6 +21,7 @@ from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
 from evaluation import evaluate, finalists, result_files
 from evaluation.candidate import CandidateResult
+from pipeline.tasks import Serial
 
 
 class WithForces(simple.Springs):
@@ -108,9 +109,8 @@ def test_the_files_of_a_finalist_keep_the_order(tmp_path):
     """Every element of the sheet stands together as in its CIF, H last, in POSCAR and in the structures for DFT alike."""
     sheet = cif_writer.in_cif_setting(honeycomb("N", "C"))
     assert sheet.get_chemical_symbols() == ["C", "N"]
-    potential = Potential("emt", {"name": "emt"}, EMT())
     row = CandidateResult(id="a", formula="CN")
-    assert finalists.export_finalists([row], {"a": sheet}, potential, tmp_path, 300) == ["a"]
+    assert finalists.export_finalists([row], {"a": sheet}, Serial(simple.emt_judges), tmp_path, 300) == ["a"]
     clean, with_h = read(tmp_path / "a" / "dft.extxyz", ":")[:2]
     expected = [symbol for symbol in "CN" for _ in range(len(clean) // 2)]
     assert clean.get_chemical_symbols() == expected and with_h.get_chemical_symbols() == [*expected, "H"]

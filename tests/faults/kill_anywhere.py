@@ -217,9 +217,17 @@ def content(path: Path) -> Any:
 
         return [str({k: getattr(v, "tolist", lambda v=v: v)() for k, v in vars(r).items()}) for r in open_is2re(path)]
     if kind == ".html":
-        text = re.sub(r"(&quot;(created_utc|git_commit|seconds)&quot;: )[^,\n]*", r"\1", path.read_text(encoding="utf-8"))
-        return re.sub(r"<td class=n data-v=\"[^\"]*\">[^<]*</td>(?=<td[^>]*data-v=\"[^\"]*\">[^<]*</td></tr>)", "", text)
+        text = re.sub(r"(&#34;(created_utc|git_commit|seconds)&#34;: )[^,\n]*", r"\1", path.read_text(encoding="utf-8"))
+        before, tag, rest = text.partition('<script type="application/json" id="values">')
+        values, end, after = rest.partition("</script>")
+        return [before, tag, _untimed_columns(json.loads(values)) if values else None, end, after]
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _untimed_columns(page: dict[str, Any]) -> dict[str, Any]:
+    """Return what a page holds of its materials, without the columns of times."""
+    timed = {number for number, column in enumerate(page["columns"]) if column["key"] in TIMED}
+    return page | {"values": [[v for k, v in enumerate(row) if k not in timed] for row in page["values"]]}
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
