@@ -63,14 +63,14 @@ SEARCH = """document.getElementById("table-search").value = "gen_000";
     document.body.dataset.done = Math.round(performance.now());"""
 
 
-def write_large_report(source: Path, name: str, folder: Path) -> set[str]:
-    """Write a report of 10,000 rows, copies of the material ``name`` of a report, and return the ids of the best 1,000."""
+def write_large_report(source: Path, name: str, folder: Path, number: int) -> set[str]:
+    """Write a report of many rows, copies of the material ``name`` of a report, and return the ids of the best 1,000."""
     content = json.loads(source.read_text(encoding="utf-8"))
     row, stored = next(row for row in content["candidates"] if row["id"] == name), content["structures"][name]
     rng = np.random.default_rng(0)
     content["candidates"] = [
         {**row, "id": f"gen_{k:05d}", "p_hit": p, "delta_g_ev": p - 0.5, "status": "ΔG_H of the potential: not asked, too unstable"}
-        for k, p in enumerate(rng.random(10_000).tolist())
+        for k, p in enumerate(rng.random(number).tolist())
     ]
     two = structure_viewer.decode(stored).repeat((2, 1, 1))
     best = {row["id"] for row in sorted(content["candidates"], key=lambda row: (-row["p_hit"], row["id"]))[:1000]}

@@ -1,8 +1,10 @@
-"""Order of the tests: files with slow tests come first, so that processes side by side end together."""
+"""Order of the tests: files with slow tests come first, so that processes side by side end together. Figures left undrawn."""
 
 from __future__ import annotations
 
 import pytest
+from started_here import Starter
+from undrawn import leave_figures_undrawn
 
 LONGEST = (
     "test_end_to_end.py",
@@ -23,3 +25,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (LONGEST.index(name) if name in LONGEST else 10 if item.path in slow else 20), str(item.path)
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures of one test undrawn."""
+    leave_figures_undrawn(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def undrawn_module():
+    """Leave the figures of a module's fixtures and tests undrawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_figures_undrawn(patch)
+        yield
+
+
+@pytest.fixture
+def start_here(capsys, caplog, monkeypatch):
+    """Start scripts in this process."""
+    return Starter(capsys, caplog, monkeypatch)

@@ -33,6 +33,7 @@ TINY = {
     "evaluation.max_h_steps": 2,
     "evaluation.more_h_steps": 0,
     "evaluation.bootstrap": 20,
+    "evaluation.legacy_max_steps": 2,
     "evaluation.potential_h_sites": 1,
     "evaluation.workers": 1,
     "evaluation.finalists": 1,
@@ -92,10 +93,6 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
         assert sidecar["schema_version"] == SCHEMA_VERSION and sidecar["inputs"] and sidecar["counts"], product
     assert not list(tmp_path.iterdir()), "a stage wrote into the working folder"
 
-    repeated = stage("optimization.py", out, tmp_path)
-    succeed(repeated)
-    assert "nothing to do" in (repeated.stdout + repeated.stderr)
-
     # Six steps of training give no crystal, but they must give a clear answer.
     few = ("generation.num_structures=1", "generation.num_steps=3", "generation.composition_pool=8")
     generated = stage("structure_generator.py", out, tmp_path, *few)
@@ -104,9 +101,12 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
 
 
 @pytest.mark.slow
-def test_changed_input_is_stale(out, tmp_path):
+def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_here):
+    again = [f"{key}={value}" for key, value in {**TINY, "run.output_dir": out}.items()]
+    repeated = start_here("optimization.py", *again)
+    assert repeated.returncode == 0 and "nothing to do" in repeated.stdout + str(repeated.messages)
     (out / "processed" / "train.json").unlink()
-    done = stage("optimization.py", out, tmp_path, "run.seed=5")
+    done = start_here("optimization.py", *again, "run.seed=5")
     assert done.returncode == 1 and "rerun material_dataset.py" in done.stderr.splitlines()[-1]
 
 

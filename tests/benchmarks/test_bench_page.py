@@ -21,7 +21,7 @@ def test_a_report_opens(benchmark, tmp_path, materials):
     if materials == 32:
         (tmp_path / "report.json").write_bytes(COMMITTED.read_bytes())
     else:
-        write_large_report(COMMITTED, next(iter(content["structures"])), tmp_path)
+        write_large_report(COMMITTED, next(iter(content["structures"])), tmp_path, materials)
     write_page(tmp_path)
     found = benchmark.pedantic(run_in_page, args=(tmp_path, SEARCH), rounds=3, warmup_rounds=1)
     benchmark.extra_info["milliseconds in the page"] = int(found["done"])

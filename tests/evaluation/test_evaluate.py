@@ -94,7 +94,7 @@ def test_cache_key_follows_content_judges_and_settings():
 
 def test_a_dying_worker_costs_one_candidate(tmp_path):
     simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet(), "b": simple.bulk_copper(), "c": simple.sheet("WS2")})
-    with JudgePool(simple.deadly_judges, simple.judges().identity, 2) as pool:
+    with JudgePool(simple.deadly_judges, simple.judges().identity, 1) as pool:
         evaluation = evaluate.evaluate(tmp_path / "cifs", pool, SETTINGS, tmp_path / "out", "ours")
     rows = {row.id: row for row in evaluation.rows}
     assert "worker process died" in rows["b"].status

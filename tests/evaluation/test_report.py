@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import simple_judges as simple
 from matplotlib.image import imread
+from undrawn import leave_figures_undrawn
 
 from evaluation import comparison, decisions, evaluate, figures, report
 from pipeline import plotting
@@ -65,11 +66,13 @@ def products(tmp_path_factory):
     random = evaluate.evaluate(root / "random", simple.judges(), settings, results / "controls", "random decoration")
     controls = {"unguided": "not run: no folder", "random decoration": random}
     report.write_report(ours, cfg, results, controls=controls, truth=TRUTH, her_provenance={"x": HOSTILE}, script="test.py")
-    comparison.update_comparison(cfg, results)
-    theirs = evaluate.evaluate(root / "theirs", simple.judges(), settings, theirs_dir, cfg.external.name)
-    report.write_report(theirs, cfg, theirs_dir, truth=None, script="evaluate_external.py")
-    ours_before = contents(results)
-    comparison.update_comparison(cfg, theirs_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        leave_figures_undrawn(patch)  # those of ours are looked at
+        comparison.update_comparison(cfg, results)
+        theirs = evaluate.evaluate(root / "theirs", simple.judges(), settings, theirs_dir, cfg.external.name)
+        report.write_report(theirs, cfg, theirs_dir, truth=None, script="evaluate_external.py")
+        ours_before = contents(results)
+        comparison.update_comparison(cfg, theirs_dir)
     assert contents(results) == ours_before, "stage 6 writes only into its own folder"
     content = comparison.update_comparison(cfg, results)
     return root, cfg, ours, content
@@ -214,7 +217,7 @@ def test_comparison_lists_every_set_in_both_folders(products):
         assert "rate_valid" in rows["random decoration"]["better_than_ours_in"]
 
 
-def test_sets_of_other_judges_are_not_compared(products, tmp_path):
+def test_sets_of_other_judges_are_not_compared(products, tmp_path, undrawn):
     root, cfg, _, _ = products
     path = root / "results_external" / "report.json"
     saved = path.read_text(encoding="utf-8")
@@ -231,7 +234,7 @@ def test_sets_of_other_judges_are_not_compared(products, tmp_path):
     assert "other judges" in compared["sets"][cfg.external.name]["note"] and compared["sets"]["ours"]["metrics"]
 
 
-def test_external_set_that_is_the_random_control_is_called_so(products, monkeypatch):
+def test_external_set_that_is_the_random_control_is_called_so(products, monkeypatch, undrawn):
     root, cfg, _, _ = products
     same = load_config(
         None,
@@ -259,7 +262,7 @@ def test_external_set_that_is_the_random_control_is_called_so(products, monkeypa
     assert list(comparison.compared_sets(compared)) == list(compared["sets"])
 
 
-def test_our_own_files_as_an_external_set_are_called_so(products):
+def test_our_own_files_as_an_external_set_are_called_so(products, undrawn):
     root, cfg, _, _ = products
     path = root / "results_external" / "report.json"
     saved = path.read_text(encoding="utf-8")

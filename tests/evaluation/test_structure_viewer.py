@@ -76,7 +76,7 @@ def test_colors_and_radii_of_the_elements():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, undrawn_module):
     """The folder of a report of four candidates: two with ΔG_H by hand, one without, one that cannot be read and has a bad name."""
     root = tmp_path_factory.mktemp("page")
     simple.write_cifs(root / "cifs", {"a": simple.sheet(), "b": simple.sheet("WS2"), "c": simple.sheet("NbSe2")})

@@ -67,6 +67,7 @@ def test_variables_meant_for_other_programs_do_not_reach_a_stage(tmp_path):
 @pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
 def test_a_signal_in_the_callback_of_a_weak_reference_still_ends_the_stage(number, code, word, capsys):
     """Python drops what such a callback raises."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores it
 
     def send(_):
         os.kill(os.getpid(), number)
@@ -81,7 +82,10 @@ def test_a_signal_in_the_callback_of_a_weak_reference_still_ends_the_stage(numbe
         time.sleep(20)
 
     started = time.monotonic()
-    assert run_stage(main, __doc__, ("run",), []) == code
+    try:
+        assert run_stage(main, __doc__, ("run",), []) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 10
     assert f"{word}; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

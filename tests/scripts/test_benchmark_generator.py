@@ -116,7 +116,7 @@ def with_parts(cfg: Config, *parts: str) -> Config:
     return dataclasses.replace(cfg, benchmark=dataclasses.replace(cfg.benchmark, parts=list(parts)))
 
 
-def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch):
+def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch, undrawn):
     benchmark.main(with_parts(cfg, "csp"))
     path = Path(cfg.benchmark.output_dir) / "csp.json"
     found = json.loads(path.read_text())
@@ -141,7 +141,7 @@ def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set
     assert (folder / "layer_groups.png").stat().st_size > 5_000
 
 
-def test_steps_are_compared_by_time_and_by_judges(cfg, capsys):
+def test_steps_are_compared_by_time_and_by_judges(cfg, capsys, undrawn):
     benchmark.main(with_parts(cfg, "steps"))
     found = json.loads((Path(cfg.benchmark.output_dir) / "steps.json").read_text())
     assert [row["num_steps"] for row in found["step_counts"]] == [2, 3] and found["threads"] == 1
