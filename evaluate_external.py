@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.cli import run_stage
 from pipeline.errors import ConfigError
+from pipeline.files import PROJECT_DIR
 from pipeline.locks import locked_folder
 from pipeline.settings import Config
 from pipeline.shipped import with_shipped_weights
@@ -44,7 +45,7 @@ def main(cfg: Config) -> None:
 def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
     """Judge the structures of the files, and write the products and the table in the terminal."""
     from energetics import hydrogen
-    from evaluation import comparison, evaluate, judges, material_table, reading, report, report_files, summary
+    from evaluation import comparison, evaluate, judges, known_sheets, material_table, reading, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
@@ -62,10 +63,12 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
             also_cached=[Path(settings.output_dir) / "cache"],
             sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
-    report.write_report(theirs, cfg, output_dir, truth=truth, her_provenance=her.provenance, script="evaluate_external.py")
+    known = known_sheets.known_of_earlier_runs([settings.output_dir, PROJECT_DIR / "results"], identity)
+    about = {"truth": truth, "her_provenance": her.provenance, "known": known}
+    report.write_report(theirs, cfg, output_dir, **about, script="evaluate_external.py")
     comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
-    material_table.print_table(theirs.rows, settings)
+    material_table.print_table(theirs.rows, settings, known)
 
 
 if __name__ == "__main__":

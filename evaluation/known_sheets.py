@@ -8,8 +8,10 @@ comparison shows that the judges know them, not how well they do on others.
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from crystals.cif import read_cif
 from crystals.formulas import reduced_formula
 from crystals.symmetry import symmetry_symbols
 from crystals.validity import standardise
+from energetics.potential_loading import without_paths
 from evaluation.evaluate import Evaluation
+from evaluation.report_files import read_report
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import EvaluationConfig
 
@@ -60,6 +64,25 @@ def literature_surfaces(truth: Mapping[str, Any] | None, free_energy_ev: float) 
     rows = ((truth or {}).get("table") or {}).get("rows", [])
     surfaces = [row for row in rows if row["system"].endswith("(111)") and math.isfinite(row["delta_e_ev"] or math.nan)]
     return [{"name": row["system"], "delta_g_ev": row["delta_e_ev"] + free_energy_ev} for row in surfaces]
+
+
+def known_of_earlier_runs(folders: Sequence[str | os.PathLike], identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what the same judges said of the well-known sheets in an earlier run, for a set that is judged without them.
+
+    Args:
+        folders: of reports; the first that has such sheets by these judges counts.
+        identity: of the judges.
+
+    Returns:
+        Rows as ``known_rows`` gives them; none where other judges judged.
+    """
+    same = without_paths(json.loads(json.dumps(identity, default=str)))
+    for folder in folders:
+        report = read_report(folder) or {}
+        rows = report.get("known")
+        if rows and without_paths(report["provenance"]["judges"]) == same:
+            return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+    return []
 
 
 def known_rows(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write_report(
     truth: Mapping[str, Any] | None = None,
     her_provenance: Mapping[str, Any] | None = None,
     hull: Mapping[str, Any] | None = None,
+    known: Sequence[Mapping[str, Any]] = (),
     script: str,
 ) -> dict[str, Any]:
     """Write figures and ``report.json`` of one set.
@@ -45,6 +46,7 @@ def write_report(
         truth: errors of the judges of ΔG_H against DFT.
         her_provenance: where the weights of DimeNet++ come from.
         hull: comparison of E_above_hull with a database.
+        known: what the judges say of well-known sheets, as ``known_sheets.known_rows`` gives it, where no control has them.
         script: the stage that calls, such as "test.py".
 
     Returns:
@@ -54,9 +56,9 @@ def write_report(
     settings = cfg.evaluation
     judged_controls = [found for found in (controls or {}).values() if isinstance(found, Evaluation)]
     best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
-    known = next((found for found in judged_controls if found.label == KNOWN), None)
-    known_sheets = known_rows(known) if known else []
-    surfaces = literature_surfaces(truth, cfg.dataset.her_correction_ev) if known else []
+    control = next((found for found in judged_controls if found.label == KNOWN), None)
+    known_sheets = known_rows(control) if control else list(known)
+    surfaces = literature_surfaces(truth, cfg.dataset.her_correction_ev)
     figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets, surfaces)
     figures.stability_curve([evaluation, *judged_controls], settings, output_dir / "stability_curve.png")
     counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")

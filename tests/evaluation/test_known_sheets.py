@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 
@@ -15,9 +16,11 @@ import pytest
 from crystals.matching import match_structure, same_structure
 from energetics.embedded_data import write_known_sheets
 from evaluation import candidate, known_sheets, volcano
+from evaluation.material_table import print_table
 from evaluation.page import known_cells
-from pipeline.files import PROJECT_DIR
-from pipeline.settings import DemoConfig
+from pipeline.files import PROJECT_DIR, write_json
+from pipeline.provenance import SCHEMA_VERSION
+from pipeline.settings import DemoConfig, EvaluationConfig
 
 FOLDER = PROJECT_DIR / "data" / "known_sheets"
 
@@ -72,3 +75,28 @@ def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
     plt.close(figure)
     as_stored = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows]
     assert known_cells(as_stored)[0][:3] == ["2H-NbS2", "–", "0.40 ± 0.20"]
+
+
+def test_a_set_without_known_sheets_gets_those_of_an_earlier_run_by_the_same_judges(tmp_path):
+    rows = [{"name": "2H-MoS2", "delta_g_dft_ev": None}, {"name": "graphene", "delta_g_dft_ev": 1.8}]
+    identity = {"potential": {"name": "springs", "sha256": "a"}}
+    for name, judges in (("other", {"potential": {"name": "springs", "sha256": "b"}}), ("same", identity)):
+        (tmp_path / name).mkdir()
+        content = {"schema_version": SCHEMA_VERSION, "known": rows, "provenance": {"judges": judges}}
+        write_json(tmp_path / name / "report.json", content)
+    folders = [tmp_path / "none", tmp_path / "other", tmp_path / "same"]
+    found = known_sheets.known_of_earlier_runs(folders, identity)
+    assert math.isnan(found[0]["delta_g_dft_ev"]) and found[1] == rows[1]
+    assert known_sheets.known_of_earlier_runs(folders[:2], identity) == []
+
+
+def test_the_first_known_sheets_of_the_table_stand_below_the_materials(capsys):
+    stored = json.loads((PROJECT_DIR / "results" / "report.json").read_text(encoding="utf-8"))["known"]
+    known = [{key: math.nan if value is None else value for key, value in row.items()} for row in stored]
+    print_table(
+        [candidate.CandidateResult(id="mine", status="unreadable: x", dimensionality="unreadable")], EvaluationConfig(), known
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == "well-known sheets by the same judges:"
+    assert [line.split()[:3] for line in lines[4:6]] == [["2H-MoS2", "MoS2", "p-6m2"], ["graphene", "C", "p6/mmm"]]
+    assert all("DFT +" in line for line in lines[4:9]) and len(lines) == 9
