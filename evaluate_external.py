@@ -64,7 +64,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
             sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
     known = known_sheets.known_of_earlier_runs([settings.output_dir, PROJECT_DIR / "results"], identity)
-    about = {"truth": truth, "her_provenance": her.provenance, "known": known}
+    about = {"truth": truth, "her_provenance": her.provenance, "known": known, "novelty": judges.novelty_sources(settings)}
     report.write_report(theirs, cfg, output_dir, **about, script="evaluate_external.py")
     comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)

@@ -72,9 +72,8 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
         if settings.finalists:
             best = decisions.rank(ours.rows, settings.finalists)
             finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
-    report.write_report(
-        ours, cfg, output_dir, controls=controls, truth=truth, her_provenance=her.provenance, hull=hull, script="test.py"
-    )
+    about = {"truth": truth, "her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
+    report.write_report(ours, cfg, output_dir, controls=controls, hull=hull, **about, script="test.py")
     comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
 

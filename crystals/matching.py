@@ -11,6 +11,7 @@ from pymatgen.core import Composition, Structure
 
 import geo_utils
 from crystals.database import check_ase_database
+from pipeline.files import relative_name
 
 log = logging.getLogger("her2d")
 # Sheets are compared in boxes of thickness + 4 Å. The site tolerance grows with the cube root of the volume per atom. With 20 Å of
@@ -19,43 +20,54 @@ MATCH_VACUUM = 4.0  # Å
 MATCHER_SETTINGS = {"ltol": 0.15, "stol": 0.2, "angle_tol": 5, "primitive_cell": True, "scale": False, "attempt_supercell": False}
 
 
-class TrainingStructures:
-    """The sheets of an ASE database by reduced formula. The file is read at the first call, a structure at each."""
+class KnownStructures:
+    """The sheets of ASE databases by reduced formula. A file is read at the first call, a structure at each.
 
-    def __init__(self, db_path: str | Path) -> None:
-        self.db_path = Path(db_path)
-        self._ids: dict[str, list[int]] | None = None
+    Args:
+        paths: of the databases, the first one that counts where several have the same structure.
+    """
+
+    def __init__(self, *paths: str | Path) -> None:
+        self.paths = [Path(path) for path in paths]
+        self._ids: dict[Path, dict[str, list[int]]] = {}
 
     def __call__(self, reduced_formula: str) -> list[tuple[str, Structure]]:
         """Return (uid, structure as ``match_structure`` returns it) of each sheet of a reduced formula."""
-        database = self._connect()
         found = []
-        for row_id in self._rows_of(database).get(reduced_formula, []):
-            row = database.get(id=row_id)
-            try:
-                found.append((str(row.get("uid", f"row {row_id}")), match_structure(row.toatoms(), is_sheet=True)))
-            except ValueError as error:
-                log.debug("%s row %d is no sheet: %s", self.db_path.name, row_id, error)
+        for path in self.paths:
+            database = _connect(path)
+            for row_id in self._rows_of(path).get(reduced_formula, []):
+                row = database.get(id=row_id)
+                try:
+                    found.append((str(row.get("uid", f"row {row_id}")), match_structure(row.toatoms(), is_sheet=True)))
+                except ValueError as error:
+                    log.debug("%s row %d is no sheet: %s", path.name, row_id, error)
         return found
 
     def formulas(self) -> set[str]:
         """Return the reduced formulas of all rows."""
-        return set(self._rows_of(self._connect()))
+        return set().union(*(self._rows_of(path) for path in self.paths))
 
-    def _connect(self) -> Any:
-        """Return the opened database; raises StageError for a file that is none."""
-        import ase.db
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows of every database, by the name of its file in the project."""
+        return {relative_name(path): sum(len(ids) for ids in self._rows_of(path).values()) for path in self.paths}
 
-        check_ase_database(self.db_path)
-        return ase.db.connect(self.db_path)
+    def _rows_of(self, path: Path) -> dict[str, list[int]]:
+        """Return the row ids of every reduced formula; a file is read once."""
+        if path not in self._ids:
+            ids: dict[str, list[int]] = {}
+            for row in _connect(path).select(columns=["id", "numbers"], include_data=False):
+                ids.setdefault(Composition(row.formula).reduced_formula, []).append(row.id)
+            self._ids[path] = ids
+        return self._ids[path]
 
-    def _rows_of(self, database: Any) -> dict[str, list[int]]:
-        """Return the row ids of every reduced formula; the file is read once."""
-        if self._ids is None:
-            self._ids = {}
-            for row in database.select(columns=["id", "numbers"], include_data=False):
-                self._ids.setdefault(Composition(row.formula).reduced_formula, []).append(row.id)
-        return self._ids
+
+def _connect(path: Path) -> Any:
+    """Return an opened database; raises StageError for a file that is none."""
+    import ase.db
+
+    check_ase_database(path)
+    return ase.db.connect(path)
 
 
 def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:

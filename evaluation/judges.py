@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pymatgen.core import Composition
 
-from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, TrainingStructures
+from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, KnownStructures
 from energetics.potential_loading import (
     file_identity,
     load_second_potential,
@@ -56,7 +56,8 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         needed["evaluation.dynamics_checkpoint"] = (settings.dynamics_checkpoint, hint)
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
-    for key, (path, hint) in needed.items():
+    known_dbs = [("evaluation.known_db", (path, "name databases of known sheets, or none")) for path in settings.known_db]
+    for key, (path, hint) in [*needed.items(), *known_dbs]:
         if not Path(path).is_file():
             raise missing_file(key, path, hint)
 
@@ -83,6 +84,8 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     if formulas:
         digest = hashlib.sha256("\n".join(sorted(formulas)).encode()).hexdigest()
         known = {"path": relative_name(settings.known_formulas_from), "formulas": len(formulas), "sha256": digest}
+    # Without such databases the judges are those that they were before there was the setting.
+    further = {"known_db": [file_identity(path) for path in settings.known_db]} if settings.known_db else {}
     return {
         "potential": potential,
         "references": file_identity(settings.references_path),
@@ -91,9 +94,17 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         "her": her,
         "synthesizability": synth,
         "training_set": file_identity(settings.training_set),
+        **further,
         "known_formulas": known,
         "structure_matcher": {**MATCHER_SETTINGS, "vacuum_angstrom": MATCH_VACUUM},
     }
+
+
+def novelty_sources(settings: EvaluationConfig) -> dict[str, int]:
+    """Return against what novelty is decided: number of rows of every database, and of formulas that a generator lists, by file."""
+    counts = KnownStructures(settings.training_set, *settings.known_db).counts()
+    formulas = known_formulas(settings)
+    return counts | ({relative_name(settings.known_formulas_from): len(formulas)} if formulas else {})
 
 
 def hull_identity(settings: EvaluationConfig) -> dict[str, str]:
@@ -127,7 +138,7 @@ def load_judges(cfg: Config, identity: dict[str, Any] | None = None, formulas: f
         references=references,
         her=hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint, device),
         synth=load_judge(settings, device),
-        training_structures=TrainingStructures(settings.training_set),
+        training_structures=KnownStructures(settings.training_set, *settings.known_db),
         known_formulas=known_formulas(settings) if formulas is None else formulas,
         dataset=cfg.dataset,
         identity=judge_identity(cfg) if identity is None else identity,
@@ -165,7 +176,7 @@ def _formulas_of(path: str, training_set: str, written: tuple[int, ...]) -> froz
     if not isinstance(listed, list):
         raise StageError(f"{relative_name(path)} names no formulas: {hint}")
     formulas = frozenset(Composition(formula).reduced_formula for formula in listed)
-    return frozenset() if formulas <= TrainingStructures(training_set).formulas() else formulas
+    return frozenset() if formulas <= KnownStructures(training_set).formulas() else formulas
 
 
 def run_dft_benchmark(cfg: Config, her: Any) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ def write_report(
     her_provenance: Mapping[str, Any] | None = None,
     hull: Mapping[str, Any] | None = None,
     known: Sequence[Mapping[str, Any]] = (),
+    novelty: Mapping[str, int] | None = None,
     script: str,
 ) -> dict[str, Any]:
     """Write figures and ``report.json`` of one set.
@@ -47,6 +48,7 @@ def write_report(
         her_provenance: where the weights of DimeNet++ come from.
         hull: comparison of E_above_hull with a database.
         known: what the judges say of well-known sheets, as ``known_sheets.known_rows`` gives it, where no control has them.
+        novelty: against what it was decided, as ``judges.novelty_sources`` gives it.
         script: the stage that calls, such as "test.py".
 
     Returns:
@@ -79,7 +81,7 @@ def write_report(
         "hull_parity": dict(hull) if hull else None,
         "controls": {label: _control(found) for label, found in (controls or {}).items()},
         "known": known_sheets,
-        "provenance": _provenance(evaluation, cfg, her_provenance or {}),
+        "provenance": _provenance(evaluation, cfg, her_provenance or {}, novelty or {}),
         "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
         "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
     }
@@ -95,7 +97,7 @@ def _control(found: Evaluation | str) -> dict[str, Any]:
     return {"metrics": None, "note": found}
 
 
-def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any], novelty: Mapping[str, int]) -> dict[str, Any]:
     """Return which files, judges, settings and code gave the numbers."""
     settings = dataclasses.asdict(cfg.evaluation)
     return {
@@ -105,6 +107,7 @@ def _provenance(evaluation: Evaluation, cfg: Config, her: Mapping[str, Any]) -> 
         "cif_dir": relative_name(evaluation.cif_dir),
         "cif_dir_sha256": file_sha256(evaluation.cif_dir),
         "judges": evaluation.identity,
+        "novelty": dict(novelty),
         "her": dict(her),
         "settings": {k: v for k, v in settings.items() if not (isinstance(v, str) and os.path.isabs(v))},
         "seconds": evaluation.elapsed_seconds,

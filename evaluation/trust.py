@@ -15,7 +15,8 @@ def trust(report: Mapping[str, Any]) -> list[Row]:
     """Return (number, measured evidence) for every kind of number. report: the content of ``report.json``."""
     judges = report["provenance"]["judges"]
     delta_g = _delta_g_rows(report["truth"], report["metrics"])
-    return [*delta_g, *_stability_rows(judges, report.get("hull_parity")), *_set_rows(judges)]
+    novelty = report["provenance"].get("novelty", {})
+    return [*delta_g, *_stability_rows(judges, report.get("hull_parity")), *_set_rows(judges, novelty)]
 
 
 def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Row]:
@@ -128,10 +129,11 @@ def _hull_text(hull: Mapping[str, Any] | None) -> str:
     )
 
 
-def _set_rows(judges: Mapping[str, Any]) -> list[Row]:
+def _set_rows(judges: Mapping[str, Any], novelty: Mapping[str, int]) -> list[Row]:
     """Return the evidence for uniqueness, novelty, charge balance and intervals."""
     matcher = ", ".join(f"{key} {value}" for key, value in judges.get("structure_matcher", {}).items())
-    known = judges.get("training_set", {}).get("path", "the training database")
+    known = " and from ".join(f"{count:,} {_kind_of(name)} {name}" for name, count in novelty.items())
+    known = known or judges.get("training_set", {}).get("path", "the training database")
     return [
         ("unique, novel", f"StructureMatcher {matcher}; novel means absent from {known}, not from the literature."),
         ("charge-neutral possible", "SMACT with alloys of metals allowed: necessary, not sufficient."),
@@ -141,3 +143,7 @@ def _set_rows(judges: Mapping[str, Any]) -> list[Row]:
             "of the judges.",
         ),
     ]
+
+
+def _kind_of(name: str) -> str:
+    return "formulas of" if name.endswith(".pth") else "rows of"

@@ -292,6 +292,7 @@ class EvaluationConfig:
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
     known_cif_dir: str = setting("data/known_sheets", "control: sheets that every chemist knows", path=True)
     training_set: str = setting("data/demo_c2db.db", "database against which novelty is decided", path=True)
+    known_db: list[str] = setting([], "further databases whose sheets are not novel, such as releases of C2DB", path=True)
     known_formulas_from: str = setting(
         "${denoiser.checkpoint}", "its training formulas are not novel unless training_set has them all; empty: off", path=True
     )

@@ -27,5 +27,17 @@ def test_training_structures_are_read_by_formula(tmp_path):
     with ase.db.connect(tmp_path / "train.db") as database:
         database.write(mx2("MoS2", vacuum=8), uid="mo")
         database.write(mx2("WS2", vacuum=8).repeat((2, 1, 1)), uid="w")
-    training = matching.TrainingStructures(tmp_path / "train.db")
+    training = matching.KnownStructures(tmp_path / "train.db")
     assert [uid for uid, _ in training("WS2")] == ["w"] and training("NbS2") == []
+
+
+def test_several_databases_are_one_set_of_known_structures(tmp_path):
+    for name, formulas in (("first.db", ("MoS2", "WS2")), ("second.db", ("MoS2", "NbS2"))):
+        with ase.db.connect(tmp_path / name) as database:
+            for formula in formulas:
+                database.write(mx2(formula, vacuum=8), uid=f"{formula} of {name}")
+    known = matching.KnownStructures(tmp_path / "first.db", tmp_path / "second.db")
+    assert [uid for uid, _ in known("MoS2")] == ["MoS2 of first.db", "MoS2 of second.db"]
+    assert [uid for uid, _ in known("NbS2")] == ["NbS2 of second.db"]
+    assert known.formulas() == {"MoS2", "WS2", "NbS2"}
+    assert list(known.counts().values()) == [2, 2] and [name.endswith(".db") for name in known.counts()] == [True, True]

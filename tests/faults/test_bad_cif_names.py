@@ -222,7 +222,7 @@ def test_pipes_and_devices_are_refused_when_they_are_read(tmp_path):
 def test_a_training_set_that_is_no_database_leaves_novelty_open(tmp_path, folder, make):
     """Whatever is wrong with it, each row says so and nothing counts as new."""
     make(tmp_path / "train.db")
-    judges = simple.judges(training_structures=matching.TrainingStructures(tmp_path / "train.db"))
+    judges = simple.judges(training_structures=matching.KnownStructures(tmp_path / "train.db"))
     (row,) = run_folder(tmp_path, judges).rows
     assert row.e_above_hull_ev == pytest.approx(0.05)
     assert row.novel is None and row.metastable_sun is None and row.status.startswith("novelty: ")
