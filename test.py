@@ -48,7 +48,18 @@ def main(cfg: Config) -> None:
 def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     """Judge ours and the controls, and write the products."""
     from energetics import hydrogen
-    from evaluation import comparison, decisions, evaluate, finalists, hull_parity, judges, report, report_files, summary
+    from evaluation import (
+        comparison,
+        decisions,
+        element_facts,
+        evaluate,
+        finalists,
+        hull_parity,
+        judges,
+        report,
+        report_files,
+        summary,
+    )
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
@@ -70,7 +81,8 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
         if settings.finalists:
-            best = decisions.rank(ours.rows, settings.finalists)
+            practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
+            best = decisions.rank(practical, settings.finalists)
             finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
     about = {"truth": truth, "her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
     report.write_report(ours, cfg, output_dir, controls=controls, hull=hull, **about, script="test.py")

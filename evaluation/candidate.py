@@ -55,7 +55,8 @@ class CandidateResult:
     when it follows the mode, and ``distorted_stable`` says whether the potential finds it stable then.
     ``dg_pbx_ev`` (eV/atom) is ΔG_pbx at the worst of three pH and two potentials, ``dg_pbx_ph0_ev`` and the like the worst at one
     pH; ``water`` is the verdict, and ``water_products`` what the sheet becomes at the kindest pH, or why there is no verdict
-    (``water_verdict.mark_water``).
+    (``water_verdict.mark_water``). ``price_usd_per_kg``, ``hhi_reserve`` and ``hazards`` are of the elements
+    (``element_facts.mark_elements``).
     ``h_relax_converged`` is of the potential's H at its best site. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
     it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
@@ -103,6 +104,9 @@ class CandidateResult:
     dg_pbx_ph14_ev: float = NAN
     water: str = ""
     water_products: str = ""
+    price_usd_per_kg: float = NAN
+    hhi_reserve: float = NAN
+    hazards: str = ""
     delta_g_h_ev: float = NAN
     delta_g_h_std_ev: float = NAN
     h_site_kind: str = ""
@@ -212,6 +216,9 @@ QUANTITIES = {
     "dg_pbx_ph14_ev": Quantity("ΔG_pbx pH 14", "eV/atom", name="ΔG_pbx, pH 14"),
     "water": Quantity("in water"),
     "water_products": Quantity("becomes in water"),
+    "price_usd_per_kg": Quantity("price", "$/kg", name="price of the elements"),
+    "hhi_reserve": Quantity("HHI", name="concentration of the reserves"),
+    "hazards": Quantity("hazards"),
     "delta_g_ev": Quantity("ΔG_H", "eV", name="ΔG_H"),
     "delta_g_std_ev": Quantity("± ΔG_H", "eV"),
     "delta_g_source": Quantity("ΔG_H by"),

@@ -37,6 +37,7 @@ from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
 from evaluation.dynamics import mark_dynamics, phonon_store
+from evaluation.element_facts import mark_elements
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
@@ -139,6 +140,7 @@ def evaluate(
         decide(rows, settings)
         distorted = mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
     mark_water(rows, settings)
+    mark_elements(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
     evaluation = Evaluation(
         label=label,
@@ -276,6 +278,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     decide(rows, settings)
     mark_dynamics(rows, structures, judges, settings)
     mark_water(rows, settings)
+    mark_elements(rows, settings)
     return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}
 
 

@@ -33,6 +33,7 @@ GROUPS = {
         "h_n_sites", "h_coverage", "h_desorbed", "h_relax_converged",
     ),
     "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
+    "Elements": ("price_usd_per_kg", "hhi_reserve", "hazards"),
     "Electrons": ("conductive", "band_gap_ev", "band_gap_gfn2_ev"),
     "Synthesis": ("p_synth", "synthesizable", "p_synth_label_mass", "synthesis_method", "synthesis_precursors"),
     "Verdict": (
@@ -65,8 +66,8 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
     "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage",
-    "dynamically_stable", "p_dynamic", "min_phonon_thz", "water", "dg_pbx_ev", "water_products", "band_gap_ev", "p_synth",
-    "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
+    "dynamically_stable", "p_dynamic", "min_phonon_thz", "water", "dg_pbx_ev", "water_products", "price_usd_per_kg", "hazards",
+    "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
 )  # fmt: skip
 # What the search looks at: not what names other materials, such as the products of decomposition.
 SEARCHED = (

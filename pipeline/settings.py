@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
+# Toxic in electrodes that people handle, or radioactive.
+HAZARDS = ["Be", "As", "Cd", "Hg", "Tl", "Pb", "Tc", "Pm", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu"]
 BASELINE_DIR = "data/baseline"  # the structures that stage 6 judges where nobody names others
 
 
@@ -324,6 +326,9 @@ class EvaluationConfig:
     dft_blind_path: str = setting("data/h_on_2d_blind.db", "further DFT ΔE_H that no fit has seen; empty: none", path=True)
     truth_table_path: str = setting("tests/data/her_truth.csv", "table of truth rows that name those structures", path=True)
     water: bool = setting(True, "how a sheet fares in water at pH 0, 7 and 14: ΔG_pbx and a verdict, which filter nothing")
+    hazards: list[str] = setting(HAZARDS, "elements that are named as hazards: toxic or radioactive")
+    leave_out_hazards: bool = setting(True, "whether candidates with such elements are left out of the finalists")
+    max_price_usd_per_kg: float = setting(0.0, "price of the elements above which they are left out too; 0: any", low=0)
     phonons: bool = setting(True, "whether sheets near the hull are dynamically stable, by phonons and stiffness; filters nothing")
     dynamics_checkpoint: str = setting(
         "weights/dynamics.pth", "learnt part of that verdict; empty: phonons and stiffness alone decide", path=True
