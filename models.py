@@ -109,7 +109,8 @@ class DimeNetPlusPlus(nn.Module):
         """
         graph = self.graph(pos, cell, batch) if graph is None else graph
         source, target = graph.edge_index
-        vectors = edge_vectors(pos, cell, batch, graph.edge_index, graph.offsets)
+        with torch.autocast(pos.device.type, enabled=False):  # lengths in half precision are off by hundredths of an Å
+            vectors = edge_vectors(pos, cell, batch, graph.edge_index, graph.offsets)
         distance = vectors.norm(dim=-1)
         # Both unit vectors of a triplet point against their messages, so that their product is the cosine of PyG's and OCP's angle.
         tables = self._harmonics(vectors / distance[:, None], graph, z.shape[0])

@@ -1,6 +1,7 @@
 """Stage 3: trains the joint diffusion model of sheets, with its property heads.
 
     python optimization.py [denoiser.max_steps=6000]
+    torchrun --nproc-per-node 8 optimization.py                   eight GPUs; docs/cluster.md has more
 
 reads   dataset.processed_dir     splits of stage 2; denoiser.init_from, where given
 writes  denoiser.checkpoint       best averaged weights on the validation split, with the noise schedule inside
@@ -20,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import resolve_device, run_stage
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name
-from pipeline.locks import locked_folder
 from pipeline.provenance import check_inputs_unchanged, read_sidecar, write_sidecar
 from pipeline.settings import Config, DenoiserConfig
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and --help does not need it
-    import torch
-
     from generation.sheet_table import SheetTable
     from models import DenoiserModelConfig, DenoisingEGNN
+    from networks.ranks import Ranks
     from networks.training import Trainer
 
 log = logging.getLogger("her2d")
@@ -120,44 +119,51 @@ def _fingerprint(cfg: Config, inputs: list[Path]) -> str:
     from networks.training import fingerprint
 
     settings = {key: value for key, value in asdict(cfg.denoiser).items() if key != "checkpoint"}
+    if cfg.run.precision != "float32":
+        settings["precision"] = cfg.run.precision
     return fingerprint({"settings": settings, "seed": cfg.run.seed, "inputs": [file_sha256(path) for path in inputs]})
 
 
 def main(cfg: Config) -> None:
     """Train, or finish training, and write the products."""
+    from networks.ranks import Ranks
     from networks.training import is_complete
 
     checkpoint = Path(cfg.denoiser.checkpoint)
-    device = resolve_device(cfg.run)
+    ranks = Ranks(resolve_device(cfg.run, training=True))
     tables, inputs = _read_tables(cfg)
     mark = _fingerprint(cfg, inputs)
-    if is_complete(checkpoint, STAGE, mark):
+    if ranks.from_first(lambda: is_complete(checkpoint, STAGE, mark)):
         log.info("%s is complete for these settings and data; nothing to do", relative_name(checkpoint))
         return
-    with locked_folder(checkpoint.parent, "denoiser.checkpoint"):
-        _train(cfg, tables, inputs, mark, device)
+    with ranks.locked(checkpoint.parent, "denoiser.checkpoint"):
+        _train(cfg, tables, inputs, mark, ranks)
 
 
-def _train(cfg: Config, tables: dict[str, SheetTable], inputs: list[Path], mark: str, device: torch.device) -> None:
+def _train(cfg: Config, tables: dict[str, SheetTable], inputs: list[Path], mark: str, ranks: Ranks) -> None:
     """Do the work of ``main`` in the folder of the checkpoint."""
     import torch
 
-    from generation.denoiser_training import DenoiserTask, loop_settings, write_curve
+    from generation.denoiser_training import DenoiserTask, layers_in_bfloat16, loop_settings, write_curve
     from networks.training import Trainer
 
     settings, checkpoint = cfg.denoiser, Path(cfg.denoiser.checkpoint)
     for name in ("train", "val"):
-        tables[name].find_templates(name)
-    model = build_model(settings, tables["train"], cfg.run.seed).to(device)
+        tables[name].find_templates(name, silent=not ranks.is_first)
+    model = build_model(settings, tables["train"], cfg.run.seed).to(ranks.device)
+    if cfg.run.precision == "bf16":
+        layers_in_bfloat16(model)
     optimiser = torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.99),
     )
-    task = DenoiserTask(settings, tables["train"], tables["val"], cfg.run.seed, device)
-    trainer = Trainer(model, optimiser, task, loop_settings(settings), checkpoint.with_name("resume.pt"), mark)
+    task = DenoiserTask(settings, tables["train"], tables["val"], cfg.run.seed, ranks)
+    trainer = Trainer(model, optimiser, task, loop_settings(settings), checkpoint.with_name("resume.pt"), mark, ranks)
     trainer.run(on_evaluation=lambda history: write_curve(history, checkpoint.parent, draw_every_s=60))
+    if not ranks.is_first:
+        return
     metrics = _write_products(cfg, trainer, tables, inputs)
     trainer.resume_path.unlink(missing_ok=True)
     _summary(checkpoint, metrics, tables)
@@ -231,4 +237,4 @@ def _summary(checkpoint: Path, metrics: dict[str, Any], tables: dict[str, SheetT
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "dataset", "denoiser")))
+    raise SystemExit(run_stage(main, __doc__, ("run", "dataset", "denoiser"), under_torchrun=True))

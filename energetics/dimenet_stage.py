@@ -18,11 +18,14 @@ from energetics.dimenet_report import draw_loss_curve, draw_parity, error_metric
 from energetics.dimenet_training import MemberJob, predict, train_ensemble
 from energetics.hydrogen import Calibration, Domain, HydrogenPredictor, ensemble_spread
 from energetics.is2re_lmdb import Is2reReader, open_is2re
+from energetics.record_index import RecordIndex, RecordTable
 from geo_utils import H_TAG
 from models import DIMENET_KIND, DimeNetPlusPlus, load_initial_weights
 from networks import training
 from networks.checkpoints import load_checkpoint, save_checkpoint
 from networks.dimenet_layers import DimeNetPlusPlusConfig
+from networks.ranks import Ranks
+from pipeline import torchrun
 from pipeline.cli import resolve_device, seed_everything
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name, write_json
@@ -34,7 +37,8 @@ log = logging.getLogger("her2d")
 
 STAGE = "pretrain_dimenet.py"
 DOMAIN_MARGIN_EV = 0.5  # ΔE_H may leave the training range by this much
-NOT_INPUTS = ("checkpoint", "dft_path", "dft_teacher", "only_correction")  # settings that do not change the weights
+# Settings that do not change the weights.
+NOT_INPUTS = ("checkpoint", "dft_path", "dft_teacher", "only_correction", "loader_workers")
 
 
 def fingerprint(cfg: Config, hashes: dict[str, str]) -> str:
@@ -42,6 +46,8 @@ def fingerprint(cfg: Config, hashes: dict[str, str]) -> str:
     settings = {key: value for key, value in dataclasses.asdict(cfg.dimenet).items() if key not in NOT_INPUTS}
     for key in ("lmdb_path", "val_lmdb_path", "init_from"):
         settings[key] = hashes.get(key, "")
+    if cfg.run.precision != "float32":
+        settings["precision"] = cfg.run.precision
     return training.fingerprint({"seed": cfg.run.seed, "settings": settings, "schema": SCHEMA_VERSION})
 
 
@@ -93,37 +99,66 @@ def described_correction(correction: DftCorrection | None, dft_path: str | Path)
 def train_stage(cfg: Config) -> None:
     """Train what is missing, or only fit the DFT correction anew, and write the products."""
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
-    device = resolve_device(cfg.run)
+    device = resolve_device(cfg.run, training=True)
     teacher = settings.dft_teacher if settings.dft_teacher != "auto" else records_teacher(Path(settings.lmdb_path))
     if settings.only_correction:
         if settings.dft_teacher == "auto":
             before = read_sidecar(checkpoint, stage=STAGE).get("dft_correction") or {}
             teacher = before.get("teacher", teacher)
-        with locked_folder(checkpoint.parent, "dimenet.checkpoint"):
-            refit_correction(checkpoint, settings.dft_path, teacher, device)
+        if torchrun.is_first():
+            with locked_folder(checkpoint.parent, "dimenet.checkpoint"):
+                refit_correction(checkpoint, settings.dft_path, teacher, device)
         return
     inputs, readers = _inputs(settings)
-    with locked_folder(checkpoint.parent, "dimenet.checkpoint"):
-        _train_missing(cfg, inputs, readers, teacher, device)
+    ranks = Ranks(device)
+    with ranks.locked(checkpoint.parent, "dimenet.checkpoint"):
+        _train_missing(cfg, inputs, readers, teacher, ranks)
 
 
-def _train_missing(cfg: Config, inputs: dict[str, Path], readers: list[Is2reReader], teacher: str, device: torch.device) -> None:
+def _train_missing(cfg: Config, inputs: dict[str, Path], readers: list[Is2reReader], teacher: str, ranks: Ranks) -> None:
     """Do the work of ``train_stage`` in the folder of the checkpoint."""
-    settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
-    mark = fingerprint(cfg, {key: file_sha256(path) for key, path in inputs.items()})
-    if training.is_complete(checkpoint, STAGE, mark):
-        card = read_sidecar(checkpoint, stage=STAGE)
-        fitted_on = card.get("dft_sha256"), (card.get("dft_correction") or {}).get("teacher")
-        if fitted_on != ((file_sha256(inputs["dft_path"]), teacher) if "dft_path" in inputs else (None, None)):
-            refit_correction(checkpoint, settings.dft_path, teacher, device)
-            return
-        log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
+    checkpoint = Path(cfg.dimenet.checkpoint)
+    indices = _indices(checkpoint, readers) if ranks.is_first else []
+    mark, finished = ranks.from_first(lambda: _finished(cfg, inputs, indices, teacher, ranks.device))
+    if finished:
         return
-    jobs, counts = _prepare(cfg, readers, relative_name(inputs["lmdb_path"]), mark)
-    results = train_ensemble(jobs, device, torch.get_num_threads())
-    _write_products(cfg, jobs[0], results, counts, inputs, teacher, device)
-    for job in jobs:
-        job.resume_path.unlink(missing_ok=True)
+    tables = ranks.from_first(lambda: [index.table() for index in indices])
+    jobs, counts = _prepare(cfg, readers, tables, relative_name(inputs["lmdb_path"]), mark)
+    results = train_ensemble(jobs, ranks, cfg.run)
+    members = []
+    for result in results:
+        member = DimeNetPlusPlus(jobs[0].model)
+        member.load_state_dict(result["state"])
+        members.append(member.to(ranks.device))
+    evaluation = _evaluate(jobs[0], members, ranks)
+    if ranks.is_first:
+        _write_products(cfg, jobs[0], results, members, evaluation, counts, inputs, teacher)
+        for job in jobs:
+            job.resume_path.unlink(missing_ok=True)
+
+
+def _indices(checkpoint: Path, readers: list[Is2reReader]) -> list[RecordIndex]:
+    """Return the indices of the LMDBs, beside the checkpoint."""
+    names = ("records", "val_records")
+    return [RecordIndex(reader, checkpoint.with_name(f"{name}.index.npz")) for reader, name in zip(readers, names, strict=False)]
+
+
+def _finished(
+    cfg: Config, inputs: dict[str, Path], indices: list[RecordIndex], teacher: str, device: torch.device
+) -> tuple[str, bool]:
+    """Return the fingerprint, and whether nothing is left to train; where only the correction is of other points, fit it anew."""
+    settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
+    hashes = {key: index.sha256() for key, index in zip(inputs, indices, strict=False)}
+    mark = fingerprint(cfg, hashes | {key: file_sha256(path) for key, path in inputs.items() if key not in hashes})
+    if not training.is_complete(checkpoint, STAGE, mark):
+        return mark, False
+    card = read_sidecar(checkpoint, stage=STAGE)
+    fitted_on = card.get("dft_sha256"), (card.get("dft_correction") or {}).get("teacher")
+    if fitted_on != ((file_sha256(inputs["dft_path"]), teacher) if "dft_path" in inputs else (None, None)):
+        refit_correction(checkpoint, settings.dft_path, teacher, device)
+    else:
+        log.info("%s is complete with these settings and inputs; nothing to do", relative_name(checkpoint))
+    return mark, True
 
 
 def _inputs(settings: DimenetConfig) -> tuple[dict[str, Path], list[Is2reReader]]:
@@ -139,8 +174,10 @@ def _inputs(settings: DimenetConfig) -> tuple[dict[str, Path], list[Is2reReader]
     return inputs, readers
 
 
-def _prepare(cfg: Config, readers: list[Is2reReader], lmdb_name: str, mark: str) -> tuple[list[MemberJob], dict[str, Any]]:
-    """Read and split the records; return a job for each member and the counts of records."""
+def _prepare(
+    cfg: Config, readers: list[Is2reReader], tables: list[RecordTable], lmdb_name: str, mark: str
+) -> tuple[list[MemberJob], dict[str, Any]]:
+    """Choose and split the records; return a job for each member and the counts of records."""
     settings, checkpoint = cfg.dimenet, Path(cfg.dimenet.checkpoint)
     model_config = DimeNetPlusPlusConfig.preset(settings.preset)
     if settings.adsorbate == "all" and model_config.readout == "adsorbate":
@@ -148,7 +185,7 @@ def _prepare(cfg: Config, readers: list[Is2reReader], lmdb_name: str, mark: str)
             raise StageError(f"dimenet.preset={settings.preset} needs records with adsorbate tags; use dimenet.preset=oc20")
     seed_everything(cfg.run.seed)
     probe = DimeNetPlusPlus(model_config)
-    entries, counts = read_entries(readers, settings, probe.max_atomic_number)
+    entries, counts = read_entries(readers, settings, probe.max_atomic_number, tables)
     split = split_by_formula(entries, settings, cfg.run.seed)
     if unmeasured := len(entries) - sum(len(numbers) for numbers in split.values()):
         counts["kept"] -= unmeasured
@@ -162,7 +199,8 @@ def _prepare(cfg: Config, readers: list[Is2reReader], lmdb_name: str, mark: str)
     log.info("records: %d train, %d val, %d test", *(len(split[part]) for part in ("train", "val", "test")))
     data = AdsorptionData(readers, entries, model_config.cutoff_angstrom, model_config.max_neighbors)
     resume = [checkpoint.with_name(f"{checkpoint.stem}.member{k}.resume.pt") for k in range(settings.ensemble_size)]
-    jobs = [MemberJob(k, cfg.run.seed, settings, model_config, data, split, mean, std, mark, p) for k, p in enumerate(resume)]
+    common = (cfg.run.seed, settings, model_config, data, split, mean, std, mark)
+    jobs = [MemberJob(k, *common, path, cfg.run.precision == "bf16") for k, path in enumerate(resume)]
     return jobs, counts
 
 
@@ -176,13 +214,13 @@ class _Evaluation:
     parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def _evaluate(job: MemberJob, members: list[DimeNetPlusPlus], device: torch.device) -> _Evaluation:
+def _evaluate(job: MemberJob, members: list[DimeNetPlusPlus], ranks: Ranks) -> _Evaluation:
     """Predict the validation and test entries, fit the calibration on the former and measure on both."""
     entries, split, size = job.data.entries, job.split, job.settings.batch_size
     train_values = np.array([entries[n].delta_e for n in split["train"]])
     parts, metrics = {}, {}
     predicted = {
-        name: np.stack([predict(m, job.data, split[name], size, device) for m in members]) * job.std + job.mean
+        name: np.stack([predict(m, job.data, split[name], size, ranks.device, ranks) for m in members]) * job.std + job.mean
         for name in ("val", "test")
     }
     truth = {name: np.array([entries[n].delta_e for n in split[name]]) for name in predicted}
@@ -204,20 +242,14 @@ def _write_products(
     cfg: Config,
     job: MemberJob,
     results: list[dict[str, Any]],
+    members: list[DimeNetPlusPlus],
+    evaluation: _Evaluation,
     counts: dict[str, Any],
     inputs: dict[str, Path],
     teacher: str,
-    device: torch.device,
 ) -> None:
     """Write loss curve, parity plot, checkpoint and, last, its sidecar."""
     checkpoint, entries = Path(cfg.dimenet.checkpoint), job.data.entries
-    states = [{key: value.cpu() for key, value in result["state"].items()} for result in results]
-    members = []
-    for state in states:
-        member = DimeNetPlusPlus(job.model)
-        member.load_state_dict(state)
-        members.append(member.to(device))
-    evaluation = _evaluate(job, members, device)
     calibration, domain, metrics = evaluation.calibration, evaluation.domain, evaluation.metrics
     history = [row for result in results for row in result["history"]]
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +260,7 @@ def _write_products(
     if "dft_path" in inputs:
         judge = HydrogenPredictor(members, job.mean, job.std, calibration, domain)
         correction, metrics["dft"] = fit_correction(judge.predict_raw, inputs["dft_path"], teacher)
+    states = [{key: value.cpu() for key, value in result["state"].items()} for result in results]
     state = HydrogenPredictor.state(calibration, domain, job.mean, job.std, states, correction)
     save_checkpoint(checkpoint, DIMENET_KIND, job.model, state)
     counts |= {part: len(numbers) for part, numbers in job.split.items()}

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from energetics.adsorption_data import AdsorptionData
+from energetics.adsorption_data import AdsorptionData, Structures, on_device
 from models import DimeNetPlusPlus, load_initial_weights
 from networks.dimenet_layers import DimeNetPlusPlusConfig
+from networks.ranks import Ranks, Share
 from networks.training import LoopSettings, Trainer, warming_decay
-from pipeline.settings import DimenetConfig
-from pipeline.tasks import Processes, run
+from pipeline.settings import DimenetConfig, RunConfig
+from pipeline.tasks import Processes, run, start_workers
 
 
 @dataclass
@@ -32,6 +33,7 @@ class MemberJob:
     std: float
     fingerprint: str
     resume_path: Path
+    half_precision: bool = False  # products of matrices in bfloat16, on a GPU
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, settings: DimenetConfig) -> float:
@@ -43,43 +45,73 @@ def learning_rate_factor(step: int, steps_per_epoch: int, settings: DimenetConfi
     return settings.lr_gamma ** sum(done >= milestone for milestone in settings.lr_milestones)
 
 
-def epoch_order(job: MemberJob, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training entries in the order of an epoch, and which show their relaxed geometry; the same in every run."""
-    rng = np.random.default_rng([job.seed, job.number, epoch])
-    train = np.asarray(job.split["train"])
-    return rng.permutation(train), rng.random(len(train)) < job.settings.relaxed_input_share
+@dataclass
+class MemberBatches:
+    """The batches of one member: ``batches(step)`` gives a rank's rows of a step, on the CPU; can be sent to a loader worker."""
+
+    structures: Structures
+    train: np.ndarray
+    key: tuple[int, int]  # seed and number of the member
+    batch_size: int
+    relaxed_input_share: float
+    share: Share
+    _order: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of batches of an epoch; the last may be smaller."""
+        return -(-len(self.train) // self.batch_size)
+
+    def __call__(self, step: int) -> tuple[Any, ...]:
+        """Return (*``Structures.rows`` of this rank, number of rows of the whole batch, weight of this rank's rows)."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, self.epoch_order(epoch)
+        order, relaxed = (values[number * self.batch_size : (number + 1) * self.batch_size] for values in self._order[1])
+        rows, total = self.share.rows(len(order)), len(order)
+        return (*self.structures.rows(order[rows], relaxed[rows]), total, self.share.weight(total))
+
+    def epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training entries in the order of an epoch, and which show their relaxed geometry; the same in every run."""
+        rng = np.random.default_rng([*self.key, epoch])
+        return rng.permutation(self.train), rng.random(len(self.train)) < self.relaxed_input_share
 
 
 class MemberTask:
-    """Task of the training loop: one member of the ensemble. Its loss is the mean absolute error over the spread of the targets."""
+    """Task of the training loop: one member of the ensemble. Its loss is the mean absolute error over the spread of the targets.
 
-    def __init__(self, job: MemberJob, device: torch.device) -> None:
-        self.job, self.device = job, device
-        self.steps_per_epoch = -(-len(job.split["train"]) // job.settings.batch_size)
-        self._order: tuple[int, tuple[np.ndarray, np.ndarray]] = (-1, (np.zeros(0), np.zeros(0)))
+    Args:
+        job: the member.
+        ranks: the processes that train it together.
+    """
+
+    def __init__(self, job: MemberJob, ranks: Ranks) -> None:
+        self.job, self.ranks, self.device, settings = job, ranks, ranks.device, job.settings
+        structures = job.data.structures
+        if settings.loader_workers:  # each has a memory of its own
+            structures = replace(structures, cached_atoms=structures.cached_atoms // settings.loader_workers)
+        train, key = np.asarray(job.split["train"]), (job.seed, job.number)
+        self.batch = MemberBatches(structures, train, key, settings.batch_size, settings.relaxed_input_share, ranks.share)
+        self.steps_per_epoch = self.batch.steps_per_epoch
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         return self.job.settings.learning_rate * learning_rate_factor(step, self.steps_per_epoch, self.job.settings)
 
-    def loss(self, model: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss, and its sum over the records of the batch."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.job, epoch)
-        order, relaxed = self._order[1]
-        rows = slice(number * self.job.settings.batch_size, (number + 1) * self.job.settings.batch_size)
-        *inputs, graph, delta_e = self.job.data.batch(order[rows], relaxed[rows], self.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+    def loss(self, model: torch.nn.Module, batch: tuple[Any, ...]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return this rank's part of the loss, and its sum over the records."""
+        *rows, total, weight = batch
+        *inputs, graph, delta_e = on_device(rows, self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.job.half_precision):
             predicted = model(*inputs, graph=graph)
-        loss = (predicted - (delta_e - self.job.mean) / self.job.std).abs().mean()
-        return loss, {"loss": float(loss.detach()) * len(delta_e)}
+        loss = (predicted - (delta_e - self.job.mean) / self.job.std).abs().sum() / total * weight
+        return loss, {"loss": float(loss.detach()) * total}
 
     def evaluate(self, model: torch.nn.Module, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
         """Return a row of the loss curve and the mean absolute error on the validation entries in eV."""
         job, numbers = self.job, self.job.split["val"]
         truth = np.array([job.data.entries[n].delta_e for n in numbers])
-        predicted = predict(model, job.data, numbers, job.settings.batch_size, self.device) * job.std + job.mean
+        predicted = predict(model, job.data, numbers, job.settings.batch_size, self.device, self.ranks) * job.std + job.mean
         error = float(np.abs(predicted - truth).mean())
         row = {
             "member": job.number,
@@ -100,7 +132,10 @@ class MemberTask:
 
 
 def train_member(
-    job: MemberJob, device: torch.device | str = "cpu", on_step: Callable[[int], None] | None = None
+    job: MemberJob,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train one member, or go on from its resume file.
 
@@ -108,6 +143,7 @@ def train_member(
         job: see ``MemberJob``.
         device: where to train.
         on_step: called with the number of each finished step.
+        ranks: the processes that train it together; None: as torchrun has started them.
 
     Returns:
         ``{state, val_mae_ev, epoch, history}`` of its best epoch.
@@ -115,14 +151,23 @@ def train_member(
     Raises:
         StageError: the loss is not finite; the state is saved.
     """
-    device, settings = torch.device(device), job.settings
+    device = torch.device(device)
+    trainer = member_trainer(job, ranks or Ranks(device))
+    best = trainer.run(on_step)
+    epoch = best["step"] // trainer.task.steps_per_epoch
+    return {"state": best["weights"], "val_mae_ev": best["score"], "epoch": epoch, "history": trainer.history}
+
+
+def member_trainer(job: MemberJob, ranks: Ranks) -> Trainer:
+    """Return the training loop of one member at its first step."""
+    settings = job.settings
     torch.manual_seed(int(np.random.default_rng([job.seed, job.number]).integers(2**63)))
     model = DimeNetPlusPlus(job.model)
     if settings.init_from:
         load_initial_weights(settings.init_from, model, job.model, job.number)
-    model.to(device)
+    model.to(ranks.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    task = MemberTask(job, device)
+    task = MemberTask(job, ranks)
     loop = LoopSettings(
         steps=settings.epochs * task.steps_per_epoch,
         eval_every=task.steps_per_epoch,
@@ -131,40 +176,53 @@ def train_member(
         ema_decay=lambda step: warming_decay(settings.ema_decay, step),
         title=f"member {job.number}",
         position=job.number,
+        loader_workers=settings.loader_workers,
     )
-    trainer = Trainer(model, optimiser, task, loop, job.resume_path, job.fingerprint)
-    best = trainer.run(on_step)
-    epoch = best["step"] // task.steps_per_epoch
-    return {"state": best["weights"], "val_mae_ev": best["score"], "epoch": epoch, "history": trainer.history}
+    return Trainer(model, optimiser, task, loop, job.resume_path, job.fingerprint, ranks)
 
 
-def train_ensemble(jobs: Sequence[MemberJob], device: torch.device, threads: int) -> list[dict[str, Any]]:
+def train_ensemble(jobs: Sequence[MemberJob], ranks: Ranks, run_settings: RunConfig) -> list[dict[str, Any]]:
     """Train all members and return the result of each, in their order.
 
-    On a CPU with several threads each member has a process of its own with one thread, so that the result does not depend on their
-    number. On a GPU they are trained one after the other.
+    Members are independent tasks: on a CPU with several threads of processes with one thread each, so that the result does not
+    depend on their number; with a cluster in ``run.scheduler`` of its workers. On one GPU, and under torchrun, where all ranks
+    share each batch, they are trained one after the other.
     """
-    if device.type == "cpu" and threads > 1 and len(jobs) > 1:
-        with Processes(min(len(jobs), 2 * threads)) as where:
-            for _ in run(_train_in_worker, {job.number: job for job in jobs}, None, where):
+    where, threads = None, torch.get_num_threads()
+    if len(jobs) > 1 and not ranks.are_many:
+        if run_settings.scheduler != "processes":
+            where = start_workers(run_settings, len(jobs))
+        elif ranks.device.type == "cpu" and threads > 1:
+            where = Processes(min(len(jobs), 2 * threads))
+    if where is not None:
+        with where:
+            for _ in run(_train_in_worker, {job.number: (job, str(ranks.device)) for job in jobs}, None, where):
                 pass
-    return [train_member(job, device) for job in jobs]
+    return [train_member(job, ranks.device, ranks=ranks) for job in jobs]
 
 
-def _train_in_worker(job: MemberJob) -> None:
+def _train_in_worker(task: tuple[MemberJob, str]) -> None:
     """Train a member and leave the result in its resume file: shared tensors would vanish with the process that made them."""
-    train_member(job)
+    train_member(*task)
 
 
 @torch.no_grad()
 def predict(
-    model: DimeNetPlusPlus, data: AdsorptionData, numbers: Sequence[int], batch_size: int, device: torch.device
+    model: DimeNetPlusPlus,
+    data: AdsorptionData,
+    numbers: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> np.ndarray:
-    """Return the normalised energies (n,) of entries in their initial geometry."""
+    """Return the normalised energies (n,) of entries in their initial geometry.
+
+    With ``ranks`` each computes some of the batches, and all return all energies.
+    """
     model.eval()
-    values = []
-    for at in range(0, len(numbers), batch_size):
+    values, share = np.zeros(len(numbers)), ranks.share if ranks else Share()
+    for at in range(share.rank * batch_size, len(numbers), share.count * batch_size):
         chunk = numbers[at : at + batch_size]
         *inputs, graph, _ = data.batch(chunk, [False] * len(chunk), device)
-        values.append(model(*inputs, graph=graph).double().cpu().numpy())
-    return np.concatenate(values) if values else np.zeros(0)
+        values[at : at + batch_size] = model(*inputs, graph=graph).double().cpu().numpy()
+    return ranks.sum(torch.from_numpy(values)).numpy() if ranks else values

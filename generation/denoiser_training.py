@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import numpy as np
 import torch
 
 from generation.batch import Denoiser
-from generation.loss import TERMS, loss_terms, sample_noise, total_loss
+from generation.loss import TERMS, loss_sizes, loss_terms, sample_noise, total_loss
 from generation.seeds import seeded_generator
 from generation.sheet_table import SheetTable, training_rows
+from networks.ranks import Ranks, Share
+from networks.sheet_layers import SheetInteraction
 from networks.training import LoopSettings, warming_decay
 from pipeline.files import atomic_path
 from pipeline.settings import DenoiserConfig
@@ -45,27 +49,52 @@ def loop_settings(settings: DenoiserConfig) -> LoopSettings:
 
 
 class DenoiserTask:
-    """Task of the training loop: the joint loss of noise and property heads."""
+    """Task of the training loop: the joint loss of noise and property heads.
 
-    def __init__(self, settings: DenoiserConfig, train: SheetTable, val: SheetTable, seed: int, device: torch.device) -> None:
-        self.settings, self.train, self.val, self.seed, self.device = settings, train, val, seed, device
+    Args:
+        settings: of the denoiser.
+        train, val: sheets of the two splits.
+        seed: of rows and noise.
+        ranks: the processes that train it together.
+    """
 
-    def loss(self, model: Denoiser, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the loss of a step, and as numbers the loss (``total``) and its terms."""
-        settings = self.settings
+    def __init__(self, settings: DenoiserConfig, train: SheetTable, val: SheetTable, seed: int, ranks: Ranks) -> None:
+        self.settings, self.train, self.val, self.seed = settings, train, val, seed
+        self.ranks, self.device = ranks, ranks.device
+
+    def batch(self, step: int) -> tuple[Any, ...]:
+        """Return this rank's sheets, noise and constraint, the whole batch, its times (B,), and the weight of this rank's rows.
+
+        Rows and noise are drawn for the whole batch, so that they do not depend on the number of ranks.
+        """
+        settings, share = self.settings, self.ranks.share
         rows = training_rows(self.train, step, settings.batch_size, self.seed, settings.labelled_share)
-        sheets, generator = self.train.select(rows), seeded_generator(self.seed, 2, step)
-        noise = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
-        constraint = self.train.constraint(rows, noise.symmetric, self.device)
-        terms, _ = loss_terms(model, sheets.to(self.device), noise, constraint)
-        loss = total_loss(terms, settings)
+        whole, generator = self.train.select(rows), seeded_generator(self.seed, 2, step)
+        noise = sample_noise(whole, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+        sheets, times, total = whole, noise.t, len(rows)
+        if share.count > 1:
+            mine = torch.tensor(share.rows(total))
+            noise = noise.select(mine, torch.nonzero(torch.isin(whole.batch, mine)).flatten())
+            rows = rows[mine]
+            sheets = self.train.select(rows)
+        return sheets, noise, self.train.constraint(rows, noise.symmetric, self.device), whole, times, share.weight(total)
+
+    def loss(self, model: Denoiser, batch: tuple[Any, ...]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return this rank's part of the loss, and as numbers the loss (``total``) and its terms."""
+        sheets, noise, constraint, whole, times, weight = batch
+        sizes = None
+        if self.ranks.are_many:
+            sizes = loss_sizes(model.schedule, whole.to(self.device), times.to(self.device))
+        terms, _ = loss_terms(model, sheets.to(self.device), noise, constraint, sizes)
+        terms = {name: term * weight for name, term in terms.items()}
+        loss = total_loss(terms, self.settings)
         return loss, {name: float(term.detach()) for name, term in (("total", loss), *terms.items())}
 
     def evaluate(self, model: Denoiser, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
         """Return a row of the loss curve and the validation loss."""
         row: dict[str, Any] = {"step": step, "lr": learning_rate(step, self.settings)}
         row |= {f"train_{name}": sums[name] / steps for name in ("total", *TERMS)}
-        losses = evaluate_loss(model, self.val, self.settings, self.seed, self.device)
+        losses = evaluate_loss(model, self.val, self.settings, self.seed, self.device, self.ranks)
         row |= {f"val_{name}": value for name, value in losses.items()}
         return row, losses["total"]
 
@@ -78,23 +107,41 @@ class DenoiserTask:
         )
 
 
+def layers_in_bfloat16(model: torch.nn.Module) -> None:
+    """Let the message-passing layers multiply in bfloat16 while they train on a GPU; geometry and evaluation stay as they are."""
+    for layer in model.modules():
+        if isinstance(layer, SheetInteraction):
+            layer.forward = functools.partial(_in_bfloat16, layer, layer.forward)
+
+
+def _in_bfloat16(layer: SheetInteraction, forward: Callable, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    with torch.autocast("cuda", torch.bfloat16, enabled=layer.training):
+        return forward(*inputs)
+
+
 @torch.no_grad()
 def evaluate_loss(
-    model: Denoiser, table: SheetTable, settings: DenoiserConfig, seed: int, device: torch.device
+    model: Denoiser, table: SheetTable, settings: DenoiserConfig, seed: int, device: torch.device, ranks: Ranks | None = None
 ) -> dict[str, float]:
-    """Return the mean loss and its terms on a split. Times, noise and dropout are the same at every call."""
-    repeats = max(1, math.ceil(VALIDATION_SHEETS / len(table)))
-    sums, count = dict.fromkeys(("total", *TERMS), 0.0), 0
-    for repeat in range(repeats):
-        for number, index in enumerate(torch.arange(len(table)).split(settings.batch_size)):
-            sheets = table.select(index)
-            generator = seeded_generator(seed, 3, repeat, number)
-            noise = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
-            terms, _ = loss_terms(model, sheets.to(device), noise, table.constraint(index, noise.symmetric, device))
-            for name, value in (("total", total_loss(terms, settings)), *terms.items()):
-                sums[name] += float(value) * len(index)
-            count += len(index)
-    return {name: value / count for name, value in sums.items()}
+    """Return the mean loss and its terms on a split. Times, noise and dropout are the same at every call.
+
+    With ``ranks`` each computes some of the batches, and all return the same means.
+    """
+    repeats, names = max(1, math.ceil(VALIDATION_SHEETS / len(table))), ("total", *TERMS)
+    parts = torch.arange(len(table)).split(settings.batch_size)
+    found, share = torch.zeros(repeats * len(parts), len(names), dtype=torch.float64), ranks.share if ranks else Share()
+    for place in range(share.rank, len(found), share.count):
+        repeat, number = divmod(place, len(parts))
+        index = parts[number]
+        sheets = table.select(index)
+        generator = seeded_generator(seed, 3, repeat, number)
+        noise = sample_noise(sheets, settings.num_timesteps, settings.p_uncond, generator, settings.symmetric_share)
+        terms, _ = loss_terms(model, sheets.to(device), noise, table.constraint(index, noise.symmetric, device))
+        values = (total_loss(terms, settings), *terms.values())
+        found[place] = torch.tensor([float(value) * len(index) for value in values], dtype=torch.float64)
+    found = ranks.sum(found) if ranks else found
+    totals = np.add.accumulate(found.numpy())[-1].tolist()  # in this order, whatever the number of ranks
+    return {name: total / (repeats * len(table)) for name, total in zip(names, totals, strict=True)}
 
 
 @torch.no_grad()

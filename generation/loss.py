@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -27,6 +28,11 @@ class NoiseSample:
     lattice: torch.Tensor  # (B, 3)
     drop: torch.Tensor  # (B,) True: the network does not see the conditions
     symmetric: torch.Tensor  # (B,) True: the noise stays within the symmetry of the sheet
+
+    def select(self, rows: torch.Tensor, atoms: torch.Tensor) -> NoiseSample:
+        """Return the random numbers of some sheets: rows (b,) and their atoms (a,), indices."""
+        index = {"frac": atoms, "height": atoms}
+        return NoiseSample(**{f.name: getattr(self, f.name)[index.get(f.name, rows)] for f in fields(self)})
 
 
 def sample_noise(
@@ -55,8 +61,26 @@ def sample_noise(
     )
 
 
+def label_weights(schedule: Any, sheets: SheetBatch, t: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the weight (B,) of each sheet in each property term: ᾱ_t, but at least the floor; 0 where the label is unknown."""
+    weight = schedule.alphas_cumprod[t].to(sheets.frac_coords.dtype).clamp(min=PROPERTY_WEIGHT_FLOOR)
+    labels = {"delta_g": sheets.delta_g, "e_hull": sheets.e_hull, "synth": sheets.synth}
+    return {name: torch.isfinite(label) * weight for name, label in labels.items()}
+
+
+def loss_sizes(schedule: Any, sheets: SheetBatch, t: torch.Tensor) -> dict[str, float | torch.Tensor]:
+    """Return what the sum of each term is divided by in its mean over the sheets of a batch, all on one device."""
+    atoms, count = len(sheets.atomic_numbers), sheets.num_graphs
+    sums = {name: weight.sum().clamp(min=1e-6) for name, weight in label_weights(schedule, sheets, t).items()}
+    return {"frac": 2 * atoms, "height": atoms, "lattice": 3 * count, **sums}
+
+
 def loss_terms(
-    model: Denoiser, sheets: SheetBatch, noise_sample: NoiseSample, constraint: SymmetryConstraint | None = None
+    model: Denoiser,
+    sheets: SheetBatch,
+    noise_sample: NoiseSample,
+    constraint: SymmetryConstraint | None = None,
+    sizes: dict[str, float | torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], PropertyEstimate]:
     """Return the six terms of the joint loss (Eq. 3), each of order one for an untrained model, and the estimated properties.
 
@@ -69,6 +93,8 @@ def loss_terms(
         sheets: clean sheets with their labels.
         noise_sample: random numbers, see ``sample_noise``.
         constraint: templates of the sheets that are noised within their symmetry.
+        sizes: ``loss_sizes`` of the whole batch, of which ``sheets`` are a part: the terms are the parts of its terms. None: these
+            sheets are the batch.
     """
     device = sheets.frac_coords.device
     t = noise_sample.t.to(device)
@@ -90,12 +116,13 @@ def loss_terms(
     properties = model.properties(encoded)
 
     alpha_bar = encoded.alpha_bar
+    sizes = loss_sizes(schedule, sheets, t) if sizes is None else sizes
     terms = {
-        "frac": ((noise.frac - state.frac_target) ** 2).mean(),
-        "height": ((noise.height - state.height_target) ** 2 / alpha_bar[sheets.batch]).mean(),
-        "lattice": ((noise.lattice - state.lattice_target) ** 2 / alpha_bar[:, None]).mean(),
+        "frac": ((noise.frac - state.frac_target) ** 2).sum() / sizes["frac"],
+        "height": ((noise.height - state.height_target) ** 2 / alpha_bar[sheets.batch]).sum() / sizes["height"],
+        "lattice": ((noise.lattice - state.lattice_target) ** 2 / alpha_bar[:, None]).sum() / sizes["lattice"],
     }
-    weight = alpha_bar.clamp(min=PROPERTY_WEIGHT_FLOOR)
+    weights = label_weights(schedule, sheets, t)
     scale = model.label_std
     errors = {
         "delta_g": (sheets.delta_g, lambda y: (properties.delta_g - y).abs() / scale[0]),
@@ -108,8 +135,7 @@ def loss_terms(
     for name, (label, error) in errors.items():
         known = torch.isfinite(label)
         # Unknown labels are replaced before the error is taken: nan times zero would still poison the gradient.
-        masked = error(torch.where(known, label, torch.zeros_like(label))) * known * weight
-        terms[name] = masked.sum() / (known * weight).sum().clamp(min=1e-6)
+        terms[name] = (error(torch.where(known, label, torch.zeros_like(label))) * weights[name]).sum() / sizes[name]
     return terms, properties
 
 

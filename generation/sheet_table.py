@@ -152,11 +152,11 @@ class SheetTable:
         arrays = (x[atoms].numpy() for x in (s.atomic_numbers, s.frac_coords.double(), s.heights.double()))
         return Sheet(*arrays, lattice)
 
-    def find_templates(self, name: str) -> None:
-        """Find the symmetry template of every sheet, with a progress bar that names the split."""
+    def find_templates(self, name: str, silent: bool = False) -> None:
+        """Find the symmetry template of every sheet, with a progress bar that names the split, if not ``silent``."""
         self.templates = [
             Template.of(self.sheet(k), SYMMETRY_TOLERANCE)
-            for k in tqdm(range(len(self)), desc=f"symmetry of {name}", unit="sheet", mininterval=1.0)
+            for k in tqdm(range(len(self)), desc=f"symmetry of {name}", unit="sheet", mininterval=1.0, disable=silent)
         ]
 
     def template_library(self) -> TemplateLibrary:

@@ -1,21 +1,26 @@
 """The training loop of every network: steps, moving average, evaluation, best weights, and a resume file.
 
 What differs between networks is a ``Task``: the batch of a step, its loss, and the evaluation. A batch is a function of seed and
-step alone, so that a run that is stopped and started again ends with the same weights on a CPU. Lightning Fabric handles optimiser
-and device. Under ``torchrun`` each rank would take its rows of the batch in ``Task.loss``.
+step alone, so that a run that is stopped and started again ends with the same weights on a CPU.
+
+Lightning Fabric is the engine. Under ``torchrun`` each rank makes its rows of the batch, and gradients and losses are summed, so
+that the number of ranks changes neither beyond rounding. All ranks hold the same weights; the first one alone writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import math
 import os
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +28,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.errors import StageError
+from networks.loading import MakeBatch, batches
+from networks.ranks import Ranks
+from pipeline.errors import OtherRankError, StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
 from pipeline.provenance import read_sidecar
 
@@ -36,11 +43,17 @@ RESUME_EVERY_S = 120.0  # seconds between writes of the resume file; each evalua
 class Task(Protocol):
     """Batches, loss and evaluation of one network."""
 
-    def loss(self, model: nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the scalar loss of step 0, 1, ... and numbers that the loop sums between evaluations, such as its terms."""
+    batch: MakeBatch  # the rows of this rank in the batch of step 0, 1, ...
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the scalar loss of a batch and numbers that the loop sums between evaluations, such as its terms.
+
+        Each is this rank's part of a sum over all ranks: a mean over rows is the sum over the rows of the rank, over the number of
+        rows of the whole batch.
+        """
 
     def evaluate(self, model: nn.Module, step: int, sums: dict[str, float], steps: int) -> tuple[dict[str, Any], float]:
-        """Evaluate the averaged weights after ``step`` steps.
+        """Evaluate the averaged weights after ``step`` steps, with the same outcome in every rank.
 
         Args:
             model: has the averaged weights.
@@ -76,6 +89,7 @@ class LoopSettings:
         position: row of the progress bar on the screen.
         score_name: name of the best score beside the progress bar.
         keep_bar: whether the bar stays at the end, and is shown where the output is no terminal.
+        loader_workers: processes that make batches ahead of time; 0: this one makes each when it is due.
     """
 
     steps: int
@@ -87,6 +101,7 @@ class LoopSettings:
     position: int = 0
     score_name: str = "best"
     keep_bar: bool = False
+    loader_workers: int = 0
 
 
 def warming_decay(decay: float, updates: int) -> float:
@@ -94,17 +109,17 @@ def warming_decay(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def make_fabric(device: torch.device) -> Any:
-    """Return a silent Lightning Fabric for one device."""
-    for name in ("lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from lightning_fabric import Fabric
+class _Step(nn.Module):
+    """The loss as the forward pass of a module, which Fabric wraps so that gradients are combined over the ranks."""
 
-        if device.type == "cpu":
-            return Fabric(accelerator="cpu", devices=1)
-        return Fabric(accelerator=device.type, devices=[device.index or 0])
+    def __init__(self, model: nn.Module, task: Task, ranks: int) -> None:
+        super().__init__()
+        self.model, self.task, self.ranks = model, task, ranks
+
+    def forward(self, batch: Callable[[], Any]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return what ``Task.loss`` does. batch: in a function, because Fabric would copy and convert what it can look into."""
+        loss, values = self.task.loss(self.model, batch())
+        return loss * self.ranks, values  # the wrapper takes the mean over the ranks, and the sum is due
 
 
 class Trainer:
@@ -117,20 +132,32 @@ class Trainer:
         settings: settings of the loop.
         resume_path: the resume file.
         mark: fingerprint of settings and inputs; a resume file with another one is not used.
+        ranks: the processes of the training; None: as torchrun has started them.
     """
 
     def __init__(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, task: Task, settings: LoopSettings, resume_path: Path, mark: str
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        task: Task,
+        settings: LoopSettings,
+        resume_path: Path,
+        mark: str,
+        ranks: Ranks | None = None,
     ) -> None:
         from torch_ema import ExponentialMovingAverage
 
         self.model, self.task, self.settings = model, task, settings
         self.resume_path, self.mark = resume_path, mark
         self.device = next(model.parameters()).device
-        self.fabric = make_fabric(self.device)
+        self.ranks = ranks or Ranks(self.device)
+        self.fabric = self.ranks.fabric
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.module, self.optimiser = self.fabric.setup(model, optimiser)
+            self.module, self.optimiser = self.fabric.setup(_Step(model, task, self.ranks.share.count), optimiser)
+        self._batches: Iterator[Any] | None = None
+        self._signals: set[int] = set()
+        self._handlers: dict[int, Any] = {}  # what signals did before
         self._optimiser = optimiser
         self.ema = None
         if settings.ema_decay is not None:
@@ -176,15 +203,18 @@ class Trainer:
         self.step, self.steps, self.sums = state["step"], state["steps"], state["sums"]
         self.history, self.best = state["history"], state["best"]
         torch.set_rng_state(state["torch_rng"].cpu())
+        self._batches = None
 
     def save(self) -> None:
-        """Write the resume file."""
+        """Write the resume file, in the first rank."""
+        if not self.ranks.is_first:
+            return
         with atomic_path(self.resume_path) as temporary:
             torch.save(self.state_dict(), temporary)
 
     def resume(self) -> bool:
         """Load the resume file where it is of this run, and return whether it was; otherwise say why it was not."""
-        state = read_resume(self.resume_path, self.mark, self.device)
+        state = self.ranks.from_first(lambda: read_resume(self.resume_path, self.mark))
         if state is None:
             return False
         self.load_state_dict(state)
@@ -195,14 +225,19 @@ class Trainer:
         """Make one optimiser step and return its loss.
 
         Raises:
-            StageError: loss or gradient is not finite; the state before the step is saved.
+            StageError: loss or gradient is not finite; the state before the step is saved. Or the batch cannot be made.
         """
         self.model.train()
-        loss, values = self.task.loss(self.model, self.step)
+        batch = self._next_batch()
+        loss, values = self.module(lambda: batch)
         self.optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(self.module, self.optimiser, max_norm=self.settings.grad_clip, error_if_nonfinite=False)
         value = float(loss.detach())
+        if self.ranks.are_many:
+            parts = torch.tensor([value / self.ranks.share.count, *values.values()], dtype=torch.float64)
+            value, *terms = self.ranks.sum(parts).tolist()
+            values = dict(zip(values, terms, strict=True))
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             self.save()
             names = [name for name, term in values.items() if not math.isfinite(term)]
@@ -217,6 +252,60 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0.0) + term
         self.step, self.steps = self.step + 1, self.steps + 1
         return value
+
+    def _next_batch(self) -> Any:
+        """Return the batch of this step, when every rank has its own: where one fails or is asked to stop, all end here."""
+        if self._batches is None:
+            settings, pin = self.settings, self.device.type == "cuda"
+            self._batches = batches(self.task.batch, self.step, settings.steps, settings.loader_workers, pin)
+        batch, error = None, None
+        try:
+            batch = next(self._batches)
+        except BaseException as failure:
+            self._batches = None
+            if not isinstance(failure, StageError):
+                raise
+            error = failure
+        if self.ranks.are_many:
+            if error is not None:
+                error.of_one_rank = True
+            self._stop_together(error is not None)
+        if error is not None:
+            raise error
+        return batch
+
+    def _stop_together(self, failed: bool) -> None:
+        """End every rank where one has failed or has had a signal; the first rank saves the state before this step.
+
+        Raises:
+            OtherRankError: another rank has failed.
+            KeyboardInterrupt: as the handler of the signal does.
+        """
+        state = torch.tensor([float(failed), float(max(self._signals, default=0))])
+        any_failed, number = self.ranks.sum(state, largest=True).tolist()
+        if any_failed and not failed:
+            raise OtherRankError("another process of the training has failed")
+        if number and not any_failed:
+            self.save()
+            handler = self._handlers.get(int(number))
+            if callable(handler):
+                handler(int(number), None)
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _signals_kept(self) -> Iterator[None]:
+        """Keep signals for the end of a step: a rank that ended at once would leave the others waiting for its gradients."""
+        main = threading.current_thread() is threading.main_thread()  # no other may set what a signal does
+        for number in (signal.SIGINT, signal.SIGTERM) if self.ranks.are_many and main else ():
+            self._handlers[number] = signal.signal(number, lambda number, _: self._signals.add(number))
+        try:
+            yield
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._handlers = {}
+        for number in self._signals:  # of the last step
+            signal.raise_signal(number)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -241,8 +330,8 @@ class Trainer:
         """Train to the last step, from the resume file where there is one.
 
         Args:
-            on_step: called with the number of steps done, after each.
-            on_evaluation: called with the history, after each evaluation.
+            on_step: called with the number of steps done, after each, in every rank.
+            on_evaluation: called with the history, after each evaluation, in the first rank.
 
         Returns:
             ``{score, step, weights}`` of the best evaluation.
@@ -250,36 +339,44 @@ class Trainer:
         settings = self.settings
         if not self.resume():
             self.save()
-        saved_at = time.monotonic()
+        silent = False if settings.keep_bar else None
         bar = tqdm(
-            total=settings.steps, initial=self.step, desc=settings.title, unit="step",
-            position=settings.position, mininterval=1.0, disable=False if settings.keep_bar else None, leave=settings.keep_bar,
+            total=settings.steps, initial=self.step, desc=settings.title, unit="step", position=settings.position, mininterval=1.0,
+            disable=silent if self.ranks.is_first else True, leave=settings.keep_bar,
         )  # fmt: skip
-        with bar:
-            while self.step < settings.steps:
-                loss = self.train_step()
-                due = self.step % settings.eval_every == 0 or self.step == settings.steps
-                if due:
-                    self.evaluate()
-                bar.update()
-                best = {settings.score_name: f"{self.best['score']:.3f}"} if self.best else {}
-                bar.set_postfix({"loss": f"{loss:.3f}", **best}, refresh=False)
-                if on_step is not None:
-                    on_step(self.step)
-                if due or time.monotonic() - saved_at > RESUME_EVERY_S:
-                    self.save()
-                    saved_at = time.monotonic()
-                if due and on_evaluation is not None:
-                    on_evaluation(self.history)
+        with bar, self._signals_kept():
+            self._steps(bar, on_step, on_evaluation)
         return self.best
 
+    def _steps(self, bar: tqdm, on_step: Callable | None, on_evaluation: Callable | None) -> None:
+        """Make the steps that are left, with what is due after each; arguments as in ``run``, with its progress bar."""
+        settings, saved_at = self.settings, time.monotonic()
+        while self.step < settings.steps:
+            loss = self.train_step()
+            due = self.step % settings.eval_every == 0 or self.step == settings.steps
+            if due:
+                self.evaluate()
+            bar.update()
+            best = {settings.score_name: f"{self.best['score']:.3f}"} if self.best else {}
+            bar.set_postfix({"loss": f"{loss:.3f}", **best}, refresh=False)
+            if on_step is not None:
+                on_step(self.step)
+            if due or time.monotonic() - saved_at > RESUME_EVERY_S:
+                self.save()
+                saved_at = time.monotonic()
+            if due and on_evaluation is not None and self.ranks.is_first:
+                on_evaluation(self.history)
 
-def read_resume(path: Path, mark: str, device: torch.device) -> dict[str, Any] | None:
-    """Return the state in a resume file; None where there is none, or, with a message, where it is damaged or of another run."""
+
+def read_resume(path: Path, mark: str) -> dict[str, Any] | None:
+    """Return the state in a resume file, on the CPU.
+
+    None where there is none, or, with a message, where it is damaged or of another run.
+    """
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         stated, found = state.get("format"), state.get("fingerprint")
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
         log.warning("training starts anew: %s is not readable (%s)", relative_name(path), type(error).__name__)

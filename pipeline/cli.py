@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, StageError
+from pipeline import torchrun
+from pipeline.errors import ConfigError, OtherRankError, StageError
 from pipeline.files import relative_name
 from pipeline.loading import help_text, load_config, split_arguments
 from pipeline.settings import Config, RunConfig
@@ -29,6 +30,7 @@ def run_stage(
     argv: Sequence[str] | None = None,
     *,
     resumes_in: str = "run.output_dir",
+    under_torchrun: bool = False,
 ) -> int:
     """Run a stage from the command line. A failure that the user can mend becomes one line.
 
@@ -38,6 +40,7 @@ def run_stage(
         sections: sections of the settings that the stage reads.
         argv: arguments; None: those of the process.
         resumes_in: setting that names the folder from which a stopped run goes on.
+        under_torchrun: whether several processes may do the work together.
 
     Returns:
         The exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted, 143
@@ -50,36 +53,49 @@ def run_stage(
         with contextlib.suppress(BrokenPipeError):
             print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if torchrun.is_first() else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
     _silence_libraries()
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
     config: Config | None = None
     try:
+        if torchrun.world_size() > 1 and not under_torchrun:
+            raise ConfigError("this stage is one process; start it without torchrun")
         config_path, overrides = split_arguments(arguments)
         config = load_config(config_path, overrides)
         with _terminated_as_interrupted():
             main(config)
-    except ConfigError as error:
-        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except StageError as error:
-        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        _say(program.name, str(error), error)
+        return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{program.name}: {error.strerror or error}{where}", file=sys.stderr)
+        _say(program.name, f"{error.strerror or error}{where}", error)
         return 1
     except sqlite3.OperationalError as error:  # a disk that is full or read-only, a database that is locked
-        print(f"{program.name}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(program.name, str(error), error)
         return 1
     except KeyboardInterrupt as stop:
         was_terminated = isinstance(stop, _Terminated)
         section, _, name = resumes_in.partition(".")
         place = relative_name(getattr(getattr(config, section), name)) if config else "its folder"
         word = "terminated" if was_terminated else "interrupted"
-        print(f"{program.name}: {word}; the same command goes on from what is finished in {place}", file=sys.stderr)
+        _say(program.name, f"{word}; the same command goes on from what is finished in {place}", stop)
         return 143 if was_terminated else 130
     return 0
+
+
+def _say(program: str, message: str, error: BaseException) -> None:
+    """Print why a stage ends in one line: once for each machine, where torchrun has started several processes that all know."""
+    own = getattr(error, "of_one_rank", False)
+    if isinstance(error, OtherRankError) or (torchrun.local_rank() > 0 and not own):
+        return
+    place = f"process {torchrun.rank()}: " if own else ""
+    print(f"{program}: {place}{' '.join(message.split())}", file=sys.stderr)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -129,20 +145,32 @@ def _silence_libraries() -> None:
     os.environ |= {"PYTHONWARNINGS": "ignore", "MPLBACKEND": "Agg"}
 
 
-def resolve_device(run: RunConfig) -> Any:
+def resolve_device(run: RunConfig, training: bool = False) -> Any:
     """Return the ``torch.device`` of ``run.device`` and set the number of threads: ``run.threads``, or the CPUs of this process.
 
+    Under ``torchrun`` every process of a machine has its own GPU, and its share of the CPUs.
+
+    Args:
+        run: the settings.
+        training: whether ``run.precision`` counts.
+
     Raises:
-        ConfigError: PyTorch does not see that GPU.
+        ConfigError: PyTorch does not see that GPU, or ``run.precision`` needs one.
     """
     import torch
 
-    torch.set_num_threads(run.threads or cpu_count())
-    if run.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(run.device)
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ConfigError(f"run.device={run.device}: PyTorch sees no such GPU; use run.device=cpu")
+    torch.set_num_threads(run.threads or max(1, cpu_count() // torchrun.local_world_size()))
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(run.device if run.device != "auto" else "cuda" if seen else "cpu")
+    if device.type == "cuda" and torchrun.world_size() > 1:
+        if device.index is not None:
+            raise ConfigError(f"run.device={run.device}: torchrun gives each process its own GPU; use run.device=cuda")
+        device = torch.device("cuda", torchrun.local_rank())
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        name = device if torchrun.world_size() > 1 else run.device
+        raise ConfigError(f"run.device={name}: PyTorch sees no such GPU; use run.device=cpu")
+    if training and run.precision == "bf16" and device.type != "cuda":
+        raise ConfigError("run.precision=bf16 is for GPUs; use run.precision=float32")
     return device
 
 

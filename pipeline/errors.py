@@ -6,9 +6,15 @@ from __future__ import annotations
 class StageError(Exception):
     """A failure the user can mend; shown as one line, exit code 1."""
 
+    of_one_rank = False  # whether the other processes of a training have not met it
+
 
 class ConfigError(StageError):
     """A setting that cannot be used; shown as one line, exit code 2."""
+
+
+class OtherRankError(StageError):
+    """Another process of the training has failed and says why; this one ends without a word."""
 
 
 def first_line(error: BaseException) -> str:

@@ -41,11 +41,16 @@ class RunConfig:
     seed: int = setting(0, "seed of every random generator", low=0, high=2**32 - 1)
     device: str = setting("auto", "auto | cpu | cuda | cuda:N (auto: GPU when there is one)")
     threads: int = setting(0, "CPU threads of the process; 0: all cores", low=0, high=1024)
+    precision: str = setting(
+        "float32",
+        "training on a GPU: float32, or bf16 (the layers multiply in bfloat16; geometry, sums and weights stay float32)",
+        choices=("float32", "bf16"),
+    )
     output_dir: str = setting("results/run", "root of everything the stages write", path=True)
     scheduler: str = setting(
         "processes",
-        "where labelling, judging and stage 0 run their tasks: processes (of this machine) | dask (a Dask cluster of this machine)"
-        " | slurm (a job for every worker) | tcp://HOST:PORT (a running Dask scheduler)",
+        "where labelling, judging, stage 0 and members of DimeNet++ run: processes (of this machine) | "
+        "dask (a Dask cluster of this machine) | slurm (a job for every worker) | tcp://HOST:PORT (a running Dask scheduler)",
     )
     walltime: str = setting("04:00:00", "slurm: time limit of a worker")
     queue: str = setting("", "slurm: partition; empty: the default one")
@@ -116,6 +121,9 @@ class DimenetConfig:
     ensemble_size: int = setting(3, "independently trained members; their spread is the uncertainty", low=1, high=32)
     epochs: int = setting(40, "passes over the training records", low=1)
     batch_size: int = setting(16, "records per step", low=1)
+    loader_workers: int = setting(
+        0, "processes that read records and build graphs ahead of time, for each training process; 0: that process itself", low=0
+    )
     learning_rate: float = setting(2e-3, "peak learning rate", low=1e-8, high=1.0)
     warmup_epochs: float = setting(1.0, "linear warm-up, in epochs", low=0)
     lr_milestones: list[float] = setting([0.6, 0.8, 0.93], "fractions of the run at which the rate is multiplied by lr_gamma")

@@ -127,8 +127,8 @@ def test_training_may_start_from_other_weights(cfg, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_a_saved_state(cfg, monkeypatch):
     original = loss.loss_terms
 
-    def breaks(model, sheets, noise, constraint):
-        terms, properties = original(model, sheets, noise, constraint)
+    def breaks(model, sheets, *inputs):
+        terms, properties = original(model, sheets, *inputs)
         return terms | {"frac": terms["frac"] * float("nan")}, properties
 
     monkeypatch.setattr(denoiser_training, "loss_terms", breaks)

@@ -17,12 +17,13 @@ from emt_records import records
 from undrawn import leave_figures_undrawn
 
 import pretrain_dimenet as stage
-from energetics import adsorption_data, dimenet_stage, dimenet_training
+from energetics import adsorption_data, dimenet_stage, dimenet_training, record_index
 from energetics.is2re_lmdb import open_is2re, write_is2re
 from models import DimeNetPlusPlus, load_initial_weights
 from networks import training
 from networks.checkpoints import CheckpointError, load_checkpoint
 from networks.dimenet_layers import DimeNetPlusPlusConfig
+from networks.ranks import Ranks
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.loading import load_config
@@ -154,9 +155,9 @@ def test_nothing_is_measured_on_relaxations_that_did_not_converge(lmdb_path, tmp
 def test_reduced_formula_of_stated_and_counted_formulas(lmdb_path):
     record = open_is2re(lmdb_path)[0]
     record.extra["bulk_formula"] = "Mo2S4"
-    assert adsorption_data.reduced_formula(record) == "MoS2"
+    assert record_index.reduced_formula(record) == "MoS2"
     record.extra["bulk_formula"] = "<b>x</b>"
-    assert adsorption_data.reduced_formula(record) == "Cu"
+    assert record_index.reduced_formula(record) == "Cu"
 
 
 def test_rate_warms_up_and_falls_at_the_milestones():
@@ -249,7 +250,8 @@ def test_stage_writes_its_products_and_knows_when_it_is_done(lmdb_path, tmp_path
     stage.main(cfg)
     folder = tmp_path / "dimenet"
     figures = {f"dimenet_{name}.{kind}" for name in ("loss_curve", "parity") for kind in ("png", "pdf")}
-    assert {p.name for p in folder.iterdir()} == {"dimenet.json", "dimenet.pth", "dimenet_loss_curve.csv"} | figures
+    others = {"dimenet.json", "dimenet.pth", "dimenet_loss_curve.csv", "records.index.npz"}
+    assert {p.name for p in folder.iterdir()} == others | figures
     card = json.loads((folder / "dimenet.json").read_text(encoding="utf-8"))
     assert card["counts"]["kept"] == 60 == sum(card["counts"][part] for part in ("train", "val", "test"))
     for part in ("val", "test"):
@@ -386,7 +388,8 @@ def test_a_formula_falls_on_the_same_side_in_every_set(tmp_path):
 def test_worker_processes_give_the_same_weights(lmdb_path, tmp_path):
     cfg = make_config(lmdb_path, tmp_path, epochs=1, dft_path=DFT)
     jobs = [dataclasses.replace(make_job(cfg, tmp_path / f"p{k}.pt"), number=k) for k in range(2)]
-    parallel = dimenet_training.train_ensemble(jobs, torch.device("cpu"), threads=2)
+    torch.set_num_threads(2)
+    parallel = dimenet_training.train_ensemble(jobs, Ranks(torch.device("cpu")), cfg.run)
     alone = [dimenet_training.train_member(dataclasses.replace(job, resume_path=tmp_path / f"s{job.number}.pt")) for job in jobs]
     assert all(same_weights(a["state"], b["state"]) for a, b in zip(parallel, alone, strict=True))
 

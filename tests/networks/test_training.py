@@ -19,9 +19,12 @@ class Line:
     def __init__(self, fails_at: int = -1, scores: tuple[float, ...] = ()) -> None:
         self.fails_at, self.scores, self.rows = fails_at, scores, []
 
-    def loss(self, model, step):
-        x = torch.randn(8, 1, generator=torch.Generator().manual_seed(step))
-        loss = (model(x) - 3 * x - 1).square().mean() * (math.nan if step == self.fails_at else 1.0)
+    def batch(self, step):
+        return torch.randn(8, 1, generator=torch.Generator().manual_seed(step)), math.nan if step == self.fails_at else 1.0
+
+    def loss(self, model, batch):
+        x, factor = batch
+        loss = (model(x) - 3 * x - 1).square().mean() * factor
         return loss, {"square": float(loss.detach())}
 
     def evaluate(self, model, step, sums, steps):

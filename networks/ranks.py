@@ -1,0 +1,123 @@
+"""The processes of one training: this one alone, or those that ``torchrun`` has started, joined by Lightning Fabric.
+
+A process is called a rank, as in MPI and PyTorch. Each has the whole model. ``Share`` says which rows of a batch a rank computes,
+``Ranks`` joins what the ranks have found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline import torchrun
+from pipeline.locks import locked_folder
+
+Found = TypeVar("Found")
+PATIENCE = timedelta(hours=2)  # a rank waits so long for the first one, which may read a whole database or draw figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of each batch that is one rank's: every ``count``-th row from row ``rank`` on."""
+
+    rank: int = 0
+    count: int = 1
+
+    def rows(self, total: int) -> list[int]:
+        """Return the rows of a batch of ``total`` rows. A rank for which none is left takes row 0, with ``weight`` 0."""
+        return list(range(self.rank, total, self.count)) or [0]
+
+    def weight(self, total: int) -> float:
+        """Return 1, or 0 where the rows of this rank are another's."""
+        return float(self.rank < total)
+
+
+def make_fabric(device: torch.device) -> Any:
+    """Return a silent Lightning Fabric: for one device, or for all ranks, of which this one has ``device``."""
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lightning_fabric import Fabric
+
+        if torchrun.world_size() > 1:
+            from lightning_fabric.strategies import DDPStrategy
+
+            # Buckets of gradients that keep their order make the sums of a resumed run those of an uninterrupted one.
+            strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=PATIENCE)
+            local = torchrun.local_world_size()
+            nodes = torchrun.world_size() // local
+            fabric = Fabric(accelerator=device.type, strategy=strategy, devices=local, num_nodes=nodes)
+            fabric.launch()
+            return fabric
+        if device.type == "cpu":
+            return Fabric(accelerator="cpu", devices=1)
+        return Fabric(accelerator=device.type, devices=[device.index or 0])
+
+
+class Ranks:
+    """All processes of a training.
+
+    Args:
+        device: of this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.share = device, Share(torchrun.rank(), torchrun.world_size())
+        if self.are_many:
+            self.fabric  # noqa: B018 - joins the others
+
+    @functools.cached_property
+    def fabric(self) -> Any:
+        """Return the engine; one process alone imports it when it trains, not before."""
+        return make_fabric(self.device)
+
+    @property
+    def are_many(self) -> bool:
+        """Return whether there are other processes."""
+        return self.share.count > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this is the process that writes."""
+        return self.share.rank == 0
+
+    def sum(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
+        """Return the sum of what the ranks have, or the largest, element by element and the same for all."""
+        if not self.are_many:
+            return values
+        total = values.to(self.device)
+        # Not Fabric's all_reduce, which waits for all ranks once more before each sum.
+        torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM)
+        return total.to(values.device)
+
+    def from_first(self, make: Callable[[], Found]) -> Found:
+        """Return what ``make`` returns in the first rank, which alone calls it; picklable. Its error is raised in every rank."""
+        if not self.are_many:
+            return make()
+        found: Any = None
+        if self.is_first:
+            try:
+                found = make()
+            except Exception as error:
+                found = error
+        found = self.fabric.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    @contextlib.contextmanager
+    def locked(self, folder: str | os.PathLike, setting: str) -> Iterator[None]:
+        """Hold the lock of an output folder, which the first rank takes for all; raises in all as ``locked_folder`` does."""
+        with contextlib.ExitStack() as held:
+            self.from_first(lambda: held.enter_context(locked_folder(folder, setting)))
+            yield
