@@ -189,7 +189,7 @@ def train_ensemble(jobs: Sequence[MemberJob], ranks: Ranks, run_settings: RunCon
     share each batch, they are trained one after the other.
     """
     where, threads = None, torch.get_num_threads()
-    if len(jobs) > 1 and not ranks.are_many:
+    if len(jobs) > 1 and not ranks.are_joined:
         if run_settings.scheduler != "processes":
             where = start_workers(run_settings, len(jobs))
         elif ranks.device.type == "cpu" and threads > 1:

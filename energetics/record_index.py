@@ -128,7 +128,7 @@ class RecordIndex:
                     return {}, None
                 labels = head["labels"] | {"elements": [tuple(numbers) for numbers in head["labels"]["elements"]]}
                 table = RecordTable(**{name: content[name] for name in COLUMNS}, labels=labels)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             log.warning("%s is damaged (%s): reading all records", relative_name(self.path), type(error).__name__)
             return {}, None
         return head, table

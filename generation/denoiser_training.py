@@ -83,7 +83,7 @@ class DenoiserTask:
         """Return this rank's part of the loss, and as numbers the loss (``total``) and its terms."""
         sheets, noise, constraint, whole, times, weight = batch
         sizes = None
-        if self.ranks.are_many:
+        if self.ranks.are_joined:
             sizes = loss_sizes(model.schedule, whole.to(self.device), times.to(self.device))
         terms, _ = loss_terms(model, sheets.to(self.device), noise, constraint, sizes)
         terms = {name: term * weight for name, term in terms.items()}

@@ -6,6 +6,7 @@ A batch is a function of its step alone. So it does not matter who makes it, and
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,7 @@ def batches(make: MakeBatch, first: int, end: int, workers: int = 0, pin: bool =
         prefetch_factor=PREFETCH,
         multiprocessing_context=context,
         pin_memory=pin,
+        worker_init_fn=_leave_interrupt_to_parent,
         generator=torch.Generator(),  # else it draws from the global one, whose state a resumed run restores
     )
     found = iter(loader)
@@ -58,6 +60,11 @@ def batches(make: MakeBatch, first: int, end: int, workers: int = 0, pin: bool =
         if isinstance(batch, _Failure):
             raise StageError(batch.reason)
         yield batch
+
+
+def _leave_interrupt_to_parent(_: int) -> None:
+    """Ignore Ctrl-C in a worker: whoever asks for batches may still need one to end its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Failure:

@@ -49,7 +49,7 @@ def make_fabric(device: torch.device) -> Any:
         warnings.simplefilter("ignore")
         from lightning_fabric import Fabric
 
-        if torchrun.world_size() > 1:
+        if torchrun.is_used():
             from lightning_fabric.strategies import DDPStrategy
 
             # Buckets of gradients that keep their order make the sums of a resumed run those of an uninterrupted one.
@@ -73,7 +73,7 @@ class Ranks:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.share = device, Share(torchrun.rank(), torchrun.world_size())
-        if self.are_many:
+        if self.are_joined:
             self.fabric  # noqa: B018 - joins the others
 
     @functools.cached_property
@@ -82,9 +82,9 @@ class Ranks:
         return make_fabric(self.device)
 
     @property
-    def are_many(self) -> bool:
-        """Return whether there are other processes."""
-        return self.share.count > 1
+    def are_joined(self) -> bool:
+        """Return whether ``torchrun`` has started the processes, so that they can speak to each other."""
+        return torchrun.is_used()
 
     @property
     def is_first(self) -> bool:
@@ -93,7 +93,7 @@ class Ranks:
 
     def sum(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
         """Return the sum of what the ranks have, or the largest, element by element and the same for all."""
-        if not self.are_many:
+        if not self.are_joined:
             return values
         total = values.to(self.device)
         # Not Fabric's all_reduce, which waits for all ranks once more before each sum.
@@ -102,7 +102,7 @@ class Ranks:
 
     def from_first(self, make: Callable[[], Found]) -> Found:
         """Return what ``make`` returns in the first rank, which alone calls it; picklable. Its error is raised in every rank."""
-        if not self.are_many:
+        if not self.are_joined:
             return make()
         found: Any = None
         if self.is_first:

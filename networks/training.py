@@ -234,7 +234,7 @@ class Trainer:
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(self.module, self.optimiser, max_norm=self.settings.grad_clip, error_if_nonfinite=False)
         value = float(loss.detach())
-        if self.ranks.are_many:
+        if self.ranks.are_joined:
             parts = torch.tensor([value / self.ranks.share.count, *values.values()], dtype=torch.float64)
             value, *terms = self.ranks.sum(parts).tolist()
             values = dict(zip(values, terms, strict=True))
@@ -266,7 +266,7 @@ class Trainer:
             if not isinstance(failure, StageError):
                 raise
             error = failure
-        if self.ranks.are_many:
+        if self.ranks.are_joined:
             if error is not None:
                 error.of_one_rank = True
             self._stop_together(error is not None)
@@ -296,7 +296,7 @@ class Trainer:
     def _signals_kept(self) -> Iterator[None]:
         """Keep signals for the end of a step: a rank that ended at once would leave the others waiting for its gradients."""
         main = threading.current_thread() is threading.main_thread()  # no other may set what a signal does
-        for number in (signal.SIGINT, signal.SIGTERM) if self.ranks.are_many and main else ():
+        for number in (signal.SIGINT, signal.SIGTERM) if self.ranks.are_joined and main else ():
             self._handlers[number] = signal.signal(number, lambda number, _: self._signals.add(number))
         try:
             yield

@@ -63,7 +63,7 @@ def run_stage(
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
     config: Config | None = None
     try:
-        if torchrun.world_size() > 1 and not under_torchrun:
+        if torchrun.is_used() and not under_torchrun:
             raise ConfigError("this stage is one process; start it without torchrun")
         config_path, overrides = split_arguments(arguments)
         config = load_config(config_path, overrides)
@@ -162,12 +162,12 @@ def resolve_device(run: RunConfig, training: bool = False) -> Any:
     torch.set_num_threads(run.threads or max(1, cpu_count() // torchrun.local_world_size()))
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(run.device if run.device != "auto" else "cuda" if seen else "cpu")
-    if device.type == "cuda" and torchrun.world_size() > 1:
+    if device.type == "cuda" and torchrun.is_used():
         if device.index is not None:
             raise ConfigError(f"run.device={run.device}: torchrun gives each process its own GPU; use run.device=cuda")
         device = torch.device("cuda", torchrun.local_rank())
     if device.type == "cuda" and (device.index or 0) >= seen:
-        name = device if torchrun.world_size() > 1 else run.device
+        name = device if torchrun.is_used() else run.device
         raise ConfigError(f"run.device={name}: PyTorch sees no such GPU; use run.device=cpu")
     if training and run.precision == "bf16" and device.type != "cuda":
         raise ConfigError("run.precision=bf16 is for GPUs; use run.precision=float32")

@@ -9,8 +9,13 @@ from __future__ import annotations
 import os
 
 
+def is_used() -> bool:
+    """Return whether ``torchrun`` has started this process, alone or with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def _number(name: str, default: int) -> int:
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ and name in os.environ else default
+    return int(os.environ[name]) if is_used() and name in os.environ else default
 
 
 def rank() -> int:

@@ -15,6 +15,7 @@ import torch
 
 import optimization
 import pretrain_dimenet
+from energetics import dimenet_stage
 from energetics.dimenet_training import MemberBatches
 from generation import denoiser_training
 from networks.dimenet_layers import DimeNetPlusPlusConfig
@@ -32,9 +33,13 @@ STAGES = {"denoiser": optimization.main, "dimenet": pretrain_dimenet.main}
 @contextlib.contextmanager
 def small():
     """The stages as they are, with tiny networks and without figures."""
-    figure = contextlib.contextmanager(lambda *args, **kwargs: iter([(None, mock.MagicMock())]))
+    figure = mock.MagicMock()  # axes, of which a legend is asked for
+    figure.return_value.__enter__.return_value = None, mock.MagicMock()
+    figure.return_value.__enter__.return_value[1].__getitem__.return_value.get_legend_handles_labels.return_value = [], []
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(plotting, "figure", figure))
+        for name in ("draw_loss_curve", "draw_parity"):
+            stack.enter_context(mock.patch.object(dimenet_stage, name))
         stack.enter_context(mock.patch.object(DimeNetPlusPlusConfig, "preset", classmethod(lambda cls, name: SIZE)))
         stack.enter_context(mock.patch.object(denoiser_training, "VALIDATION_SHEETS", 12))
         yield
