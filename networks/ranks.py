@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -41,19 +42,31 @@ class Share:
         return float(self.rank < total)
 
 
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let imports of a package fail: Fabric only looks at its version, for what is not used here, and it takes three seconds."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 def make_fabric(device: torch.device) -> Any:
     """Return a silent Lightning Fabric: for one device, or for all ranks, of which this one has ``device``."""
-    for name in ("lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without("torchmetrics"):
         warnings.simplefilter("ignore")
         from lightning_fabric import Fabric
 
+        for name in ("lightning_fabric", "lightning_utilities"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if torchrun.is_used():
             from lightning_fabric.strategies import DDPStrategy
 
-            # Buckets of gradients that keep their order make the sums of a resumed run those of an uninterrupted one.
-            strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=PATIENCE)
+            strategy = DDPStrategy(broadcast_buffers=False, timeout=PATIENCE)
             local = torchrun.local_world_size()
             nodes = torchrun.world_size() // local
             fabric = Fabric(accelerator=device.type, strategy=strategy, devices=local, num_nodes=nodes)

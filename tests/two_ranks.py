@@ -1,23 +1,32 @@
-"""What the two processes of ``tests/networks/test_two_ranks.py`` do, which torchrun starts: it writes what each has seen."""
+"""What the two processes of ``tests/networks/test_two_ranks.py`` do: each writes what it has seen.
+
+They are copies of this process, which imports once for both, and have the variables that torchrun sets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+import multiprocessing
+import os
 import pickle
+import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from unittest import mock
 
 import torch
+import torch._dynamo  # which the first optimiser imports: once for all ranks
 
 import optimization
 import pretrain_dimenet
 from energetics import dimenet_stage
 from energetics.dimenet_training import MemberBatches
 from generation import denoiser_training
+from generation.sheet_table import SheetTable
 from networks.dimenet_layers import DimeNetPlusPlusConfig
 from networks.training import Trainer
 from pipeline import plotting, torchrun
@@ -27,7 +36,16 @@ from pipeline.settings import Config
 SIZE = DimeNetPlusPlusConfig(
     hidden_channels=8, out_emb_channels=8, int_emb_size=4, num_blocks=1, num_spherical=2, num_radial=3, cutoff_angstrom=3.5
 )
+FIND, TEMPLATES = SheetTable.find_templates, {}
 STAGES = {"denoiser": optimization.main, "dimenet": pretrain_dimenet.main}
+
+
+def find_templates_once(table: SheetTable, name: str, silent: bool) -> None:
+    """``SheetTable.find_templates``, which takes as long as the rest, for the first table of each name."""
+    if name not in TEMPLATES:
+        FIND(table, name, silent)
+        TEMPLATES[name] = table.templates
+    table.templates = TEMPLATES[name]
 
 
 @contextlib.contextmanager
@@ -40,8 +58,10 @@ def small():
         stack.enter_context(mock.patch.object(plotting, "figure", figure))
         for name in ("draw_loss_curve", "draw_parity"):
             stack.enter_context(mock.patch.object(dimenet_stage, name))
+        stack.enter_context(mock.patch.object(denoiser_training, "score_heads", lambda *_: {}))
         stack.enter_context(mock.patch.object(DimeNetPlusPlusConfig, "preset", classmethod(lambda cls, name: SIZE)))
         stack.enter_context(mock.patch.object(denoiser_training, "VALIDATION_SHEETS", 12))
+        stack.enter_context(mock.patch.object(SheetTable, "find_templates", find_templates_once))
         yield
 
 
@@ -87,29 +107,33 @@ def in_folder(cfg: Config, name: str) -> Config:
     return dataclasses.replace(cfg, **moved)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rank: int, count: int, port: int) -> None:
+    """Do all of it as one rank of ``count``, with the variables that torchrun sets."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {name: str(number) for name, number in numbers.items()}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     cfgs: dict[str, Config] = pickle.loads((folder / "configs.pkl").read_bytes())
     written, seen = [], {}
-    folder_name = str(folder)
-    sys.addaudithook(lambda event, args: written.append(str(args[0])) if is_write(event, args, folder_name) else None)
+    sys.addaudithook(lambda event, args: written.append(str(args[0])) if is_write(event, args, str(folder)) else None)
     with small():
         for name, stage in STAGES.items():
-            cfg = cfgs[name]
-            stage(in_folder(cfg, f"{name}_two"))
-            for where in (f"{name}_parts", f"{name}_one"):
-                try:
-                    with terminated(3):
-                        stage(in_folder(cfg, where))
-                except KeyboardInterrupt:
-                    seen[where] = "stopped"
-            stage(in_folder(cfg, f"{name}_parts"))
+            stage(in_folder(cfgs[name], f"{name}_two"))
+            parts = in_folder(cfgs[name], f"{name}_parts")
+            try:
+                with terminated(3):
+                    stage(parts)
+            except KeyboardInterrupt:
+                seen[name] = "stopped"
+            if rank == 0:  # for one process that goes on; the others wait for the first at the start of the next run
+                shutil.copytree(folder / f"{name}_parts", folder / f"{name}_one")
+            stage(parts)
         try:
             with damaged(2):
                 pretrain_dimenet.main(in_folder(cfgs["dimenet"], "broken"))
         except StageError as error:
             seen["broken"] = [isinstance(error, OtherRankError), error.of_one_rank]
     report = {"seen": seen, "written": written, "threads": torch.get_num_threads()}
-    (folder.parent / f"rank{torchrun.rank()}.json").write_text(json.dumps(report))
+    (folder.parent / f"rank{rank}.json").write_text(json.dumps(report))
 
 
 def is_write(event: str, args: tuple, folder: str) -> bool:
@@ -120,4 +144,12 @@ def is_write(event: str, args: tuple, folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [multiprocessing.get_context("fork").Process(target=main, args=(Path(sys.argv[1]), k, 2, port)) for k in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in ranks))
