@@ -110,16 +110,15 @@ def warming_decay(decay: float, updates: int) -> float:
 
 
 class _Step(nn.Module):
-    """The loss as the forward pass of a module, which Fabric wraps so that gradients are combined over the ranks."""
+    """The loss as the forward pass of a module, as Fabric wraps it."""
 
-    def __init__(self, model: nn.Module, task: Task, ranks: int) -> None:
+    def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
-        self.model, self.task, self.ranks = model, task, ranks
+        self.model, self.task = model, task
 
     def forward(self, batch: Callable[[], Any]) -> tuple[torch.Tensor, dict[str, float]]:
         """Return what ``Task.loss`` does. batch: in a function, because Fabric would copy and convert what it can look into."""
-        loss, values = self.task.loss(self.model, batch())
-        return loss * self.ranks, values  # the wrapper takes the mean over the ranks, and the sum is due
+        return self.task.loss(self.model, batch())
 
 
 class Trainer:
@@ -154,7 +153,7 @@ class Trainer:
         self.fabric = self.ranks.fabric
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.module, self.optimiser = self.fabric.setup(_Step(model, task, self.ranks.share.count), optimiser)
+            self.module, self.optimiser = self.fabric.setup(_Step(model, task), optimiser)
         self._batches: Iterator[Any] | None = None
         self._signals: set[int] = set()
         self._handlers: dict[int, Any] = {}  # what signals did before
@@ -229,13 +228,16 @@ class Trainer:
         """
         self.model.train()
         batch = self._next_batch()
-        loss, values = self.module(lambda: batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        with self.fabric.no_backward_sync(self.module, enabled=self.ranks.are_joined):
+            loss, values = self.module(lambda: batch)
+            self.optimiser.zero_grad(set_to_none=True)
+            self.fabric.backward(loss)
+        if self.ranks.are_joined:
+            self._combine_gradients()
         norm = self.fabric.clip_gradients(self.module, self.optimiser, max_norm=self.settings.grad_clip, error_if_nonfinite=False)
         value = float(loss.detach())
         if self.ranks.are_joined:
-            parts = torch.tensor([value / self.ranks.share.count, *values.values()], dtype=torch.float64)
+            parts = torch.tensor([value, *values.values()], dtype=torch.float64)
             value, *terms = self.ranks.sum(parts).tolist()
             values = dict(zip(values, terms, strict=True))
         if not (math.isfinite(value) and math.isfinite(float(norm))):
@@ -252,6 +254,17 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0.0) + term
         self.step, self.steps = self.step + 1, self.steps + 1
         return value
+
+    def _combine_gradients(self) -> None:
+        """Sum the gradients over the ranks.
+
+        In one piece, in the order of the parameters: PyTorch's buckets change after the first step, and with them the order of the
+        sums over three and more ranks, so that a resumed run would differ from an uninterrupted one in the last digits.
+        """
+        learnt = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        summed = self.ranks.sum(torch.cat([parameter.grad.flatten() for parameter in learnt]))
+        for parameter, part in zip(learnt, summed.split([parameter.numel() for parameter in learnt]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def _next_batch(self) -> Any:
         """Return the batch of this step, when every rank has its own: where one fails or is asked to stop, all end here."""
