@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline import torchrun
+from pipeline.errors import StageError
 from pipeline.locks import locked_folder
 
 Found = TypeVar("Found")
@@ -77,6 +78,17 @@ def make_fabric(device: torch.device) -> Any:
         return Fabric(accelerator=device.type, devices=[device.index or 0])
 
 
+@contextlib.contextmanager
+def _others_may_be_gone() -> Iterator[None]:
+    """Say in one line that another process has been killed, or its machine lost."""
+    try:
+        yield
+    except RuntimeError as error:  # of gloo or nccl
+        raise StageError(
+            f"no word from another process of the training ({str(error).splitlines()[0][:100]}); start it again"
+        ) from error
+
+
 class Ranks:
     """All processes of a training.
 
@@ -105,12 +117,17 @@ class Ranks:
         return self.share.rank == 0
 
     def sum(self, values: torch.Tensor, largest: bool = False) -> torch.Tensor:
-        """Return the sum of what the ranks have, or the largest, element by element and the same for all."""
+        """Return the sum of what the ranks have, or the largest, element by element and the same for all.
+
+        Raises:
+            StageError: another rank is gone.
+        """
         if not self.are_joined:
             return values
         total = values.to(self.device)
-        # Not Fabric's all_reduce, which waits for all ranks once more before each sum.
-        torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM)
+        with _others_may_be_gone():
+            # Not Fabric's all_reduce, which waits for all ranks once more before each sum.
+            torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM)
         return total.to(values.device)
 
     def from_first(self, make: Callable[[], Found]) -> Found:
@@ -123,7 +140,8 @@ class Ranks:
                 found = make()
             except Exception as error:
                 found = error
-        found = self.fabric.broadcast(found)
+        with _others_may_be_gone():
+            found = self.fabric.broadcast(found)
         if isinstance(found, Exception):
             raise found
         return found
