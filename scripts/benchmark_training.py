@@ -40,7 +40,6 @@ from pipeline.settings import DimenetConfig, RunConfig
 METALS = ("Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al", "Rh", "Ir", "Pb")
 SIZES = ((4, 4, 4), (5, 4, 4), (5, 5, 3), (4, 4, 5))  # 65 to 81 atoms with H; those of OC20 have 78 on average
 STRETCH = 1.0  # share of the lattice constant by which slabs differ, %
-MEASURED_S = 20.0  # seconds of each measurement of the loader
 STEPS, WARM_STEPS = 12, 2
 
 
@@ -118,17 +117,17 @@ def starts(lmdb: Path) -> dict[str, Any]:
     return seconds | {"parts_s": parts, "index_mb": round(lmdb.with_name("records.index.npz").stat().st_size / 1e6, 2)}
 
 
-def loading(job: MemberJob, preset: str, workers: int) -> dict[str, Any]:
+def loading(job: MemberJob, preset: str, workers: int, seconds: float) -> dict[str, Any]:
     """Return the records per second of the loader alone, after its workers have started."""
     made = MemberBatches(job.data.structures, np.asarray(job.split["train"]), (0, 0), job.settings.batch_size, 0.25, Share())
     found = batches(made, 0, made.steps_per_epoch, workers)
     for _ in range(2 + 8 * workers):  # what was made before the clock starts must not count
         next(found)
     count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < MEASURED_S and (batch := next(found, None)) is not None:
+    while time.perf_counter() - started < seconds and (batch := next(found, None)) is not None:
         count += len(batch[7])
-    seconds = time.perf_counter() - started
-    return {"preset": preset, "workers": workers, "records": count, "records_per_s": round(count / seconds, 1)}
+    rate = count / (time.perf_counter() - started)
+    return {"preset": preset, "workers": workers, "records": count, "records_per_s": round(rate, 1)}
 
 
 def stepping(lmdb: Path, preset: str, batch_size: int, precision: str) -> None:
@@ -173,6 +172,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=50_000)
     parser.add_argument("--output", type=Path, default=PROJECT_DIR / "results" / "benchmark" / "training.json")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement of the loader")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--steps-on", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--preset", default="small", help=argparse.SUPPRESS)
@@ -197,7 +197,7 @@ def main() -> None:
         for preset in ("small", "oc20"):
             job, _ = make_job(lmdb, preset, 16)
             table["lmdb"]["mean_atoms"] = round(float(np.mean([entry.num_atoms for entry in job.data.entries])), 1)
-            table["loader"] += [loading(job, preset, workers) for workers in chosen.workers]
+            table["loader"] += [loading(job, preset, workers, chosen.seconds) for workers in chosen.workers]
             write_json(chosen.output, table)
         kinds = [("small", 16, "float32")]
         if on_gpu:
