@@ -19,8 +19,6 @@ from tiny_sheets import tiny_config
 from two_ranks import STAGES, in_folder, small
 
 from energetics.is2re_lmdb import write_is2re
-from networks.ranks import Share
-from pipeline import torchrun
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import Config
 
@@ -105,20 +103,3 @@ def test_the_first_rank_alone_writes(trained):
 def test_a_rank_that_fails_takes_the_others_along(trained):
     first, second = (rank["seen"]["broken"] for rank in trained[1])
     assert first == [True, False] and second == [False, True]
-
-
-def test_rows_are_shared_and_each_counts_once():
-    for total in (1, 2, 7, 8):
-        for count in (1, 2, 4):
-            shares = [Share(rank, count) for rank in range(count)]
-            rows = [row for share in shares for row in share.rows(total) if share.weight(total)]
-            assert sorted(rows) == list(range(total)) and all(share.rows(total) for share in shares)
-
-
-def test_variables_of_other_launchers_do_not_count(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "3")
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert torchrun.is_first() and (torchrun.rank(), torchrun.world_size(), torchrun.local_world_size()) == (0, 1, 1)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert not torchrun.is_first() and (torchrun.rank(), torchrun.local_rank(), torchrun.local_world_size()) == (3, 3, 3)
