@@ -117,7 +117,7 @@ def starts(lmdb: Path) -> dict[str, Any]:
     return seconds | {"parts_s": parts, "index_mb": round(lmdb.with_name("records.index.npz").stat().st_size / 1e6, 2)}
 
 
-def loading(job: MemberJob, preset: str, workers: int, seconds: float) -> dict[str, Any]:
+def loading(job: MemberJob, workers: int, seconds: float) -> dict[str, Any]:
     """Return the records per second of the loader alone, after its workers have started."""
     made = MemberBatches(job.data.structures, np.asarray(job.split["train"]), (0, 0), job.settings.batch_size, 0.25, Share())
     found = batches(made, 0, made.steps_per_epoch, workers)
@@ -127,7 +127,7 @@ def loading(job: MemberJob, preset: str, workers: int, seconds: float) -> dict[s
     while time.perf_counter() - started < seconds and (batch := next(found, None)) is not None:
         count += len(batch[7])
     rate = count / (time.perf_counter() - started)
-    return {"preset": preset, "workers": workers, "records": count, "records_per_s": round(rate, 1)}
+    return {"records": count, "records_per_s": round(rate, 1), "load_average": round(os.getloadavg()[0], 2)}
 
 
 def stepping(lmdb: Path, preset: str, batch_size: int, precision: str) -> None:
@@ -193,18 +193,19 @@ def main() -> None:
         table["lmdb"] = {"records": chosen.records, "mb": round(lmdb.stat().st_size / 1e6, 1)}
         table["lmdb"]["written_in_s"] = round(time.perf_counter() - started, 1)
         table["start"] = starts(lmdb)
-        table["loader"] = []
+        table["loader"] = {}  # by preset and number of workers
         for preset in ("small", "oc20"):
             job, _ = make_job(lmdb, preset, 16)
             table["lmdb"]["mean_atoms"] = round(float(np.mean([entry.num_atoms for entry in job.data.entries])), 1)
-            table["loader"] += [loading(job, preset, workers, chosen.seconds) for workers in chosen.workers]
+            table["loader"][preset] = {str(workers): loading(job, workers, chosen.seconds) for workers in chosen.workers}
             write_json(chosen.output, table)
         kinds = [("small", 16, "float32")]
         if on_gpu:
             kinds += [("oc20", size, precision) for size in (16, 64) for precision in ("float32", "bf16")]
-        table["steps"] = []
-        for processes in [1] if on_gpu else chosen.processes:
-            table["steps"] += [run_steps(lmdb, processes, *kind) for kind in kinds]
+        table["steps"] = {}  # by preset, records of a batch and precision, and number of processes
+        for kind in kinds:
+            counts = [1] if on_gpu else chosen.processes
+            table["steps"][" ".join(map(str, kind))] = {str(count): run_steps(lmdb, count, *kind) for count in counts}
             write_json(chosen.output, table)
     table["load_average_after"] = os.getloadavg()[0]
     write_json(chosen.output, table)
