@@ -124,7 +124,7 @@ class Ranks:
         """
         if not self.are_joined:
             return values
-        total = values.to(self.device)
+        total = values.to(self.device, copy=True)
         with _others_may_be_gone():
             # Not Fabric's all_reduce, which waits for all ranks once more before each sum.
             torch.distributed.all_reduce(total, torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM)
