@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from crystals.formulas import reduced_formula
 from energetics.potentials import Potential
 from energetics.simple_phases import cation_and_anion
 from pipeline.errors import StageError
@@ -166,7 +167,7 @@ class References:
             raise KeyError(f"no elemental reference for {', '.join(missing)}")
         diagram = self._diagram(frozenset(element.symbol for element in composition))
         parts = [
-            (f"{entry.composition.reduced_formula} {entry.name.partition(' ')[2]}", float(share))
+            (f"{reduced_formula(entry.composition.formula)} {entry.name.partition(' ')[2]}", float(share))
             for entry, share in diagram.get_decomposition(composition).items()
         ]
         return dict(sorted(parts, key=lambda part: (-part[1], part[0])))

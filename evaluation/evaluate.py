@@ -32,7 +32,7 @@ from pymatgen.core import Structure
 from tqdm import tqdm
 
 from crystals import cif
-from crystals.formulas import cell_formula
+from crystals.formulas import cell_formula, reduced_formula
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
@@ -210,7 +210,8 @@ def _rows(records: Mapping[Source, Mapping[str, Any]]) -> tuple[list[CandidateRe
         row = result_from_dict(record["row"])
         row.id, row.source_file = identifier, os.fsencode(source.file.name).decode("utf-8", "replace")
         rows.append(row)
-        row.formula = cell_formula(row.formula)  # records of earlier versions spell it in another order
+        # Records of earlier versions have other orders.
+        row.formula, row.reduced_formula = cell_formula(row.formula), reduced_formula(row.formula)
         if record["structure"] is not None:
             structures[row.id] = _structure(record)
     return sorted(rows, key=lambda row: row.id), structures

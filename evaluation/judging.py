@@ -20,7 +20,7 @@ from pymatgen.core import Structure
 
 import geo_utils
 from crystals import cif, symmetry, validity
-from crystals.formulas import cell_formula, reduced_formula
+from crystals.formulas import cell_formula, composition_key, reduced_formula
 from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
 from energetics.learnt_hull import judge_hull
@@ -314,8 +314,9 @@ def _novelty(case: _Case) -> None:
     """Compare with the training structures of the same formula."""
     row, judges = case.row, case.judges
     own = match_structure(case.judged, is_sheet=True)
-    match = next((uid for uid, known in judges.training_structures(row.reduced_formula) if same_structure(own, known)), "")
-    if not match and row.reduced_formula in judges.known_formulas:
+    composition = composition_key(row.formula)
+    match = next((uid for uid, known in judges.training_structures(composition) if same_structure(own, known)), "")
+    if not match and composition in judges.known_formulas:
         match = KNOWN_FORMULA
     row.novel, row.novel_match = not match, match
 

@@ -14,10 +14,17 @@ from crystals.formulas import cell_formula, reduced_formula
         ("Ag2K2Pd2", "K2Ag2Pd2", "KAgPd"),
         ("Br2CrGaO2", "CrGaBr2O2", "CrGa(BrO)2"),
         ("C2", "C2", "C"),
+        ("Te4Pt2", "Pt2Te4", "PtTe2"),
+        ("Te2Nb2Pd", "Nb2PdTe2", "Nb2PdTe2"),
+        ("Te3As2", "As2Te3", "As2Te3"),
+        ("B2Os", "OsB2", "OsB2"),
+        ("H3N", "NH3", "NH3"),
+        ("H2O", "H2O", "H2O"),
+        ("F2Xe", "XeF2", "XeF2"),
         ("", "", ""),
     ],
 )
-def test_electropositive_elements_first(given, cell, reduced):
+def test_metals_first_and_non_metals_in_their_order(given, cell, reduced):
     assert (cell_formula(given), reduced_formula(given)) == (cell, reduced)
     assert cell_formula(cell) == cell
 

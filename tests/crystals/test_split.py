@@ -14,7 +14,7 @@ from pymatgen.core import Composition
 
 import material_dataset
 from crystals import database
-from energetics import adsorption_data
+from energetics import adsorption_data, record_index
 from evaluation import synth_examples
 from pipeline.settings import Config, DatasetConfig, DimenetConfig
 
@@ -101,7 +101,7 @@ def test_three_models_put_a_formula_on_the_same_side(tmp_path, many):
     entries = []
     for key in chosen:
         record = SimpleNamespace(extra={"bulk_formula": alphabetic(str(Formula(key) * 2))})
-        entries.append(adsorption_data.Entry(0, 0, 0.0, adsorption_data.reduced_formula(record), "x", 3, (1,)))
+        entries.append(adsorption_data.Entry(0, 0, 0.0, record_index.reduced_formula(record), "x", 3, (1,)))
     split = adsorption_data.split_by_formula(entries, DimenetConfig(), 0)
     records = {entries[number].formula: side for side, numbers in split.items() for number in numbers}
     examples, _ = synth_examples.read_examples(config)
