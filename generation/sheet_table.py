@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from crystals.database import Row
+from crystals.substitution import KnownCrystals
 from crystals.symmetry import SymmetryConstraint, Template
 from crystals.templates import TemplateLibrary
 from generation.batch import SheetBatch
@@ -106,6 +107,19 @@ def read_split(path: str | os.PathLike) -> dict[str, Any]:
     if any(size != len(columns["ptr"]) - 1 for size in sizes.values()):
         raise StageError(f"{relative_name(path)} has columns of unequal length: rerun {DATASET_STAGE}")
     return columns
+
+
+def sheet_of(table: dict[str, Any], row: int) -> Sheet:
+    """Return one sheet of the columns that ``read_split`` returns, in float64."""
+    atoms = slice(int(table["ptr"][row]), int(table["ptr"][row + 1]))
+    coordinates = (table[name][atoms].double().numpy() for name in ("frac_coords", "heights"))
+    return Sheet(table["atomic_numbers"][atoms].long().numpy(), *coordinates, table["lattice"][row].double().numpy())
+
+
+def known_crystals(path: str | os.PathLike) -> KnownCrystals:
+    """Return the crystals of a split, for substitution. Raises StageError as ``read_split`` does."""
+    table = read_split(path)
+    return KnownCrystals((sheet_of(table, row) for row in range(len(table["uid"]))), table["formula"])
 
 
 @dataclass

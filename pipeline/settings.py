@@ -6,32 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from pipeline.setting_field import setting
+from pipeline.structure_settings import RankerConfig, RefinerTrainingConfig
 
 POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
 # Toxic in electrodes that people handle, or radioactive.
 HAZARDS = ["Be", "As", "Cd", "Hg", "Tl", "Pb", "Tc", "Pm", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu"]
 BASELINE_DIR = "data/baseline"  # the structures that stage 6 judges where nobody names others
-
-
-def setting(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: Sequence[str] = (), path: bool = False
-) -> Any:
-    """Declare one setting.
-
-    Args:
-        default: value where the user gives none.
-        doc: meaning, shown by ``--help``.
-        low, high: allowed range, inclusive.
-        choices: allowed words; empty: any.
-        path: whether it names a file or a folder.
-    """
-    metadata = {"doc": doc, "low": low, "high": high, "choices": tuple(choices), "path": path}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -265,6 +248,16 @@ class GenerationConfig:
     template_share: float = setting(
         1.0, "share of sheets sampled within the symmetry of their recipe's template; the others are free", low=0, high=1
     )
+    start: str = setting(
+        "noise",
+        "where sheets of a formula start: noise, or crystal (the nearest crystals of dataset.processed_dir, elements substituted)",
+        choices=("noise", "crystal"),
+    )
+    ranker_checkpoint: str = setting("weights/ranker.pth", "trees that rank these; empty: the nearest come first", path=True)
+    refiner_checkpoint: str = setting(
+        "weights/refiner.pth", "network that moves atoms and cell to where the elements want them", path=True
+    )
+    refine_steps: int = setting(0, "steps by which it moves every sampled sheet, its symmetry kept; 0: none", low=0, high=20)
     oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)
@@ -276,11 +269,15 @@ class GenerationConfig:
 class BenchmarkConfig:
     """Settings of the benchmark of the generator."""
 
-    parts: list[str] = setting(["all"], "all, or some of csp, generation, steps, guidance")
+    parts: list[str] = setting(["all"], "all, or some of csp, ladder, generation, steps, guidance")
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
-    csp_rows: int = setting(150, "part csp: held-out sheets, drawn at random from the test split", low=1)
-    csp_samples: int = setting(20, "part csp: samples per sheet", low=1)
-    csp_max_atoms: int = setting(12, "part csp: largest cell", low=1)
+    csp_rows: int = setting(150, "parts csp and ladder: held-out sheets, drawn at random from the test split", low=1)
+    csp_samples: int = setting(20, "parts csp and ladder: samples per sheet", low=1)
+    csp_max_atoms: int = setting(12, "parts csp and ladder: largest cell", low=1)
+    ladder_rows: int = setting(
+        450, "part ladder: first held-out sheets with csp_samples predictions each; the others get one", low=1
+    )
+    ladder_diffusion_rows: int = setting(100, "part ladder: first held-out sheets that the diffusion is sampled for", low=1)
     generation_structures: int = setting(1000, "part generation: structures", low=2)
     step_counts: list[int] = setting([10, 20, 30, 50], "part steps: numbers of reverse steps")
     step_structures: int = setting(64, "part steps: structures by each", low=2)
@@ -449,6 +446,8 @@ class Config:
     dimenet: DimenetConfig = field(default_factory=DimenetConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    refiner: RefinerTrainingConfig = field(default_factory=RefinerTrainingConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -1,0 +1,108 @@
+"""Fits the trees that choose among the prototypes of a composition.
+
+Reads   dataset.processed_dir/train.pt (stage 2).
+Writes  ranker.checkpoint and its sidecar .json.
+Run     python -m scripts.train_ranker      about a quarter of an hour on one core for 11,000 sheets
+
+Every composition of the training split is predicted from the crystals of other formulas. A candidate is right where it lies over
+one of the sheets on record; it counts by the share of these. Set generation.ranker_checkpoint to the result.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import run_stage
+from pipeline.errors import StageError
+from pipeline.files import file_sha256, relative_name
+from pipeline.provenance import write_sidecar
+from pipeline.settings import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from crystals.prototype_library import PrototypeLibrary
+    from geo_utils import Sheet
+
+STAGE = "train_ranker.py"
+FOLDS = 5  # the exchange of elements is counted without the fifth of the formulas that a composition is in
+RIGHT = 0.12  # normalised distance by alignment that agrees best with StructureMatcher's 0.1
+MATCH_HEIGHT = 4.0  # Å, added to the thickness of a sheet for its volume
+
+
+def main(cfg: Config) -> None:
+    """Label the candidates of every composition, fit the trees and write the products."""
+    import numpy as np
+
+    from generation.ranking import prototype_library, save_trees
+    from generation.sheet_table import read_split, sheet_of
+    from networks.boosted_trees import BoostedTrees
+
+    settings, path = cfg.ranker, Path(cfg.dataset.processed_dir) / "train.pt"
+    table = read_split(path)
+    sheets = [sheet_of(table, row) for row in range(len(table["uid"]))]
+    library = prototype_library(path)
+    x, y = examples(library, sheets, settings.max_atoms)
+    if not len(y) or not 0 < (y > 0).sum() < len(y):
+        raise StageError("no composition of the training set has right and wrong prototypes: there is nothing to learn from")
+    about = {"min_samples_leaf": min(40, max(len(y) // 20, 1)), "l2_regularization": 10.0, "max_features": 0.2}
+    trees = BoostedTrees.fit(x, y > 0, settings, cfg.run.seed, classify=True, weights=np.where(y > 0, y, 1.0), **about)
+    checkpoint = Path(settings.checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    save_trees(checkpoint, trees, formulas_seen=sorted(set(table["formula"])))
+    write_sidecar(
+        checkpoint,
+        stage=STAGE,
+        seed=cfg.run.seed,
+        settings=settings,
+        inputs=[path],
+        counts={"sheets": len(sheets), "prototypes": len(library.prototypes), "candidates": len(y), "right": int((y > 0).sum())},
+        metrics={},
+        checkpoint_sha256=file_sha256(checkpoint),
+    )
+    print(f"ranker: {relative_name(checkpoint)}, of {len(y):,} candidates {int((y > 0).sum()):,} right")
+
+
+def examples(library: PrototypeLibrary, sheets: list[Sheet], max_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return descriptors (n, COLUMNS) of the candidates of all compositions, and the share (n,) of sheets that each lies over."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from crystals.prototype_library import COLUMNS, descriptors
+
+    folds = np.array([zlib.crc32(formula.encode()) % FOLDS for formula in library.formulas])
+    outside = [library.exchange_ratios(frozenset(library.formulas[folds == fold])) for fold in range(FOLDS)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, sheet in enumerate(sheets):
+        if len(sheet) <= max_atoms:
+            groups.setdefault(tuple(sorted(sheet.atomic_numbers.tolist())), []).append(row)
+    x, y = [np.zeros((0, COLUMNS))], [np.zeros(0)]
+    for numbers, rows in tqdm(sorted(groups.items()), desc="candidates", unit="composition", mininterval=1.0):
+        candidates = library.candidates(numbers, without=library.formulas[rows[0]])
+        if candidates:
+            x.append(descriptors(library, candidates, outside[folds[rows[0]]]))
+            found = [candidate.sheet() for candidate in candidates]
+            y.append(np.array([[distance(sheet, sheets[row]) <= RIGHT for row in rows] for sheet in found]).mean(1))
+    return np.concatenate(x), np.concatenate(y)
+
+
+def distance(sheet: Sheet, record: Sheet) -> float:
+    """Return the root mean square distance of two sheets of one composition over (V/N)^(1/3); inf where their cells differ."""
+    import numpy as np
+
+    from crystals.alignment import Layout, align
+
+    elements = sorted(set(record.atomic_numbers.tolist()))
+    layouts = [
+        Layout(np.searchsorted(elements, x.atomic_numbers), x.frac_coords, x.heights - x.heights.mean(), x.lattice)
+        for x in (record, sheet)
+    ]
+    found = align(*layouts, 1.0, [np.arange(len(elements))])
+    size = (record.area * (np.ptp(record.heights) + MATCH_HEIGHT) / len(record)) ** (1 / 3)
+    return found.distance / size if found else float("inf")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main, __doc__, ("run", "dataset", "ranker")))
