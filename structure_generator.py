@@ -30,4 +30,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "denoiser", "generation"), resumes_in="generation.output_dir"))
+    raise SystemExit(run_stage(main, __doc__, ("run", "dataset", "denoiser", "generation"), resumes_in="generation.output_dir"))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -19,15 +19,24 @@ from crystals.symmetry import Symmetry, Template, symmetrise
 from crystals.templates import TemplateLibrary, quasirandom_suggestion
 from crystals.validity import sheet_fault
 from generation.batch import Denoiser
+from generation.refinement import refined_sheets
 from generation.sampling import sample
 from geo_utils import Sheet
 from networks.training import fingerprint
+from pipeline.files import file_sha256, missing_file
 from pipeline.settings import Config, GenerationConfig
 from pipeline.store import FolderStore
 
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 PARTIAL_DIR = ".partial"
 MANIFEST = "manifest.json"
+
+
+class Starts(Protocol):
+    """Known crystals that formulas start from."""
+
+    def nearest(self, atomic_numbers: Sequence[int], most: int) -> list[Sheet]:
+        """Return at most ``most`` sheets of a composition, the best first."""
 
 
 @dataclass
@@ -58,7 +67,23 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
     """Return the hash of what the products depend on: settings, seed and model, but neither batch size nor folder."""
     settings = asdict(cfg.generation)
     del settings["batch_size"], settings["output_dir"]
-    return fingerprint({"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash})
+    content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
+    # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
+    names = ("refiner_checkpoint", "refine_steps", "start", "ranker_checkpoint")
+    refiner, steps, start, ranker = (settings.pop(name) for name in names)
+    if steps:
+        content |= {"refiner": file_sha256(refiner), "refine_steps": steps}
+    if start == "crystal":
+        content |= {"crystals": file_sha256(crystals_path(cfg)), "ranker": file_sha256(ranker) if ranker else ""}
+    return fingerprint(content)
+
+
+def crystals_path(cfg: Config) -> Path:
+    """Return the file of the crystals that formulas start from. Raises StageError where it is missing."""
+    path = Path(cfg.dataset.processed_dir) / "train.pt"
+    if not path.is_file():
+        raise missing_file("dataset.processed_dir", path, "run material_dataset.py, or set generation.start=noise")
+    return path
 
 
 class SampleStore:
@@ -111,13 +136,21 @@ class Plan:
     recipe: Recipe
     template: Template | None  # its noise stays within the symmetry of this template
     atomic_numbers: tuple[int, ...]  # in the order of the template's atoms
+    start: Sheet | None = None  # a known crystal with the elements of the recipe, instead of noise
 
 
-def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibrary, share: float, seed: int) -> Plan:
-    """Choose recipe and template of one candidate.
+def plan_candidate(
+    index: int,
+    recipes: Sequence[Recipe],
+    library: TemplateLibrary,
+    share: float,
+    seed: int,
+    crystals: Starts | None = None,
+) -> Plan:
+    """Choose recipe and template, or start, of one candidate.
 
-    Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family. A formula takes the templates that
-    the library suggests for it, in turn.
+    Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family. A formula takes the nearest of the
+    known crystals in turn, where these are given and one fits; or the templates that the library suggests for it, in turn.
 
     Args:
         index: number of the candidate.
@@ -125,9 +158,15 @@ def plan_candidate(index: int, recipes: Sequence[Recipe], library: TemplateLibra
         library: templates of the training set.
         share: fraction of the candidates that have a template; which ones depends on seed and number alone.
         seed: of that choice.
+        crystals: what formulas start from; None: noise.
     """
     recipe = recipes[index % len(recipes)]
     free = Plan(index, recipe, None, recipe.atomic_numbers)
+    if crystals is not None and recipe.family == FORMULA:
+        turn = index // len(recipes)
+        found = crystals.nearest(recipe.atomic_numbers, turn + 1)
+        if found:
+            return replace(free, start=found[turn % len(found)])
     if np.random.default_rng([seed, 0x7E, index]).random() >= share:
         return free
     if recipe.family != FORMULA:
@@ -143,6 +182,9 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
     """Sample the planned candidates in batches, except those in the store, and return all of them in the order of the plans."""
     settings = cfg.generation
     missing = [plan for plan in plans if plan.index not in store.sheets]
+    if started := [plan for plan in missing if plan.start is not None]:
+        store.add([plan.index for plan in started], _refined([plan.start for plan in started], settings))
+        missing = [plan for plan in missing if plan.start is None]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
     with tqdm(total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0) as bar:
@@ -150,11 +192,17 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
             indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
             compositions = [plan.atomic_numbers for plan in batch]
             on_step = partial(bar.update, len(batch))
-            store.add(indices, sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates))
+            sheets = sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates)
+            store.add(indices, _refined(sheets, settings))
     return [
         Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
         for plan in plans
     ]
+
+
+def _refined(sheets: list[Sheet], settings: GenerationConfig) -> list[Sheet]:
+    """Return sheets as ``generation.refine_steps`` of the refiner leave them."""
+    return refined_sheets(settings.refiner_checkpoint, sheets, settings.refine_steps) if settings.refine_steps else sheets
 
 
 def finish_candidates(candidates: list[Candidate], settings: GenerationConfig) -> None:

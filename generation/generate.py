@@ -26,6 +26,7 @@ from crystals import recipes as recipes_module
 from crystals.cif_writer import in_cif_setting, symmetric_cif
 from crystals.formulas import cell_formula
 from crystals.recipes import Recipe, parse_recipes
+from crystals.substitution import KnownCrystals
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser, PropertyEstimate
 from generation.candidates import (
@@ -34,6 +35,7 @@ from generation.candidates import (
     PARTIAL_DIR,
     Candidate,
     SampleStore,
+    crystals_path,
     export_atoms,
     finish_candidates,
     generation_fingerprint,
@@ -41,8 +43,10 @@ from generation.candidates import (
     replace_products,
     sample_candidates,
 )
+from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
 from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_recipes
+from generation.sheet_table import known_crystals
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
@@ -178,6 +182,7 @@ def sample_until_enough(
     """
     settings = cfg.generation
     round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
+    crystals = starts_of_formulas(cfg) if settings.start == "crystal" else None
     candidates: list[Candidate] = []
     num_valid = 0
     for _ in range(MAX_ROUNDS):
@@ -185,7 +190,7 @@ def sample_until_enough(
             missing = settings.num_structures - num_valid
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
         indices = range(len(candidates), len(candidates) + round_size)
-        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed) for k in indices]
+        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals) for k in indices]
         fresh = sample_candidates(model, plans, cfg, store, device)
         finish_candidates(fresh, settings)
         candidates += fresh
@@ -193,6 +198,13 @@ def sample_until_enough(
         if num_valid >= settings.num_structures:
             break
     return candidates
+
+
+def starts_of_formulas(cfg: Config) -> KnownCrystals | RankedPrototypes:
+    """Return the crystals that formulas start from, ranked by ``generation.ranker_checkpoint`` where one is set."""
+    if trees := cfg.generation.ranker_checkpoint:
+        return ranked_prototypes(crystals_path(cfg), trees)
+    return known_crystals(crystals_path(cfg))
 
 
 def select_candidates(

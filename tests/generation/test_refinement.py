@@ -1,0 +1,133 @@
+"""Sheets moved by the refiner: symmetry, storage, independence of the batch, and stage 4 with it and with known crystals."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ase.build import mx2
+from tiny_sheets import make_schedule
+
+from crystals import database
+from crystals.recipes import FORMULA, Recipe
+from crystals.symmetry import symmetrise
+from crystals.templates import TemplateLibrary
+from generation import sheet_table
+from generation.candidates import Plan, SampleStore, generation_fingerprint, plan_candidate, sample_candidates
+from generation.refinement import load_refiner, new_refiner, padded, refined_sheets, save_refiner, unpadded
+from geo_utils import Sheet
+from networks.checkpoints import CheckpointError
+from networks.refiner import RefinerConfig
+from pipeline.errors import StageError
+from pipeline.loading import load_config
+
+SMALL = RefinerConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8)
+
+
+def sheet_of(formula: str, kind: str = "2H", a: float = 3.2) -> Sheet:
+    atoms = mx2(formula, kind, a=a, thickness=3.1, vacuum=10)
+    atoms.pbc = (True, True, False)
+    return Sheet.from_atoms(atoms)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A random small network whose outputs are large enough to matter."""
+    torch.manual_seed(0)
+    network = new_refiner(SMALL).eval()
+    torch.nn.init.normal_(network.gates[-1].weight, std=0.5)
+    save_refiner(tmp_path / "refiner.pth", network, formulas_seen=["MoS2"])
+    return tmp_path / "refiner.pth"
+
+
+def test_moved_sheets_keep_their_symmetry(checkpoint):
+    for kind, group in (("2H", 78), ("1T", 72)):
+        start = sheet_of("WSe2", kind)
+        found = refined_sheets(str(checkpoint), [start], 2)[0]
+        assert sorted(found.atomic_numbers.tolist()) == [34, 34, 74]
+        assert symmetrise(found, 1e-3)[1].layer_group_number == group
+        assert not np.allclose(found.lattice, start.lattice, atol=1e-3), "the network moves the start"
+
+
+def test_a_sheet_does_not_depend_on_its_batch(checkpoint):
+    sheets = [sheet_of("WSe2"), Sheet.from_atoms(sheet_of("NbTe2", "1T", 3.6).repeat(2, 1))]
+    together = refined_sheets(str(checkpoint), sheets, 2)
+    for sheet, found in zip(sheets, together, strict=True):
+        alone = refined_sheets(str(checkpoint), [sheet], 2)[0]
+        assert (alone.frac_coords == found.frac_coords).all() and (alone.lattice == found.lattice).all()
+        assert (alone.heights == found.heights).all()
+    assert refined_sheets(str(checkpoint), [], 2) == []
+
+
+def test_batches_are_padded_and_unpadded():
+    sheets = [sheet_of("WSe2"), Sheet.from_atoms(sheet_of("MoS2").repeat(2, 1))]
+    for before, after in zip(sheets, unpadded(padded(sheets, torch.float64)), strict=True):
+        assert (before.atomic_numbers == after.atomic_numbers).all() and np.allclose(before.lattice, after.lattice, atol=1e-5)
+
+
+def test_a_damaged_checkpoint_is_one_line(checkpoint, tmp_path):
+    assert load_refiner(checkpoint)[1]["formulas_seen"] == ["MoS2"]
+    content = torch.load(checkpoint, weights_only=True)
+    del content["model"]["embed.weight"]
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="does not fit this version"):
+        load_refiner(tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="refiner checkpoint"):
+        load_refiner(tmp_path / "none.pth")
+
+
+def test_stage_four_moves_what_it_sampled(checkpoint, tmp_path, monkeypatch):
+    sampled = [sheet_of("WSe2")]
+    monkeypatch.setattr("generation.candidates.sample", lambda *arguments: sampled)
+    plan = Plan(0, Recipe("WSe2", (74, 34, 34), FORMULA), None, (74, 34, 34))
+    model = SimpleNamespace(schedule=make_schedule())
+    found = []
+    for steps in (0, 2):
+        cfg = load_config(None, [f"generation.refiner_checkpoint={checkpoint}", f"generation.refine_steps={steps}"])
+        found.append(sample_candidates(model, [plan], cfg, SampleStore(tmp_path / str(steps), "x"), "cpu")[0].sheet)
+    assert np.allclose(found[0].lattice, sampled[0].lattice) and not np.allclose(found[1].lattice, sampled[0].lattice, atol=1e-3)
+    assert symmetrise(found[1], 1e-3)[1].layer_group_number == 78
+
+
+def processed_dir(folder: Path) -> Path:
+    """Stage 2's training split with one 2H and one 1T crystal."""
+    sheets = [sheet_of("MoS2"), sheet_of("PtS2", "1T", 3.5)]
+    rows = [
+        database.Row(k, f"u{k}", s, f, "", 0.0, 0.0, 1.0) for k, (s, f) in enumerate(zip(sheets, ("MoS2", "PtS2"), strict=True))
+    ]
+    torch.save(sheet_table.pack(rows, {}), folder / "train.pt")
+    return folder
+
+
+def test_a_formula_starts_from_the_nearest_crystals_in_turn(tmp_path, monkeypatch):
+    crystals = sheet_table.known_crystals(processed_dir(tmp_path) / "train.pt")
+    recipes = [Recipe("WSe2", (74, 34, 34), FORMULA), Recipe("C2", (6, 6), FORMULA)]
+    plans = [plan_candidate(k, recipes, TemplateLibrary([], []), 1.0, 0, crystals) for k in range(5)]
+    groups = [symmetrise(plans[k].start, 1e-3)[1].layer_group_number for k in (0, 2, 4)]
+    assert groups[:2] == [78, 72] and groups[2] in (72, 78), "W is nearer to Mo than to Pt; there are two crystals only"
+    assert plans[1].start is None, "no crystal has two atoms of one element"
+    monkeypatch.setattr("generation.candidates.sample", lambda *arguments: pytest.fail("no noise is needed"))
+    model = SimpleNamespace(schedule=make_schedule())
+    found = sample_candidates(model, plans[:1], load_config(None, []), SampleStore(tmp_path / "store", "x"), "cpu")
+    assert np.allclose(found[0].sheet.lattice, plans[0].start.lattice)
+
+
+def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkpoint, tmp_path):
+    base = load_config(None, [f"dataset.processed_dir={processed_dir(tmp_path)}", f"generation.refiner_checkpoint={checkpoint}"])
+    parts = [
+        {},
+        {"refiner_checkpoint": "other.pth"},
+        {"refine_steps": 2},
+        {"refine_steps": 3},
+        {"start": "crystal", "ranker_checkpoint": ""},
+    ]
+    configs = [dataclasses.replace(base, generation=dataclasses.replace(base.generation, **part)) for part in parts]
+    prints = [generation_fingerprint(cfg, "model") for cfg in configs]
+    assert prints[0] == prints[1] and len(set(prints)) == 4
+    missing = dataclasses.replace(configs[-1], dataset=dataclasses.replace(base.dataset, processed_dir="/nonexistent"))
+    with pytest.raises(StageError, match="run material_dataset.py"):
+        generation_fingerprint(missing, "model")
