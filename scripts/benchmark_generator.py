@@ -3,16 +3,18 @@
 Part csp         samples sheets of the test split from their composition alone and compares them with the structure on record by
                  pymatgen's StructureMatcher (ltol 0.3, stol 0.5, angle 10°; match@1, match@k, root mean square distance), as
                  DiffCSP reports it (Jiao et al., NeurIPS 2023)
+Part ladder      compares the diffusion with a random training crystal, with substitution in the nearest ones and in those that the
+                 ranker puts first, each also as the refiner moves it, on the same rows
 Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
 Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
 Part guidance    runs stage 4 at every guidance scale and every classifier-free scale
 
-All parts but csp are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless evaluation.potential_h_sites
-is 0, with the potential's own ΔG_H.
+All parts but csp and ladder are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
+evaluation.potential_h_sites is 0, with the potential's own ΔG_H.
 
-Reads dataset.processed_dir/test.pt (csp), denoiser.checkpoint and the judges. Writes csp.json, generation.json, layer_groups.png,
-steps.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on
-where it was.
+Reads dataset.processed_dir (csp: test.pt, ladder: train.pt too), denoiser.checkpoint and the judges. Writes csp.json,
+ladder.json, ladder.csv, generation.json, layer_groups.png, steps.json and guidance.json to benchmark.output_dir, and guidance.png
+beside the other figures. A run that is stopped goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -20,14 +22,12 @@ where it was.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,139 +39,45 @@ from pipeline.files import file_sha256, missing_file, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
-# Packages that import torch or pymatgen are imported where they are used, so that --help does not wait for them.
-if TYPE_CHECKING:
-    from geo_utils import Sheet
-
 STAGE = "benchmark_generator.py"
-CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot be another polymorph
-PARTS = ("csp", "generation", "steps", "guidance")
-# DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
-# grows with the cube root of the volume per atom and would pass nearly anything.
-CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+PARTS = ("csp", "ladder", "generation", "steps", "guidance")
 SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
-SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
-
-
-def held_out_sheets(processed_dir: str | Path, max_atoms: int, rows: int, seed: int) -> list[tuple[str, str, Sheet]]:
-    """Draw (uid, formula, sheet) of up to ``rows`` sheets of the test split with at most ``max_atoms`` atoms."""
-    from generation.sheet_table import read_split
-    from geo_utils import Sheet
-
-    table = read_split(Path(processed_dir) / "test.pt")
-    sizes = (table["ptr"][1:] - table["ptr"][:-1]).numpy()
-    allowed = np.flatnonzero(sizes <= max_atoms)
-    if not len(allowed):
-        raise StageError(f"no sheet of the test split has {max_atoms} atoms or fewer: raise benchmark.csp_max_atoms")
-    chosen = np.sort(np.random.default_rng([seed, 0xC5]).permutation(allowed)[:rows])
-    result = []
-    for k in chosen:
-        atoms = slice(int(table["ptr"][k]), int(table["ptr"][k + 1]))
-        sheet = Sheet(
-            table["atomic_numbers"][atoms].numpy(),
-            table["frac_coords"][atoms].double().numpy(),
-            table["heights"][atoms].double().numpy(),
-            table["lattice"][k].double().numpy(),
-        )
-        result.append((table["uid"][k], table["formula"][k], sheet))
-    return result
-
-
-def match_distance(sampled: Sheet, truth: Sheet) -> float:
-    """Return the root mean square distance of matched atoms over (V/N)^(1/3), by StructureMatcher; NaN where they do not match."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    from crystals.matching import MATCH_VACUUM
-
-    found = StructureMatcher(**CSP_MATCHER).get_rms_dist(
-        sampled.to_structure(vacuum=MATCH_VACUUM), truth.to_structure(vacuum=MATCH_VACUUM)
-    )
-    return float("nan") if found is None else float(found[0])
-
-
-def match_rates(distances: np.ndarray, sizes: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-    """Return match@1 and match@k with their mean distances and 95 % intervals, overall and by number of atoms.
-
-    distances: (rows, k), NaN for no match; the first sample is @1, the best of all k is @k.
-    """
-    rng = np.random.default_rng(seed)
-    samples = distances.shape[1]
-
-    def scores(rows: np.ndarray) -> dict[str, Any]:
-        part = distances[rows]
-        result: dict[str, Any] = {"n": len(part)}
-        for count in sorted({1, samples}):
-            matched = np.isfinite(part[:, :count]).any(1)
-            rate = rate_metric("match", matched.tolist(), better=1, doc="", resamples=resamples, rng=rng)
-            best = np.nanmin(part[matched, :count], 1) if matched.any() else np.array([])
-            result[f"match@{count}"] = rate.value
-            result[f"match@{count}_interval"] = [rate.low, rate.high]
-            result[f"mean_rmsd@{count}"] = float(best.mean()) if len(best) else None
-        return result
-
-    result = scores(np.arange(len(sizes)))
-    groups = [(low, high, np.flatnonzero((sizes >= low) & (sizes <= high))) for low, high in SIZE_GROUPS]
-    result["by_atoms"] = {f"{low}-{high}": scores(rows) for low, high, rows in groups if len(rows)}
-    return result
 
 
 def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
-    """Run part csp: sample without guidance and compare with the sheets on record; finished batches are stored.
+    """Run part csp: sample held-out compositions, without guidance, as stage 4 does; return rates of matches.
 
-    Sample s of a row takes the s-th template that the library of the model's training set suggests for its composition. The row's
-    own symmetry is not used.
+    Sheets with elements that the model was not trained on are left out, as are those that the weights it started from have seen:
+    denoiser.init_from may have been trained on another data set, split in another way.
     """
-    from crystals.recipes import FORMULA, Recipe
-    from crystals.templates import TemplateLibrary
-    from generation.candidates import SampleStore, plan_candidate
-    from generation.generate import CHECKPOINT_HINT
-    from generation.sampling import sample
-    from models import load_denoiser
+    from evaluation.structure_match import (
+        CLOSE_MATCH,
+        CSP_MATCHER,
+        diffusion_samples,
+        held_out_sheets,
+        match_distance,
+        match_rates,
+    )
 
     settings, seed = cfg.benchmark, cfg.run.seed
-    device = resolve_device(cfg.run)
-    model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)
-    model = model.double()
-    elements = set(content["elements"])
     drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
-    seen = set(content.get("formulas_of_init", []))
-    rows = [row for row in drawn if set(row[2].atomic_numbers.tolist()) <= elements and row[1] not in seen]
-    if not rows:
+    sampled = diffusion_samples(cfg, drawn, settings.csp_samples, folder / "csp_samples")
+    if not sampled:
         raise StageError("no held-out sheet is unseen and of elements that the model was trained on")
-    generation = dataclasses.replace(cfg.generation, guidance_scale=0.0, cfg_scale=0.0)
-    about = {
-        "generation": dataclasses.asdict(generation) | {"output_dir": "", "batch_size": 0, "recipes": []},
-        "seed": seed,
-        "checkpoint_sha256": file_sha256(cfg.denoiser.checkpoint),
-        "rows": [uid for uid, _, _ in rows],
-    }
-    store = SampleStore(folder / "csp_samples", hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest())
-    recipes = [Recipe(formula, tuple(sheet.atomic_numbers.tolist()), FORMULA) for _, formula, sheet in rows]
-    library = TemplateLibrary.from_state_dict(content.get("templates", []))
-    numbers = [(k, row) for s in range(settings.csp_samples) for k, row in enumerate(rows, s * len(rows))]
-    missing = [plan_candidate(k, recipes, library, generation.template_share, seed) for k, _ in numbers if k not in store.sheets]
-    with tqdm(total=len(numbers), initial=len(numbers) - len(missing), desc="sampling", unit="sheet") as bar:
-        for start in range(0, len(missing), generation.batch_size):
-            batch = missing[start : start + generation.batch_size]
-            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
-            compositions = [plan.atomic_numbers for plan in batch]
-            store.add(indices, sample(model, compositions, indices, generation, seed, device, templates=templates))
-            bar.update(len(batch))
-    distances = np.full((len(rows), settings.csp_samples), np.nan)
-    for k, (_, _, truth) in tqdm(numbers, desc="matching", unit="sheet"):
-        sample_number, row_number = divmod(k, len(rows))
-        distances[row_number, sample_number] = match_distance(store.sheets[k], truth)
-    sizes = np.array([len(sheet) for _, _, sheet in rows])
+    rows = [drawn[k] for k in sampled]
+    matching = tqdm(zip(rows, sampled.values(), strict=True), total=len(rows), desc="matching", unit="row")
+    distances = np.array([[match_distance(sheet, row.sheet) for sheet in sheets] for row, sheets in matching])
+    sizes = np.array([len(row.sheet) for row in rows])
     # The tolerance in use elsewhere is wide for sheets: 2H and 1T of MoS2 match at a distance of 0.31.
     close = match_rates(np.where(distances <= CLOSE_MATCH, distances, np.nan), sizes, seed, cfg.evaluation.bootstrap)
     return match_rates(distances, sizes, seed, cfg.evaluation.bootstrap) | {
         f"within_{CLOSE_MATCH:g}": close,
-        "num_steps": generation.num_steps,
+        "num_steps": cfg.generation.num_steps,
         "matcher": CSP_MATCHER,
         "left_out": len(drawn) - len(rows),  # of elements unknown to the model, or seen by the weights that it started from
         "rows": [
-            {"uid": uid, "formula": formula, "num_atoms": len(sheet), "matches": int(np.isfinite(distances[k]).sum())}
-            for k, (uid, formula, sheet) in enumerate(rows)
+            {"uid": row.uid, "formula": row.formula, "num_atoms": len(row.sheet), "matches": int(np.isfinite(distances[k]).sum())}
+            for k, row in enumerate(rows)
         ],
     }
 
@@ -402,6 +308,15 @@ def main(cfg: Config) -> None:
         count = settings.csp_samples
         rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
         print(f"structure prediction on {found['n']} held-out sheets: {rates}")
+    if "ladder" in parts:
+        from evaluation.structure_ladder import ladder, ladder_lines, write_rows
+
+        found = ladder(cfg, folder)
+        write_rows(folder / "ladder.csv", found.pop("rows"))
+        splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
+        weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
+        _write(cfg, folder / "ladder.json", [*weights, *splits], found)
+        print("\n".join(ladder_lines(found)))
     if "generation" in parts:
         found = generation_score(cfg, folder, drafts)
         _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], found)
@@ -451,7 +366,8 @@ def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[
 
 def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with their paths relative to the project."""
-    return {key: relative_name(value) if key in ("output_dir", "judge_checkpoint") else value for key, value in settings.items()}
+    paths = ("output_dir", "judge_checkpoint", "refiner_checkpoint", "ranker_checkpoint")
+    return {key: relative_name(value) if key in paths else value for key, value in settings.items()}
 
 
 if __name__ == "__main__":

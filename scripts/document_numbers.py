@@ -29,11 +29,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.number_texts import MISSING, Metric, formatted, interval, metric_table, table
+
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
-MISSING = "–"
 TRIPLE = ("value", "low", "high")  # what a list of three numbers holds
-Metric = Mapping[str, Any]  # value, low, high, n_ok, n
 
 
 class NumbersError(ValueError):
@@ -83,45 +83,6 @@ def value_at(content: Any, key: str) -> Any:
             raise NumbersError(f"no key {part} of {key}")
         content = content[part]
     return len(content) if isinstance(content, list | dict) else content
-
-
-def formatted(value: Any, style: str = "") -> str:
-    """Write a number; counts with commas and others with two decimals unless a format of Python says otherwise."""
-    if value is None:
-        return MISSING
-    if isinstance(value, str):
-        return value
-    text = format(value, style or ("," if isinstance(value, int) else ".2f"))
-    return text.replace("%", " %")
-
-
-def interval(metric: Metric, style: str) -> str:
-    """Write a metric with its 95 % interval, and for a mean the number of candidates where not all have a value.
-
-    A share is of all candidates, whether they have a value or not. A remark of the metric comes last.
-    """
-    if metric["value"] is None:
-        return MISSING
-    if metric.get("remark"):
-        return f"{interval({**metric, 'remark': ''}, style)} {metric['remark']}"
-    text = formatted(metric["value"], style)
-    if metric.get("low") is not None:
-        low, high = (formatted(metric[end], style).removesuffix(" %") for end in ("low", "high"))
-        text += f" [{low}, {high}]"
-    of_all = style.endswith("%") or metric.get("n_ok") in (None, metric.get("n"))
-    return text if of_all else f"{text} (n {metric['n_ok']})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def metric_table(rows: Sequence[tuple[str, str, str]], sets: Mapping[str, Mapping[str, Metric]]) -> str:
-    """Return a table of metrics: one row for each (label, key, format), one column for each set."""
-    body = [[label, *(interval(found[key], style) for found in sets.values())] for label, key, style in rows]
-    return table(["", *sets], body)
 
 
 NO_SHEET = "no sheet"  # name of the metric that this script adds
@@ -374,6 +335,42 @@ def structure_prediction() -> str:
     return table(["trained on", "tolerance", "n", "steps", "match@1", "match@20", "RMSD@1", "RMSD@20"], body)
 
 
+LADDER = [(bound, count) for count in (1, 20) for bound in ("tight", "strict", "loose")]
+
+
+def ladder() -> str:
+    """Return how often each method finds held-out crystals from their composition."""
+    body = []
+    for name, found in load("results/benchmark/ladder.json")["methods"].items():
+        cells = []
+        for bound, count in LADDER:
+            low, high = found[bound].get(f"match@{count}_interval", (None, None))
+            cells.append(interval({"value": found[bound].get(f"match@{count}"), "low": low, "high": high}, ".0%"))
+        polymorph = formatted(found["any_polymorph_strict"]["match@1"], ".0%")
+        body.append([name, formatted(found["n"]), *cells, polymorph, formatted(found["median_rmsd@1"], ".3f")])
+    heads = [f"{bound} @{count}" for bound, count in LADDER]
+    return table(["method", "n @1", *heads, "strict @1, any polymorph", "median RMSD @1"], body)
+
+
+def ladder_pairs() -> str:
+    """Return in how many rows one method alone finds the crystal, and McNemar's exact p."""
+    body = []
+    for name, found in load("results/benchmark/ladder.json")["paired"].items():
+        tests = [found.get(f"{bound}@{count}") for bound, count in LADDER]
+        cells = [f"{m['first_alone']} : {m['second_alone']} (p {formatted(m['p'], '.1g')})" if m else MISSING for m in tests]
+        body.append([name, *cells])
+    heads = [f"{bound} @{count}" for bound, count in LADDER]
+    return table(["first against second", *heads], body)
+
+
+def ladder_denoising() -> str:
+    """Return how well one step of the refiner removes noise."""
+    body = []
+    for row in load("results/benchmark/ladder.json")["denoising"]:
+        body.append([f"{row[f'{part}_after']:.3f} ({row[f'{part}_before']:.3f})" for part in ("height", "in_plane", "strain")])
+    return table(["heights (Å)", "in-plane (Å)", "strain"], body)
+
+
 def hull_parity() -> str:
     """Return how E_above_hull agrees with the values of C2DB."""
     found = load("results/hull_parity.json")
@@ -446,6 +443,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "synthesizability_by_family": synthesizability_by_family,
     "labels": labels,
     "structure prediction": structure_prediction,
+    "ladder": ladder,
+    "ladder pairs": ladder_pairs,
+    "ladder denoising": ladder_denoising,
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,
     "water": water,

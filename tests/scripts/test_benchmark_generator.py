@@ -16,6 +16,7 @@ from crystals import database
 from crystals.symmetry import Template
 from crystals.templates import TemplateLibrary
 from evaluation import judges
+from evaluation.structure_match import match_distance, match_rates
 from generation import candidates, sheet_table
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN
@@ -39,16 +40,16 @@ def test_match_distance():
     shift = np.zeros_like(moved.frac_coords)
     shift[0] = [0.05, 0.0]
     rattled = Sheet(moved.atomic_numbers, moved.frac_coords + shift, moved.heights, moved.lattice)
-    assert benchmark.match_distance(mos2(), mos2()) == pytest.approx(0, abs=1e-6)
-    assert 0 < benchmark.match_distance(rattled, mos2()) < 0.2
-    assert np.isnan(benchmark.match_distance(mos2(a=5.5), mos2()))
+    assert match_distance(mos2(), mos2()) == pytest.approx(0, abs=1e-6)
+    assert 0 < match_distance(rattled, mos2()) < 0.2
+    assert np.isnan(match_distance(mos2(a=5.5), mos2()))
     collapsed = Sheet(moved.atomic_numbers, np.full_like(moved.frac_coords, 0.1), moved.heights * 3, moved.lattice)
-    assert np.isnan(benchmark.match_distance(collapsed, mos2()))
+    assert np.isnan(match_distance(collapsed, mos2()))
 
 
 def test_match_rates_by_hand():
     distances = np.array([[0.2, NAN, 0.1], [NAN, NAN, 0.3], [NAN, NAN, NAN], [0.4, 0.2, NAN]])
-    found = benchmark.match_rates(distances, np.array([3, 3, 6, 10]), seed=0, resamples=200)
+    found = match_rates(distances, np.array([3, 3, 6, 10]), seed=0, resamples=200)
     assert (found["n"], found["match@1"], found["match@3"]) == (4, 0.5, 0.75)
     assert found["mean_rmsd@1"] == pytest.approx(0.3) and found["mean_rmsd@3"] == pytest.approx((0.1 + 0.3 + 0.2) / 3)
     low, high = found["match@3_interval"]
@@ -123,7 +124,7 @@ def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch, undrawn
     assert [row["formula"] for row in found["rows"]] == ["MoSe2", "WSe2"] and found["left_out"] == 1
     assert 0 <= found["match@1"] <= found["match@2"] <= 1 and found["matcher"]["stol"] == 0.5
     assert found["within_0.1"]["match@2"] <= found["match@2"]
-    monkeypatch.setattr("generation.sampling.sample", lambda *a: pytest.fail("sampled again"))
+    monkeypatch.setattr("evaluation.structure_match.sample", lambda *a, **k: pytest.fail("sampled again"))
     benchmark.main(with_parts(cfg, "csp"))
     assert json.loads(path.read_text()) == found
 
