@@ -32,7 +32,7 @@ from evaluation.structure_match import (
 )
 from generation.ranking import load_trees, ranked_prototypes
 from generation.refinement import load_refiner, padded, refine
-from generation.sheet_table import known_crystals
+from generation.sheet_table import known_crystals, read_split
 from geo_utils import Sheet
 from networks.refiner import SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
 from networks.training import fingerprint
@@ -131,7 +131,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _methods(cfg: Config, network: SheetRefiner, rows: Sequence[HeldOut], folder: Path) -> list[Method]:
     """Return the methods, the trivial ones first."""
     settings = cfg.benchmark
-    crystals = known_crystals(Path(cfg.dataset.processed_dir) / "train.pt")
+    crystals = known_crystals(read_split(Path(cfg.dataset.processed_dir) / "train.pt"))
     count = lambda k: settings.csp_samples if k < settings.ladder_rows else 1  # noqa: E731
     numbers = lambda k: rows[k].sheet.atomic_numbers  # noqa: E731
     random = lambda k: crystals.drawn(numbers(k), count(k), np.random.default_rng([cfg.run.seed, k]))  # noqa: E731
@@ -139,7 +139,7 @@ def _methods(cfg: Config, network: SheetRefiner, rows: Sequence[HeldOut], folder
     sampled = diffusion_samples(cfg, rows[: settings.ladder_diffusion_rows], 1, folder / "ladder_samples")
     trees = cfg.generation.ranker_checkpoint
     # The library takes minutes, which a run that has all its distances does not need.
-    prototypes = cache(lambda: ranked_prototypes(Path(cfg.dataset.processed_dir) / "train.pt", trees))
+    prototypes = cache(lambda: ranked_prototypes(read_split(Path(cfg.dataset.processed_dir) / "train.pt"), trees))
     ranked = lambda k, most: prototypes().nearest(numbers(k), most)  # noqa: E731
     every = range(len(rows))
     return [
@@ -284,7 +284,7 @@ def _errors(state: SheetState, truth: SheetState) -> torch.Tensor:
 
 def seconds_per_sheet(cfg: Config, network: SheetRefiner, count: int) -> float | None:
     """Return the time of one of ``count`` refined substitutions for a composition of six atoms; None where no crystal fits."""
-    crystals: KnownCrystals = known_crystals(Path(cfg.dataset.processed_dir) / "train.pt")
+    crystals: KnownCrystals = known_crystals(read_split(Path(cfg.dataset.processed_dir) / "train.pt"))
     refine(network, crystals.nearest(SIX_ATOMS, 1), REFINE_STEPS)  # untimed: the first call fills caches
     start = time.monotonic()
     found = refine(network, crystals.nearest(SIX_ATOMS, count), REFINE_STEPS)

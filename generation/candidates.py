@@ -69,21 +69,31 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
     del settings["batch_size"], settings["output_dir"]
     content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
-    names = ("refiner_checkpoint", "refine_steps", "start", "ranker_checkpoint")
-    refiner, steps, start, ranker = (settings.pop(name) for name in names)
-    if steps:
-        content |= {"refiner": file_sha256(refiner), "refine_steps": steps}
-    if start == "crystal":
+    names = ("refiner_checkpoint", "refine_steps", "refine_samples", "start", "ranker_checkpoint")
+    refiner, steps, refine_samples, start, ranker = (settings.pop(name) for name in names)
+    from_crystals = start == "crystal" and has_formulas(cfg)
+    if steps and (refine_samples or from_crystals):
+        content |= {"refiner": file_sha256(refiner), "refine_steps": steps, "refine_samples": refine_samples}
+    if from_crystals:
         content |= {"crystals": file_sha256(crystals_path(cfg)), "ranker": file_sha256(ranker) if ranker else ""}
     return fingerprint(content)
 
 
+def has_formulas(cfg: Config) -> bool:
+    """Return whether ``generation.recipes`` has formulas, not only families."""
+    return any(":" not in entry for entry in cfg.generation.recipes)
+
+
 def crystals_path(cfg: Config) -> Path:
-    """Return the file of the crystals that formulas start from. Raises StageError where it is missing."""
-    path = Path(cfg.dataset.processed_dir) / "train.pt"
-    if not path.is_file():
-        raise missing_file("dataset.processed_dir", path, "run material_dataset.py, or set generation.start=noise")
-    return path
+    """Return the file of the crystals that formulas start from: stage 2's training split, else the database itself.
+
+    Raises:
+        StageError: there is neither.
+    """
+    for path in (Path(cfg.dataset.processed_dir) / "train.pt", Path(cfg.dataset.db_path)):
+        if path.is_file():
+            return path
+    raise missing_file("dataset.db_path", cfg.dataset.db_path, "name a database, or set generation.start=noise")
 
 
 class SampleStore:
@@ -193,7 +203,7 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
             compositions = [plan.atomic_numbers for plan in batch]
             on_step = partial(bar.update, len(batch))
             sheets = sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates)
-            store.add(indices, _refined(sheets, settings))
+            store.add(indices, _refined(sheets, settings) if settings.refine_samples else sheets)
     return [
         Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
         for plan in plans

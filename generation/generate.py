@@ -24,6 +24,7 @@ from pymatgen.core import Composition
 
 from crystals import recipes as recipes_module
 from crystals.cif_writer import in_cif_setting, symmetric_cif
+from crystals.database import Row, read_rows
 from crystals.formulas import cell_formula
 from crystals.recipes import Recipe, parse_recipes
 from crystals.substitution import KnownCrystals
@@ -39,6 +40,7 @@ from generation.candidates import (
     export_atoms,
     finish_candidates,
     generation_fingerprint,
+    has_formulas,
     plan_candidate,
     replace_products,
     sample_candidates,
@@ -46,7 +48,7 @@ from generation.candidates import (
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
 from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_recipes
-from generation.sheet_table import known_crystals
+from generation.sheet_table import known_crystals, pack, read_split
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
@@ -182,7 +184,7 @@ def sample_until_enough(
     """
     settings = cfg.generation
     round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
-    crystals = starts_of_formulas(cfg) if settings.start == "crystal" else None
+    crystals = starts_of_formulas(cfg) if settings.start == "crystal" and has_formulas(cfg) else None
     candidates: list[Candidate] = []
     num_valid = 0
     for _ in range(MAX_ROUNDS):
@@ -202,9 +204,15 @@ def sample_until_enough(
 
 def starts_of_formulas(cfg: Config) -> KnownCrystals | RankedPrototypes:
     """Return the crystals that formulas start from, ranked by ``generation.ranker_checkpoint`` where one is set."""
+    path = crystals_path(cfg)
+    log.info("formulas start from the crystals of %s", relative_name(path))
+    if path.suffix == ".pt":
+        table = read_split(path)
+    else:
+        table = pack([row for *_, row in read_rows(cfg.dataset) if isinstance(row, Row)], {})
     if trees := cfg.generation.ranker_checkpoint:
-        return ranked_prototypes(crystals_path(cfg), trees)
-    return known_crystals(crystals_path(cfg))
+        return ranked_prototypes(table, trees)
+    return known_crystals(table)
 
 
 def select_candidates(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crystals.prototype_library import COLUMNS, DESCRIPTORS, Candidate, PrototypeLibrary, descriptors
-from generation.sheet_table import read_split, sheet_of
+from generation.sheet_table import sheet_of
 from geo_utils import Sheet
 from networks.boosted_trees import BoostedTrees
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
@@ -28,9 +28,8 @@ class RankerConfig:
     columns: int = COLUMNS
 
 
-def prototype_library(path: str | os.PathLike) -> PrototypeLibrary:
-    """Return the prototypes of a split of stage 2, with progress bars. Raises StageError as ``read_split`` does."""
-    table = read_split(path)
+def prototype_library(table: dict[str, Any]) -> PrototypeLibrary:
+    """Return the prototypes of the columns that ``read_split`` returns, with progress bars."""
     sheets = [sheet_of(table, row) for row in range(len(table["uid"]))]
     return PrototypeLibrary(sheets, table["formula"], table["e_hull"].double().numpy(), table["h_form"].double().numpy())
 
@@ -79,7 +78,7 @@ def load_trees(path: str | os.PathLike) -> tuple[BoostedTrees, list[str]]:
         raise CheckpointError(f"{relative_name(path)} does not fit this version ({first_line(error, 120)}): {HINT}") from error
 
 
-def ranked_prototypes(crystals: str | os.PathLike, trees: str | os.PathLike) -> RankedPrototypes:
-    """Return the crystals of a split of stage 2, ranked by the trees of a checkpoint."""
+def ranked_prototypes(table: dict[str, Any], trees: str | os.PathLike) -> RankedPrototypes:
+    """Return the crystals of the columns that ``read_split`` returns, ranked by the trees of a checkpoint."""
     loaded = load_trees(trees)[0]  # first, because the library takes minutes
-    return RankedPrototypes(prototype_library(Path(crystals)), loaded)
+    return RankedPrototypes(prototype_library(table), loaded)

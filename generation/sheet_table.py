@@ -116,9 +116,8 @@ def sheet_of(table: dict[str, Any], row: int) -> Sheet:
     return Sheet(table["atomic_numbers"][atoms].long().numpy(), *coordinates, table["lattice"][row].double().numpy())
 
 
-def known_crystals(path: str | os.PathLike) -> KnownCrystals:
-    """Return the crystals of a split, for substitution. Raises StageError as ``read_split`` does."""
-    table = read_split(path)
+def known_crystals(table: dict[str, Any]) -> KnownCrystals:
+    """Return the crystals of the columns that ``read_split`` returns, for substitution."""
     return KnownCrystals((sheet_of(table, row) for row in range(len(table["uid"]))), table["formula"])
 
 

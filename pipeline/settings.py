@@ -249,15 +249,16 @@ class GenerationConfig:
         1.0, "share of sheets sampled within the symmetry of their recipe's template; the others are free", low=0, high=1
     )
     start: str = setting(
-        "noise",
-        "where sheets of a formula start: noise, or crystal (the nearest crystals of dataset.processed_dir, elements substituted)",
+        "crystal",
+        "where sheets of a given formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise",
         choices=("noise", "crystal"),
     )
     ranker_checkpoint: str = setting("weights/ranker.pth", "trees that rank these; empty: the nearest come first", path=True)
     refiner_checkpoint: str = setting(
         "weights/refiner.pth", "network that moves atoms and cell to where the elements want them", path=True
     )
-    refine_steps: int = setting(0, "steps by which it moves every sampled sheet, its symmetry kept; 0: none", low=0, high=20)
+    refine_steps: int = setting(2, "steps by which it moves sheets that start from crystals, their symmetry kept", low=0, high=20)
+    refine_samples: bool = setting(False, "whether it moves sheets sampled from noise as well")
     oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)

@@ -43,7 +43,7 @@ def main(cfg: Config) -> None:
     settings, path = cfg.ranker, Path(cfg.dataset.processed_dir) / "train.pt"
     table = read_split(path)
     sheets = [sheet_of(table, row) for row in range(len(table["uid"]))]
-    library = prototype_library(path)
+    library = prototype_library(table)
     x, y = examples(library, sheets, settings.max_atoms)
     if not len(y) or not 0 < (y > 0).sum() < len(y):
         raise StageError("no composition of the training set has right and wrong prototypes: there is nothing to learn from")

@@ -39,7 +39,7 @@ def cfg(tmp_path, monkeypatch) -> Config:
         denoiser=dataclasses.replace(base.denoiser, checkpoint=str(path)),
         generation=dataclasses.replace(
             QUICK, num_structures=4, batch_size=3, num_steps=4, oversample=2.0, output_dir=str(tmp_path / "cifs"),
-            recipes=["MoS2", "C2", "TiC", "S", "Ti2CO2"],
+            recipes=["MoS2", "C2", "TiC", "S", "Ti2CO2"], start="noise",
         ),
     )  # fmt: skip
 

@@ -147,6 +147,7 @@ PLAIN = {
             "generation.num_steps": 8,
             "generation.batch_size": 2,
             "generation.recipes": "[MoS2,TiC2,ZrO2]",
+            "generation.start": "noise",
         },
     ),
 }

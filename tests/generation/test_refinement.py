@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import ase.db
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,13 @@ from ase.build import mx2
 from tiny_sheets import make_schedule
 
 from crystals import database
+from crystals.prototypes import PROTOTYPES
 from crystals.recipes import FORMULA, Recipe
 from crystals.symmetry import symmetrise
 from crystals.templates import TemplateLibrary
 from generation import sheet_table
 from generation.candidates import Plan, SampleStore, generation_fingerprint, plan_candidate, sample_candidates
+from generation.generate import starts_of_formulas
 from generation.refinement import load_refiner, new_refiner, padded, refined_sheets, save_refiner, unpadded
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError
@@ -86,9 +89,9 @@ def test_stage_four_moves_what_it_sampled(checkpoint, tmp_path, monkeypatch):
     plan = Plan(0, Recipe("WSe2", (74, 34, 34), FORMULA), None, (74, 34, 34))
     model = SimpleNamespace(schedule=make_schedule())
     found = []
-    for steps in (0, 2):
-        cfg = load_config(None, [f"generation.refiner_checkpoint={checkpoint}", f"generation.refine_steps={steps}"])
-        found.append(sample_candidates(model, [plan], cfg, SampleStore(tmp_path / str(steps), "x"), "cpu")[0].sheet)
+    for asked in ("false", "true"):
+        cfg = load_config(None, [f"generation.refiner_checkpoint={checkpoint}", f"generation.refine_samples={asked}"])
+        found.append(sample_candidates(model, [plan], cfg, SampleStore(tmp_path / asked, "x"), "cpu")[0].sheet)
     assert np.allclose(found[0].lattice, sampled[0].lattice) and not np.allclose(found[1].lattice, sampled[0].lattice, atol=1e-3)
     assert symmetrise(found[1], 1e-3)[1].layer_group_number == 78
 
@@ -104,7 +107,7 @@ def processed_dir(folder: Path) -> Path:
 
 
 def test_a_formula_starts_from_the_nearest_crystals_in_turn(tmp_path, monkeypatch):
-    crystals = sheet_table.known_crystals(processed_dir(tmp_path) / "train.pt")
+    crystals = sheet_table.known_crystals(sheet_table.read_split(processed_dir(tmp_path) / "train.pt"))
     recipes = [Recipe("WSe2", (74, 34, 34), FORMULA), Recipe("C2", (6, 6), FORMULA)]
     plans = [plan_candidate(k, recipes, TemplateLibrary([], []), 1.0, 0, crystals) for k in range(5)]
     groups = [symmetrise(plans[k].start, 1e-3)[1].layer_group_number for k in (0, 2, 4)]
@@ -112,22 +115,36 @@ def test_a_formula_starts_from_the_nearest_crystals_in_turn(tmp_path, monkeypatc
     assert plans[1].start is None, "no crystal has two atoms of one element"
     monkeypatch.setattr("generation.candidates.sample", lambda *arguments: pytest.fail("no noise is needed"))
     model = SimpleNamespace(schedule=make_schedule())
-    found = sample_candidates(model, plans[:1], load_config(None, []), SampleStore(tmp_path / "store", "x"), "cpu")
+    cfg = load_config(None, ["generation.refine_steps=0"])
+    found = sample_candidates(model, plans[:1], cfg, SampleStore(tmp_path / "store", "x"), "cpu")
     assert np.allclose(found[0].sheet.lattice, plans[0].start.lattice)
 
 
 def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkpoint, tmp_path):
-    base = load_config(None, [f"dataset.processed_dir={processed_dir(tmp_path)}", f"generation.refiner_checkpoint={checkpoint}"])
+    overrides = [f"dataset.processed_dir={processed_dir(tmp_path)}", f"generation.refiner_checkpoint={checkpoint}"]
+    base = load_config(None, [*overrides, "generation.recipes=[MoS2]", "generation.ranker_checkpoint="])
     parts = [
+        {"start": "noise"},
+        {"start": "noise", "refiner_checkpoint": "other.pth"},
+        {"start": "noise", "refine_samples": True},
         {},
-        {"refiner_checkpoint": "other.pth"},
-        {"refine_steps": 2},
         {"refine_steps": 3},
-        {"start": "crystal", "ranker_checkpoint": ""},
+        {"refine_steps": 0},
+        {"recipes": ["2H-MX2: Mo | S"]},
     ]
     configs = [dataclasses.replace(base, generation=dataclasses.replace(base.generation, **part)) for part in parts]
     prints = [generation_fingerprint(cfg, "model") for cfg in configs]
-    assert prints[0] == prints[1] and len(set(prints)) == 4
-    missing = dataclasses.replace(configs[-1], dataset=dataclasses.replace(base.dataset, processed_dir="/nonexistent"))
-    with pytest.raises(StageError, match="run material_dataset.py"):
+    assert prints[0] == prints[1] and len(set(prints)) == 6
+    elsewhere = dataclasses.replace(base.dataset, processed_dir="/nonexistent")
+    assert generation_fingerprint(dataclasses.replace(base, dataset=elsewhere), "model") not in prints, "the database stands in"
+    missing = dataclasses.replace(base, dataset=dataclasses.replace(elsewhere, db_path="/nonexistent.db"))
+    with pytest.raises(StageError, match="dataset.db_path: no file"):
         generation_fingerprint(missing, "model")
+
+
+def test_without_data_of_stage_2_the_crystals_of_the_database_are_taken(tmp_path):
+    with ase.db.connect(tmp_path / "x.db") as db:
+        db.write(PROTOTYPES["1T-MX2"].build("Pt", "S"), uid="a", ehull=0.0, hform=-0.5)
+    given = [f"dataset.processed_dir={tmp_path}", f"dataset.db_path={tmp_path / 'x.db'}", "generation.ranker_checkpoint="]
+    (found,) = starts_of_formulas(load_config(None, given)).nearest([78, 34, 34], 5)
+    assert symmetrise(found, 1e-3)[1].layer_group_number == 72

@@ -13,6 +13,7 @@ from crystals import database
 from evaluation.structure_match import match_distance
 from generation import sheet_table
 from generation.ranking import load_trees, ranked_prototypes
+from generation.sheet_table import read_split
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError
 from pipeline.errors import StageError
@@ -52,7 +53,7 @@ def test_the_trees_put_the_right_prototype_first(processed, tmp_path, capsys):
     card = json.loads((tmp_path / "ranker.json").read_text())
     assert card["counts"]["sheets"] == 26 and card["counts"]["prototypes"] == 2 and card["counts"]["right"] == 26
     assert "52 candidates 26 right" in capsys.readouterr().out
-    ranked = ranked_prototypes(processed / "train.pt", tmp_path / "ranker.pth")
+    ranked = ranked_prototypes(read_split(processed / "train.pt"), tmp_path / "ranker.pth")
     assert [candidate.prototype.layer_group for candidate in ranked.ranked([74, 34, 34])] == [78, 72]
     assert len(ranked.nearest([74, 34, 34], 1)) == 1 and ranked.nearest([6, 6], 3) == []
     assert "WSe2" not in load_trees(tmp_path / "ranker.pth")[1]
