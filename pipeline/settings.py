@@ -250,7 +250,7 @@ class GenerationConfig:
     )
     start: str = setting(
         "crystal",
-        "where sheets of a given formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise",
+        "where sheets of a formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise",
         choices=("noise", "crystal"),
     )
     ranker_checkpoint: str = setting("weights/ranker.pth", "trees that rank these; empty: the nearest come first", path=True)
