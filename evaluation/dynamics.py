@@ -75,7 +75,7 @@ def mark_dynamics(
     records = {key: store[key] for key in tasks if store is not None and key in store}
     missing = {key: task for key, task in tasks.items() if key not in records}
     finished = run(_ask, missing, store, where, if_lost=_lost)
-    for key, record in tqdm(finished, total=len(missing), desc="phonons", unit="sheet", disable=not missing):
+    for key, record in tqdm(finished, total=len(missing), desc="phonons", unit="sheet", disable=not missing or store is None):
         records[key] = record
     leads = {}
     for row in rows:
