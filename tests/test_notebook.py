@@ -63,6 +63,8 @@ def test_its_cells_run(committed, monkeypatch):
     before, after = printed(committed), printed(notebook)
     groups = [re.findall(r"^(\w+) +(\S+) +E_hull", texts[2], re.MULTILINE) for texts in (before, after)]
     assert groups[0] == groups[1] and len(groups[0]) == 3
-    formulas = [{tuple(line.split()[:3]) for line in texts[4].splitlines()[2:] if line} for texts in (before, after)]
+    # The well-known sheets below the table are by the judges of the committed run, which these quick ones are not.
+    own = [texts[4].partition("well-known sheets")[0].splitlines()[2:] for texts in (before, after)]
+    formulas = [{tuple(line.split()[:3]) for line in lines if line} for lines in own]
     assert formulas[0] == formulas[1] and len(formulas[0]) == 2
     assert before[5] == after[5], "the files that stage 6 writes"
