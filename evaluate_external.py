@@ -50,6 +50,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
 
     settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
+    about = {"her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
     truth = judges.run_dft_benchmark(cfg, her)
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
     with JudgePool(load, identity, settings.workers, cfg.run) as pool:
@@ -64,8 +65,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
             sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
     known = known_sheets.known_of_earlier_runs([settings.output_dir, PROJECT_DIR / "results"], identity)
-    about = {"truth": truth, "her_provenance": her.provenance, "known": known, "novelty": judges.novelty_sources(settings)}
-    report.write_report(theirs, cfg, output_dir, **about, script="evaluate_external.py")
+    report.write_report(theirs, cfg, output_dir, truth=truth, known=known, **about, script="evaluate_external.py")
     comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
     material_table.print_table(theirs.rows, settings, known)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,8 @@ def _train(cfg: Config, tables: dict[str, SheetTable], inputs: list[Path], mark:
     """Do the work of ``main`` in the folder of the checkpoint."""
     import torch
 
-    from generation.denoiser_training import DenoiserTask, layers_in_bfloat16, loop_settings, write_curve
-    from networks.training import Trainer
+    from generation.denoiser_training import DenoiserTask, layers_in_bfloat16, learning_rate, write_curve
+    from networks.training import Trainer, loop_of_steps
 
     settings, checkpoint = cfg.denoiser, Path(cfg.denoiser.checkpoint)
     for name in ("train", "val"):
@@ -160,7 +161,8 @@ def _train(cfg: Config, tables: dict[str, SheetTable], inputs: list[Path], mark:
         betas=(0.9, 0.99),
     )
     task = DenoiserTask(settings, tables["train"], tables["val"], cfg.run.seed, ranks)
-    trainer = Trainer(model, optimiser, task, loop_settings(settings), checkpoint.with_name("resume.pt"), mark, ranks)
+    loop = loop_of_steps(settings, partial(learning_rate, settings=settings), "training")
+    trainer = Trainer(model, optimiser, task, loop, checkpoint.with_name("resume.pt"), mark, ranks)
     trainer.run(on_evaluation=lambda history: write_curve(history, checkpoint.parent, draw_every_s=60))
     if not ranks.is_first:
         return

@@ -64,6 +64,7 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
+    about = {"her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
     truth = judges.run_dft_benchmark(cfg, her)
     hull = hull_parity.measure_or_read(cfg, output_dir)
     folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir, "known": settings.known_cif_dir}
@@ -84,8 +85,7 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
             practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
             best = decisions.rank(practical, settings.finalists)
             finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
-    about = {"truth": truth, "her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
-    report.write_report(ours, cfg, output_dir, controls=controls, hull=hull, **about, script="test.py")
+    report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, hull=hull, **about, script="test.py")
     comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
 

@@ -18,10 +18,10 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 from tqdm import tqdm
 
-from crystals.alignment import Layout, align, bond_counts, bond_length, kind_maps
+from crystals.alignment import Layout, align, kind_maps
 from crystals.arrangements import arrange
 from crystals.elements import electronegativity_and_group
-from crystals.substitution import squared_distances
+from crystals.substitution import squared_distances, substituted
 from crystals.symmetry import SYMPREC_ANGSTROM, Template
 from crystals.templates import template_key
 from geo_utils import Sheet
@@ -93,11 +93,7 @@ class Candidate:
 
     def sheet(self) -> Sheet:
         """Return the nearest crystal with the new elements, at the size of these, in the standard setting."""
-        known, kinds = self.prototype.sheets[self.member], self.prototype.kinds
-        numbers, bonds = self.decoration[kinds], bond_counts(known)
-        scale = bond_length(bonds, numbers) / bond_length(bonds, known.atomic_numbers)
-        plain = Sheet(numbers, known.frac_coords % 1.0, known.heights * scale, known.lattice * scale)
-        return Sheet.from_atoms(plain.to_atoms())
+        return substituted(self.prototype.sheets[self.member], self.decoration[self.prototype.kinds])
 
 
 @cache

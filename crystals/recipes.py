@@ -38,7 +38,7 @@ def parse_recipes(entries: Sequence[str], elements: set[int]) -> list[Recipe]:
     """
     result = []
     for entry in entries:
-        found = _family_entry(entry) if ":" in entry else [_formula_entry(entry)]
+        found = [_formula_entry(entry)] if is_formula(entry) else _family_entry(entry)
         known = [recipe for recipe in found if set(recipe.atomic_numbers) <= elements]
         if not known:
             unknown = sorted({chemical_symbols[z] for recipe in found for z in recipe.atomic_numbers if z not in elements})
@@ -52,6 +52,11 @@ def parse_recipes(entries: Sequence[str], elements: set[int]) -> list[Recipe]:
             )
         result += known
     return result
+
+
+def is_formula(entry: str) -> bool:
+    """Return whether an entry of ``generation.recipes`` is a formula, and not a family with the elements of its sites."""
+    return ":" not in entry
 
 
 def _formula_entry(formula: str) -> Recipe:

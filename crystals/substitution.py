@@ -27,6 +27,14 @@ def squared_distances() -> np.ndarray:
     return ((vectors[:, None] - vectors[None]) ** 2).sum(-1)
 
 
+def substituted(sheet: Sheet, atomic_numbers: np.ndarray) -> Sheet:
+    """Return a sheet with other elements (N,) on its atoms, at the size of these, in the standard setting."""
+    bonds = bond_counts(sheet)
+    scale = bond_length(bonds, atomic_numbers) / bond_length(bonds, sheet.atomic_numbers)
+    scaled = Sheet(atomic_numbers, sheet.frac_coords % 1.0, sheet.heights * scale, sheet.lattice * scale)
+    return Sheet.from_atoms(scaled.to_atoms())
+
+
 class KnownCrystals:
     """Crystals whose elements can be replaced by those of a composition with as many atoms of each.
 
@@ -82,7 +90,4 @@ class KnownCrystals:
     def _substituted(self, row: int, assigned: Sequence[int]) -> Sheet:
         """Return a crystal with other elements, at the size of these, in the standard setting."""
         sheet = self.sheets[row]
-        numbers = np.array(assigned)[kinds_of(sheet.atomic_numbers)]
-        bonds = bond_counts(sheet)
-        scale = bond_length(bonds, numbers) / bond_length(bonds, sheet.atomic_numbers)
-        return Sheet.from_atoms(Sheet(numbers, sheet.frac_coords, sheet.heights * scale, sheet.lattice * scale).to_atoms())
+        return substituted(sheet, np.array(assigned)[kinds_of(sheet.atomic_numbers)])

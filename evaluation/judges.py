@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 from pymatgen.core import Composition
 
 from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, KnownStructures
@@ -57,6 +58,8 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
     known_dbs = [("evaluation.known_db", (path, "name databases of known sheets, or none")) for path in settings.known_db]
+    if unknown := sorted(set(settings.hazards) - set(chemical_symbols[1:])):
+        raise StageError(f"evaluation.hazards: {', '.join(unknown)} is no element")
     for key, (path, hint) in [*needed.items(), *known_dbs]:
         if not Path(path).is_file():
             raise missing_file(key, path, hint)

@@ -88,9 +88,11 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
         raise StageError("refiner or ranker have seen every sheet of the test split: the data set was split in another way")
     rows = [rows[k] for k in np.random.default_rng([seed, 0x1A]).permutation(len(rows))]  # the first ones are a random sample
     truths = polymorphs(cfg.dataset.processed_dir)
+    table = read_split(Path(cfg.dataset.processed_dir) / "train.pt")
+    crystals = known_crystals(table)
     methods: dict[str, Any] = {}
     best: dict[str, dict[int, np.ndarray]] = {}
-    for method in _methods(cfg, network, rows, folder):
+    for method in _methods(cfg, network, rows, folder, table, crystals):
         found = _distances(cfg, method, rows, truths, folder)
         best[method.name] = {k: np.array(row["distances"], dtype=float) for k, row in found.items()}
         methods[method.name] = _rates(cfg, method, rows, found)
@@ -103,7 +105,7 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
         "methods": methods,
         "paired": {f"{a} against {b}": paired_rows(best[a], best[b], settings) for a, b in PAIRS},
         "denoising": denoising_errors(network, [row.sheet for row in rows], seed),
-        "seconds_per_sheet": seconds_per_sheet(cfg, network, settings.csp_samples),
+        "seconds_per_sheet": seconds_per_sheet(crystals, network, settings.csp_samples),
         "threads": torch.get_num_threads(),
         "rows": [_row(row, {name: x[k] for name, x in best.items() if k in x}) for k, row in enumerate(rows)],
     }
@@ -128,10 +130,16 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _methods(cfg: Config, network: SheetRefiner, rows: Sequence[HeldOut], folder: Path) -> list[Method]:
-    """Return the methods, the trivial ones first."""
+def _methods(
+    cfg: Config,
+    network: SheetRefiner,
+    rows: Sequence[HeldOut],
+    folder: Path,
+    table: dict[str, Any],
+    crystals: KnownCrystals,
+) -> list[Method]:
+    """Return the methods, the trivial ones first. table, crystals: of the training split, as ``read_split`` gives it."""
     settings = cfg.benchmark
-    crystals = known_crystals(read_split(Path(cfg.dataset.processed_dir) / "train.pt"))
     count = lambda k: settings.csp_samples if k < settings.ladder_rows else 1  # noqa: E731
     numbers = lambda k: rows[k].sheet.atomic_numbers  # noqa: E731
     random = lambda k: crystals.drawn(numbers(k), count(k), np.random.default_rng([cfg.run.seed, k]))  # noqa: E731
@@ -139,7 +147,7 @@ def _methods(cfg: Config, network: SheetRefiner, rows: Sequence[HeldOut], folder
     sampled = diffusion_samples(cfg, rows[: settings.ladder_diffusion_rows], 1, folder / "ladder_samples")
     trees = cfg.generation.ranker_checkpoint
     # The library takes minutes, which a run that has all its distances does not need.
-    prototypes = cache(lambda: ranked_prototypes(read_split(Path(cfg.dataset.processed_dir) / "train.pt"), trees))
+    prototypes = cache(lambda: ranked_prototypes(table, trees))
     ranked = lambda k, most: prototypes().nearest(numbers(k), most)  # noqa: E731
     every = range(len(rows))
     return [
@@ -282,9 +290,8 @@ def _errors(state: SheetState, truth: SheetState) -> torch.Tensor:
     return torch.stack([height, plane, (strain**2).mean((1, 2))], 1)
 
 
-def seconds_per_sheet(cfg: Config, network: SheetRefiner, count: int) -> float | None:
+def seconds_per_sheet(crystals: KnownCrystals, network: SheetRefiner, count: int) -> float | None:
     """Return the time of one of ``count`` refined substitutions for a composition of six atoms; None where no crystal fits."""
-    crystals: KnownCrystals = known_crystals(read_split(Path(cfg.dataset.processed_dir) / "train.pt"))
     refine(network, crystals.nearest(SIX_ATOMS, 1), REFINE_STEPS)  # untimed: the first call fills caches
     start = time.monotonic()
     found = refine(network, crystals.nearest(SIX_ATOMS, count), REFINE_STEPS)

@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from crystals.recipes import FORMULA, Recipe, recipe_template
+from crystals.recipes import FORMULA, Recipe, is_formula, recipe_template
 from crystals.symmetry import Symmetry, Template, symmetrise
 from crystals.templates import TemplateLibrary, quasirandom_suggestion
 from crystals.validity import sheet_fault
@@ -69,19 +69,37 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
     del settings["batch_size"], settings["output_dir"]
     content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
-    names = ("refiner_checkpoint", "refine_steps", "refine_samples", "start", "ranker_checkpoint")
-    refiner, steps, refine_samples, start, ranker = (settings.pop(name) for name in names)
-    from_crystals = start == "crystal" and has_formulas(cfg)
-    if steps and (refine_samples or from_crystals):
-        content |= {"refiner": file_sha256(refiner), "refine_steps": steps, "refine_samples": refine_samples}
+    about_refining = {name: settings.pop(name) for name in ("refine_steps", "refine_samples")}
+    for name in ("refiner_checkpoint", "start", "ranker_checkpoint"):
+        del settings[name]
+    files = further_inputs(cfg)
+    return fingerprint(
+        content | {name: file_sha256(path) for name, path in files.items()} | (about_refining if "refiner" in files else {})
+    )
+
+
+def further_inputs(cfg: Config) -> dict[str, Path]:
+    """Return the files that a run reads beside the model: ``refiner``, ``crystals`` and ``ranker``, where it uses them.
+
+    Raises:
+        StageError: there are no crystals.
+    """
+    settings, files = cfg.generation, {}
+    from_crystals = settings.start == "crystal" and has_formulas(cfg)
+    if settings.refine_steps and (settings.refine_samples or from_crystals):
+        files["refiner"] = Path(settings.refiner_checkpoint)
     if from_crystals:
-        content |= {"crystals": file_sha256(crystals_path(cfg)), "ranker": file_sha256(ranker) if ranker else ""}
-    return fingerprint(content)
+        files["crystals"] = crystals_path(cfg)
+        if settings.ranker_checkpoint:
+            files["ranker"] = Path(settings.ranker_checkpoint)
+    if missing := next((name for name in ("refiner", "ranker") if name in files and not files[name].is_file()), None):
+        raise missing_file(f"generation.{missing}_checkpoint", files[missing], f"set it to weights/{missing}.pth")
+    return files
 
 
 def has_formulas(cfg: Config) -> bool:
     """Return whether ``generation.recipes`` has formulas, not only families."""
-    return any(":" not in entry for entry in cfg.generation.recipes)
+    return any(map(is_formula, cfg.generation.recipes))
 
 
 def crystals_path(cfg: Config) -> Path:
@@ -91,7 +109,7 @@ def crystals_path(cfg: Config) -> Path:
         StageError: there is neither.
     """
     for path in (Path(cfg.dataset.processed_dir) / "train.pt", Path(cfg.dataset.db_path)):
-        if path.is_file():
+        if path.exists():  # a database may be a folder of structures
             return path
     raise missing_file("dataset.db_path", cfg.dataset.db_path, "name a database, or set generation.start=noise")
 

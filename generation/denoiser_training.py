@@ -19,7 +19,6 @@ from generation.seeds import seeded_generator
 from generation.sheet_table import SheetTable, training_rows
 from networks.ranks import Ranks, Share
 from networks.sheet_layers import SheetInteraction
-from networks.training import LoopSettings, warming_decay
 from pipeline.files import atomic_path
 from pipeline.settings import DenoiserConfig
 
@@ -33,19 +32,6 @@ def learning_rate(step: int, settings: DenoiserConfig) -> float:
         return settings.learning_rate * step / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(settings.max_steps - settings.warmup_steps, 1)
     return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
-
-
-def loop_settings(settings: DenoiserConfig) -> LoopSettings:
-    """Return the settings of the training loop."""
-    return LoopSettings(
-        steps=settings.max_steps,
-        eval_every=settings.eval_every,
-        grad_clip=settings.grad_clip,
-        rate=lambda step: learning_rate(step + 1, settings),
-        ema_decay=lambda step: warming_decay(settings.ema_decay, step + 1),
-        score_name="val",
-        keep_bar=True,
-    )
 
 
 class DenoiserTask:

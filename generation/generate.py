@@ -39,6 +39,7 @@ from generation.candidates import (
     crystals_path,
     export_atoms,
     finish_candidates,
+    further_inputs,
     generation_fingerprint,
     has_formulas,
     plan_candidate,
@@ -301,7 +302,7 @@ def write_manifest(
         stage=STAGE,
         seed=cfg.run.seed,
         settings=settings,
-        inputs=[cfg.denoiser.checkpoint],
+        inputs=[cfg.denoiser.checkpoint, *further_inputs(cfg).values()],
         counts={
             "recipes": num_recipes,
             "sampled": len(candidates),

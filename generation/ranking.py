@@ -44,14 +44,16 @@ class RankedPrototypes:
 
     def __init__(self, library: PrototypeLibrary, trees: BoostedTrees) -> None:
         self.library, self.trees = library, trees
+        self._ranked: dict[tuple[int, ...], list[Candidate]] = {}  # by the sorted atomic numbers
 
     def ranked(self, atomic_numbers: Sequence[int]) -> list[Candidate]:
         """Return the candidates of a composition, the best first; [] where no prototype fits."""
-        candidates = self.library.candidates(atomic_numbers)
-        if not candidates:
-            return []
-        scores = self.trees.predict(descriptors(self.library, candidates))
-        return [candidates[k] for k in np.argsort(-scores, kind="stable")]
+        key = tuple(sorted(int(z) for z in atomic_numbers))
+        if key not in self._ranked:
+            candidates = self.library.candidates(key)
+            scores = self.trees.predict(descriptors(self.library, candidates)) if candidates else np.zeros(0)
+            self._ranked[key] = [candidates[k] for k in np.argsort(-scores, kind="stable")]
+        return self._ranked[key]
 
     def nearest(self, atomic_numbers: Sequence[int], most: int) -> list[Sheet]:
         """Return at most ``most`` sheets of a composition, the most probable first, as ``KnownCrystals.nearest`` does."""

@@ -16,7 +16,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from generation.seeds import seeded_generator
 from networks.refiner import Refinement, SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
-from networks.training import LoopSettings, warming_decay
 from pipeline.settings import RefinerTrainingConfig
 
 BOND_SCALE = 1.25  # bonded are atoms nearer than this times the sum of their covalent radii
@@ -195,20 +194,6 @@ def learning_rate(step: int, settings: RefinerTrainingConfig) -> float:
     """Return the learning rate of step 1..max_steps: linear warm-up times a cosine to 1.5 % of the peak."""
     progress = 0.5 * (1 + math.cos(math.pi * min(step / settings.max_steps, 1.0)))
     return settings.learning_rate * min(step / max(settings.warmup_steps, 1), 1.0) * (0.015 + 0.985 * progress)
-
-
-def loop_settings(settings: RefinerTrainingConfig) -> LoopSettings:
-    """Return the settings of the training loop."""
-    return LoopSettings(
-        steps=settings.max_steps,
-        eval_every=settings.eval_every,
-        grad_clip=settings.grad_clip,
-        rate=lambda step: learning_rate(step + 1, settings),
-        ema_decay=lambda step: warming_decay(settings.ema_decay, step + 1),
-        title="refiner",
-        score_name="val",
-        keep_bar=True,
-    )
 
 
 class RefinerTask:

@@ -75,6 +75,15 @@ class Task(Protocol):
         """
 
 
+class StepSettings(Protocol):
+    """What the settings of a stage that counts in steps have."""
+
+    max_steps: int
+    eval_every: int
+    grad_clip: float
+    ema_decay: float
+
+
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
     """Settings of the loop.
@@ -102,6 +111,26 @@ class LoopSettings:
     score_name: str = "best"
     keep_bar: bool = False
     loader_workers: int = 0
+
+
+def loop_of_steps(settings: StepSettings, rate: Callable[[int], float], title: str) -> LoopSettings:
+    """Return the settings of a loop that counts in steps, with one progress bar that stays.
+
+    Args:
+        settings: of the stage.
+        rate: learning rate of step 1, 2, ...
+        title: of the bar.
+    """
+    return LoopSettings(
+        steps=settings.max_steps,
+        eval_every=settings.eval_every,
+        grad_clip=settings.grad_clip,
+        rate=lambda step: rate(step + 1),
+        ema_decay=lambda step: warming_decay(settings.ema_decay, step + 1),
+        title=title,
+        score_name="val",
+        keep_bar=True,
+    )
 
 
 def warming_decay(decay: float, updates: int) -> float:

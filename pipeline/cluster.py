@@ -28,7 +28,7 @@ from distributed.scheduler import KilledWorker
 from pipeline.errors import ConfigError, StageError
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import RunConfig
-from pipeline.tasks import LOST, Function, end_with_parent, one_thread
+from pipeline.tasks import LOST, Function, end_with_parent, make_shared, one_thread
 
 log = logging.getLogger("her2d")
 
@@ -197,10 +197,9 @@ class _Worker(WorkerPlugin):
         with self.lock:  # workers of a cluster of others may have several threads
             if self.shared is None and self.error is None:
                 try:
-                    self.shared = () if self.factory is None else (self.factory(),)
-                except Exception as error:
-                    reason = " ".join(str(error).split())[:200]
-                    self.error = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {reason}"
+                    self.shared = make_shared(self.factory)
+                except StageError as error:
+                    self.error = str(error)
             if self.error is not None:
                 raise StageError(self.error)
             with one_thread():

@@ -130,7 +130,7 @@ class Serial:
     def results(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
         """Yield (key, result) of every task."""
         if tasks and self._shared is None:
-            self._shared = () if self.factory is None else (self.factory(),)
+            self._shared = make_shared(self.factory)
         with one_thread():
             for key, task in tasks.items():
                 yield key, function(*self._shared, task)
@@ -236,12 +236,21 @@ def _start_worker(factory: Callable[[], Any] | None) -> None:
     global _shared, _error
     prepare_worker()
     try:
-        _shared = () if factory is None else (factory(),)
-    except Exception as error:  # reported by the first task: an exception here would only break the pool without a word
-        reason = " ".join(str(error).split())[:200]
-        _error = error if isinstance(error, StageError) else StageError(f"{type(error).__name__}: {reason}")
+        _shared = make_shared(factory)
+    except StageError as error:  # reported by the first task: an exception here would only break the pool without a word
+        _error = error
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+def make_shared(factory: Callable[[], Any] | None) -> tuple[Any, ...]:
+    """Return what all tasks share; raises StageError, in one line, whatever the factory raises."""
+    try:
+        return () if factory is None else (factory(),)
+    except StageError:
+        raise
+    except Exception as error:
+        raise StageError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _run_in_worker(function: Function, task: Any) -> Any:

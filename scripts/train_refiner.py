@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,10 @@ def _train(cfg: Config, splits: list[Path], mark: str) -> None:
     import torch
 
     from generation.refinement import new_refiner
-    from generation.refiner_training import RefinerTask, loop_settings
+    from generation.refiner_training import RefinerTask, learning_rate
     from generation.sheet_pairs import pair_table
     from generation.sheet_table import SheetTable
-    from networks.training import Trainer
+    from networks.training import Trainer, loop_of_steps
 
     settings, checkpoint, device = cfg.refiner, Path(cfg.refiner.checkpoint), resolve_device(cfg.run)
     tables = [SheetTable.load(path) for path in splits]
@@ -84,7 +85,8 @@ def _train(cfg: Config, splits: list[Path], mark: str) -> None:
     parts = [{"params": groups[matrix], "weight_decay": decay} for matrix, decay in decays]
     optimiser = torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98))
     task = RefinerTask(settings, pairs, cfg.run.seed, device)
-    trainer = Trainer(model, optimiser, task, loop_settings(settings), checkpoint.with_name("resume.pt"), mark)
+    loop = loop_of_steps(settings, partial(learning_rate, settings=settings), "refiner")
+    trainer = Trainer(model, optimiser, task, loop, checkpoint.with_name("resume.pt"), mark)
     trainer.run()
     counts = {"train": len(tables[0]), "val": len(tables[1]), "paired": int(pairs.training.sum())}
     write_products(cfg, trainer, splits, tables[0].formulas + tables[1].formulas, counts)

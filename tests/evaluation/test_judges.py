@@ -53,6 +53,15 @@ def test_further_databases_decide_novelty_and_belong_to_the_judges(tmp_path):
     assert list(novelty_sources(more.evaluation).values()) == [1, 1]
     with pytest.raises(StageError, match="evaluation.known_db: no file"):
         judge_identity(load_config(None, [*given, f"evaluation.known_db=[{tmp_path / 'none.db'}]"]))
+    (tmp_path / "text.db").write_text("no database")
+    damaged = load_config(None, [*given, "evaluation.known_formulas_from=", f"evaluation.known_db=[{tmp_path / 'text.db'}]"])
+    with pytest.raises(StageError, match="text.db"):
+        novelty_sources(damaged.evaluation)
+
+
+def test_a_hazard_that_is_no_element_is_one_line():
+    with pytest.raises(StageError, match="^evaluation.hazards: Mox, X is no element$"):
+        judge_identity(load_config(None, ["evaluation.hazards=[Cd, Mox, X]", "dimenet.checkpoint=weights/dimenet.pth"]))
 
 
 def test_the_report_says_against_what_novelty_was_decided():

@@ -140,6 +140,10 @@ def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkp
     missing = dataclasses.replace(base, dataset=dataclasses.replace(elsewhere, db_path="/nonexistent.db"))
     with pytest.raises(StageError, match="dataset.db_path: no file"):
         generation_fingerprint(missing, "model")
+    for name in ("refiner", "ranker"):
+        absent = dataclasses.replace(base.generation, **{f"{name}_checkpoint": "/nonexistent.pth"})
+        with pytest.raises(StageError, match=f"generation.{name}_checkpoint: no file .*weights/{name}.pth"):
+            generation_fingerprint(dataclasses.replace(base, generation=absent), "model")
 
 
 def test_without_data_of_stage_2_the_crystals_of_the_database_are_taken(tmp_path):

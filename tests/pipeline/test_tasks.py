@@ -146,10 +146,10 @@ def test_an_error_of_a_task_is_raised_and_finished_ones_stay(backend, tmp_path):
     assert dict(LineStore(store.path)) == {"a": {"value": 1}}
 
 
-def test_an_error_of_loading_is_one_line():
+def test_an_error_of_loading_is_one_line(backend):
     for factory, message in ((no_model, "ValueError: the weights are not there"), (no_file, "demo.potential: no file at x.pth")):
         with pytest.raises(StageError) as error:
-            run(tasks.Processes(2, factory), product)
+            run(backend(factory), product)
         assert str(error.value) == message
 
 
