@@ -81,7 +81,8 @@ def known_of_earlier_runs(folders: Sequence[str | os.PathLike], identity: Mappin
         report = read_report(folder) or {}
         rows = report.get("known")
         if rows and without_paths(report["provenance"]["judges"]) == same:
-            return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+            known = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+            return [row | {"formula": reduced_formula(row["formula"])} for row in known]
     return []
 
 

@@ -215,7 +215,9 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
         missing = [plan for plan in missing if plan.start is None]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
-    with tqdm(total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0) as bar:
+    with tqdm(
+        total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0, disable=not missing
+    ) as bar:
         for batch in batches:
             indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
             compositions = [plan.atomic_numbers for plan in batch]

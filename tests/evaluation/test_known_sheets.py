@@ -78,7 +78,10 @@ def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
 
 
 def test_a_set_without_known_sheets_gets_those_of_an_earlier_run_by_the_same_judges(tmp_path):
-    rows = [{"name": "2H-MoS2", "delta_g_dft_ev": None}, {"name": "graphene", "delta_g_dft_ev": 1.8}]
+    rows = [
+        {"name": "1T-PtTe2", "formula": "Te2Pt", "delta_g_dft_ev": None},
+        {"name": "graphene", "formula": "C", "delta_g_dft_ev": 1.8},
+    ]
     identity = {"potential": {"name": "springs", "sha256": "a"}}
     for name, judges in (("other", {"potential": {"name": "springs", "sha256": "b"}}), ("same", identity)):
         (tmp_path / name).mkdir()
@@ -86,7 +89,7 @@ def test_a_set_without_known_sheets_gets_those_of_an_earlier_run_by_the_same_jud
         write_json(tmp_path / name / "report.json", content)
     folders = [tmp_path / "none", tmp_path / "other", tmp_path / "same"]
     found = known_sheets.known_of_earlier_runs(folders, identity)
-    assert math.isnan(found[0]["delta_g_dft_ev"]) and found[1] == rows[1]
+    assert math.isnan(found[0]["delta_g_dft_ev"]) and found[0]["formula"] == "PtTe2" and found[1] == rows[1]
     assert known_sheets.known_of_earlier_runs(folders[:2], identity) == []
 
 
