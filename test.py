@@ -81,12 +81,12 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
                 log.warning("control '%s' %s", label, controls[label])
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
+        report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, hull=hull, **about, script="test.py")
+        comparison.update_comparison(cfg, output_dir)
         if settings.finalists:
             practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
             best = decisions.rank(practical, settings.finalists)
             finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
-    report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, hull=hull, **about, script="test.py")
-    comparison.update_comparison(cfg, output_dir)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
 
 
