@@ -15,10 +15,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from generation.seeds import seeded_generator
+from geo_utils import BOND_SCALE
 from networks.refiner import Refinement, SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
 from pipeline.settings import RefinerTrainingConfig
 
-BOND_SCALE = 1.25  # bonded are atoms nearer than this times the sum of their covalent radii
 NEAREST_SHARE = 0.6  # of the starts are the nearest of ``TRIES`` sheets drawn; the others are any
 TRIES, VALIDATION_TRIES = 16, 48
 SIZE_POWER = 0.35  # a sheet is drawn with weight n^-0.35, n the sheets of its arrangement
