@@ -15,6 +15,7 @@ NONMETALS = frozenset({"H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Ge",
 CHALCOGENS = ("O", "S", "Se", "Te")
 HEAVY_CHALCOGENS = ("S", "Se", "Te")
 HALOGENS = ("F", "Cl", "Br", "I")
+ALKALI_METALS = ("Li", "Na", "K", "Rb", "Cs", "Fr")
 HEAVY_HALOGENS = ("Cl", "Br", "I")
 GROUP4_TO_6 = ("Ti", "Zr", "Hf", "V", "Nb", "Ta", "Cr", "Mo", "W")
 

@@ -14,7 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 
 from crystals.charge_balance import charge_neutral
-from crystals.elements import NONMETALS
+from crystals.elements import ALKALI_METALS, HALOGENS, NONMETALS
 from crystals.prototypes import PROTOTYPE_LIST, PROTOTYPES, Prototype
 from crystals.symmetry import Template, kinds_of
 from geo_utils import Sheet
@@ -97,6 +97,30 @@ def reduced_formula(numbers: tuple[int, ...]) -> str:
     return Composition(Counter(chemical_symbols[z] for z in numbers)).reduced_formula
 
 
+SOLUBLE = frozenset(atomic_numbers[symbol] for symbol in (*HALOGENS, *ALKALI_METALS))  # most compounds of them dissolve in water
+
+
+def allowed_elements(trained: set[int], only: Sequence[str], never: Sequence[str]) -> set[int]:
+    """Return the atomic numbers that recipes may hold.
+
+    Args:
+        trained: those that the model was trained on.
+        only: symbols, ``generation.elements``; none: all.
+        never: symbols, ``generation.exclude_elements``.
+
+    Raises:
+        StageError: a symbol is no element, or nothing is left.
+    """
+    for setting, symbols in (("elements", only), ("exclude_elements", never)):
+        if unknown := [symbol for symbol in symbols if symbol not in atomic_numbers]:
+            raise StageError(f"generation.{setting}: {', '.join(unknown)} is no element")
+    chosen = trained & {atomic_numbers[symbol] for symbol in only} if only else trained
+    left = chosen - {atomic_numbers[symbol] for symbol in never}
+    if not left:
+        raise StageError("generation.elements and generation.exclude_elements leave no element that the model was trained on")
+    return left
+
+
 MIXED = " mixed"  # suffix of the family name of recipes with half of a site's atoms replaced
 
 
@@ -115,6 +139,11 @@ class Recipe:
     atomic_numbers: tuple[int, ...]
     family: str
     template: Template | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_soluble(self) -> bool:
+        """Return whether it is a halide or a compound of an alkali metal, most of which water dissolves."""
+        return not SOLUBLE.isdisjoint(self.atomic_numbers)
 
 
 def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recipe]:

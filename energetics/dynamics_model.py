@@ -80,6 +80,12 @@ class DynamicsModel:
         state = {"trees": self.trees.state(), "weights": [float(weight) for weight in self.weights], "potential": self.potential}
         return state | {"element_counts": dict(self.element_counts)}
 
+    def without_phonons(self, atoms: Atoms, e_above_hull: float) -> float:
+        """Return the probability by the trees alone; arguments, NaN and errors as of ``probability``."""
+        if any(self.element_counts.get(symbol, 0) < MIN_ELEMENT_ROWS for symbol in set(atoms.get_chemical_symbols())):
+            return math.nan
+        return float(1 / (1 + np.exp(-self.trees.predict(descriptors(atoms, e_above_hull)[None])[0])))
+
     def probability(self, atoms: Atoms, e_above_hull: float, min_hessian: float) -> float:
         """Return the probability that a sheet is stable; NaN for an element of fewer than MIN_ELEMENT_ROWS training sheets.
 

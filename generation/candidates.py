@@ -63,11 +63,18 @@ def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
     return "too thick" if sheet.thickness > settings.max_thickness_angstrom else "ok"
 
 
-def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
-    """Return the hash of what the products depend on: settings, seed and model, but neither batch size nor folder."""
+def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[str, Any] | None = None) -> str:
+    """Return the hash of what the products depend on: settings, seed, model and judges, but neither batch size nor folder.
+
+    Args:
+        cfg: the settings.
+        checkpoint_hash: of the model.
+        prefilter: what the verdicts of the prefilter depend on; None: there is none.
+    """
     settings = asdict(cfg.generation)
-    del settings["batch_size"], settings["output_dir"]
+    del settings["batch_size"], settings["output_dir"], settings["prefilter"]
     content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
+    content |= {"prefilter": prefilter} if prefilter else {}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
     about_refining = {name: settings.pop(name) for name in ("refine_steps", "refine_samples")}
     for name in ("refiner_checkpoint", "start", "ranker_checkpoint"):

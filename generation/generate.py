@@ -15,18 +15,19 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ase.io
 import numpy as np
 import torch
+from ase import Atoms
 from pymatgen.core import Composition
 
 from crystals import recipes as recipes_module
 from crystals.cif_writer import in_cif_setting, symmetric_cif
 from crystals.database import Row, read_rows
 from crystals.formulas import cell_formula
-from crystals.recipes import Recipe, parse_recipes
+from crystals.recipes import Recipe, allowed_elements, parse_recipes
 from crystals.substitution import KnownCrystals
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser, PropertyEstimate
@@ -63,7 +64,22 @@ log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
 MOST_WORKERS = 16  # processes that draft; each holds half a GB
+PREFILTER_DIR = "prefilter"  # of the partial results
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
+
+
+class Prefilter(Protocol):
+    """Quick judges of sampled sheets."""
+
+    identity: dict[str, Any]  # what its verdicts depend on
+
+    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, int]:
+        """Return how far each CIF of a folder gets, by its name without suffix; the further the better."""
+
+
+def uses_prefilter(settings: GenerationConfig) -> bool:
+    """Return whether the judges look at sampled sheets before CIFs are drawn from these."""
+    return settings.prefilter and settings.guidance_scale > 0 and not settings.recipes
 
 
 def generate_structures(
@@ -72,6 +88,7 @@ def generate_structures(
     content: dict[str, Any],
     drafts: DraftVerdicts | None = None,
     load: Callable[[], Denoiser] | None = None,
+    prefilter: Prefilter | None = None,
 ) -> None:
     """Sample, check, select and write the structures of ``generation.output_dir``; do nothing where they are complete.
 
@@ -81,6 +98,7 @@ def generate_structures(
         content: its checkpoint, with the elements, formulas and templates of the training set.
         drafts: results of drafts, shared by runs with the same model, seed and target. New ones are added.
         load: loads the model, on the CPU in float64, in the processes that draft; picklable. None: this process drafts.
+        prefilter: where ``uses_prefilter``.
 
     Raises:
         StageError: no recipe is left to sample, or no sampled sheet is valid.
@@ -88,14 +106,14 @@ def generate_structures(
     model = model.double()
     checkpoint_hash = file_sha256(cfg.denoiser.checkpoint)
     folder = Path(cfg.generation.output_dir)
-    fingerprint = generation_fingerprint(cfg, checkpoint_hash)
+    fingerprint = generation_fingerprint(cfg, checkpoint_hash, prefilter.identity if prefilter else None)
     if is_complete(folder, fingerprint):
         log.info("%s is complete for these settings and this model; nothing to do", relative_name(folder))
         return
 
     with locked_folder(folder, "generation.output_dir"):
         with _workers(cfg, load) as workers:
-            _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash, workers)
+            _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash, workers, prefilter)
 
 
 def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
@@ -115,6 +133,7 @@ def _generate(
     fingerprint: str,
     checkpoint_hash: str,
     workers: Processes | None,
+    prefilter: Prefilter | None,
 ) -> None:
     """Do the work of ``generate_structures`` in its folder."""
     settings, seed, device = cfg.generation, cfg.run.seed, resolve_device(cfg.run)
@@ -130,7 +149,8 @@ def _generate(
         raise StageError(
             f"none of {len(candidates)} sampled sheets is valid ({_rejections(candidates)}); train the denoiser longer"
         )
-    selected, properties = select_candidates(model, valid, settings, seed, device)
+    depths = _prefiltered(prefilter, valid, settings, partial_dir / PREFILTER_DIR) if prefilter else None
+    selected, properties = select_candidates(model, valid, settings, seed, device, depths)
     new = partial_dir / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -160,6 +180,7 @@ def choose_recipes(
     elements = set(content["elements"])
     if settings.recipes:
         return parse_recipes(settings.recipes, elements)
+    elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
     recipes = []
     if settings.recipe_source in ("prototypes", "all"):
         recipes += recipes_module.recipes(elements, settings.mixed_recipes)
@@ -169,7 +190,7 @@ def choose_recipes(
     if not recipes:
         raise StageError(
             f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
-            "and of elements that the model was trained on"
+            "and of the elements that are allowed and that the model was trained on"
         )
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     substituted = partial(library.further_substitutions, elements=elements)
@@ -216,20 +237,46 @@ def starts_of_formulas(cfg: Config) -> KnownCrystals | RankedPrototypes:
     return known_crystals(table)
 
 
+def _prefiltered(prefilter: Prefilter, valid: list[Candidate], settings: GenerationConfig, folder: Path) -> np.ndarray:
+    """Return how far each of M candidates gets by the quick judges, (M,)."""
+    cifs = folder / "cifs"
+    shutil.rmtree(cifs, ignore_errors=True)
+    cifs.mkdir(parents=True)
+    for candidate in valid:
+        write_cif(candidate, cifs, settings)
+    depths = prefilter(cifs, folder)
+    return np.array([depths[candidate.name] for candidate in valid])
+
+
 def select_candidates(
-    model: Denoiser, valid: list[Candidate], settings: GenerationConfig, seed: int, device: torch.device
+    model: Denoiser,
+    valid: list[Candidate],
+    settings: GenerationConfig,
+    seed: int,
+    device: torch.device,
+    depths: np.ndarray | None = None,
 ) -> tuple[list[Candidate], PropertyEstimate]:
     """Return at most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
 
     With gradient guidance they are sampled without replacement with weights exp(−η L_target / 0.1 eV), η the guidance scale;
-    candidates that exceed the quota of their family or composition come last. Without guidance the first ones are taken, because
-    the heads must not select a control.
+    candidates that exceed a quota (``exceeds_quota``) come last. Those that get further by the prefilter come before others, ahead
+    of the quotas. Without guidance the first ones are taken, because neither heads nor judges must select a control.
+
+    Args:
+        model: whose heads predict.
+        valid: M candidates.
+        settings: guidance and quotas.
+        seed: of the draw.
+        device: of the model.
+        depths: (M,) how far the prefilter lets each get; None: there is none.
     """
     properties = predict_properties(model, [c.sheet for c in valid], device)
     chosen = np.arange(len(valid))
     if settings.guidance_scale > 0:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-gumbel_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
+        if depths is not None:
+            chosen = chosen[np.argsort(-depths[chosen], kind="stable")]
         if not settings.recipes:
             exceeding = exceeds_quota([valid[k].recipe for k in chosen], settings)
             chosen = chosen[np.argsort(exceeding, kind="stable")]
@@ -237,6 +284,14 @@ def select_candidates(
     picked = torch.as_tensor(chosen)
     properties = PropertyEstimate(properties.delta_g[picked], properties.e_hull[picked], properties.synth_logit[picked])
     return [valid[k] for k in chosen], properties
+
+
+def write_cif(candidate: Candidate, folder: Path, settings: GenerationConfig) -> Atoms:
+    """Write the CIF of a candidate to a folder, and return the atoms as it has them."""
+    atoms = in_cif_setting(export_atoms(candidate.sheet, settings.vacuum_angstrom))
+    with atomic_path(folder / f"{candidate.name}.cif") as temporary:
+        temporary.write_text(symmetric_cif(atoms, candidate.name), encoding="utf-8")
+    return atoms
 
 
 def write_products(
@@ -271,9 +326,7 @@ def write_products(
             "template_layer_group": candidate.template_layer_group,
             "thickness": round(candidate.sheet.thickness, 4),
         }
-        atoms = in_cif_setting(export_atoms(candidate.sheet, settings.vacuum_angstrom))
-        with atomic_path(folder / f"{candidate.name}.cif") as temporary:
-            temporary.write_text(symmetric_cif(atoms, candidate.name), encoding="utf-8")
+        atoms = write_cif(candidate, folder, settings)
         atoms.info.update(row)
         rows.append(row)
         frames.append(atoms)
@@ -319,14 +372,20 @@ def write_manifest(
             "mean_e_hull_pred": float(np.mean([row["e_hull_pred"] for row in rows])),
             "mean_p_synth_pred": float(np.mean([row["p_synth_pred"] for row in rows])),
         },
-        selection="drawn from the valid with weights exp(−η L_target / 0.1 eV)"
-        if settings.guidance_scale > 0
-        else "first valid, in the order of sampling",
+        selection=_selection(settings),
         fingerprint=fingerprint,
         checkpoint_sha256=checkpoint_hash,
         files={name: file_sha256(folder / name) for name in files},
         candidates=rows,
     )
+
+
+def _selection(settings: GenerationConfig) -> str:
+    """Say how the written candidates were chosen."""
+    if settings.guidance_scale == 0:
+        return "first valid, in the order of sampling"
+    first = "those that get furthest by the prefilter first, then " if uses_prefilter(settings) else ""
+    return f"{first}drawn from the valid with weights exp(−η L_target / 0.1 eV)"
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:

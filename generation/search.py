@@ -127,10 +127,10 @@ def order_recipes(
 
     With guidance, a pool of the first recipes, ``pool_size`` of them, is ordered again. The heads judge a draft of each,
     and the order is that of sampling without replacement with weights exp(−η L_target / 0.1 eV), the factor by which guidance
-    multiplies the density of the geometry. New compositions that exceed the quota of their family or composition come after the
-    other new ones; recipes whose draft is no valid sheet come last. Then one more element is substituted in the first
-    ``num_structures`` recipes, and the results join the pool, ``search_rounds`` times in all. So the search reaches compositions
-    that lie several substitutions away from any known crystal.
+    multiplies the density of the geometry. New compositions that exceed a quota (``exceeds_quota``) come after the other new ones;
+    recipes whose draft is no valid sheet come last. Then one more element is substituted in the first ``num_structures`` recipes,
+    and the results join the pool, ``search_rounds`` times in all. So the search reaches compositions that lie several
+    substitutions away from any known crystal.
 
     Args:
         model: the trained network.
@@ -183,22 +183,25 @@ def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
 
 
 def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
-    """Return whether each recipe exceeds the quota of its family or of its composition, (M,).
+    """Return whether each recipe exceeds the quota of its family, of its composition or of what is soluble, (M,).
 
-    A recipe does so when as many earlier ones of the same family or composition stand in the list as ``oversample`` times
-    ``num_structures`` structures may hold. Recipes that exceed a quota do not count towards one.
+    A recipe does so when as many earlier ones of the same family or composition, or as many halides and compounds of alkali metals,
+    stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that exceed a quota do not count
+    towards one.
     """
-    of_family = math.ceil(settings.max_family_share * oversample * settings.num_structures)
-    of_composition = math.ceil(settings.max_per_composition * oversample) or len(recipes)
-    families: Counter[str] = Counter()
-    compositions: Counter[str] = Counter()
+    limits = {
+        "family": math.ceil(settings.max_family_share * oversample * settings.num_structures),
+        "composition": math.ceil(settings.max_per_composition * oversample) or len(recipes),
+        "soluble": math.ceil(settings.max_soluble_share * oversample * settings.num_structures),
+    }
+    counts: Counter[tuple[str, str]] = Counter()
     exceeding = []
     for recipe in recipes:
-        composition = reduced_formula(recipe.atomic_numbers)
-        exceeding.append(families[recipe.family] >= of_family or compositions[composition] >= of_composition)
+        groups = [("family", recipe.family), ("composition", reduced_formula(recipe.atomic_numbers))]
+        groups += [("soluble", "")] if recipe.is_soluble else []
+        exceeding.append(any(counts[group] >= limits[group[0]] for group in groups))
         if not exceeding[-1]:
-            families[recipe.family] += 1
-            compositions[composition] += 1
+            counts.update(groups)
     return np.array(exceeding, dtype=bool)
 
 

@@ -241,6 +241,16 @@ class GenerationConfig:
         "one element replaced), all",
         choices=("prototypes", "substitutions", "all"),
     )
+    elements: list[str] = setting(
+        [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
+    )
+    exclude_elements: list[str] = setting(HAZARDS, "elements that these recipes never hold: toxic or radioactive")
+    max_soluble_share: float = setting(
+        0.1,
+        "largest share of halides and of compounds of alkali metals among structures that guidance chose; 1: any",
+        low=0,
+        high=1,
+    )
     max_recipe_atoms: int = setting(8, "largest cell of recipes that are not given in generation.recipes", low=1)
     mixed_recipes: bool = setting(
         False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
@@ -259,7 +269,12 @@ class GenerationConfig:
     )
     refine_steps: int = setting(2, "steps by which it moves sheets that start from crystals, their symmetry kept", low=0, high=20)
     refine_samples: bool = setting(False, "whether it moves sheets sampled from noise as well")
-    oversample: float = setting(2.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
+    oversample: float = setting(4.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
+    prefilter: bool = setting(
+        True,
+        "whether the judges of section evaluation look at these first, without H: those near the hull, new, not dissolved by water "
+        "and conducting are drawn before others. Not of generation.recipes",
+    )
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)
     clash_factor: float = setting(0.7, "smallest distance over the sum of covalent radii", low=0.1, high=1.2)
