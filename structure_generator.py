@@ -1,9 +1,9 @@
 """Stage 4: samples sheets from recipes and noise under guidance, keeps the valid ones, symmetrises and exports them.
 
-Reads ``denoiser.checkpoint`` (stage 3), and the judges of stage 5 where ``generation.prefilter`` has them look at the samples. Writes
-to ``generation.output_dir`` one CIF per candidate (``gen_00017.cif``), ``candidates.extxyz`` with ids and predicted properties, and
-``manifest.json``. Sampled batches are kept until the products are complete, so that a killed run goes on where it was; the same seed
-gives the same files whatever the batch size.
+Reads ``denoiser.checkpoint`` (stage 3), and the judges of stage 5 where ``generation.prefilter`` asks them about the samples.
+Writes to ``generation.output_dir`` one CIF per candidate (``gen_00017.cif``), ``candidates.extxyz`` with ids and predicted
+properties, and ``manifest.json``. Sampled batches are kept until the products are complete, so that a killed run goes on where it
+was; the same seed gives the same files whatever the batch size.
 
     python structure_generator.py generation.num_structures=32 generation.guidance_scale=1.0
 """

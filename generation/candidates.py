@@ -28,6 +28,7 @@ from pipeline.settings import Config, GenerationConfig
 from pipeline.store import FolderStore
 
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
+SCREENING = "screening"
 PARTIAL_DIR = ".partial"
 MANIFEST = "manifest.json"
 
@@ -80,6 +81,7 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
     for name in ("refiner_checkpoint", "start", "ranker_checkpoint"):
         del settings[name]
     files = further_inputs(cfg)
+    content |= {"start": SCREENING} if cfg.generation.start == SCREENING else {}
     return fingerprint(
         content | {name: file_sha256(path) for name, path in files.items()} | (about_refining if "refiner" in files else {})
     )
@@ -92,7 +94,7 @@ def further_inputs(cfg: Config) -> dict[str, Path]:
         StageError: there are no crystals.
     """
     settings, files = cfg.generation, {}
-    from_crystals = settings.start == "crystal" and has_formulas(cfg)
+    from_crystals = starts_from_crystals(cfg)
     if settings.refine_steps and (settings.refine_samples or from_crystals):
         files["refiner"] = Path(settings.refiner_checkpoint)
     if from_crystals:
@@ -104,9 +106,10 @@ def further_inputs(cfg: Config) -> dict[str, Path]:
     return files
 
 
-def has_formulas(cfg: Config) -> bool:
-    """Return whether ``generation.recipes`` has formulas, not only families."""
-    return any(map(is_formula, cfg.generation.recipes))
+def starts_from_crystals(cfg: Config) -> bool:
+    """Return whether some recipes start from crystals: all in a screening, else the formulas of ``generation.recipes``."""
+    settings = cfg.generation
+    return settings.start == SCREENING or (settings.start == "crystal" and any(map(is_formula, settings.recipes)))
 
 
 def crystals_path(cfg: Config) -> Path:
@@ -181,11 +184,13 @@ def plan_candidate(
     share: float,
     seed: int,
     crystals: Starts | None = None,
+    screening: bool = False,
 ) -> Plan:
     """Choose recipe and template, or start, of one candidate.
 
     Candidate k takes recipe k, cyclically. A recipe of a family has the template of the family. A formula takes the nearest of the
-    known crystals in turn, where these are given and one fits; or the templates that the library suggests for it, in turn.
+    known crystals in turn, where these are given and one fits; or the templates that the library suggests for it, in turn. In a
+    screening recipes of a family take crystals as well.
 
     Args:
         index: number of the candidate.
@@ -194,10 +199,11 @@ def plan_candidate(
         share: fraction of the candidates that have a template; which ones depends on seed and number alone.
         seed: of that choice.
         crystals: what formulas start from; None: noise.
+        screening: whether all recipes do.
     """
     recipe = recipes[index % len(recipes)]
     free = Plan(index, recipe, None, recipe.atomic_numbers)
-    if crystals is not None and recipe.family == FORMULA:
+    if crystals is not None and (screening or recipe.family == FORMULA):
         turn = index // len(recipes)
         found = crystals.nearest(recipe.atomic_numbers, turn + 1)
         if found:
@@ -218,7 +224,7 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
     settings = cfg.generation
     missing = [plan for plan in plans if plan.index not in store.sheets]
     if started := [plan for plan in missing if plan.start is not None]:
-        store.add([plan.index for plan in started], _refined([plan.start for plan in started], settings))
+        store.add([plan.index for plan in started], refined([plan.start for plan in started], settings))
         missing = [plan for plan in missing if plan.start is None]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
     batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
@@ -230,14 +236,14 @@ def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store
             compositions = [plan.atomic_numbers for plan in batch]
             on_step = partial(bar.update, len(batch))
             sheets = sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates)
-            store.add(indices, _refined(sheets, settings) if settings.refine_samples else sheets)
+            store.add(indices, refined(sheets, settings) if settings.refine_samples else sheets)
     return [
         Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
         for plan in plans
     ]
 
 
-def _refined(sheets: list[Sheet], settings: GenerationConfig) -> list[Sheet]:
+def refined(sheets: list[Sheet], settings: GenerationConfig) -> list[Sheet]:
     """Return sheets as ``generation.refine_steps`` of the refiner leave them."""
     return refined_sheets(settings.refiner_checkpoint, sheets, settings.refine_steps) if settings.refine_steps else sheets
 

@@ -35,21 +35,23 @@ from generation.candidates import (
     MANIFEST,
     MAX_ROUNDS,
     PARTIAL_DIR,
+    SCREENING,
     Candidate,
     SampleStore,
+    Starts,
     crystals_path,
     export_atoms,
     finish_candidates,
     further_inputs,
     generation_fingerprint,
-    has_formulas,
     plan_candidate,
     replace_products,
     sample_candidates,
+    starts_from_crystals,
 )
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
-from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_recipes
+from generation.search import DraftVerdicts, Screen, exceeds_quota, gumbel_keys, order_recipes, screen
 from generation.sheet_table import known_crystals, pack, read_split
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
@@ -141,9 +143,11 @@ def _generate(
     partial_dir = folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
     draft_store = LineStore(partial_dir / "drafts.jsonl", {"fingerprint": fingerprint})
-    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers)
+    crystals = known_starts(cfg)
+    screened = partial(screen, model, crystals, settings, device) if settings.start == SCREENING else None
+    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers, screened)
     store = SampleStore(partial_dir, fingerprint)
-    candidates = sample_until_enough(model, recipes, library, cfg, store, device)
+    candidates = sample_until_enough(model, recipes, library, cfg, store, device, crystals)
     valid = [c for c in candidates if c.status == "ok"]
     if not valid:
         raise StageError(
@@ -171,6 +175,7 @@ def choose_recipes(
     drafts: DraftVerdicts | None = None,
     draft_store: LineStore | None = None,
     workers: Processes | None = None,
+    screened: Screen | None = None,
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
 
@@ -194,11 +199,17 @@ def choose_recipes(
         )
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers)
+    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
 
 
 def sample_until_enough(
-    model: Denoiser, recipes: list[Recipe], library: TemplateLibrary, cfg: Config, store: SampleStore, device: torch.device
+    model: Denoiser,
+    recipes: list[Recipe],
+    library: TemplateLibrary,
+    cfg: Config,
+    store: SampleStore,
+    device: torch.device,
+    crystals: Starts | None = None,
 ) -> list[Candidate]:
     """Sample and check candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds.
 
@@ -206,7 +217,7 @@ def sample_until_enough(
     """
     settings = cfg.generation
     round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
-    crystals = starts_of_formulas(cfg) if settings.start == "crystal" and has_formulas(cfg) else None
+    screens = settings.start == SCREENING
     candidates: list[Candidate] = []
     num_valid = 0
     for _ in range(MAX_ROUNDS):
@@ -214,7 +225,7 @@ def sample_until_enough(
             missing = settings.num_structures - num_valid
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
         indices = range(len(candidates), len(candidates) + round_size)
-        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals) for k in indices]
+        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals, screens) for k in indices]
         fresh = sample_candidates(model, plans, cfg, store, device)
         finish_candidates(fresh, settings)
         candidates += fresh
@@ -224,10 +235,17 @@ def sample_until_enough(
     return candidates
 
 
-def starts_of_formulas(cfg: Config) -> KnownCrystals | RankedPrototypes:
-    """Return the crystals that formulas start from, ranked by ``generation.ranker_checkpoint`` where one is set."""
+def known_starts(cfg: Config) -> KnownCrystals | RankedPrototypes | None:
+    """Return the crystals that recipes start from, ranked by ``generation.ranker_checkpoint`` where one is set.
+
+    None where all recipes start from noise.
+    """
+    if not starts_from_crystals(cfg):
+        return None
     path = crystals_path(cfg)
-    log.info("formulas start from the crystals of %s", relative_name(path))
+    log.info(
+        "%s start from the crystals of %s", "recipes" if cfg.generation.start == SCREENING else "formulas", relative_name(path)
+    )
     if path.suffix == ".pt":
         table = read_split(path)
     else:

@@ -16,19 +16,22 @@ from tqdm import tqdm
 
 from crystals.recipes import Recipe, recipe_template, reduced_formula
 from generation.batch import Denoiser
-from generation.candidates import check_validity
-from generation.sampling import TEMPERATURE_EV, draft
+from generation.candidates import Starts, check_validity, refined
+from generation.sampling import TEMPERATURE_EV, draft, predict_properties, target_loss
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
 from pipeline.tasks import Processes, Serial, run
 
 log = logging.getLogger("her2d")
 
+NO_CRYSTAL_EV = 100.0  # L_target of a recipe that no crystal fits
 DRAFT_BATCH = 64  # drafts sampled at a time, and stored together
 BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer than the drafts
-WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
+WHOLE_POOL_STRUCTURES = 128  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
 DraftVerdicts = dict[Recipe, tuple[bool, float]]
+# "valid" and "loss" of recipes, in their order, by known crystals with their elements.
+Screen = Callable[[Sequence[Recipe]], dict[str, list]]
 
 
 def judge_drafts(
@@ -40,11 +43,13 @@ def judge_drafts(
     verdicts: DraftVerdicts,
     store: LineStore | None = None,
     workers: Processes | None = None,
+    screened: Screen | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return whether the draft of each recipe is a valid sheet, (M,), and L_target of the heads for it, (M,) eV.
 
     Recipes in ``verdicts`` are not drafted again; the others are added to it. Each batch of drafts is in the store as soon as it is
-    done, and a batch that is there already is taken from it. Many batches go to the workers, which load the same model.
+    done, and a batch that is there already is taken from it. Many batches go to the workers, which load the same model. Where there
+    is ``screened``, it judges a known crystal with the elements of each recipe instead.
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
     parts = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
@@ -52,19 +57,20 @@ def judge_drafts(
     found = {key: store[key] for key in batches if store is not None and key in store}
     left = {key: batch for key, batch in batches.items() if key not in found}
     # A batch takes seconds, so that the bar counts reverse steps, and the check of a sheet as one step more.
-    cost = len(model.schedule.timesteps(settings.draft_steps))
-    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS
-    with tqdm(
-        total=len(missing) * cost, desc="drafting", unit="step", unit_scale=True, mininterval=1.0, disable=not missing
-    ) as bar:
+    cost = 1 if screened else len(model.schedule.timesteps(settings.draft_steps))
+    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS and not screened
+    name, unit = ("screening", "sheet") if screened else ("drafting", "step")
+    with tqdm(total=len(missing) * cost, desc=name, unit=unit, unit_scale=True, mininterval=1.0, disable=not missing) as bar:
         bar.update(sum(len(batches[key]) for key in found) * cost)
         if in_workers:
             finished = run(partial(_judge_batch, settings, seed, "cpu", None), left, store, workers)
+        elif screened:
+            finished = run(lambda _, batch: screened(batch), left, store, Serial(lambda: model))
         else:
             finished = run(partial(_judge_batch, settings, seed, device, bar.update), left, store, Serial(lambda: model))
         for key, record in finished:
             found[key] = record
-            bar.update(len(batches[key]) * cost if in_workers else 0)
+            bar.update(len(batches[key]) * cost if in_workers or screened else 0)
     for key, batch in batches.items():
         verdicts.update(zip(batch, zip(found[key]["valid"], found[key]["loss"], strict=True), strict=True))
     return np.array([verdicts[recipe][0] for recipe in recipes]), np.array([verdicts[recipe][1] for recipe in recipes])
@@ -89,6 +95,20 @@ def _judge_batch(
         if progress:
             progress(1)
     return {"valid": valid, "loss": np.round(loss, 6).tolist()}
+
+
+def screen(
+    model: Denoiser, crystals: Starts, settings: GenerationConfig, device: Any, recipes: Sequence[Recipe]
+) -> dict[str, list]:
+    """Return ``valid`` and ``loss`` of the known crystal that each recipe would start from; without one it is not valid."""
+    found = {k: crystals.nearest(recipe.atomic_numbers, 1) for k, recipe in enumerate(recipes)}
+    numbers = [k for k, sheets in found.items() if sheets]
+    sheets = refined([found[k][0] for k in numbers], settings)
+    valid, loss = np.zeros(len(recipes), dtype=bool), np.full(len(recipes), NO_CRYSTAL_EV)
+    if numbers:
+        valid[numbers] = [check_validity(sheet, settings) == "ok" for sheet in sheets]
+        loss[numbers] = np.round(target_loss(predict_properties(model, sheets, device), settings).double().numpy(), 6)
+    return {"valid": valid.tolist(), "loss": loss.tolist()}
 
 
 def _batch_key(recipes: Sequence[Recipe]) -> str:
@@ -119,6 +139,7 @@ def order_recipes(
     substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
     store: LineStore | None = None,
     workers: Processes | None = None,
+    screened: Screen | None = None,
 ) -> list[Recipe]:
     """Return the recipes in the order in which candidates take them.
 
@@ -143,6 +164,7 @@ def order_recipes(
         substituted: gives, for some recipes, those with one more element substituted.
         store: drafts of a run that was stopped; new ones are added.
         workers: processes that draft, whose factory loads the model; None: this process.
+        screened: judges known crystals with the elements of the recipes, instead of drafts.
     """
     order = _unguided_order(recipes, known_formulas, seed)
     if not (settings.guidance_scale > 0 and settings.guide_composition):
@@ -154,7 +176,7 @@ def order_recipes(
     drafts = {} if drafts is None else drafts
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
-        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store, workers)
+        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store, workers, screened)
         keys = gumbel_keys(loss, numbers, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))
@@ -189,10 +211,11 @@ def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversam
     stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that exceed a quota do not count
     towards one.
     """
+    structures = oversample * settings.num_structures
     limits = {
-        "family": math.ceil(settings.max_family_share * oversample * settings.num_structures),
-        "composition": math.ceil(settings.max_per_composition * oversample) or len(recipes),
-        "soluble": math.ceil(settings.max_soluble_share * oversample * settings.num_structures),
+        "family": _at_most(settings.max_family_share * structures),
+        "composition": _at_most(settings.max_per_composition * oversample) or len(recipes),
+        "soluble": _at_most(settings.max_soluble_share * structures),
     }
     counts: Counter[tuple[str, str]] = Counter()
     exceeding = []
@@ -203,6 +226,11 @@ def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversam
         if not exceeding[-1]:
             counts.update(groups)
     return np.array(exceeding, dtype=bool)
+
+
+def _at_most(share: float) -> int:
+    """Return a number of structures rounded up, but for rounding errors: 3 of 0.1 x 3.0 x 10."""
+    return math.ceil(round(share, 9))
 
 
 def gumbel_keys(loss: np.ndarray, numbers: Sequence[int], guidance_scale: float, seed: int) -> np.ndarray:

@@ -260,8 +260,9 @@ class GenerationConfig:
     )
     start: str = setting(
         "crystal",
-        "where sheets of a formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise",
-        choices=("noise", "crystal"),
+        "where sheets of a formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise; "
+        "screening: those of all recipes start from crystals, without any diffusion",
+        choices=("noise", "crystal", "screening"),
     )
     ranker_checkpoint: str = setting("weights/ranker.pth", "trees that rank these; empty: the nearest come first", path=True)
     refiner_checkpoint: str = setting(

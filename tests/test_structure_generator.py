@@ -15,9 +15,10 @@ from tiny_denoiser import QUICK, tiny_denoiser
 
 import structure_generator
 from generation import candidates
-from generation.generate import STAGE
+from generation.generate import STAGE, generate_structures, uses_prefilter
 from generation.sampling import predict_properties
 from geo_utils import Sheet
+from models import load_denoiser
 from networks.checkpoints import save_checkpoint
 from pipeline.errors import StageError
 from pipeline.provenance import read_sidecar
@@ -128,3 +129,42 @@ def test_missing_checkpoint_is_one_line(cfg):
     missing = dataclasses.replace(cfg, denoiser=dataclasses.replace(cfg.denoiser, checkpoint="/nonexistent/denoiser.pth"))
     with pytest.raises(StageError, match="denoiser checkpoint: no file.*run optimization.py"):
         structure_generator.main(missing)
+
+
+class _Depths:
+    """A prefilter that lets every second CIF get further than the others."""
+
+    identity = {"judges": "test"}
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, int]:
+        self.calls += 1
+        names = sorted(path.stem for path in cif_dir.glob("*.cif"))
+        assert all(len(Structure.from_file(cif_dir / f"{name}.cif")) for name in names)
+        return {name: 9 if k % 2 else 4 for k, name in enumerate(names)}
+
+
+def test_those_that_the_prefilter_prefers_are_written(cfg):
+    model, content = load_denoiser(cfg.denoiser.checkpoint, "")
+    prefilter = _Depths()
+    generate_structures(cfg, model, content, prefilter=prefilter)
+    folder = Path(cfg.generation.output_dir)
+    # Of 8 sheets one clashes; of the other seven the 2nd, 4th and 6th get further, and fill three of the four places.
+    valid = [f"gen_{k:05d}" for k in (0, 1, 2, 4, 5, 6, 7)]
+    written = {path.stem for path in folder.glob("*.cif")}
+    assert len(written) == 4 and set(valid[1::2]) < written
+    generate_structures(cfg, model, content, prefilter=prefilter)
+    assert prefilter.calls == 1, "complete"
+    other = _Depths()
+    other.identity = {"judges": "others"}
+    generate_structures(cfg, model, content, prefilter=other)
+    assert other.calls == 1, "other judges may prefer others"
+
+
+def test_only_searched_recipes_under_guidance_are_prefiltered(cfg):
+    searched = dataclasses.replace(cfg.generation, recipes=[], guidance_scale=1.0)
+    assert uses_prefilter(searched)
+    for change in ({"recipes": ["MoS2"]}, {"guidance_scale": 0.0}, {"prefilter": False}):
+        assert not uses_prefilter(dataclasses.replace(searched, **change))

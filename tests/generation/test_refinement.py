@@ -20,7 +20,7 @@ from crystals.symmetry import symmetrise
 from crystals.templates import TemplateLibrary
 from generation import sheet_table
 from generation.candidates import Plan, SampleStore, generation_fingerprint, plan_candidate, sample_candidates
-from generation.generate import starts_of_formulas
+from generation.generate import known_starts
 from generation.refinement import load_refiner, new_refiner, padded, refined_sheets, save_refiner, unpadded
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError
@@ -150,5 +150,7 @@ def test_without_data_of_stage_2_the_crystals_of_the_database_are_taken(tmp_path
     with ase.db.connect(tmp_path / "x.db") as db:
         db.write(PROTOTYPES["1T-MX2"].build("Pt", "S"), uid="a", ehull=0.0, hform=-0.5)
     given = [f"dataset.processed_dir={tmp_path}", f"dataset.db_path={tmp_path / 'x.db'}", "generation.ranker_checkpoint="]
-    (found,) = starts_of_formulas(load_config(None, given)).nearest([78, 34, 34], 5)
+    assert known_starts(load_config(None, given)) is None, "nothing starts from a crystal"
+    given.append("generation.recipes=[PtSe2]")
+    (found,) = known_starts(load_config(None, given)).nearest([78, 34, 34], 5)
     assert symmetrise(found, 1e-3)[1].layer_group_number == 72

@@ -22,10 +22,10 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
     monkeypatch.setattr(search, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
     monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, composition_pool=100)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, composition_pool=100, oversample=2.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
     assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
-    capped = dataclasses.replace(strong, num_structures=1, oversample=2.0, max_family_share=1.0)
+    capped = dataclasses.replace(strong, num_structures=1, max_family_share=1.0)
     others = [dataclasses.replace(r, family="y") if r.formula in ("C6", "C8") else r for r in recipes]
     order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, "cpu")]
     assert order == ["C2", "C4", "C6", "C8", "C5", "C7", "C1", "C3"]  # two of a family, then two of the other
@@ -77,6 +77,17 @@ def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings,
     assert len(order_recipes(model, recipes, set(), none, 0, "cpu", substituted=next_ones)) == 4
 
 
+def test_halides_and_alkali_metals_have_a_quota(settings):
+    """MoS2, NaCl, CsI, LiTe, MoBr3, WS2: of four soluble ones in ten structures one stays ahead of the others."""
+    numbers = [(42, 16, 16), (11, 17), (55, 53), (3, 52), (42, 35, 35, 35), (74, 16, 16)]
+    recipes = [Recipe(str(k), z, f"family {k}") for k, z in enumerate(numbers)]
+    ten = dataclasses.replace(settings, num_structures=10, max_family_share=1.0, max_soluble_share=0.1)
+    assert search.exceeds_quota(recipes, ten).tolist() == [False, False, True, True, True, False]
+    assert search.exceeds_quota(recipes, ten, oversample=3.0).tolist() == [False, False, False, False, True, False]
+    assert search.exceeds_quota(recipes, dataclasses.replace(ten, max_soluble_share=0.0)).sum() == 4
+    assert not search.exceeds_quota(recipes, dataclasses.replace(ten, max_soluble_share=1.0)).any()
+
+
 def test_families_have_the_same_weight(model, settings):
     """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
     recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]
@@ -100,8 +111,8 @@ def test_the_pool_is_in_proportion_to_what_is_asked(settings):
         asked = dataclasses.replace(settings, num_structures=num_structures, composition_pool=composition_pool)
         return search.pool_size(13_451, asked)
 
-    assert size(GenerationConfig().num_structures) == size(1000) == 13_451, "the default and more choose among all"
-    assert size(4) == 1682 and size(1) == 421
+    assert size(search.WHOLE_POOL_STRUCTURES) == size(1000) == 13_451, "many choose among all"
+    assert size(GenerationConfig().num_structures) == 3363 and size(4) == 421
     assert size(4, composition_pool=10) == 40
 
 
@@ -120,7 +131,7 @@ def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch
     monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
     monkeypatch.setattr(search, "DRAFT_BATCH", 3)
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 11)]
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=40)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=140)
     dies_after = 99
     expected = order_recipes(model, recipes, set(), strong, 0, "cpu")
     batches, made, dies_after = made, [], 2
