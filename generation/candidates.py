@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from networks.training import fingerprint
 from pipeline.files import file_sha256, missing_file
 from pipeline.settings import Config, GenerationConfig
 from pipeline.store import FolderStore
+from pipeline.tasks import Processes, Serial, run
 
 MAX_ROUNDS = 5  # of at most oversample x num_structures sheets, while too few are valid
 SCREENING = "screening"
@@ -219,28 +220,52 @@ def plan_candidate(
     return Plan(index, recipe, taken.template, taken.atomic_numbers)
 
 
-def sample_candidates(model: Denoiser, plans: Sequence[Plan], cfg: Config, store: SampleStore, device: Any) -> list[Candidate]:
-    """Sample the planned candidates in batches, except those in the store, and return all of them in the order of the plans."""
+def sample_candidates(
+    model: Denoiser, plans: Sequence[Plan], cfg: Config, store: SampleStore, device: Any, workers: Processes | None = None
+) -> list[Candidate]:
+    """Sample the planned candidates in batches, except those in the store, and return all of them in the order of the plans.
+
+    Several batches go to the workers, where there are any, which load the same model.
+    """
     settings = cfg.generation
     missing = [plan for plan in plans if plan.index not in store.sheets]
     if started := [plan for plan in missing if plan.start is not None]:
         store.add([plan.index for plan in started], refined([plan.start for plan in started], settings))
         missing = [plan for plan in missing if plan.start is None]
     num_steps = len(model.schedule.timesteps(settings.num_steps)) - 1
-    batches = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
+    parts = [missing[start : start + settings.batch_size] for start in range(0, len(missing), settings.batch_size)]
+    batches = {str(batch[0].index): batch for batch in parts}
+    in_workers = workers is not None and len(batches) > 1
     with tqdm(
         total=len(missing) * num_steps, desc="sampling", unit="step", unit_scale=True, mininterval=1.0, disable=not missing
     ) as bar:
-        for batch in batches:
-            indices, templates = [plan.index for plan in batch], [plan.template for plan in batch]
-            compositions = [plan.atomic_numbers for plan in batch]
-            on_step = partial(bar.update, len(batch))
-            sheets = sample(model, compositions, indices, settings, cfg.run.seed, device, on_step, templates)
-            store.add(indices, refined(sheets, settings) if settings.refine_samples else sheets)
+        if in_workers:
+            finished = run(partial(_sample_batch, settings, cfg.run.seed, "cpu", None), batches, None, workers)
+        else:
+            work = partial(_sample_batch, settings, cfg.run.seed, device, bar.update)
+            finished = run(work, batches, None, Serial(lambda: model))
+        for key, sheets in finished:
+            store.add([plan.index for plan in batches[key]], sheets)
+            bar.update(len(sheets) * num_steps if in_workers else 0)
     return [
         Candidate(plan.index, plan.recipe, store.sheets[plan.index], plan.template.layer_group if plan.template else 0)
         for plan in plans
     ]
+
+
+def _sample_batch(
+    settings: GenerationConfig,
+    seed: int,
+    device: Any,
+    progress: Callable[[int], Any] | None,
+    model: Denoiser,
+    plans: Sequence[Plan],
+) -> list[Sheet]:
+    """Return the sheets of some plans. ``progress`` is told how many steps of single sheets are done."""
+    on_step = partial(progress, len(plans)) if progress else None
+    compositions, indices = [plan.atomic_numbers for plan in plans], [plan.index for plan in plans]
+    sheets = sample(model, compositions, indices, settings, seed, device, on_step, [plan.template for plan in plans])
+    return refined(sheets, settings) if settings.refine_samples else sheets
 
 
 def refined(sheets: list[Sheet], settings: GenerationConfig) -> list[Sheet]:

@@ -147,7 +147,7 @@ def _generate(
     screened = partial(screen, model, crystals, settings, device) if settings.start == SCREENING else None
     recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers, screened)
     store = SampleStore(partial_dir, fingerprint)
-    candidates = sample_until_enough(model, recipes, library, cfg, store, device, crystals)
+    candidates = sample_until_enough(model, recipes, library, cfg, store, device, crystals, workers)
     valid = [c for c in candidates if c.status == "ok"]
     if not valid:
         raise StageError(
@@ -210,6 +210,7 @@ def sample_until_enough(
     store: SampleStore,
     device: torch.device,
     crystals: Starts | None = None,
+    workers: Processes | None = None,
 ) -> list[Candidate]:
     """Sample and check candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds.
 
@@ -226,7 +227,7 @@ def sample_until_enough(
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
         indices = range(len(candidates), len(candidates) + round_size)
         plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals, screens) for k in indices]
-        fresh = sample_candidates(model, plans, cfg, store, device)
+        fresh = sample_candidates(model, plans, cfg, store, device, workers)
         finish_candidates(fresh, settings)
         candidates += fresh
         num_valid = sum(c.status == "ok" for c in candidates)

@@ -11,9 +11,10 @@ import pytest
 
 from crystals.recipes import Recipe
 from generation import search
+from generation.candidates import Plan, SampleStore, sample_candidates
 from generation.sampling import draft
 from generation.search import gumbel_keys, order_recipes
-from pipeline.settings import GenerationConfig
+from pipeline.settings import Config, GenerationConfig
 from pipeline.store import LineStore
 
 
@@ -169,6 +170,21 @@ def test_workers_make_the_same_drafts(model, settings, monkeypatch, tmp_path):
     assert search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store, workers)[1].tolist() == alone[1].tolist()
     search.judge_drafts(model, recipes[:6], plain, 8, "cpu", {}, None, workers)
     assert workers.tasks == 9, "what is stored is not drafted again, and a few drafts are made at once"
+
+
+def test_workers_sample_the_same_sheets(model, settings, tmp_path):
+    cfg = Config(generation=dataclasses.replace(settings, batch_size=2, num_steps=3))
+    plans = [Plan(k, Recipe(f"C{k + 2}", (6,) * (k + 2), "x"), None, (6,) * (k + 2)) for k in range(5)]
+    model, workers = model.double(), AtWork(model.double())
+    alone = sample_candidates(model, plans, cfg, SampleStore(tmp_path / "alone", "x"), "cpu")
+    together = sample_candidates(model, plans, cfg, SampleStore(tmp_path / "together", "x"), "cpu", workers)
+    assert workers.tasks == 3 and [c.index for c in together] == list(range(5))
+    for one, other in zip(alone, together, strict=True):
+        for name, value in vars(one.sheet).items():
+            np.testing.assert_array_equal(value, getattr(other.sheet, name))
+    stored = SampleStore(tmp_path / "together", "x")
+    sample_candidates(model, plans, cfg, stored, "cpu", workers)
+    assert workers.tasks == 3, "what is stored is not sampled again"
 
 
 def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, settings, monkeypatch, tmp_path):
