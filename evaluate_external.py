@@ -61,7 +61,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
             output_dir,
             cfg.external.name,
             seed=cfg.run.seed,
-            also_cached=[Path(settings.output_dir) / "cache"],
+            also_cached=[Path(settings.output_dir) / "cache", *settings.judged_before],
             sources=reading.sources_of(files, output_dir / "cache" / "structures"),
         )
     known = known_sheets.known_of_earlier_runs([settings.output_dir, PROJECT_DIR / "results"], identity)

@@ -71,7 +71,14 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     controls: dict[str, evaluate.Evaluation | str] = {}
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
     with JudgePool(load, identity, settings.workers, cfg.run) as pool:
-        judge = partial(evaluate.evaluate, judges=pool, settings=settings, seed=cfg.run.seed, cache_dir=output_dir / "cache")
+        judge = partial(
+            evaluate.evaluate,
+            judges=pool,
+            settings=settings,
+            seed=cfg.run.seed,
+            cache_dir=output_dir / "cache",
+            also_cached=settings.judged_before,
+        )
         ours = judge(settings.cif_dir, output_dir=output_dir, label=report_files.OURS)
         for label, folder in folders.items():
             try:

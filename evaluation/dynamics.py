@@ -69,7 +69,7 @@ def mark_dynamics(
         log.info("phonons alone decide: the learnt part belongs to %s", model.potential)
         model = None
     asked = {row.id: structures[row.id] for row in rows if row.id in structures and is_asked(row, settings)}
-    keys = {name: _key(atoms, judges.identity) for name, atoms in asked.items()}
+    keys = {name: phonon_key(atoms, judges.identity) for name, atoms in asked.items()}
     tasks = {keys[name]: atoms_to_dict(atoms) for name, atoms in asked.items()}
     where = judges.workers if isinstance(judges, JudgePool) else Serial(lambda: judges)
     records = {key: store[key] for key in tasks if store is not None and key in store}
@@ -102,7 +102,7 @@ def _potential(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.get("second", found).items() if k in ("name", "version", "path", "sha256")}
 
 
-def _key(atoms: Atoms, identity: Mapping[str, Any]) -> str:
+def phonon_key(atoms: Atoms, identity: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the structure and of the potential (its weights, not their paths)."""
     about = {"version": DYNAMICS_VERSION, "potential": without_paths(_potential(identity)), "structure": atoms_to_dict(atoms)}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

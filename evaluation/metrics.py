@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.decisions import all_of
 from evaluation.statistics import Metric, mean_metric, rate_metric
+from evaluation.water_verdict import DISSOLVES
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,14 @@ _DEFINITIONS = (
     Definition(
         "rate_metastable", "rate", lambda r, s: _below(r.e_above_hull_ev, s.hit_e_hull_ev), "E_above_hull ≤ {hull:g} eV/atom"
     ),
+    Definition(
+        "rate_metastable_dynamic",
+        "rate",
+        lambda r, s: all_of(_below(r.e_above_hull_ev, s.hit_e_hull_ev), r.dynamically_stable),
+        "E_above_hull ≤ {hull:g} eV/atom and dynamically stable",
+        title="metastable and dynamically stable",
+    ),
+    Definition("rate_not_dissolved", "rate", lambda r, _: r.water != DISSOLVES if r.water else None, "water does not dissolve it"),
     Definition("rate_unique", "rate", lambda r, _: r.unique, "first of its kind in the set (StructureMatcher)"),
     Definition("rate_novel", "rate", lambda r, _: r.novel, "not in the training database (StructureMatcher)"),
     Definition("rate_her_in_domain", "rate", lambda r, _: r.h_in_domain, "inside the training domain of DimeNet++", better=0),

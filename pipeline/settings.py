@@ -286,7 +286,7 @@ class GenerationConfig:
 class BenchmarkConfig:
     """Settings of the benchmark of the generator."""
 
-    parts: list[str] = setting(["all"], "all, or some of csp, ladder, generation, steps, guidance")
+    parts: list[str] = setting(["all"], "all, or some of csp, ladder, generation, steps, guidance, search")
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
     csp_rows: int = setting(150, "parts csp and ladder: held-out sheets, drawn at random from the test split", low=1)
     csp_samples: int = setting(20, "parts csp and ladder: samples per sheet", low=1)
@@ -301,6 +301,7 @@ class BenchmarkConfig:
     guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: guidance scales η, at w = 0")
     cfg_scales: list[float] = setting([2.0], "part guidance: classifier-free scales w, at η = 0")
     num_structures: int = setting(256, "part guidance: structures at each setting", low=2)
+    search_structures: int = setting(64, "part search: structures by each way of choosing", low=2)
     judge_checkpoint: str = setting(
         "weights/dimenet_second.pth", "part guidance: DimeNet++ that judges, not the one that labelled", path=True
     )
@@ -357,6 +358,11 @@ class EvaluationConfig:
     )
     phonon_max_e_hull_ev: float = setting(0.2, "no phonons of sheets further above the hull (eV/atom)", low=0)
     phonon_max_atoms: int = setting(12, "no phonons of larger cells", low=1)
+    judged_before: list[str] = setting(
+        ["data/verdicts"],
+        "folders with verdicts of earlier runs (their cache): what the same judges said of the same file is not asked again",
+        path=True,
+    )
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)

@@ -7,13 +7,15 @@ Part ladder      compares the diffusion with a random training crystal, with sub
                  ranker puts first, each also as the refiner moves it, on the same rows
 Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
 Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
-Part guidance    runs stage 4 at every guidance scale and every classifier-free scale
+Part guidance    runs stage 4 at every guidance scale and every classifier-free scale, without the prefilter
+Part search      compares, on equal numbers of judged sheets, no guidance, guidance, plain screening (known crystals with other
+                 elements, chosen by the heads, no diffusion), and both of these with the prefilter
 
 All parts but csp and ladder are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
-evaluation.potential_h_sites is 0, with the potential's own ΔG_H.
+evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Part search has the judges of the configuration.
 
-Reads dataset.processed_dir (csp: test.pt, ladder: train.pt too), denoiser.checkpoint and the judges. Writes csp.json,
-ladder.json, ladder.csv, generation.json, layer_groups.png, steps.json and guidance.json to benchmark.output_dir, and guidance.png
+Reads dataset.processed_dir (csp: test.pt, ladder: train.pt too), denoiser.checkpoint and the judges. Writes csp.json, ladder.json,
+ladder.csv, generation.json, layer_groups.png, steps.json, search.json and guidance.json to benchmark.output_dir, and guidance.png
 beside the other figures. A run that is stopped goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
@@ -40,7 +42,15 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
-PARTS = ("csp", "ladder", "generation", "steps", "guidance")
+PARTS = ("csp", "ladder", "generation", "steps", "guidance", "search")
+# Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
+SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
+    "no guidance": (0.0, 0.0, {}),
+    "guidance": (None, None, {"prefilter": False}),
+    "screening": (None, None, {"prefilter": False, "start": "screening"}),
+    "guidance, prefilter": (None, None, {"prefilter": True}),
+    "screening, prefilter": (None, None, {"prefilter": True, "start": "screening"}),
+}
 SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 
 
@@ -105,13 +115,34 @@ def guidance_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str,
     rows = []
     with _pool(cfg) as pool:
         counts = {
-            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, drafts)["counts"]
+            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, drafts, prefilter=False)[
+                "counts"
+            ]
             for _, eta, w in plan
         }
         for series, eta, w in plan:
             cifs = folder / setting_name(eta, w)
             row = {"series": series, "guidance_scale": eta, "cfg_scale": w}
             rows.append(row | judge_set(cfg, pool, cifs, counts[eta, w], folder / "cache"))
+    return rows
+
+
+def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
+    """Run part search: generate and judge by each of ``SEARCHES``; return a row for each, with every aggregate and its interval."""
+    from evaluation import judges
+    from evaluation.judge_pool import JudgePool
+
+    chosen = cfg.generation
+    plan = {name: (folder / "search" / name.replace(", ", "_").replace(" ", "_"), how) for name, how in SEARCHES.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, (cifs, (eta, w, changes)) in plan.items():
+        strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
+        found[name] = generate(cfg, cifs, *strengths, cfg.benchmark.search_structures, **changes)
+    rows = []
+    with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
+        for name, (cifs, _) in plan.items():
+            about = {"name": name, "families": len({row["family"] for row in found[name]["candidates"]})}
+            rows.append(about | judge_set(cfg, pool, cifs, found[name]["counts"], folder / "cache"))
     return rows
 
 
@@ -122,15 +153,18 @@ def generate(
 
     drafts: shared by runs that differ in guidance and number alone, because drafts are sampled without guidance.
     """
-    from generation.generate import CHECKPOINT_HINT, generate_structures
+    from evaluation.prefilter import Prefilter
+    from generation.generate import CHECKPOINT_HINT, generate_structures, uses_prefilter
     from generation.generate import STAGE as GENERATOR_STAGE
-    from models import load_denoiser
+    from models import load_denoiser, load_for_sampling
 
     generation = dataclasses.replace(
         cfg.generation, guidance_scale=eta, cfg_scale=w, num_structures=number, output_dir=str(folder), **changes
     )
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
-    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, drafts)
+    prefilter = Prefilter(cfg) if uses_prefilter(generation) else None
+    load = partial(load_for_sampling, cfg.denoiser.checkpoint)
+    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, drafts, load, prefilter)
     return read_sidecar(folder, stage=GENERATOR_STAGE)
 
 
@@ -167,8 +201,18 @@ def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache:
         "sampled_disconnected": counts["disconnected"],
         "layer_groups": dict(Counter(row.layer_group for row in evaluation.rows).most_common()),
         "formulas": len({row.reduced_formula for row in evaluation.rows}),
+        "element_entropy_bits": element_entropy([row.elements() for row in evaluation.rows]),
         "aggregates": aggregates | {"sampled_valid": dataclasses.asdict(sampled)},
     }
+
+
+def element_entropy(sets: Sequence[set[str]]) -> float:
+    """Return the entropy in bits of an element drawn from a sheet drawn at random: 0 where all sheets are of one element."""
+    counts: Counter[str] = Counter()
+    for elements in filter(None, sets):
+        counts.update({element: 1 / len(elements) for element in elements})
+    shares = np.array(list(counts.values())) / max(sum(counts.values()), 1)
+    return round(float(-(shares * np.log2(shares)).sum()), 4) + 0.0
 
 
 def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
@@ -335,6 +379,12 @@ def main(cfg: Config) -> None:
             cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
             cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
             print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
+    if "search" in parts:
+        rows = search_scores(cfg, folder)
+        _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
+        for row in rows:
+            expected, near = row["aggregates"]["expected_hit_rate"], row["aggregates"]["rate_metastable"]
+            print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
     if "guidance" in parts:
         rows = guidance_response(cfg, folder, drafts)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})

@@ -105,6 +105,7 @@ def cfg(tmp_path, monkeypatch) -> Config:
             generation_structures=4,
             step_counts=[2, 3],
             step_structures=2,
+            search_structures=3,
             guidance_scales=[0.0, 1.0],
             cfg_scales=[2.0],
             judge_checkpoint=str(judge),
@@ -178,3 +179,36 @@ def test_what_is_missing_is_one_line(cfg):
         benchmark.main(with_parts(cfg, "speed"))
     with pytest.raises(StageError, match="csp_max_atoms"):
         benchmark.main(with_parts(dataclasses.replace(cfg, benchmark=dataclasses.replace(cfg.benchmark, csp_max_atoms=2)), "csp"))
+
+
+def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_path):
+    """With the crystals of three sheets, screening finds recipes for which one of them fits."""
+    split = Path(cfg.dataset.processed_dir)
+    (split / "train.pt").write_bytes((split / "test.pt").read_bytes())
+    plain = dataclasses.replace(cfg.generation, ranker_checkpoint="", refine_steps=0)
+    given = dataclasses.replace(
+        cfg, generation=plain, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=str(tmp_path / "second.pth"))
+    )
+    asked: list[str] = []
+
+    class Prefilter:
+        identity = {"judges": "test"}
+
+        def __init__(self, cfg):
+            pass
+
+        def __call__(self, cif_dir, output_dir):
+            asked.append(str(cif_dir))
+            return {path.stem: 0 for path in cif_dir.glob("*.cif")}
+
+    monkeypatch.setattr("evaluation.prefilter.Prefilter", Prefilter)
+    benchmark.main(with_parts(given, "search"))
+    rows = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
+    assert [row["name"] for row in rows] == list(benchmark.SEARCHES)
+    assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
+    assert len(asked) == 2
+
+
+def test_entropy_of_elements():
+    assert benchmark.element_entropy([{"C"}, {"C"}]) == 0 and benchmark.element_entropy([]) == 0
+    assert benchmark.element_entropy([{"Mo", "S"}, {"W", "Se"}, set()]) == 2

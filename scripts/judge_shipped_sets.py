@@ -1,0 +1,76 @@
+"""Judges the sets that ship with the project once, so that a run whose judges are the same does not judge them again.
+
+    python -m scripts.judge_shipped_sets [--config config.yaml] [section.key=value ...]
+
+The sets are the controls ``evaluation.random_cif_dir`` and ``evaluation.known_cif_dir``, and ``external.cif_dir``. Their verdicts
+replace those in the first folder of ``evaluation.judged_before``. A verdict is found there by the hashes of the CIF, of the judges
+and of the settings: where any of them differs, the stages judge anew. What is finished is kept in ``run.output_dir/verdicts``, so
+that a run that is stopped goes on where it was; verdicts of stages 5 and 6 are taken over.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import run_stage
+from pipeline.errors import ConfigError
+from pipeline.files import atomic_folder, relative_name, write_json
+from pipeline.settings import Config, EvaluationConfig
+from pipeline.shipped import with_shipped_weights
+
+if TYPE_CHECKING:
+    from evaluation.evaluate import Evaluation  # which imports torch
+
+log = logging.getLogger("her2d")
+
+
+def main(cfg: Config) -> None:
+    """Judge the shipped sets with one pool of judges."""
+    from evaluation import evaluate, judges
+    from evaluation.judge_pool import JudgePool
+
+    if not cfg.evaluation.judged_before:
+        raise ConfigError("evaluation.judged_before names no folder to write to")
+    cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
+    if shipped:
+        log.info("%s", shipped)
+    settings, identity = cfg.evaluation, judges.judge_identity(cfg)
+    target, work = Path(settings.judged_before[0]), Path(cfg.run.output_dir) / "verdicts"
+    earlier = [target, *(Path(folder) / "cache" for folder in (settings.output_dir, cfg.external.output_dir))]
+    load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
+    sets = {}
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
+        for folder in (settings.random_cif_dir, settings.known_cif_dir, cfg.external.cif_dir):
+            paths = evaluate.find_cifs(folder)
+            sets[folder] = (
+                paths,
+                evaluate.evaluate(
+                    folder, pool, settings, work / Path(folder).name, Path(folder).name, cache_dir=work, also_cached=earlier
+                ),
+            )
+    with atomic_folder(target) as new:
+        number = sum(_copy(new, paths, judged, settings, [work, *earlier]) for paths, judged in sets.values())
+    print(f"{number} verdicts are in {relative_name(target)}")
+
+
+def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: EvaluationConfig, folders: list[Path]) -> int:
+    """Write the records of one judged set to a folder, and return the number of structures."""
+    from evaluation.dynamics import is_asked, phonon_key, phonon_store
+    from evaluation.judge_pool import cache_key, record_store
+
+    keys = [cache_key(path.read_bytes(), judged.identity, settings) for path in paths]
+    of_phonons = [phonon_key(judged.structures[row.id], judged.identity) for row in judged.rows if is_asked(row, settings)]
+    for store, wanted, part in (
+        (record_store(folders[0], folders[1:]), keys, new),
+        (phonon_store(folders[0], folders[1:]), of_phonons, new / "phonons"),
+    ):
+        for key in wanted:
+            write_json(part / f"{key}.json", store[key])
+    return len(paths)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset")))
