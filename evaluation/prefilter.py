@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 
-from energetics.dynamics_model import load_dynamics_model
-from energetics.potential_loading import without_paths
+from energetics.dynamics_model import DynamicsModel, load_dynamics_model
+from energetics.potential_loading import file_identity, without_paths
 from evaluation import evaluate, judges
 from evaluation.candidate import JUDGED_SETTINGS, CandidateResult
-from evaluation.decisions import funnel_steps
-from evaluation.dynamics import P_STABLE
 from evaluation.judge_pool import JudgePool
+from evaluation.water_verdict import DISSOLVES
 from pipeline.settings import Config
 
 LABEL = "prefilter"
-SETTINGS = (*JUDGED_SETTINGS, "hit_e_hull_ev", "phonon_max_e_hull_ev", "water")  # that its verdicts depend on
+SETTINGS = (
+    *JUDGED_SETTINGS,
+    "hit_delta_g_ev",
+    "hit_e_hull_ev",
+    "conductive_gap_ev",
+    "dynamics_checkpoint",
+    "water",
+)  # that its verdicts depend on
 LEFT_OUT = {
     "potential_h_sites": 0,
     "legacy_columns": False,
@@ -44,19 +49,23 @@ class Prefilter:
         cfg: sections ``run``, ``dimenet``, ``dataset`` and ``evaluation`` name the judges.
 
     Attributes:
-        identity: names and hashes of the judges, on which its verdicts depend.
+        identity: what its verdicts depend on: hashes of the judges, and settings.
 
     Raises:
         StageError: a file of a judge is missing.
     """
 
     def __init__(self, cfg: Config) -> None:
-        self.cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, **LEFT_OUT))
+        given = cfg.evaluation
+        self.cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(given, **LEFT_OUT))
         self._judges: dict[str, Any] = judges.judge_identity(self.cfg)
-        settings = self.cfg.evaluation
-        self.identity = {"judges": without_paths(self._judges), "settings": {name: getattr(settings, name) for name in SETTINGS}}
+        self._dynamics = load_dynamics_model(given.dynamics_checkpoint) if given.phonons else None
+        files = {"dynamics": file_identity(given.dynamics_checkpoint)} if self._dynamics else {}
+        self.identity = without_paths({"judges": self._judges, **files}) | {
+            name: getattr(self.cfg.evaluation, name) for name in SETTINGS
+        }
 
-    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, int]:
+    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
         """Judge CIFs.
 
         Args:
@@ -64,27 +73,20 @@ class Prefilter:
             output_dir: where the table and the finished verdicts go; a run that was stopped goes on from these.
 
         Returns:
-            Name of a CIF without suffix -> how many conditions of the funnel it meets before the first that it does not.
+            Name of a CIF without suffix -> (chance of a dynamically stable hit, 0 where it is not new or not unique; whether water
+            dissolves it or it does not conduct).
         """
         settings = self.cfg.evaluation
         load = partial(judges.load_judges, self.cfg, self._judges, judges.known_formulas(settings))
         with JudgePool(load, self._judges, settings.workers, self.cfg.run) as pool:
             found = evaluate.evaluate(cif_dir, pool, settings, output_dir, LABEL, seed=self.cfg.run.seed)
-        self._mark_dynamics(found.rows, found.structures)
-        steps = [passes for _, passes in funnel_steps(found.rows, settings)[:-1]]
-        return {Path(row.source_file).stem: _depth(row, steps) for row in found.rows}
-
-    def _mark_dynamics(self, rows: list[CandidateResult], structures: Mapping[str, Atoms]) -> None:
-        """Set ``dynamically_stable`` of the rows that would get phonons, where the trees know their elements."""
-        settings = self.cfg.evaluation
-        if (model := load_dynamics_model(settings.dynamics_checkpoint)) is None:
-            return
-        for row in rows:
-            if row.is_sheet and row.id in structures and row.e_above_hull_ev <= settings.phonon_max_e_hull_ev:
-                probability = model.without_phonons(structures[row.id], row.e_above_hull_ev)
-                row.dynamically_stable = None if math.isnan(probability) else probability >= P_STABLE
+        return {Path(row.source_file).stem: _verdict(row, found.structures.get(row.id), self._dynamics) for row in found.rows}
 
 
-def _depth(row: CandidateResult, steps: list[Any]) -> int:
-    """Return how many steps a row passes before the first that it does not."""
-    return next((k for k, passes in enumerate(steps) if not passes(row)), len(steps))
+def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | None) -> tuple[float, bool]:
+    """Return what ``Prefilter`` says of a judged sheet."""
+    against = row.water == DISSOLVES or row.conductive is False
+    if sheet is None or False in (row.unique, row.novel) or math.isnan(row.p_hit) or row.p_hit == 0:
+        return 0.0, against
+    stable = model.without_phonons(sheet, row.e_above_hull_ev) if model else math.nan
+    return row.p_hit * (1.0 if math.isnan(stable) else stable), against

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import StringIO
@@ -75,8 +75,8 @@ class Prefilter(Protocol):
 
     identity: dict[str, Any]  # what its verdicts depend on
 
-    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, int]:
-        """Return how far each CIF of a folder gets, by its name without suffix; the further the better."""
+    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
+        """Return (chance of a new hit, whether something else speaks against it) of the CIFs of a folder, by name without suffix."""
 
 
 def uses_prefilter(settings: GenerationConfig) -> bool:
@@ -153,8 +153,8 @@ def _generate(
         raise StageError(
             f"none of {len(candidates)} sampled sheets is valid ({_rejections(candidates)}); train the denoiser longer"
         )
-    depths = _prefiltered(prefilter, valid, settings, partial_dir / PREFILTER_DIR) if prefilter else None
-    selected, properties = select_candidates(model, valid, settings, seed, device, depths)
+    verdicts = _prefiltered(prefilter, valid, settings, partial_dir / PREFILTER_DIR) if prefilter else None
+    selected, properties = select_candidates(model, valid, settings, seed, device, verdicts)
     new = partial_dir / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -256,15 +256,17 @@ def known_starts(cfg: Config) -> KnownCrystals | RankedPrototypes | None:
     return known_crystals(table)
 
 
-def _prefiltered(prefilter: Prefilter, valid: list[Candidate], settings: GenerationConfig, folder: Path) -> np.ndarray:
-    """Return how far each of M candidates gets by the quick judges, (M,)."""
+def _prefiltered(
+    prefilter: Prefilter, valid: list[Candidate], settings: GenerationConfig, folder: Path
+) -> list[tuple[float, bool]]:
+    """Return what the quick judges say of each candidate, see ``Prefilter``."""
     cifs = folder / "cifs"
     shutil.rmtree(cifs, ignore_errors=True)
     cifs.mkdir(parents=True)
     for candidate in valid:
         write_cif(candidate, cifs, settings)
-    depths = prefilter(cifs, folder)
-    return np.array([depths[candidate.name] for candidate in valid])
+    verdicts = prefilter(cifs, folder)
+    return [verdicts[candidate.name] for candidate in valid]
 
 
 def select_candidates(
@@ -273,13 +275,14 @@ def select_candidates(
     settings: GenerationConfig,
     seed: int,
     device: torch.device,
-    depths: np.ndarray | None = None,
+    verdicts: Sequence[tuple[float, bool]] | None = None,
 ) -> tuple[list[Candidate], PropertyEstimate]:
     """Return at most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
 
     With gradient guidance they are sampled without replacement with weights exp(−η L_target / 0.1 eV), η the guidance scale;
-    candidates that exceed a quota (``exceeds_quota``) come last. Those that get further by the prefilter come before others, ahead
-    of the quotas. Without guidance the first ones are taken, because neither heads nor judges must select a control.
+    candidates that exceed a quota (``exceeds_quota``) come last. With verdicts of the prefilter, those with the best chance of a
+    hit are taken instead; where something else speaks against them, they come last too. Without guidance the first ones are taken,
+    because neither heads nor judges must select a control.
 
     Args:
         model: whose heads predict.
@@ -287,18 +290,21 @@ def select_candidates(
         settings: guidance and quotas.
         seed: of the draw.
         device: of the model.
-        depths: (M,) how far the prefilter lets each get; None: there is none.
+        verdicts: M of the prefilter; None: there is none.
     """
     properties = predict_properties(model, [c.sheet for c in valid], device)
     chosen = np.arange(len(valid))
     if settings.guidance_scale > 0:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)
         chosen = np.argsort(-gumbel_keys(loss, [c.index for c in valid], settings.guidance_scale, seed), kind="stable")
-        if depths is not None:
-            chosen = chosen[np.argsort(-depths[chosen], kind="stable")]
+        if verdicts is not None:
+            chance, held_back = np.array([v[0] for v in verdicts]), np.array([v[1] for v in verdicts])
+            chosen = chosen[np.lexsort((-chance[chosen], held_back[chosen]))]
         if not settings.recipes:
-            exceeding = exceeds_quota([valid[k].recipe for k in chosen], settings)
-            chosen = chosen[np.argsort(exceeding, kind="stable")]
+            last = exceeds_quota([valid[k].recipe for k in chosen], settings)
+            if verdicts is not None:
+                last |= held_back[chosen]
+            chosen = chosen[np.argsort(last, kind="stable")]
     chosen = np.sort(chosen[: settings.num_structures])
     picked = torch.as_tensor(chosen)
     properties = PropertyEstimate(properties.delta_g[picked], properties.e_hull[picked], properties.synth_logit[picked])
@@ -403,8 +409,9 @@ def _selection(settings: GenerationConfig) -> str:
     """Say how the written candidates were chosen."""
     if settings.guidance_scale == 0:
         return "first valid, in the order of sampling"
-    first = "those that get furthest by the prefilter first, then " if uses_prefilter(settings) else ""
-    return f"{first}drawn from the valid with weights exp(−η L_target / 0.1 eV)"
+    if uses_prefilter(settings):
+        return "best chances of a new hit by the prefilter"
+    return "drawn from the valid with weights exp(−η L_target / 0.1 eV)"
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:

@@ -27,7 +27,7 @@ log = logging.getLogger("her2d")
 NO_CRYSTAL_EV = 100.0  # L_target of a recipe that no crystal fits
 DRAFT_BATCH = 64  # drafts sampled at a time, and stored together
 BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer than the drafts
-WHOLE_POOL_STRUCTURES = 128  # from this number of structures on, guidance chooses among all recipes
+WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
 DraftVerdicts = dict[Recipe, tuple[bool, float]]
 # "valid" and "loss" of recipes, in their order, by known crystals with their elements.

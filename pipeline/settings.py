@@ -273,8 +273,8 @@ class GenerationConfig:
     oversample: float = setting(4.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     prefilter: bool = setting(
         True,
-        "whether the judges of section evaluation look at these first, without H: those near the hull, new, not dissolved by water "
-        "and conducting are drawn before others. Not of generation.recipes",
+        "whether the judges of section evaluation look at these first, all but the costly ones, and the best chances of a new hit "
+        "are written, not dissolved by water and conducting ones first; not of generation.recipes",
     )
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)

@@ -131,36 +131,35 @@ def test_missing_checkpoint_is_one_line(cfg):
         structure_generator.main(missing)
 
 
-class _Depths:
-    """A prefilter that lets every second CIF get further than the others."""
+class _QuickJudges:
+    """A prefilter to which a later sheet has the better chance; something speaks against every second one."""
 
-    identity = {"judges": "test"}
+    def __init__(self, name: str = "test") -> None:
+        self.identity, self.calls = {"judges": name}, 0
 
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, int]:
+    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
         self.calls += 1
         names = sorted(path.stem for path in cif_dir.glob("*.cif"))
         assert all(len(Structure.from_file(cif_dir / f"{name}.cif")) for name in names)
-        return {name: 9 if k % 2 else 4 for k, name in enumerate(names)}
+        return {name: (0.01 * k, k % 2 == 1) for k, name in enumerate(names)}
 
 
-def test_those_that_the_prefilter_prefers_are_written(cfg):
+def test_the_best_chances_by_the_prefilter_are_written(cfg):
     model, content = load_denoiser(cfg.denoiser.checkpoint, "")
-    prefilter = _Depths()
+    prefilter = _QuickJudges()
     generate_structures(cfg, model, content, prefilter=prefilter)
     folder = Path(cfg.generation.output_dir)
-    # Of 8 sheets one clashes; of the other seven the 2nd, 4th and 6th get further, and fill three of the four places.
+    # One of eight sheets clashes. Of the other seven, 1st, 3rd, 5th and 7th are left, for which four places are enough.
     valid = [f"gen_{k:05d}" for k in (0, 1, 2, 4, 5, 6, 7)]
-    written = {path.stem for path in folder.glob("*.cif")}
-    assert len(written) == 4 and set(valid[1::2]) < written
-    generate_structures(cfg, model, content, prefilter=prefilter)
-    assert prefilter.calls == 1, "complete"
-    other = _Depths()
-    other.identity = {"judges": "others"}
-    generate_structures(cfg, model, content, prefilter=other)
-    assert other.calls == 1, "other judges may prefer others"
+    manifest = read_sidecar(folder, stage=STAGE)
+    assert [row["id"] for row in manifest["candidates"]] == valid[::2] == sorted(path.stem for path in folder.glob("*.cif"))
+    generate_structures(with_generation(cfg, num_structures=2, oversample=4.0), model, content, prefilter=prefilter)
+    assert [row["id"] for row in read_sidecar(folder, stage=STAGE)["candidates"]] == [valid[4], valid[6]]
+    generate_structures(with_generation(cfg, num_structures=2, oversample=4.0), model, content, prefilter=prefilter)
+    assert prefilter.calls == 2, "complete"
+    others = _QuickJudges("others")
+    generate_structures(with_generation(cfg, num_structures=2, oversample=4.0), model, content, prefilter=others)
+    assert others.calls == 1, "other judges may prefer others"
 
 
 def test_only_searched_recipes_under_guidance_are_prefiltered(cfg):

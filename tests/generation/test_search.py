@@ -112,8 +112,8 @@ def test_the_pool_is_in_proportion_to_what_is_asked(settings):
         asked = dataclasses.replace(settings, num_structures=num_structures, composition_pool=composition_pool)
         return search.pool_size(13_451, asked)
 
-    assert size(search.WHOLE_POOL_STRUCTURES) == size(1000) == 13_451, "many choose among all"
-    assert size(GenerationConfig().num_structures) == 3363 and size(4) == 421
+    assert size(GenerationConfig().num_structures) == size(1000) == 13_451, "the default and more choose among all"
+    assert size(4) == 1682 and size(1) == 421
     assert size(4, composition_pool=10) == 40
 
 
@@ -132,7 +132,7 @@ def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch
     monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
     monkeypatch.setattr(search, "DRAFT_BATCH", 3)
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 11)]
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=140)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=40)
     dies_after = 99
     expected = order_recipes(model, recipes, set(), strong, 0, "cpu")
     batches, made, dies_after = made, [], 2

@@ -199,7 +199,7 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
 
         def __call__(self, cif_dir, output_dir):
             asked.append(str(cif_dir))
-            return {path.stem: 0 for path in cif_dir.glob("*.cif")}
+            return {path.stem: (0.0, False) for path in cif_dir.glob("*.cif")}
 
     monkeypatch.setattr("evaluation.prefilter.Prefilter", Prefilter)
     benchmark.main(with_parts(given, "search"))
