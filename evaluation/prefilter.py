@@ -28,7 +28,6 @@ SETTINGS = (
     "hit_delta_g_ev",
     "hit_e_hull_ev",
     "conductive_gap_ev",
-    "dynamics_checkpoint",
     "water",
 )  # that its verdicts depend on
 LEFT_OUT = {

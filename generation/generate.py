@@ -76,7 +76,7 @@ class Prefilter(Protocol):
     identity: dict[str, Any]  # what its verdicts depend on
 
     def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
-        """Return (chance of a new hit, whether something else speaks against it) of the CIFs of a folder, by name without suffix."""
+        """Return (chance of a new hit, whether something speaks against it) of the CIFs of a folder, by name without suffix."""
 
 
 def uses_prefilter(settings: GenerationConfig) -> bool:

@@ -135,9 +135,12 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     chosen = cfg.generation
     plan = {name: (folder / "search" / name.replace(", ", "_").replace(" ", "_"), how) for name, how in SEARCHES.items()}
     found: dict[str, dict[str, Any]] = {}
+    drafts: dict[str, dict] = {}  # of runs that start alike
     for name, (cifs, (eta, w, changes)) in plan.items():
         strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
-        found[name] = generate(cfg, cifs, *strengths, cfg.benchmark.search_structures, **changes)
+        found[name] = generate(
+            cfg, cifs, *strengths, cfg.benchmark.search_structures, drafts.setdefault(changes.get("start", ""), {}), **changes
+        )
     rows = []
     with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
         for name, (cifs, _) in plan.items():
