@@ -1,0 +1,84 @@
+"""The quick judges of stage 4: what they leave out, what they say, and that a stopped run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import simple_judges as simple
+
+from evaluation import judges, prefilter
+from evaluation.candidate import CandidateResult
+from evaluation.prefilter import Prefilter
+from evaluation.water_verdict import AS_STABLE, DISSOLVES
+from pipeline.errors import StageError
+from pipeline.loading import load_config
+from pipeline.settings import Config
+
+SHEET = simple.sheet()
+
+
+class Trees:
+    """Stands for the trees of dynamic stability."""
+
+    def without_phonons(self, atoms, e_above_hull):
+        return 0.25
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, (0.1, False)),
+        ({"water": DISSOLVES}, (0.1, True)),
+        ({"conductive": False}, (0.1, True)),
+        ({"conductive": None, "water": ""}, (0.1, False)),
+        ({"novel": False}, (0.0, False)),
+        ({"unique": False, "water": DISSOLVES}, (0.0, True)),
+        ({"p_hit": math.nan}, (0.0, False)),
+    ],
+)
+def test_the_verdict_of_a_row(changes, expected):
+    given = {"p_hit": 0.4, "unique": True, "novel": True, "water": AS_STABLE, "conductive": True}
+    row = CandidateResult(**(given | changes))
+    assert prefilter._verdict(row, SHEET, Trees()) == pytest.approx(expected)
+    without = expected[0] * 4
+    assert prefilter._verdict(row, SHEET, None) == pytest.approx((without, expected[1]))
+    assert prefilter._verdict(row, None, Trees()) == (0.0, expected[1]), "a sheet that no judge could relax"
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch) -> Config:
+    monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs", "path": "/x"}})
+    monkeypatch.setattr(judges, "load_judges", simple.slow_judges)
+    base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "evaluation.known_formulas_from="])
+    evaluation = dataclasses.replace(base.evaluation, workers=0, dynamics_checkpoint="")
+    return dataclasses.replace(base, evaluation=evaluation)
+
+
+def test_the_costly_judges_are_left_out_and_a_second_run_asks_nothing(cfg, tmp_path, monkeypatch):
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet("MoS2"), "b": simple.sheet("WSe2", "1T"), "c": simple.sheet("MoS2")})
+    given = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, potential_h_sites=3, phonons=True))
+    quick = Prefilter(given)
+    left = quick.cfg.evaluation
+    assert (left.potential_h_sites, left.phonons, left.legacy_columns, left.band_gap) == (0, False, False, "")
+    found = quick(tmp_path / "cifs", tmp_path / "work")
+    assert set(found) == {"a", "b", "c"} and found["c"][0] == 0, "c is a twin of a"
+    assert all(0 <= chance <= 1 for chance, _ in found.values())
+    monkeypatch.setattr(judges, "load_judges", lambda *_: pytest.fail("judged again"))
+    assert Prefilter(given)(tmp_path / "cifs", tmp_path / "work") == found
+
+
+def test_its_identity_follows_judges_and_limits_but_no_paths(cfg):
+    def identity(**changes):
+        return Prefilter(dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, **changes))).identity
+
+    assert identity() == identity(phonons=False, potential_h_sites=9, top_k=3), "what it leaves out changes nothing"
+    assert "/x" not in str(identity())
+    assert identity() != identity(hit_e_hull_ev=0.2) and identity() != identity(fmax_ev_per_angstrom=0.1)
+
+
+def test_missing_trees_are_named_before_any_work(cfg, tmp_path):
+    missing = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, dynamics_checkpoint=str(tmp_path / "no.pth")))
+    with pytest.raises(StageError, match="evaluation.dynamics_checkpoint: no file"):
+        Prefilter(missing)

@@ -1,0 +1,71 @@
+"""Verdicts of the shipped sets: all of the current judges, none of others, and stages 5 and 6 take them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import simple_judges as simple
+
+from evaluation import evaluate, judges
+from evaluation.judge_pool import record_store
+from pipeline.loading import load_config
+from scripts import judge_shipped_sets
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch):
+    sets = {"random": {"a": simple.sheet()}, "known": {"b": simple.graphene_sheet()}, "theirs": {"c": simple.sheet("MoSe2")}}
+    for name, structures in sets.items():
+        simple.write_cifs(tmp_path / name, structures)
+    monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs"}})
+    monkeypatch.setattr(judges, "load_judges", lambda *_: simple.judges())
+    base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "evaluation.known_formulas_from="])
+    evaluation = dataclasses.replace(
+        base.evaluation,
+        workers=0,
+        bootstrap=10,
+        dynamics_checkpoint="",
+        random_cif_dir=str(tmp_path / "random"),
+        known_cif_dir=str(tmp_path / "known"),
+        judged_before=[str(tmp_path / "verdicts")],
+    )
+    return dataclasses.replace(
+        base, evaluation=evaluation, external=dataclasses.replace(base.external, cif_dir=str(tmp_path / "theirs"))
+    )
+
+
+def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
+    verdicts = tmp_path / "verdicts"
+    (verdicts / "phonons").mkdir(parents=True)
+    for stale in (verdicts / "stale.json", verdicts / "phonons" / "stale.json"):
+        stale.write_text("{}")
+    judge_shipped_sets.main(cfg)
+    written = sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json"))
+    assert len(written) == 6 and len(list(verdicts.glob("phonons/*.json"))) == 3, "three sheets near the hull, and no stale file"
+    assert sum(len(json.loads((verdicts / path).read_text()).get("row", "")) > 0 for path in written) == 3
+
+    monkeypatch.setattr(simple.Springs, "relax", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr(simple.Springs, "dynamic_stability", lambda *_: pytest.fail("phonons again"))
+    for name in ("random", "theirs"):
+        stage = evaluate.evaluate(
+            tmp_path / name,
+            simple.judges(),
+            cfg.evaluation,
+            tmp_path / "stage",
+            name,
+            also_cached=cfg.evaluation.judged_before,
+        )
+        assert stage.rows[0].status == "ok" and stage.rows[0].dynamically_stable is True
+    judge_shipped_sets.main(cfg)
+    assert sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json")) == written
+
+    other = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, fmax_ev_per_angstrom=0.1))
+    monkeypatch.undo()
+    monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs"}})
+    monkeypatch.setattr(judges, "load_judges", lambda *_: simple.judges())
+    judge_shipped_sets.main(other)
+    renewed = {path.relative_to(verdicts) for path in verdicts.glob("*.json")}
+    assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings take their place"
+    assert len(record_store(verdicts)) == 3
