@@ -64,9 +64,9 @@ def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
 
 
 def generation_fingerprint(cfg: Config, checkpoint_hash: str) -> str:
-    """Return the hash of what the products depend on: settings, seed and model, but neither batch size nor folder."""
+    """Return the hash of what the products depend on: settings, seed and model, but not batch size, folder and shard."""
     settings = asdict(cfg.generation)
-    del settings["batch_size"], settings["output_dir"]
+    del settings["batch_size"], settings["output_dir"], settings["shard"]
     content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
     about_refining = {name: settings.pop(name) for name in ("refine_steps", "refine_samples")}
@@ -120,15 +120,17 @@ class SampleStore:
     Args:
         folder: of the batches.
         fingerprint: of the run; batches of another one are discarded.
+        also: folders of further batches, which are only read.
 
     ``sheets`` has the stored sheets by candidate number.
     """
 
-    def __init__(self, folder: Path, fingerprint: str):
-        self._batches = FolderStore(folder, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
+    def __init__(self, folder: Path, fingerprint: str, also: Sequence[Path] = ()):
         self.sheets: dict[int, Sheet] = {}
-        for key in self._batches:
-            self.sheets.update(_sheets_of(self._batches[key]))
+        for place in (*also, folder):  # batches of two folders may have one name
+            self._batches = FolderStore(place, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
+            for key in self._batches:
+                self.sheets.update(_sheets_of(self._batches[key]))
 
     def add(self, indices: Sequence[int], sheets: Sequence[Sheet]) -> None:
         """Store a finished batch: candidate numbers and their sheets, in the same order."""

@@ -5,6 +5,7 @@ The caller loads the network, because this package must not import its class.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -35,6 +36,7 @@ from generation.candidates import (
     MAX_ROUNDS,
     PARTIAL_DIR,
     Candidate,
+    Plan,
     SampleStore,
     crystals_path,
     export_atoms,
@@ -49,6 +51,7 @@ from generation.candidates import (
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
 from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_recipes
+from generation.shards import DRAFTS, check_parts, remove_parts, sample_part, take_drafts
 from generation.sheet_table import known_crystals, pack, read_split
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
@@ -56,6 +59,7 @@ from pipeline.files import atomic_path, file_sha256, relative_name
 from pipeline.locks import locked_folder
 from pipeline.provenance import write_sidecar
 from pipeline.settings import Config, GenerationConfig
+from pipeline.shards import Shard, read_shard
 from pipeline.store import LineStore
 from pipeline.tasks import Processes, cpu_count
 
@@ -75,6 +79,8 @@ def generate_structures(
 ) -> None:
     """Sample, check, select and write the structures of ``generation.output_dir``; do nothing where they are complete.
 
+    A part (``generation.shard``) is only sampled.
+
     Args:
         cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
         model: the trained network, on the device of ``run.device``. It is converted to float64.
@@ -83,8 +89,10 @@ def generate_structures(
         load: loads the model, on the CPU in float64, in the processes that draft; picklable. None: this process drafts.
 
     Raises:
-        StageError: no recipe is left to sample, or no sampled sheet is valid.
+        StageError: no recipe is left to sample, no sampled sheet is valid, or parts to merge are not complete.
     """
+    shard = read_shard(cfg.generation.shard)
+    cfg = dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, shard=""))
     model = model.double()
     checkpoint_hash = file_sha256(cfg.denoiser.checkpoint)
     folder = Path(cfg.generation.output_dir)
@@ -93,9 +101,10 @@ def generate_structures(
         log.info("%s is complete for these settings and this model; nothing to do", relative_name(folder))
         return
 
-    with locked_folder(folder, "generation.output_dir"):
+    own = folder if shard is None or shard.merges else shard.folder(folder)
+    with locked_folder(own, "generation.output_dir"):
         with _workers(cfg, load) as workers:
-            _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash, workers)
+            _generate(cfg, model, content, drafts, shard, fingerprint, checkpoint_hash, workers)
 
 
 def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
@@ -111,7 +120,7 @@ def _generate(
     model: Denoiser,
     content: dict[str, Any],
     drafts: DraftVerdicts | None,
-    folder: Path,
+    shard: Shard | None,
     fingerprint: str,
     checkpoint_hash: str,
     workers: Processes | None,
@@ -119,12 +128,23 @@ def _generate(
     """Do the work of ``generate_structures`` in its folder."""
     settings, seed, device = cfg.generation, cfg.run.seed, resolve_device(cfg.run)
     library = TemplateLibrary.from_state_dict(content.get("templates", []))
-    partial_dir = folder / PARTIAL_DIR
+    folder = Path(settings.output_dir)
+    is_part, merges = shard is not None and not shard.merges, shard is not None and shard.merges
+    partial_dir = shard.folder(folder) if is_part else folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
-    draft_store = LineStore(partial_dir / "drafts.jsonl", {"fingerprint": fingerprint})
+    if merges:
+        take_drafts(shard, folder, partial_dir / DRAFTS)
+    draft_store = LineStore(partial_dir / DRAFTS, {"fingerprint": fingerprint})
     recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers)
-    store = SampleStore(partial_dir, fingerprint)
-    candidates = sample_until_enough(model, recipes, library, cfg, store, device)
+    plan = planner(recipes, library, cfg)
+    store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
+    first = [plan(k) for k in range(first_round(settings))] if shard is not None else []
+    if is_part:
+        sample_part(model, first, cfg, store, device, shard)
+        return
+    if merges:
+        check_parts(shard, folder, first, store)
+    candidates = sample_until_enough(model, plan, cfg, store, device)
     valid = [c for c in candidates if c.status == "ok"]
     if not valid:
         raise StageError(
@@ -138,6 +158,8 @@ def _generate(
     write_manifest(new, cfg, rows, candidates, len(recipes), fingerprint, checkpoint_hash)
     replace_products(new, folder)
     store.remove()
+    if merges:
+        remove_parts(shard, folder)
     _report(folder, candidates, rows, settings)
 
 
@@ -176,24 +198,35 @@ def choose_recipes(
     return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers)
 
 
+def planner(recipes: list[Recipe], library: TemplateLibrary, cfg: Config) -> Callable[[int], Plan]:
+    """Return the function that plans a candidate by its number."""
+    settings = cfg.generation
+    crystals = starts_of_formulas(cfg) if settings.start == "crystal" and has_formulas(cfg) else None
+    fixed = {"recipes": recipes, "library": library, "share": settings.template_share, "seed": cfg.run.seed, "crystals": crystals}
+    return partial(plan_candidate, **fixed)
+
+
+def first_round(settings: GenerationConfig) -> int:
+    """Return the candidates of the first round; with gradient guidance ``oversample`` times as many, to select from."""
+    return math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
+
+
 def sample_until_enough(
-    model: Denoiser, recipes: list[Recipe], library: TemplateLibrary, cfg: Config, store: SampleStore, device: torch.device
+    model: Denoiser, plan: Callable[[int], Plan], cfg: Config, store: SampleStore, device: torch.device
 ) -> list[Candidate]:
     """Sample and check candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds.
 
-    With gradient guidance the first round has ``oversample`` times as many, to select from. Returns all candidates, valid or not.
+    plan: of a candidate by its number. Returns all candidates, valid or not.
     """
     settings = cfg.generation
-    round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
-    crystals = starts_of_formulas(cfg) if settings.start == "crystal" and has_formulas(cfg) else None
+    round_size = first_round(settings)
     candidates: list[Candidate] = []
     num_valid = 0
     for _ in range(MAX_ROUNDS):
         if candidates:  # later rounds make up for what was not valid
             missing = settings.num_structures - num_valid
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
-        indices = range(len(candidates), len(candidates) + round_size)
-        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals) for k in indices]
+        plans = [plan(k) for k in range(len(candidates), len(candidates) + round_size)]
         fresh = sample_candidates(model, plans, cfg, store, device)
         finish_candidates(fresh, settings)
         candidates += fresh
