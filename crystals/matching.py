@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,49 @@ def match_structure(atoms: Atoms, is_sheet: bool) -> Structure:
 
 def same_structure(first: Structure, second: Structure) -> bool:
     """Tell whether two structures match, by pymatgen's StructureMatcher with ``MATCHER_SETTINGS``."""
+    return bool(_matcher().fit(first, second))
+
+
+@cache
+def _matcher() -> Any:
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
-    return bool(StructureMatcher(**MATCHER_SETTINGS).fit(first, second))
+    return StructureMatcher(**MATCHER_SETTINGS)
+
+
+class DifferentStructures:
+    """Structures no two of which match; finds the first of them that a new one matches.
+
+    The outcome is that of ``same_structure`` with each of them. The work is less: every structure is reduced once, and the matcher
+    is asked only about pairs that it may call equal. These have the same primitive cell up to the places of the atoms, so the same
+    formula of it, and lattices that can be mapped on each other within the matcher's tolerances.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[tuple[str, Structure]]] = {}  # formula of the primitive cell -> (name, reduced structure)
+
+    def find_or_add(self, name: str, structure: Structure) -> str:
+        """Return the name of the first structure that a new one matches; where there is none, "", and the new one is kept.
+
+        Args:
+            name: of the new one.
+            structure: as ``match_structure`` returns it.
+
+        Raises:
+            ValueError: the structure cannot be reduced.
+        """
+        # What StructureMatcher does with every structure before it compares two.
+        own = structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+        known = self._known.setdefault(own.composition.formula, [])
+        for other, reduced in known:
+            if _lattices_match(own, reduced) and _matcher().fit(own, reduced, skip_structure_reduction=True):
+                return other
+        known.append((name, own))
+        return ""
+
+
+def _lattices_match(first: Structure, second: Structure) -> bool:
+    """Tell whether the first lattice has a cell like that of the second, without which StructureMatcher finds no match."""
+    tolerances = {"ltol": MATCHER_SETTINGS["ltol"], "atol": MATCHER_SETTINGS["angle_tol"]}
+    mappings = first.lattice.find_all_mappings(second.lattice, **tolerances, skip_rotation_matrix=True)
+    return next(mappings, None) is not None

@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ase import Atoms
-from pymatgen.core import Structure
 
 from crystals import validity
-from crystals.matching import match_structure, same_structure
+from crystals.matching import DifferentStructures, match_structure
 from evaluation.candidate import CandidateResult
 from evaluation.water_verdict import DISSOLVES
 from pipeline.settings import EvaluationConfig
@@ -21,7 +20,7 @@ log = logging.getLogger("her2d")
 Row = TypeVar("Row", CandidateResult, Mapping[str, Any])
 
 
-def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -> None:
+def mark_unique(rows: Sequence[CandidateResult], structures: Mapping[str, Atoms]) -> None:
     """Set ``unique`` and ``duplicate_of`` of every row: among equal structures the first row is unique.
 
     Structures are compared where reduced formula and kind (sheet or bulk) are the same.
@@ -30,20 +29,19 @@ def mark_unique(rows: Sequence[CandidateResult], structures: dict[str, Atoms]) -
         rows: sorted by id.
         structures: id -> structure as judged.
     """
-    seen: dict[tuple[str, bool], list[tuple[str, Structure]]] = {}
+    groups: dict[tuple[str, bool], list[CandidateResult]] = {}
     for row in rows:
-        if row.id not in structures or not (row.is_sheet or row.is_bulk):
-            continue
-        try:
-            own = match_structure(structures[row.id], row.is_sheet)
-        except ValueError as error:
-            log.debug("%s cannot be compared: %s", row.id, error)
-            continue
-        group = seen.setdefault((row.reduced_formula, row.is_sheet), [])
-        row.duplicate_of = next((other for other, known in group if same_structure(own, known)), "")
-        row.unique = not row.duplicate_of
-        if row.unique:
-            group.append((row.id, own))
+        if row.id in structures and (row.is_sheet or row.is_bulk):
+            groups.setdefault((row.reduced_formula, row.is_sheet), []).append(row)
+    for group in groups.values():
+        seen = DifferentStructures()  # of one formula at a time, so that the memory stays small
+        for row in group:
+            try:
+                row.duplicate_of = seen.find_or_add(row.id, match_structure(structures[row.id], row.is_sheet))
+            except ValueError as error:
+                log.debug("%s cannot be compared: %s", row.id, error)
+                continue
+            row.unique = not row.duplicate_of
 
 
 BY_CORRECTED_POTENTIAL, BY_DIMENET = "corrected potential", "DimeNet++"

@@ -51,6 +51,7 @@ from pipeline.shipped import with_shipped_weights
 from pipeline.store import FolderStore
 
 log = logging.getLogger("her2d")
+Result = tuple[CandidateResult, Atoms | None]  # of one candidate, before it has an id
 
 
 @dataclass
@@ -134,8 +135,8 @@ def evaluate(
     store = record_store(cache, [Path(p) for p in also_cached])
     keys = {source: cache_key(_content(source.cif), judges.identity, settings) for source in sources if source.cif}
     with _workers(judges, workers) as pool:
-        records = _records({key: source.cif for source, key in keys.items()}, pool, settings, store, label)
-        rows, structures = _rows({source: records[keys[source]] if source in keys else _unreadable(source) for source in sources})
+        found = _results({key: source.cif for source, key in keys.items()}, pool, settings, store, label)
+        rows, structures = _rows({source: found[keys[source]] if source in keys else _unreadable(source) for source in sources})
         mark_unique(rows, structures)
         decide(rows, settings)
         distorted = mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
@@ -179,41 +180,46 @@ def _content(path: Path) -> bytes:
         return b"unreadable " + os.fsencode(path.name)
 
 
-def _records(
+def _results(
     cifs: Mapping[str, Path], judges: Judges | JudgePool, settings: EvaluationConfig, store: FolderStore, label: str
-) -> dict[str, dict[str, Any]]:
-    """Return key -> record of all CIFs: from the store, or judged now where it has none."""
-    records = {key: record for key in cifs if (record := store.get(key)) is not None}
-    to_judge = {key: path for key, path in cifs.items() if key not in records}
-    if records:
-        log.info("%s: %d of %d candidates were judged before", label, len(records), len(cifs))
+) -> dict[str, Result]:
+    """Return key -> row and structure of all CIFs: from the store, or judged now where it has none."""
+    found = {key: _result(record) for key in cifs if (record := store.get(key)) is not None}
+    to_judge = {key: path for key, path in cifs.items() if key not in found}
+    if found:
+        log.info("%s: %d of %d candidates were judged before", label, len(found), len(cifs))
     if isinstance(judges, JudgePool):
         finished = judges.judge(to_judge, settings, store)
     else:
         finished = judge_inline(judges, to_judge, settings, store)
     for key, record in tqdm(finished, total=len(to_judge), desc=label, unit="candidate", disable=not to_judge):
-        records[key] = record
-    return records
+        found[key] = _result(record)
+    return found
 
 
-def _unreadable(source: Source) -> dict[str, Any]:
-    """Return the record of a structure that could not be read."""
-    row = CandidateResult(dimensionality="unreadable", status=f"unreadable: {source.fault}")
-    return {"row": dataclasses.asdict(row), "structure": None}
+def _result(record: Mapping[str, Any]) -> Result:
+    """Return row, without id, and structure of a record. Both take a fraction of its memory."""
+    row = result_from_dict(record["row"])
+    # Records of earlier versions have other orders.
+    row.formula, row.reduced_formula = cell_formula(row.formula), reduced_formula(row.formula)
+    return row, None if record["structure"] is None else _structure(record)
 
 
-def _rows(records: Mapping[Source, Mapping[str, Any]]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
+def _unreadable(source: Source) -> Result:
+    """Return the row of a structure that could not be read."""
+    return CandidateResult(dimensionality="unreadable", status=f"unreadable: {source.fault}"), None
+
+
+def _rows(results: Mapping[Source, Result]) -> tuple[list[CandidateResult], dict[str, Atoms]]:
     """Return the rows, sorted by id, and id -> structure as judged."""
     rows, structures = [], {}
-    identifiers = unique_ids([(source.stem, source.name) for source in records])
-    for (source, record), identifier in zip(records.items(), identifiers, strict=True):
-        row = result_from_dict(record["row"])
-        row.id, row.source_file = identifier, os.fsencode(source.file.name).decode("utf-8", "replace")
+    identifiers = unique_ids([(source.stem, source.name) for source in results])
+    for (source, (found, atoms)), identifier in zip(results.items(), identifiers, strict=True):
+        # Equal CIFs share a result, not a row.
+        row = dataclasses.replace(found, id=identifier, source_file=os.fsencode(source.file.name).decode("utf-8", "replace"))
         rows.append(row)
-        # Records of earlier versions have other orders.
-        row.formula, row.reduced_formula = cell_formula(row.formula), reduced_formula(row.formula)
-        if record["structure"] is not None:
-            structures[row.id] = _structure(record)
+        if atoms is not None:
+            structures[row.id] = atoms
     return sorted(rows, key=lambda row: row.id), structures
 
 
@@ -273,8 +279,8 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     judges, settings = _judges_for(overrides)
     with tempfile.TemporaryDirectory() as folder:
         source = _one_source(structure, Path(folder))
-        record = judge_candidate(source.cif, judges, settings) if source.cif else _unreadable(source)
-    rows, structures = _rows({source: record})
+        found = _result(judge_candidate(source.cif, judges, settings)) if source.cif else _unreadable(source)
+    rows, structures = _rows({source: found})
     mark_unique(rows, structures)
     decide(rows, settings)
     mark_dynamics(rows, structures, judges, settings)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation import metrics, volcano
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import BY_DIMENET, funnel_steps
+from evaluation.decisions import BY_DIMENET, funnel_steps, rank
 from evaluation.evaluate import Evaluation
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
@@ -25,6 +25,9 @@ DELTA_E = r"$\Delta E_\mathrm{H}$"
 E_HULL = r"$E_\mathrm{above\ hull}$"
 MAX_DELTA_G = 4.0  # eV, largest |ΔG_H| on an axis
 MAX_E_HULL = 3.0  # eV/atom, largest E_above_hull on an axis
+MOST_DRAWN = 100  # candidates that have a place of their own on an axis; of a larger set the best are drawn
+MOST_POINTS = 1000  # of a sorted curve
+MOST_ARROWS = 20  # values beyond one edge of an axis that are named; of more their number is
 # The colours differ in lightness as well as in hue, so that they can be told apart in grey.
 SET_COLORS = {
     "ours": "#08519c",
@@ -57,18 +60,22 @@ def her_performance(
 ) -> None:
     """Draw ΔG_H of every candidate by each judge, sorted by the value of its best judge, and that value on the HER volcano.
 
+    Of more than MOST_DRAWN candidates the best are drawn.
+
     Args:
         evaluation: the candidates.
         settings: the window of a hit.
         path: the PNG; the PDF goes beside it.
         known, surfaces: well-known materials for the volcano, as ``volcano.mark_known`` takes them.
     """
-    rows = sorted((r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)), key=lambda r: r.delta_g_ev)
+    judged = [r for r in evaluation.rows_2d if not math.isnan(r.delta_g_ev)]
+    rows = sorted(judged if len(judged) <= MOST_DRAWN else rank(judged)[:MOST_DRAWN], key=lambda r: r.delta_g_ev)
+    shown = f"the {len(rows)}" if len(rows) == len(judged) else f"the best {len(rows)} of the {len(judged)}"
     color = set_color(evaluation.label)
     with figure(path, ncols=2, figsize=(13, 5.2), width_ratios=(1, 1)) as (_, (left, right)):
         _delta_g_by_judge(left, rows, settings.hit_delta_g_ev, color)
         left.set_title(
-            f"{evaluation.label}: the {len(rows)} of {len(evaluation.rows_2d)} with a ΔG_H; grey: hits, within "
+            f"{evaluation.label}: {shown} of {len(evaluation.rows_2d)} with a ΔG_H; grey: hits, within "
             f"±{settings.hit_delta_g_ev:g} eV"
         )
         _volcano(right, rows, settings.hit_delta_g_ev, color, known, surfaces)
@@ -96,7 +103,8 @@ def _delta_g_by_judge(axis: Any, rows: Sequence[CandidateResult], window: float,
         style = {"fmt": marker, "ms": 4.5, "color": shade, "mfc": "white" if marker == "D" else shade, "label": label}
         axis.errorbar(x + offset, values, errors if has_errors else None, capsize=1.5, lw=0.9, **style)
         mark_off_scale(axis, x + offset, values, low, high, shade)
-    axis.set_xticks(x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=6 if len(rows) > 40 else 8)
+    fontsize = 8 if len(rows) <= 40 else 6 if len(rows) <= 70 else 4.5
+    axis.set_xticks(x, [subscripts(r.reduced_formula or r.formula) for r in rows], rotation=90, fontsize=fontsize)
     axis.set_xlim(-0.8, max(len(rows), 1) - 0.2)
     axis.set_ylim(low, high)
     axis.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
@@ -148,36 +156,44 @@ def padded_limits(values: np.ndarray, low: float, high: float, largest: float) -
 def mark_off_scale(axis: Any, x: np.ndarray, values: np.ndarray, low: float, high: float, color: str) -> int:
     """Draw an arrow at the lower or upper edge, with the number, for every value along y outside [low, high].
 
+    Where more than MOST_ARROWS are beyond an edge, one arrow says how many.
+
     Args:
         x, values: (N,) coordinates along x and y.
 
     Returns:
-        The number of arrows.
+        The number of values outside.
     """
     outside = [(position, value) for position, value in zip(x, values, strict=True) if value < low or value > high]
-    for position, value in outside:
-        up = value > high
-        _off_scale_arrow(axis, f"{value:.1f}", (position, high if up else low), (0, -16 if up else 16), color, rotation=90,
-                         ha="center", va="top" if up else "bottom")  # fmt: skip
+    for up in (False, True):
+        beyond = [(position, f"{value:.1f}") for position, value in outside if (value > high) == up]
+        if len(beyond) > MOST_ARROWS:
+            beyond = [(beyond[len(beyond) // 2][0], f"{len(beyond)} values")]
+        for position, text in beyond:
+            _off_scale_arrow(axis, text, (position, high if up else low), (0, -16 if up else 16), color, rotation=90,
+                             ha="center", va="top" if up else "bottom")  # fmt: skip
     return len(outside)
 
 
 def list_off_scale(axis: Any, values: np.ndarray, low: float, high: float, color: str) -> int:
     """Draw an arrow at the left or right edge, with the number, for every value along x outside [low, high].
 
+    Where more than MOST_ARROWS are beyond an edge, one arrow says how many.
+
     Args:
         values: (N,) coordinates along x.
 
     Returns:
-        The number of arrows; several at one edge stand one above the other.
+        The number of values outside; several arrows at one edge stand one above the other.
     """
     outside = [value for value in values if value < low or value > high]
-    for value in outside:
-        right = value > high
-        # On the volcano such a point lies below the axis too, so the height of its arrow means nothing and is free to choose.
-        height = 0.4 + 0.05 * sum(text.xy[0] == (high if right else low) for text in axis.texts)
-        _off_scale_arrow(axis, f"{value:.1f}", (high if right else low, height), (-20 if right else 20, 0), color,
-                         xycoords=axis.get_xaxis_transform(), ha="right" if right else "left", va="center")  # fmt: skip
+    for right in (False, True):
+        beyond = [f"{value:.1f}" for value in outside if (value > high) == right]
+        for text in beyond if len(beyond) <= MOST_ARROWS else [f"{len(beyond)} values"]:
+            # On the volcano such a point lies below the axis too, so the height of its arrow means nothing and is free to choose.
+            height = 0.4 + 0.05 * sum(text.xy[0] == (high if right else low) for text in axis.texts)
+            _off_scale_arrow(axis, text, (high if right else low, height), (-20 if right else 20, 0), color,
+                             xycoords=axis.get_xaxis_transform(), ha="right" if right else "left", va="center")  # fmt: skip
     return len(outside)
 
 
@@ -193,6 +209,7 @@ def _off_scale_arrow(axis: Any, text: str, tip: tuple[float, float], offset: tup
 def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfig, path: str | os.PathLike) -> None:
     """Draw the share of the candidates whose E_above_hull lies below a threshold, and E_above_hull of every candidate, sorted.
 
+    Both are drawn at MOST_POINTS at most, evenly along the order.
     Shares are of all candidates asked for, those without an E_above_hull included.
     """
     limit = settings.hit_e_hull_ev
@@ -208,12 +225,13 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfi
             right.axhline(value, color="0.3", lw=0.9, ls=style)
         for label, hull, n in sets:
             color = set_color(label)
-            # The curve begins at zero and ends below one where candidates have no E_above_hull.
-            share = np.concatenate([[0.0], np.arange(1, len(hull) + 1), [len(hull)]]) / n
-            thresholds = np.concatenate([[min(low, hull[0])], hull, [max(high, hull[-1])]])
             name = f"{label} (n = {len(hull)}/{n})"
+            order = _thinned(len(hull)) + 1
+            hull = hull[order - 1]
+            # The curve begins at zero and ends below one where candidates have no E_above_hull.
+            share = np.concatenate([[0], order, order[-1:]]) / n
+            thresholds = np.concatenate([[min(low, hull[0])], hull, [max(high, hull[-1])]])
             left.step(thresholds, share, where="post", color=color, lw=1.6, ls=SET_LINES.get(label, ":"), label=name)
-            order = np.arange(1, len(hull) + 1)
             right.plot(order, hull, SET_MARKERS.get(label, "D"), ms=4, color=color, label=name)
             mark_off_scale(right, order, hull, low, high, color)
         left.set_xlim(low, high)
@@ -230,6 +248,11 @@ def stability_curve(evaluations: Sequence[Evaluation], settings: EvaluationConfi
             left.legend(loc="lower right")
         else:
             left.text(0.5, 0.5, "no candidate has an E_above_hull", transform=left.transAxes, ha="center")
+
+
+def _thinned(count: int) -> np.ndarray:
+    """Return at most MOST_POINTS of the indices of a sorted curve, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
 
 
 def funnel(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> dict[str, int]:

@@ -20,7 +20,7 @@ from evaluation import metrics, page_materials, page_table, structure_viewer
 from evaluation.decisions import rank
 from evaluation.legacy import LEGACY_COLUMNS
 from evaluation.page_table import COLUMNS
-from evaluation.report_files import FIGURES, read_report
+from evaluation.report_files import FIGURES, MOST_ROWS, read_report
 from evaluation.summary import legacy_summary, metric_text
 from evaluation.trust import trust
 from pipeline.errors import StageError
@@ -29,8 +29,7 @@ from pipeline.files import PROJECT_DIR, atomic_path, relative_name
 TEMPLATES = Path(__file__).with_name("templates")
 SCRIPTS = ("viewer.js", "table.js", "downloads.js", "material.js")
 
-MOST_ROWS = 1000  # of the table; the files beside the page have all
-# Files beside the page that hold every material -> what is said of them.
+# Files beside the page that hold every material, report.json up to MOST_ROWS -> what is said of them.
 WHOLE_FILES = {"metrics.csv": "CSV", "relaxed.extxyz": "extxyz", "report.json": "JSON"}
 
 
@@ -76,6 +75,7 @@ def _environment() -> Environment:
 def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the variables of ``report.html.j2``. Only files of ``templates/`` and escaped JSON are marked as safe."""
     candidates, cif_folder = rank(report["candidates"])[:MOST_ROWS], _cif_folder(report, folder)
+    n_all = report.get("n_candidates", len(report["candidates"]))
     scripts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
     known = page_materials.known_sheets(report.get("known", []))
     words = page_table.verdicts(candidates, report["provenance"]["settings"])
@@ -89,13 +89,17 @@ def _page_content(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "summary": report.get("summary", []),
         "table": page_table.table_content(candidates, cif_folder, words),
-        "n_all": len(report["candidates"]),
+        "n_all": n_all,
         "groups": {name: [page_table.column(key) for key in keys] for name, keys in page_table.GROUPS.items()},
         "n_columns": len(COLUMNS),
         "shown": table["shown"],
         "verdicts": sorted(Counter(words).items(), key=lambda pair: (pair[0] != "hit", -pair[1], pair[0])),
         "elements": page_materials.symbols_of("".join(sorted({symbol for c in found for symbol in c["elements"]}))),
-        "whole_files": {name: kind for name, kind in WHOLE_FILES.items() if (folder / name).is_file()},
+        "whole_files": {
+            name: kind
+            for name, kind in WHOLE_FILES.items()
+            if (folder / name).is_file() and (name != "report.json" or n_all == len(report["candidates"]))
+        },
         "figures": _figures(folder),
         "metrics": report["metrics"].values(),
         "n_bulk": report["bulk"]["n"],

@@ -1,6 +1,7 @@
 """Writes the figures and ``report.json`` of an evaluation.
 
-``report.json`` holds everything that the page shows, so that ``comparison`` can add a set and have the page written again.
+``report.json`` holds everything that the page shows, so that ``comparison`` can add a set and have the page written again. Of the
+candidates these are the best MOST_ROWS, so that it stays small however many there are.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import figures, structure_figures, structure_viewer
+from evaluation.decisions import rank
 from evaluation.evaluate import Evaluation
 from evaluation.known_sheets import KNOWN, known_rows, literature_surfaces
 from evaluation.legacy import legacy_ranking
-from evaluation.report_files import metric_dicts
+from evaluation.report_files import MOST_ROWS, metric_dicts
 from pipeline.files import PROJECT_DIR, atomic_path, file_sha256, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit
 from pipeline.settings import Config
@@ -68,6 +70,7 @@ def write_report(
         figures.truth_parity(truth, output_dir / "truth_parity.png")
     copy_loss_curve(cfg, output_dir)
 
+    shown = sorted(rank(evaluation.rows)[:MOST_ROWS], key=lambda row: row.id)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "stage": script,
@@ -82,8 +85,11 @@ def write_report(
         "controls": {label: _control(found) for label, found in (controls or {}).items()},
         "known": known_sheets,
         "provenance": _provenance(evaluation, cfg, her_provenance or {}, novelty or {}),
-        "candidates": [dataclasses.asdict(row) for row in evaluation.rows],
-        "structures": {name: structure_viewer.encode(atoms) for name, atoms in sorted(evaluation.structures.items())},
+        "n_candidates": len(evaluation.rows),
+        "candidates": [dataclasses.asdict(row) for row in shown],
+        "structures": {
+            row.id: structure_viewer.encode(evaluation.structures[row.id]) for row in shown if row.id in evaluation.structures
+        },
     }
     # Read back, so that the page gets what every later reader of the file gets.
     write_json(output_dir / "report.json", content)

@@ -18,6 +18,7 @@ log = logging.getLogger("her2d")
 
 CONTROLS = ("unguided", "random decoration", "known")
 OURS = "ours"
+MOST_ROWS = 1000  # candidates in report.json and on the page, the best; metrics.csv and relaxed.extxyz have all
 
 FIGURES = {
     "generated_structures.png": "The best candidates after relaxation, top and side view; dashed: the primitive cell. In "

@@ -66,7 +66,7 @@ def check_validity(sheet: Sheet, settings: GenerationConfig) -> str:
 
 
 def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[str, Any] | None = None) -> str:
-    """Return the hash of what the products depend on: settings, seed, model and judges, but neither batch size nor folder.
+    """Return the hash of what the products depend on: settings, seed, model and judges, but not batch size, folder and shard.
 
     Args:
         cfg: the settings.
@@ -74,7 +74,8 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
         prefilter: what the verdicts of the prefilter depend on; None: there is none.
     """
     settings = asdict(cfg.generation)
-    del settings["batch_size"], settings["output_dir"], settings["prefilter"]
+    for name in ("batch_size", "output_dir", "prefilter", "shard"):
+        del settings[name]
     content = {"settings": settings, "seed": cfg.run.seed, "checkpoint": checkpoint_hash}
     content |= {"prefilter": prefilter} if prefilter else {}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
@@ -131,15 +132,17 @@ class SampleStore:
     Args:
         folder: of the batches.
         fingerprint: of the run; batches of another one are discarded.
+        also: folders of further batches, which are only read.
 
     ``sheets`` has the stored sheets by candidate number.
     """
 
-    def __init__(self, folder: Path, fingerprint: str):
-        self._batches = FolderStore(folder, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
+    def __init__(self, folder: Path, fingerprint: str, also: Sequence[Path] = ()):
         self.sheets: dict[int, Sheet] = {}
-        for key in self._batches:
-            self.sheets.update(_sheets_of(self._batches[key]))
+        for place in (*also, folder):  # batches of two folders may have one name
+            self._batches = FolderStore(place, {"fingerprint": fingerprint}, check=_sheets_of, prefix="batch_")
+            for key in self._batches:
+                self.sheets.update(_sheets_of(self._batches[key]))
 
     def add(self, indices: Sequence[int], sheets: Sequence[Sheet]) -> None:
         """Store a finished batch: candidate numbers and their sheets, in the same order."""

@@ -5,6 +5,7 @@ The caller loads the network, because this package must not import its class.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -37,6 +38,7 @@ from generation.candidates import (
     PARTIAL_DIR,
     SCREENING,
     Candidate,
+    Plan,
     SampleStore,
     Starts,
     crystals_path,
@@ -52,6 +54,7 @@ from generation.candidates import (
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
 from generation.search import DraftVerdicts, Screen, exceeds_quota, gumbel_keys, order_recipes, screen
+from generation.shards import DRAFTS, check_parts, remove_parts, sample_part, take_drafts
 from generation.sheet_table import known_crystals, pack, read_split
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
@@ -59,6 +62,7 @@ from pipeline.files import atomic_path, file_sha256, relative_name
 from pipeline.locks import locked_folder
 from pipeline.provenance import write_sidecar
 from pipeline.settings import Config, GenerationConfig
+from pipeline.shards import Shard, read_shard
 from pipeline.store import LineStore
 from pipeline.tasks import Processes, cpu_count
 
@@ -94,6 +98,8 @@ def generate_structures(
 ) -> None:
     """Sample, check, select and write the structures of ``generation.output_dir``; do nothing where they are complete.
 
+    A part (``generation.shard``) is only sampled.
+
     Args:
         cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
         model: the trained network, on the device of ``run.device``. It is converted to float64.
@@ -103,8 +109,10 @@ def generate_structures(
         prefilter: where ``uses_prefilter``.
 
     Raises:
-        StageError: no recipe is left to sample, or no sampled sheet is valid.
+        StageError: no recipe is left to sample, no sampled sheet is valid, or parts to merge are not complete.
     """
+    shard = read_shard(cfg.generation.shard)
+    cfg = dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, shard=""))
     model = model.double()
     checkpoint_hash = file_sha256(cfg.denoiser.checkpoint)
     folder = Path(cfg.generation.output_dir)
@@ -113,9 +121,10 @@ def generate_structures(
         log.info("%s is complete for these settings and this model; nothing to do", relative_name(folder))
         return
 
-    with locked_folder(folder, "generation.output_dir"):
+    own = folder if shard is None or shard.merges else shard.folder(folder)
+    with locked_folder(own, "generation.output_dir"):
         with _workers(cfg, load) as workers:
-            _generate(cfg, model, content, drafts, folder, fingerprint, checkpoint_hash, workers, prefilter)
+            _generate(cfg, model, content, drafts, shard, fingerprint, checkpoint_hash, workers, prefilter)
 
 
 def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
@@ -131,7 +140,7 @@ def _generate(
     model: Denoiser,
     content: dict[str, Any],
     drafts: DraftVerdicts | None,
-    folder: Path,
+    shard: Shard | None,
     fingerprint: str,
     checkpoint_hash: str,
     workers: Processes | None,
@@ -140,14 +149,25 @@ def _generate(
     """Do the work of ``generate_structures`` in its folder."""
     settings, seed, device = cfg.generation, cfg.run.seed, resolve_device(cfg.run)
     library = TemplateLibrary.from_state_dict(content.get("templates", []))
-    partial_dir = folder / PARTIAL_DIR
+    folder = Path(settings.output_dir)
+    is_part, merges = shard is not None and not shard.merges, shard is not None and shard.merges
+    partial_dir = shard.folder(folder) if is_part else folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
-    draft_store = LineStore(partial_dir / "drafts.jsonl", {"fingerprint": fingerprint})
+    if merges:
+        take_drafts(shard, folder, partial_dir / DRAFTS)
+    draft_store = LineStore(partial_dir / DRAFTS, {"fingerprint": fingerprint})
     crystals = known_starts(cfg)
     screened = partial(screen, model, crystals, settings, device) if settings.start == SCREENING else None
     recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers, screened)
-    store = SampleStore(partial_dir, fingerprint)
-    candidates = sample_until_enough(model, recipes, library, cfg, store, device, crystals, workers)
+    plan = planner(recipes, library, cfg, crystals)
+    store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
+    first = [plan(k) for k in range(first_round(settings))] if shard is not None else []
+    if is_part:
+        sample_part(model, first, cfg, store, device, shard, workers)
+        return
+    if merges:
+        check_parts(shard, folder, first, store)
+    candidates = sample_until_enough(model, plan, cfg, store, device, workers)
     valid = [c for c in candidates if c.status == "ok"]
     if not valid:
         raise StageError(
@@ -162,6 +182,8 @@ def _generate(
     write_manifest(new, cfg, rows, candidates, len(recipes), fingerprint, checkpoint_hash)
     replace_products(new, folder)
     store.remove()
+    if merges:
+        remove_parts(shard, folder)
     _report(folder, candidates, rows, settings)
 
 
@@ -202,31 +224,39 @@ def choose_recipes(
     return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
 
 
+def planner(recipes: list[Recipe], library: TemplateLibrary, cfg: Config, crystals: Starts | None) -> Callable[[int], Plan]:
+    """Return the function that plans a candidate by its number. crystals: what ``known_starts`` returns."""
+    settings = cfg.generation
+    fixed = {"recipes": recipes, "library": library, "share": settings.template_share, "seed": cfg.run.seed}
+    return partial(plan_candidate, **fixed, crystals=crystals, screening=settings.start == SCREENING)
+
+
+def first_round(settings: GenerationConfig) -> int:
+    """Return the candidates of the first round; with gradient guidance ``oversample`` times as many, to select from."""
+    return math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
+
+
 def sample_until_enough(
     model: Denoiser,
-    recipes: list[Recipe],
-    library: TemplateLibrary,
+    plan: Callable[[int], Plan],
     cfg: Config,
     store: SampleStore,
     device: torch.device,
-    crystals: Starts | None = None,
     workers: Processes | None = None,
 ) -> list[Candidate]:
     """Sample and check candidates until ``num_structures`` are valid, in at most ``MAX_ROUNDS`` rounds.
 
-    With gradient guidance the first round has ``oversample`` times as many, to select from. Returns all candidates, valid or not.
+    plan: of a candidate by its number. Returns all candidates, valid or not.
     """
     settings = cfg.generation
-    round_size = math.ceil(settings.num_structures * (settings.oversample if settings.guidance_scale > 0 else 1.0))
-    screens = settings.start == SCREENING
+    round_size = first_round(settings)
     candidates: list[Candidate] = []
     num_valid = 0
     for _ in range(MAX_ROUNDS):
         if candidates:  # later rounds make up for what was not valid
             missing = settings.num_structures - num_valid
             round_size = min(round_size, math.ceil(missing * len(candidates) / max(num_valid, 1)) + 1)
-        indices = range(len(candidates), len(candidates) + round_size)
-        plans = [plan_candidate(k, recipes, library, settings.template_share, cfg.run.seed, crystals, screens) for k in indices]
+        plans = [plan(k) for k in range(len(candidates), len(candidates) + round_size)]
         fresh = sample_candidates(model, plans, cfg, store, device, workers)
         finish_candidates(fresh, settings)
         candidates += fresh

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError, first_line
 from pipeline.files import PROJECT_DIR, missing_file
 from pipeline.settings import BASELINE_DIR, Config, section_fields
+from pipeline.shards import read_shard
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -200,6 +201,12 @@ def _check_relations(config: Config) -> None:
         section, name = key.split(".")
         if not getattr(getattr(config, section), name):
             raise ConfigError(f"{key}: name a folder")
+    for name in ("generation", "evaluation"):
+        text = getattr(config, name).shard
+        try:
+            read_shard(text)
+        except ValueError as error:
+            raise ConfigError(f"{name}.shard={text}: {error}") from error
     for name in ("dimenet", "dataset"):
         section = getattr(config, name)
         if section.val_fraction + section.test_fraction >= 0.9:

@@ -206,6 +206,7 @@ class GenerationConfig:
 
     num_structures: int = setting(32, "CIFs to write", low=1)
     output_dir: str = setting("${run.output_dir}/generated_cifs", "folder of the CIFs", path=True)
+    shard: str = setting("", "sample one of n parts, such as 3/8; merge/8 puts the eight together; empty: everything")
     target_delta_g: float = setting(0.0, "target ΔG_H (eV)", low=-5, high=5)
     target_e_hull: float = setting(0.0, "target E_hull condition (eV/atom)", low=0, high=2)
     guidance_scale: float = setting(1.0, "η, strength of the property-gradient guidance; 0 switches it off", low=0)
@@ -313,6 +314,9 @@ class EvaluationConfig:
 
     cif_dir: str = setting("${generation.output_dir}", "folder of CIFs to judge", path=True)
     output_dir: str = setting("${run.output_dir}", "where metrics, report and figures go", path=True)
+    shard: str = setting(
+        "", "judge one of n parts (stage 6 too), such as 3/8; merge/8 puts the eight together and reports; empty: everything"
+    )
     unguided_cif_dir: str = setting("${run.output_dir}/controls/unguided_cifs", "control: same model, no guidance", path=True)
     random_cif_dir: str = setting("data/random_decoration", "control: random prototype decoration", path=True)
     known_cif_dir: str = setting("data/known_sheets", "control: sheets that every chemist knows", path=True)

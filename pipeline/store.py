@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -249,6 +250,24 @@ class FolderStore(Store):
         """
         write_json(self.folder / f"{self.prefix}{key}.json", {**self.identity, **record})
         return self[key]
+
+    def take_over(self, folder: Path) -> int:
+        """Take the files of another folder of records that this one lacks, and return how many; they are linked where that works.
+
+        Raises:
+            OSError: nothing can be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there, taken = {path.name for path in self.folder.glob(f"{self.prefix}*.json")}, 0
+        for path in sorted(folder.glob(f"{self.prefix}*.json")):
+            if path.name not in there:
+                with atomic_path(self.folder / path.name) as temporary:
+                    try:
+                        os.link(path, temporary)
+                    except OSError:  # another file system, or one without links
+                        shutil.copyfile(path, temporary)
+                taken += 1
+        return taken
 
     def _read(self, path: Path) -> Any:
         """Return the record of a file; None, and a message, for a damaged one and for one of another identity."""

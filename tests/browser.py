@@ -72,6 +72,7 @@ def write_large_report(source: Path, name: str, folder: Path, number: int) -> se
         {**row, "id": f"gen_{k:05d}", "p_hit": p, "delta_g_ev": p - 0.5, "status": "ΔG_H of the potential: not asked, too unstable"}
         for k, p in enumerate(rng.random(number).tolist())
     ]
+    content["n_candidates"] = number
     two = structure_viewer.decode(stored).repeat((2, 1, 1))
     best = {row["id"] for row in sorted(content["candidates"], key=lambda row: (-row["p_hit"], row["id"]))[:1000]}
     content["structures"] = dict.fromkeys(best, {**stored, **structure_viewer.encode(two)})

@@ -167,3 +167,41 @@ def test_only_searched_recipes_under_guidance_are_prefiltered(cfg):
     assert uses_prefilter(searched)
     for change in ({"recipes": ["MoS2"]}, {"guidance_scale": 0.0}, {"prefilter": False}):
         assert not uses_prefilter(dataclasses.replace(searched, **change))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_parts_that_are_put_together_are_the_whole_run(cfg, tmp_path, monkeypatch, capsys, guidance):
+    """Also where a later round makes up for what is not valid, and guidance selects among the candidates of all parts."""
+    cfg = with_generation(cfg, guidance_scale=guidance, num_structures=5, oversample=1.0)
+    whole = with_generation(cfg, output_dir=str(tmp_path / "whole"))
+    structure_generator.main(whole)
+    for part in ("3/3", "1/3", "2/3"):
+        structure_generator.main(with_generation(cfg, shard=part, batch_size=2))
+        assert f"shard {part}: its " in capsys.readouterr().out
+    folder, calls, original = Path(cfg.generation.output_dir), [], candidates.sample
+    assert contents(folder) == {} and sorted(p.name for p in (folder / "shards").iterdir()) == ["1_of_3", "2_of_3", "3_of_3"]
+    monkeypatch.setattr(candidates, "sample", lambda *args: calls.extend(args[2]) or original(*args))
+    structure_generator.main(with_generation(cfg, shard="merge/3"))
+    assert min(calls) == 5, "the first round is that of the parts"
+    assert contents(folder) == contents(whole.generation.output_dir) and not (folder / "shards").exists()
+    one, other = (json.loads((Path(c.generation.output_dir) / "manifest.json").read_text()) for c in (cfg, whole))
+    changing = ("created_utc", "git_commit", "settings")
+    assert {k: v for k, v in one.items() if k not in changing} == {k: v for k, v in other.items() if k not in changing}
+    calls.clear()
+    structure_generator.main(cfg)
+    assert not calls, "the products are those of the whole run"
+
+
+def test_parts_that_lack_candidates_are_named(cfg, tmp_path):
+    structure_generator.main(with_generation(cfg, shard="1/3"))
+    structure_generator.main(with_generation(cfg, shard="2/3"))
+    merged = with_generation(cfg, shard="merge/3")
+    with pytest.raises(StageError, match=r"^shard 3/3 lacks 2 of 2 candidates, no folder .*3_of_3: run these parts"):
+        structure_generator.main(merged)
+    structure_generator.main(with_generation(cfg, shard="3/3"))
+    next((Path(cfg.generation.output_dir) / "shards" / "1_of_3").glob("batch_*")).write_text("{")
+    with pytest.raises(StageError, match=r"^shard 1/3 lacks 3 of 3 candidates: run these parts"):
+        structure_generator.main(merged)
+    structure_generator.main(with_generation(cfg, shard="1/3"))
+    structure_generator.main(merged)
+    assert len(list(Path(cfg.generation.output_dir).glob("*.cif"))) == 4

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ase.db
+import numpy as np
 import simple_judges as simple
+from ase import Atoms
 from ase.build import mx2
 
 from crystals import matching
@@ -41,3 +43,27 @@ def test_several_databases_are_one_set_of_known_structures(tmp_path):
     assert [uid for uid, _ in known("NbS2")] == ["NbS2 of second.db"]
     assert known.formulas() == {"MoS2", "WS2", "NbS2"}
     assert list(known.counts().values()) == [2, 2] and [name.endswith(".db") for name in known.counts()] == [True, True]
+
+
+def test_different_structures_are_those_of_comparing_every_pair():
+    """Polymorphs, supercells, turned and mirrored sheets, strained and rattled ones, and atoms at random places."""
+    rng = np.random.default_rng(0)
+    sheets = [simple.sheet(), simple.sheet(kind="1T"), simple.sheet(a=3.9), simple.sheet(a=3.2).repeat((2, 1, 1))]
+    for k in range(36):
+        atoms = sheets[k % 4].copy()
+        strain = np.eye(3)
+        strain[:2, :2] += rng.normal(scale=(0.0, 0.05, 0.1)[k % 3], size=(2, 2))
+        atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+        atoms.positions += rng.normal(scale=(0.02, 0.3)[k % 2], size=atoms.positions.shape)
+        atoms.rotate(10 * k, "z", rotate_cell=True)
+        sheets.append(atoms)
+    for _ in range(12):
+        places = rng.random((6, 3)) * [1, 1, 0.15]
+        sheets.append(Atoms("Mo2S4", scaled_positions=places, cell=(4.5 + rng.random(), 5 + rng.random(), 20), pbc=True))
+    structures = {f"s{k}": matching.match_structure(atoms, True) for k, atoms in enumerate(sheets)}
+    seen, expected, kept = matching.DifferentStructures(), {}, []
+    for name, own in structures.items():
+        expected[name] = next((other for other in kept if matching.same_structure(own, structures[other])), "")
+        kept += [] if expected[name] else [name]
+    assert {name: seen.find_or_add(name, own) for name, own in structures.items()} == expected
+    assert 10 < len(kept) < len(sheets) - 10, "both outcomes are frequent"

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -303,3 +304,27 @@ def test_nothing_to_draw_is_drawn_as_such(tmp_path):
     comparison.update_comparison(cfg, tmp_path / "r")
     assert content["metrics"]["mae_delta_g_ev"]["value"] is None
     assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
+
+
+def test_a_large_set_has_its_best_thousand_in_the_report_and_figures_that_are_drawn_in_time(products, tmp_path, monkeypatch):
+    """Values beyond every axis among them, whose arrows would cover the figure."""
+    _, cfg, ours, _ = products
+    first, rng = ours.rows[1], np.random.default_rng(0)
+    rows = [
+        dataclasses.replace(first, id=f"m{k:05d}", delta_g_ev=9 * x, e_above_hull_ev=8 * y, p_hit=p, hit=False)
+        for k, (x, y, p) in enumerate(rng.normal(size=(5000, 3)))
+    ]
+    many = dataclasses.replace(ours, rows=rows, structures={row.id: ours.structures[first.id] for row in rows})
+    monkeypatch.setattr(plotting, "save", lambda fig, path: figures_of.update({path.name: fig}))
+    figures_of: dict[str, Any] = {}
+    content = report.write_report(many, cfg, tmp_path, script="test.py")
+    best = sorted(row.id for row in sorted(rows, key=lambda row: (-row.p_hit, row.id))[: report.MOST_ROWS])
+    assert [row["id"] for row in content["candidates"]] == list(content["structures"]) == best
+    assert content["n_candidates"] == 5000 and content["funnel"]["CIFs"] == 5000
+    left, right = figures_of["her_performance.png"].axes
+    assert len(left.get_xticks()) == figures.MOST_DRAWN and "the best 100 of the 5000 of 5000" in left.get_title()
+    curve, points = (axis.lines for axis in figures_of["stability_curve.png"].axes)
+    hull = sorted(row.e_above_hull_ev for row in rows)
+    drawn = dict(zip(curve[-1].get_xdata(), curve[-1].get_ydata(), strict=True))
+    assert len(drawn) < 1100 and all(drawn[hull[k]] == (k + 1) / 5000 for k in (0, 4999))
+    assert max(len(axis.texts) for fig in figures_of.values() for axis in fig.axes) < 4 * figures.MOST_ARROWS
