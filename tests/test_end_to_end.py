@@ -138,7 +138,7 @@ def test_generation_and_both_evaluations(stage, out, tmp_path):
     succeed(evaluated)
     # Stage 5 has done what only sharpens a value; here it is left out, and the judges are in the stage's own process.
     lean = ("evaluation.second_potential=", "evaluation.band_gap=", "evaluation.dft_truth_path=", "evaluation.dft_blind_path=")
-    lean += ("evaluation.workers=0",)
+    lean += ("evaluation.known_formulas_from=", "evaluation.workers=0")
     succeed(stage("evaluate_external.py", out, tmp_path, *weights, *folders, *lean))
 
     with (out / "metrics.csv").open(encoding="utf-8") as handle:
