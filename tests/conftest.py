@@ -1,10 +1,14 @@
-"""Order of the tests: files with slow tests come first, so that processes side by side end together. Figures left undrawn."""
+"""Order of the tests: files with slow tests come first, so that processes side by side end together. One thread, no figures."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 from started_here import Starter
 from undrawn import leave_figures_undrawn
+
+from pipeline import cli
 
 LONGEST = (
     "test_end_to_end.py",
@@ -25,6 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (LONGEST.index(name) if name in LONGEST else 10 if item.path in slow else 20), str(item.path)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_as_the_environment_says():
+    """Let stages that run here take OMP_NUM_THREADS for the CPUs: threads of processes side by side wait for each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        if cpus := os.environ.get("OMP_NUM_THREADS"):
+            patch.setattr(cli, "cpu_count", lambda: int(cpus))
+        yield
 
 
 @pytest.fixture

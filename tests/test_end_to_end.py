@@ -4,11 +4,11 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ase.db import connect
+from forked_stages import StageStarter
 
 from pipeline.provenance import SCHEMA_VERSION, sidecar_path
 
@@ -43,20 +43,28 @@ TINY = {
 }
 
 
-def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
-    settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
-    program = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
-    command = [sys.executable, *program, *(f"{key}={value}" for key, value in settings.items()), *more]
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """Starts a stage in a process of its own, and waits for its end."""
+    folder = tmp_path_factory.mktemp("started")
     # No stage may need a home folder that can be written to.
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": "/proc/no-home",
-        "MPLCONFIGDIR": str(out.parent / "matplotlib"),
+        "MPLCONFIGDIR": str(folder / "matplotlib"),
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
+    with StageStarter(environment, folder) as starter:
+
+        def start(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+            settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
+            program = script if script.startswith("scripts.") else str(ROOT / script)
+            return starter.run(program, [*(f"{key}={value}" for key, value in settings.items()), *more], cwd)
+
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def succeed(done: subprocess.CompletedProcess) -> None:
 
 
 @pytest.mark.slow
-def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
+def test_training_stages_hand_over_through_files(stage, out, small_lmdb, tmp_path):
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
     succeed(stage("material_dataset.py", out, tmp_path))
     succeed(stage("scripts.pretrain_csllm", out, tmp_path))
@@ -111,7 +119,7 @@ def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_her
 
 
 @pytest.mark.slow
-def test_generation_and_both_evaluations(out, tmp_path):
+def test_generation_and_both_evaluations(stage, out, tmp_path):
     weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
     succeed(stage("structure_generator.py", out, tmp_path, *weights))
     cifs = sorted((out / "generated_cifs").glob("*.cif"))
@@ -130,7 +138,7 @@ def test_generation_and_both_evaluations(out, tmp_path):
     succeed(evaluated)
     # Stage 5 has done what only sharpens a value; here it is left out, and the judges are in the stage's own process.
     lean = ("evaluation.second_potential=", "evaluation.band_gap=", "evaluation.dft_truth_path=", "evaluation.dft_blind_path=")
-    lean += ("evaluation.workers=0",)
+    lean += ("evaluation.known_formulas_from=", "evaluation.workers=0")
     succeed(stage("evaluate_external.py", out, tmp_path, *weights, *folders, *lean))
 
     with (out / "metrics.csv").open(encoding="utf-8") as handle:
@@ -146,7 +154,7 @@ def test_generation_and_both_evaluations(out, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb):
+def test_a_database_of_the_real_schema_goes_through_stage_2(stage, tmp_path):
     """C2DB's own keys, uid style and orientation, with a row that cannot be used."""
     from crystals.prototypes import PROTOTYPES
 
