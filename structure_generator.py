@@ -5,6 +5,7 @@ Reads ``denoiser.checkpoint`` (stage 3). Writes to ``generation.output_dir`` one
 complete, so that a killed run goes on where it was; the same seed gives the same files whatever the batch size.
 
     python structure_generator.py generation.num_structures=32 generation.guidance_scale=1.0
+    python structure_generator.py generation.shard=3/8    # one of eight parts, on any machine; merge/8 puts them together
 """
 
 from __future__ import annotations
