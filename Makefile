@@ -59,7 +59,8 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .
 
 bench: $(VENV)/.installed-dev
-	$(PY) -m pytest tests/benchmarks --benchmark-enable --benchmark-only $(ARGS)
+	@mkdir -p $(OUT)/benchmark
+	$(PY) -m pytest tests/benchmarks --benchmark-enable --benchmark-only --benchmark-json=$(OUT)/benchmark/speed.json $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -6,21 +6,27 @@ external.output_dir, with the comparison, and nothing anywhere else. Bulk crysta
 defined, and enter no average of monolayers.
 
     python evaluate_external.py external.cif_dir=my_cifs external.name=mine
+    python evaluate_external.py external.cif_dir=my_cifs evaluation.shard=3/8    # one of eight parts; merge/8 puts them together
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import run_stage
 from pipeline.errors import ConfigError
 from pipeline.files import PROJECT_DIR
 from pipeline.locks import locked_folder
 from pipeline.settings import Config
+from pipeline.shards import Shard, read_shard
 from pipeline.shipped import with_shipped_weights
+
+if TYPE_CHECKING:
+    from evaluation.reading import Source
 
 log = logging.getLogger("her2d")
 
@@ -38,14 +44,36 @@ def main(cfg: Config) -> None:
     identity = judges.judge_identity(cfg)
     if shipped:
         log.info("%s", shipped)
-    with locked_folder(output_dir, "external.output_dir"):
-        _judge(cfg, files, identity)
+    shard = read_shard(cfg.evaluation.shard)
+    is_part = shard is not None and not shard.merges
+    own = shard.folder(output_dir) if is_part else output_dir
+    with locked_folder(own, "external.output_dir"):
+        sources = reading.sources_of(files, own / "cache" / "structures")
+        if shard is not None:
+            _parts(cfg, sources, identity, shard)
+        if not is_part:
+            _judge(cfg, sources, identity)
 
 
-def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
-    """Judge the structures of the files, and write the products and the table in the terminal."""
+def _parts(cfg: Config, sources: Sequence[Source], identity: dict[str, Any], shard: Shard) -> None:
+    """Judge one part of the structures, or take over what all parts have judged."""
+    from evaluation import evaluate, judges, shards
+    from evaluation.judge_pool import JudgePool
+
+    settings, root, sets = cfg.evaluation, Path(cfg.external.output_dir), {cfg.external.name: sources}
+    if shard.merges:
+        shards.take_parts(shard, sets, identity, settings, root)
+        return
+    load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
+        judge = partial(evaluate.evaluate, cfg.external.cif_dir, judges=pool, settings=settings, seed=cfg.run.seed)
+        shards.judge_part(shard, sets, judge, settings, root)
+
+
+def _judge(cfg: Config, sources: Sequence[Source], identity: dict[str, Any]) -> None:
+    """Judge the structures, and write the products and the table in the terminal."""
     from energetics import hydrogen
-    from evaluation import comparison, evaluate, judges, known_sheets, material_table, reading, report, report_files, summary
+    from evaluation import comparison, evaluate, judges, known_sheets, material_table, report, report_files, summary
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.external.output_dir)
@@ -62,7 +90,7 @@ def _judge(cfg: Config, files: list[Path], identity: dict[str, Any]) -> None:
             cfg.external.name,
             seed=cfg.run.seed,
             also_cached=[Path(settings.output_dir) / "cache", *settings.judged_before],
-            sources=reading.sources_of(files, output_dir / "cache" / "structures"),
+            sources=sources,
         )
     known = known_sheets.known_of_earlier_runs([settings.output_dir, PROJECT_DIR / "results"], identity)
     report.write_report(theirs, cfg, output_dir, truth=truth, known=known, **about, script="evaluate_external.py")

@@ -6,6 +6,7 @@ properties, and ``manifest.json``. Sampled batches are kept until the products a
 was; the same seed gives the same files whatever the batch size.
 
     python structure_generator.py generation.num_structures=32 generation.guidance_scale=1.0
+    python structure_generator.py generation.shard=3/8    # one of eight parts, on any machine; merge/8 puts them together
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ checkpoint, the potential with its references, the synthesizability model and th
 report.json, report.html, comparison.csv and the figures to evaluation.output_dir. A run that is stopped goes on where it was.
 
     python test.py
+    python test.py evaluation.shard=3/8    # one of eight parts, on any machine; evaluation.shard=merge/8 puts them together
     python test.py evaluation.cif_dir=my_cifs evaluation.output_dir=my_results
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from pipeline.cli import run_stage
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.locks import locked_folder
-from pipeline.settings import Config
+from pipeline.settings import Config, EvaluationConfig
+from pipeline.shards import Shard, read_shard
 from pipeline.shipped import with_shipped_weights
 
 log = logging.getLogger("her2d")
@@ -41,8 +44,38 @@ def main(cfg: Config) -> None:
     identity = judges.judge_identity(cfg)
     if shipped:
         log.info("%s", shipped)
-    with locked_folder(cfg.evaluation.output_dir, "evaluation.output_dir"):
-        _judge(cfg, identity)
+    shard, folder = read_shard(cfg.evaluation.shard), Path(cfg.evaluation.output_dir)
+    is_part = shard is not None and not shard.merges
+    with locked_folder(shard.folder(folder) if is_part else folder, "evaluation.output_dir"):
+        if shard is not None:
+            _parts(cfg, identity, shard)
+        if not is_part:
+            _judge(cfg, identity)
+
+
+def _folders(settings: EvaluationConfig) -> dict[str, str]:
+    """Return the folder of CIFs of every control by its label."""
+    return {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir, "known": settings.known_cif_dir}
+
+
+def _parts(cfg: Config, identity: dict[str, Any], shard: Shard) -> None:
+    """Judge one part of ours and of the controls that are there, or take over what all parts have judged."""
+    from evaluation import evaluate, judges, report_files, shards
+    from evaluation.judge_pool import JudgePool
+    from evaluation.reading import cif_source
+
+    settings, root = cfg.evaluation, Path(cfg.evaluation.output_dir)
+    sets = {report_files.OURS: [cif_source(path) for path in evaluate.find_cifs(settings.cif_dir)]}
+    for label, folder in _folders(settings).items():
+        with suppress(StageError):  # a control that is not there
+            sets[label] = [cif_source(path) for path in evaluate.find_cifs(folder)]
+    if shard.merges:
+        shards.take_parts(shard, sets, identity, settings, root)
+        return
+    load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
+        judge = partial(evaluate.evaluate, settings.cif_dir, judges=pool, settings=settings, seed=cfg.run.seed)
+        shards.judge_part(shard, sets, judge, settings, root)
 
 
 def _judge(cfg: Config, identity: dict[str, Any]) -> None:
@@ -67,7 +100,6 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     about = {"her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
     truth = judges.run_dft_benchmark(cfg, her)
     hull = hull_parity.measure_or_read(cfg, output_dir)
-    folders = {"unguided": settings.unguided_cif_dir, "random decoration": settings.random_cif_dir, "known": settings.known_cif_dir}
     controls: dict[str, evaluate.Evaluation | str] = {}
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
     with JudgePool(load, identity, settings.workers, cfg.run) as pool:
@@ -80,7 +112,7 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
             also_cached=settings.judged_before,
         )
         ours = judge(settings.cif_dir, output_dir=output_dir, label=report_files.OURS)
-        for label, folder in folders.items():
+        for label, folder in _folders(settings).items():
             try:
                 evaluate.find_cifs(folder)
             except StageError as error:

@@ -133,7 +133,7 @@ def evaluate(
     output_dir = Path(output_dir)
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
     store = record_store(cache, [Path(p) for p in also_cached])
-    keys = {source: cache_key(_content(source.cif), judges.identity, settings) for source in sources if source.cif}
+    keys = {source: content_key(source.cif, judges.identity, settings) for source in sources if source.cif}
     with _workers(judges, workers) as pool:
         found = _results({key: source.cif for source, key in keys.items()}, pool, settings, store, label)
         rows, structures = _rows({source: found[keys[source]] if source in keys else _unreadable(source) for source in sources})
@@ -167,6 +167,11 @@ def _workers(judges: Judges | JudgePool, workers: int) -> Iterator[Judges | Judg
         return
     with JudgePool(partial(_unchanged, judges), judges.identity, workers) as pool:
         yield pool
+
+
+def content_key(path: Path, identity: Mapping[str, Any], settings: EvaluationConfig) -> str:
+    """Return the key of a CIF in the store of judged candidates, as ``cache_key`` gives it. identity: of the judges."""
+    return cache_key(_content(path), identity, settings)
 
 
 def _content(path: Path) -> bytes:

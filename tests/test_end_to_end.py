@@ -29,6 +29,8 @@ TINY = {
     "generation.num_structures": 1,
     "generation.composition_pool": 8,
     "generation.num_steps": 30,
+    "generation.oversample": 2.0,
+    "generation.prefilter": False,
     "evaluation.max_steps": 3,
     "evaluation.max_h_steps": 2,
     "evaluation.more_h_steps": 0,
@@ -121,7 +123,7 @@ def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_her
 @pytest.mark.slow
 def test_generation_and_both_evaluations(stage, out, tmp_path):
     weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
-    succeed(stage("structure_generator.py", out, tmp_path, *weights))
+    succeed(stage("structure_generator.py", out, tmp_path, *weights, "generation.prefilter=true", "evaluation.workers=0"))
     cifs = sorted((out / "generated_cifs").glob("*.cif"))
     assert cifs and all(path.name.startswith("gen_") for path in cifs)
 
