@@ -43,13 +43,15 @@ from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
 PARTS = ("csp", "ladder", "generation", "steps", "guidance", "search")
+# Of a composition screening knows one crystal, whatever the recipe.
+SCREENED = {"start": "screening", "max_per_composition": 1}
 # Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
 SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
     "no guidance": (0.0, 0.0, {}),
     "guidance": (None, None, {"prefilter": False}),
-    "screening": (None, None, {"prefilter": False, "start": "screening"}),
+    "screening": (None, None, {"prefilter": False, **SCREENED}),
     "guidance, prefilter": (None, None, {"prefilter": True}),
-    "screening, prefilter": (None, None, {"prefilter": True, "start": "screening"}),
+    "screening, prefilter": (None, None, {"prefilter": True, **SCREENED}),
 }
 SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 
