@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
+from ase.symbols import Symbols
 
 from crystals.charge_balance import charge_neutral
 from crystals.elements import element_descriptors
@@ -56,7 +56,7 @@ class _Family:
 
 def decorated(template: Template, decoration: Sequence[int]) -> str:
     """Return the formula of a template with the given atomic number for each of its kinds of atoms."""
-    return Atoms(numbers=[decoration[kind] for kind in template.kinds]).get_chemical_formula("metal")
+    return Symbols([decoration[kind] for kind in template.kinds.tolist()]).get_chemical_formula("metal")
 
 
 @dataclass
@@ -156,12 +156,13 @@ class TemplateLibrary:
     def _offspring(self, family: _Family, rows: Iterable[tuple[int, ...]]) -> list[Recipe]:
         """Return the recipes of a family that are one substitution away from the decorations ``rows`` and not known."""
         sites = [sorted({row[kind] for row in family.known}) for kind in range(len(family.known[0]))]
+        near = cache(lambda first, other: self.chemical_distance(first, other) <= SUBSTITUTION_DISTANCE)
         found = {
             (*row[:kind], other, *row[kind + 1 :])
             for row in rows
             for kind, site in enumerate(sites)
             for other in site
-            if other not in row and self.chemical_distance(row[kind], other) <= SUBSTITUTION_DISTANCE
+            if other not in row and near(row[kind], other)
         }
         kinds, result = family.template.kinds, []
         for decoration in sorted(found - set(family.known)):

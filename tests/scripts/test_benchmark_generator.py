@@ -110,7 +110,7 @@ def cfg(tmp_path, monkeypatch) -> Config:
             cfg_scales=[2.0],
             judge_checkpoint=str(judge),
         ),
-        evaluation=dataclasses.replace(base.evaluation, workers=1, bootstrap=50),
+        evaluation=dataclasses.replace(base.evaluation, workers=0, bootstrap=50),
     )
 
 
@@ -134,7 +134,8 @@ def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set
     library = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in (mos2(), mos2("1T"), mos2())])
     content = torch.load(cfg.denoiser.checkpoint, weights_only=True)
     torch.save(content | {"templates": library.state_dict()}, cfg.denoiser.checkpoint)
-    benchmark.main(with_parts(cfg, "generation"))
+    in_a_worker = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, workers=1))
+    benchmark.main(with_parts(in_a_worker, "generation"))
     folder = Path(cfg.benchmark.output_dir)
     found = json.loads((folder / "generation.json").read_text())
     assert found["training_layer_group_numbers"] == {"72": 1, "78": 2}

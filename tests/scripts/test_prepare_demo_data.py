@@ -35,7 +35,7 @@ def settings(tmp_path, **values):
         "demo.num_adsorption=3",
         "demo.num_random=4",
         "demo.max_steps=12",
-        "demo.max_h_steps=8",
+        "demo.max_h_steps=4",
     ]
     return load_config(None, overrides + [f"demo.{key}={value}" for key, value in values.items()])
 
