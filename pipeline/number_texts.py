@@ -1,8 +1,11 @@
-"""Writes numbers, shares with their intervals and tables as Markdown; needs nothing but the standard library."""
+"""Writes numbers, shares with their intervals and tables as Markdown, and counts rows; needs nothing but the standard library."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 MISSING = "–"
@@ -46,3 +49,12 @@ def metric_table(rows: Sequence[tuple[str, str, str]], sets: Mapping[str, Mappin
     """Return a table of metrics: one row for each (label, key, format), one column for each set."""
     body = [[label, *(interval(found[key], style) for found in sets.values())] for label, key, style in rows]
     return table(["", *sets], body)
+
+
+def database_counts(path: Path) -> dict[str, int]:
+    """Return the numbers of clean sheets, of sheets with H, and of families in an ASE database of adsorption energies."""
+    count = "select count(*) from text_key_values where key = 'kind' and value "
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        one = lambda query: database.execute(query).fetchone()[0]  # noqa: E731
+        families = one("select count(distinct value) from text_key_values where key = 'family'")
+        return {"sheets": one(count + "= 'clean'"), "adsorption energies": one(count + "!= 'clean'"), "families": families}

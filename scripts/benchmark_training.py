@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from networks.loading import batches
 from networks.ranks import Ranks, Share
 from pipeline.cli import resolve_device, seed_everything
 from pipeline.files import PROJECT_DIR, write_json
+from pipeline.machine import machine
 from pipeline.settings import DimenetConfig, RunConfig
 
 METALS = ("Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al", "Rh", "Ir", "Pb")
@@ -70,19 +70,6 @@ def synthetic_records(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
             "pos_relaxed": positions + rng.normal(scale=0.05, size=positions.shape),
             "bulk_formula": f"{slab.symbols[0]}{1 + sid % 60}H",
         }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Name the machine: CPU, cores that this process may use, GPU, and versions."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def make_job(lmdb: Path, preset: str, batch_size: int, precision: str = "float32") -> tuple[MemberJob, dict[str, float]]:
@@ -185,7 +172,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
-    table: dict[str, Any] = {"machine": machine(device), "load_average_before": os.getloadavg()[0]}
+    table: dict[str, Any] = {
+        "machine": machine(torch.cuda.get_device_name(device) if device.type == "cuda" else None),
+        "load_average_before": os.getloadavg()[0],
+    }
     with tempfile.TemporaryDirectory() as folder:
         lmdb = Path(folder) / "data.lmdb"
         started = time.perf_counter()

@@ -286,6 +286,20 @@ def test_records_of_other_folders_are_found_and_not_changed(tmp_path):
     assert dict(store) == {"a": {"value": 1}, "b": {"value": 2}} and contents(tmp_path / "old") == before
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_records_of_another_folder_are_taken_over_once(tmp_path, monkeypatch, links):
+    theirs, own = FolderStore(tmp_path / "theirs", prefix="p_"), FolderStore(tmp_path / "own", prefix="p_")
+    for key, record in RECORDS.items():
+        theirs.add(key, record)
+    own.add("k1", {"value": "own"})
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EXDEV, "another file system")))
+    assert own.take_over(theirs.folder) == 3 and own.take_over(theirs.folder) == 0
+    assert {key: own[key] for key in own} == RECORDS | {"k1": {"value": "own"}}
+    own.add("k2", {"value": "changed"})
+    assert theirs["k2"] == RECORDS["k2"], "a link is replaced, not written to"
+
+
 def test_a_claim_is_held_by_one_living_process(tmp_path):
     store = FolderStore(tmp_path)
     assert store.claim("a") and not store.claim("a")
