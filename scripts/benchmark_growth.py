@@ -1,7 +1,7 @@
 """Measures how time and memory of a big set grow with the number of its judged candidates.
 
-    python -m scripts.benchmark_growth                              all of it; writes results/benchmark/growth.json
-    python -m scripts.benchmark_growth --rows 1000 --output x.json
+    python -m scripts.benchmark_growth                                              all of it; writes results/benchmark/growth.json
+    python -m scripts.benchmark_growth --one-formula --rows 1000 --parts report     measures one part anew
 
 The rows are copies of the committed ones (``results/metrics.csv``), the structures copies of ``data/judged_candidates`` with strain
 and rattled atoms. Every part runs in a process of its own, so that the largest memory is that of the part: the names of the
@@ -205,15 +205,16 @@ def main() -> None:
         print(json.dumps(measure(chosen.part, chosen.rows[0])))
         return
     table: dict[str, Any] = {"machine": machine(), "load_average_before": os.getloadavg()[0], "rows": {}, "one_formula": {}}
-    for count in chosen.one_formula:
-        table["one_formula"][str(count)] = measured("one formula", count)
-        print(count, table["one_formula"][str(count)], flush=True)
-    for count in chosen.rows:
-        table["rows"][str(count)] = {}
-        for part in chosen.parts:
-            table["rows"][str(count)][part] = measured(part, count)
-            print(count, part, table["rows"][str(count)][part], flush=True)
-            write_json(chosen.output, table | {"load_average_after": os.getloadavg()[0]})
+    if chosen.output.is_file():  # parts that are measured anew replace those of this machine
+        before = json.loads(chosen.output.read_text(encoding="utf-8"))
+        table |= before if before.get("machine") == table["machine"] else {}
+    tasks = [(table["one_formula"], "one formula", count) for count in chosen.one_formula]
+    tasks += [(table["rows"].setdefault(str(count), {}), part, count) for count in chosen.rows for part in chosen.parts]
+    for found, part, count in tasks:
+        key = str(count) if part == "one formula" else part
+        found[key] = measured(part, count)
+        print(count, part, found[key], flush=True)
+        write_json(chosen.output, table | {"load_average_after": os.getloadavg()[0]})
 
 
 if __name__ == "__main__":

@@ -21,15 +21,13 @@ import gzip
 import json
 import math
 import re
-import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.number_texts import MISSING, Metric, formatted, interval, metric_table, table
+from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
@@ -65,15 +63,6 @@ def load(name: str) -> Any:
             return list(csv.DictReader(handle))
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
     return json.loads(text)
-
-
-def database_counts(path: Path) -> dict[str, int]:
-    """Return the numbers of clean sheets, of sheets with H, and of families in an ASE database of adsorption energies."""
-    count = "select count(*) from text_key_values where key = 'kind' and value "
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        one = lambda query: database.execute(query).fetchone()[0]  # noqa: E731
-        families = one("select count(distinct value) from text_key_values where key = 'family'")
-        return {"sheets": one(count + "= 'clean'"), "adsorption energies": one(count + "!= 'clean'"), "families": families}
 
 
 def value_at(content: Any, key: str) -> Any:
@@ -428,6 +417,16 @@ def memory() -> str:
     return table(["candidates", "main process (MiB)", "workers, sum (MiB)"], body)
 
 
+def growth() -> str:
+    """Return seconds of the CPU and the largest memory by number of candidates."""
+    found = load("results/benchmark/growth.json")["rows"]
+    names = {"names": "ids", "store": "store of judged candidates, read", "uniqueness": "uniqueness", "metrics": "metrics"}
+    names |= {"tables": "`metrics.csv`, `relaxed.extxyz`", "report": "report, page, figures"}
+    cell = lambda row: f"{row['cpu_seconds']:,.1f} s, {row['peak_mib']:,} MiB" if row else MISSING  # noqa: E731
+    body = [[label, *(cell(parts.get(name)) for parts in found.values())] for name, label in names.items()]
+    return table(["candidates", *(f"{int(count):,}" for count in found)], body)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "comparison": comparison,
     "short comparison": short_comparison,
@@ -452,6 +451,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "phonons": phonons,
     "kills": kills,
     "memory": memory,
+    "growth": growth,
 }
 
 
