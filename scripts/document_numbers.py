@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
+from scripts import generator_tables
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
@@ -82,6 +83,8 @@ COMPARISON = (
     ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
     ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
     ("Score_stab", "score_stab", ".2f"),
+    ("E_hull ≤ 0.1 eV/atom and dynamically stable", "rate_metastable_dynamic", ".0%"),
+    ("not dissolved by water", "rate_not_dissolved", ".0%"),
     ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
     ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
     ("mean abs. ΔG_H, DimeNet++ (eV)", "mae_delta_g_dimenet_ev", ".2f"),
@@ -324,42 +327,6 @@ def structure_prediction() -> str:
     return table(["trained on", "tolerance", "n", "steps", "match@1", "match@20", "RMSD@1", "RMSD@20"], body)
 
 
-LADDER = [(bound, count) for count in (1, 20) for bound in ("tight", "strict", "loose")]
-
-
-def ladder() -> str:
-    """Return how often each method finds held-out crystals from their composition."""
-    body = []
-    for name, found in load("results/benchmark/ladder.json")["methods"].items():
-        cells = []
-        for bound, count in LADDER:
-            low, high = found[bound].get(f"match@{count}_interval", (None, None))
-            cells.append(interval({"value": found[bound].get(f"match@{count}"), "low": low, "high": high}, ".0%"))
-        polymorph = formatted(found["any_polymorph_strict"]["match@1"], ".0%")
-        body.append([name, formatted(found["n"]), *cells, polymorph, formatted(found["median_rmsd@1"], ".3f")])
-    heads = [f"{bound} @{count}" for bound, count in LADDER]
-    return table(["method", "n @1", *heads, "strict @1, any polymorph", "median RMSD @1"], body)
-
-
-def ladder_pairs() -> str:
-    """Return in how many rows one method alone finds the crystal, and McNemar's exact p."""
-    body = []
-    for name, found in load("results/benchmark/ladder.json")["paired"].items():
-        tests = [found.get(f"{bound}@{count}") for bound, count in LADDER]
-        cells = [f"{m['first_alone']} : {m['second_alone']} (p {formatted(m['p'], '.1g')})" if m else MISSING for m in tests]
-        body.append([name, *cells])
-    heads = [f"{bound} @{count}" for bound, count in LADDER]
-    return table(["first against second", *heads], body)
-
-
-def ladder_denoising() -> str:
-    """Return how well one step of the refiner removes noise."""
-    body = []
-    for row in load("results/benchmark/ladder.json")["denoising"]:
-        body.append([f"{row[f'{part}_after']:.3f} ({row[f'{part}_before']:.3f})" for part in ("height", "in_plane", "strain")])
-    return table(["heights (Å)", "in-plane (Å)", "strain"], body)
-
-
 def hull_parity() -> str:
     """Return how E_above_hull agrees with the values of C2DB."""
     found = load("results/hull_parity.json")
@@ -442,9 +409,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "synthesizability_by_family": synthesizability_by_family,
     "labels": labels,
     "structure prediction": structure_prediction,
-    "ladder": ladder,
-    "ladder pairs": ladder_pairs,
-    "ladder denoising": ladder_denoising,
+    "ladder": lambda: generator_tables.ladder(load("results/benchmark/ladder.json")),
+    "ladder pairs": lambda: generator_tables.ladder_pairs(load("results/benchmark/ladder.json")),
+    "ladder denoising": lambda: generator_tables.ladder_denoising(load("results/benchmark/ladder.json")),
+    "searches": lambda: generator_tables.searches(load("results/benchmark/search.json")),
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,
     "water": water,

@@ -1,0 +1,69 @@
+"""Writes the tables of ``scripts.benchmark_generator`` as Markdown; needs nothing but the standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.number_texts import MISSING, formatted, interval, table
+
+LADDER = [(bound, count) for count in (1, 20) for bound in ("tight", "strict", "loose")]
+
+
+def ladder(content: Mapping[str, Any]) -> str:
+    """Return how often each method finds held-out crystals from their composition."""
+    body = []
+    for name, found in content["methods"].items():
+        cells = []
+        for bound, count in LADDER:
+            low, high = found[bound].get(f"match@{count}_interval", (None, None))
+            cells.append(interval({"value": found[bound].get(f"match@{count}"), "low": low, "high": high}, ".0%"))
+        polymorph = formatted(found["any_polymorph_strict"]["match@1"], ".0%")
+        body.append([name, formatted(found["n"]), *cells, polymorph, formatted(found["median_rmsd@1"], ".3f")])
+    heads = [f"{bound} @{count}" for bound, count in LADDER]
+    return table(["method", "n @1", *heads, "strict @1, any polymorph", "median RMSD @1"], body)
+
+
+def ladder_pairs(content: Mapping[str, Any]) -> str:
+    """Return in how many rows one method alone finds the crystal, and McNemar's exact p."""
+    body = []
+    for name, found in content["paired"].items():
+        tests = [found.get(f"{bound}@{count}") for bound, count in LADDER]
+        cells = [f"{m['first_alone']} : {m['second_alone']} (p {formatted(m['p'], '.1g')})" if m else MISSING for m in tests]
+        body.append([name, *cells])
+    heads = [f"{bound} @{count}" for bound, count in LADDER]
+    return table(["first against second", *heads], body)
+
+
+def ladder_denoising(content: Mapping[str, Any]) -> str:
+    """Return how well one step of the refiner removes noise."""
+    body = []
+    for row in content["denoising"]:
+        body.append([f"{row[f'{part}_after']:.3f} ({row[f'{part}_before']:.3f})" for part in ("height", "in_plane", "strain")])
+    return table(["heights (Å)", "in-plane (Å)", "strain"], body)
+
+
+SEARCH = (
+    ("hits to expect (mean p_hit)", "expected_hit_rate", ".1%"),
+    ("hits, best judge", "hit_rate", ".0%"),
+    ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
+    ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
+    ("and dynamically stable", "rate_metastable_dynamic", ".0%"),
+    ("not dissolved by water", "rate_not_dissolved", ".0%"),
+    ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
+    ("Rate_synth", "rate_synth", ".0%"),
+    ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
+)
+
+
+def searches(content: Mapping[str, Any]) -> str:
+    """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
+    found = content["searches"]
+    body = [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
+    for label, key in (
+        ("distinct formulas", "formulas"),
+        ("families", "families"),
+        ("entropy of elements (bits)", "element_entropy_bits"),
+    ):
+        body.append([label, *(formatted(row[key]) for row in found)])
+    return table(["", *(f"{row['name']} ({row['aggregates']['rate_valid']['n']})" for row in found)], body)
