@@ -27,8 +27,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline import generator_tables
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
-from scripts import generator_tables
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- numbers: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", re.DOTALL)
