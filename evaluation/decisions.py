@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ from ase import Atoms
 from crystals import validity
 from crystals.matching import DifferentStructures, match_structure
 from evaluation.candidate import CandidateResult
-from evaluation.water_verdict import DISSOLVES
 from pipeline.settings import EvaluationConfig
 
 log = logging.getLogger("her2d")
@@ -144,32 +143,6 @@ def _rank_key(row: Any) -> tuple[Any, ...]:
     chance = 0.0 if chance is None or math.isnan(chance) else chance
     last = not scored or value("dimensionality") not in validity.SHEET_KINDS
     return last, *failed, -chance, -score if scored else 0.0, value("id")
-
-
-def funnel_steps(
-    rows: Sequence[CandidateResult], settings: EvaluationConfig
-) -> list[tuple[str, Callable[[CandidateResult], bool]]]:
-    """Return the conditions on the way from CIF to hit, in their order: name, and whether a row meets it by itself.
-
-    "two-dimensional" is part of "valid" and stands before it, so that the counts tell who fails by dimensionality alone. A step
-    stands only where its judge was asked about some of the rows.
-    """
-    further = (
-        (lambda r: r.dynamically_stable is not None, "dynamically stable", lambda r: r.dynamically_stable is True),
-        (lambda r: r.water, "not dissolved by water", lambda r: r.water not in ("", DISSOLVES)),
-        (lambda r: r.conductive is not None, "conducts", lambda r: r.conductive is True),
-    )
-    return [
-        ("readable", lambda r: bool(r.formula)),
-        ("two-dimensional", lambda r: r.is_sheet),
-        ("valid", lambda r: r.valid is True),
-        ("sheet when relaxed", lambda r: r.sheet_relaxed is True),
-        ("unique", lambda r: r.unique is True),
-        ("novel", lambda r: r.novel is True),
-        (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
-        *((name, passes) for asked, name, passes in further if any(asked(row) for row in rows)),
-        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: r.hit is True),
-    ]
 
 
 def all_of(*verdicts: bool | None) -> bool | None:

@@ -15,8 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation import metrics, volcano
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import BY_DIMENET, funnel_steps, rank
+from evaluation.decisions import BY_DIMENET, rank
 from evaluation.evaluate import Evaluation
+from evaluation.water_verdict import DISSOLVES
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
 
@@ -279,10 +280,29 @@ def funnel(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.Pa
 
 
 def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[str, int]:
-    """Return condition -> number of candidates that pass it and all conditions before it."""
+    """Return condition -> number of candidates that pass it and all conditions before it.
+
+    "two-dimensional" is part of "valid" and stands before it, so that the counts tell who fails by dimensionality alone.
+    """
     left = list(evaluation.rows)
+    # A step stands only where its judge was asked about some candidate.
+    further = (
+        (lambda r: r.dynamically_stable is not None, "dynamically stable", lambda r: r.dynamically_stable is True),
+        (lambda r: r.water, "not dissolved by water", lambda r: r.water not in ("", DISSOLVES)),
+        (lambda r: r.conductive is not None, "conducts", lambda r: r.conductive is True),
+    )
     counts = {"CIFs": len(left)}
-    for name, passes in funnel_steps(left, settings):
+    for name, passes in (
+        ("readable", lambda r: bool(r.formula)),
+        ("two-dimensional", lambda r: r.is_sheet),
+        ("valid", lambda r: r.valid is True),
+        ("sheet when relaxed", lambda r: r.sheet_relaxed is True),
+        ("unique", lambda r: r.unique is True),
+        ("novel", lambda r: r.novel is True),
+        (f"metastable: E_hull ≤ {settings.hit_e_hull_ev:g} eV/atom", lambda r: r.e_above_hull_ev <= settings.hit_e_hull_ev),
+        *(step for asked, *step in further if any(asked(row) for row in left)),
+        (f"hit: |ΔG_H| ≤ {settings.hit_delta_g_ev:g} eV", lambda r: r.hit is True),
+    ):
         left = [row for row in left if passes(row)]
         counts[name] = len(left)
     return counts
