@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import StringIO
@@ -79,8 +79,11 @@ class Prefilter(Protocol):
 
     identity: dict[str, Any]  # what its verdicts depend on
 
-    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
-        """Return (chance of a new hit, whether something speaks against it) of the CIFs of a folder, by name without suffix."""
+    def __call__(self, cif_dir: Path, output_dir: Path, delta_g: Mapping[str, float]) -> dict[str, tuple[float, bool]]:
+        """Return (chance of a new hit, whether something speaks against it) of the CIFs of a folder, by name without suffix.
+
+        delta_g: ΔG_H by the heads, eV, by the same names.
+        """
 
 
 def uses_prefilter(settings: GenerationConfig) -> bool:
@@ -173,8 +176,9 @@ def _generate(
         raise StageError(
             f"none of {len(candidates)} sampled sheets is valid ({_rejections(candidates)}); train the denoiser longer"
         )
-    verdicts = _prefiltered(prefilter, valid, settings, partial_dir / PREFILTER_DIR) if prefilter else None
-    selected, properties = select_candidates(model, valid, settings, seed, device, verdicts)
+    properties = predict_properties(model, [c.sheet for c in valid], device)
+    verdicts = _prefiltered(prefilter, valid, properties, settings, partial_dir / PREFILTER_DIR) if prefilter else None
+    selected, properties = select_candidates(valid, properties, settings, seed, verdicts)
     new = partial_dir / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -287,7 +291,7 @@ def known_starts(cfg: Config) -> KnownCrystals | RankedPrototypes | None:
 
 
 def _prefiltered(
-    prefilter: Prefilter, valid: list[Candidate], settings: GenerationConfig, folder: Path
+    prefilter: Prefilter, valid: list[Candidate], properties: PropertyEstimate, settings: GenerationConfig, folder: Path
 ) -> list[tuple[float, bool]]:
     """Return what the quick judges say of each candidate, see ``Prefilter``."""
     cifs = folder / "cifs"
@@ -295,16 +299,15 @@ def _prefiltered(
     cifs.mkdir(parents=True)
     for candidate in valid:
         write_cif(candidate, cifs, settings)
-    verdicts = prefilter(cifs, folder)
+    verdicts = prefilter(cifs, folder, dict(zip((c.name for c in valid), properties.delta_g.tolist(), strict=True)))
     return [verdicts[candidate.name] for candidate in valid]
 
 
 def select_candidates(
-    model: Denoiser,
     valid: list[Candidate],
+    properties: PropertyEstimate,
     settings: GenerationConfig,
     seed: int,
-    device: torch.device,
     verdicts: Sequence[tuple[float, bool]] | None = None,
 ) -> tuple[list[Candidate], PropertyEstimate]:
     """Return at most ``num_structures`` of the valid candidates, in the order of sampling, and their predicted properties.
@@ -315,14 +318,12 @@ def select_candidates(
     because neither heads nor judges must select a control.
 
     Args:
-        model: whose heads predict.
         valid: M candidates.
+        properties: of them by the heads, (M,) each.
         settings: guidance and quotas.
         seed: of the draw.
-        device: of the model.
         verdicts: M of the prefilter; None: there is none.
     """
-    properties = predict_properties(model, [c.sheet for c in valid], device)
     chosen = np.arange(len(valid))
     if settings.guidance_scale > 0:
         loss = np.round(target_loss(properties, settings).double().numpy(), 6)

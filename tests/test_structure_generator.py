@@ -137,9 +137,10 @@ class _QuickJudges:
     def __init__(self, name: str = "test") -> None:
         self.identity, self.calls = {"judges": name}, 0
 
-    def __call__(self, cif_dir: Path, output_dir: Path) -> dict[str, tuple[float, bool]]:
+    def __call__(self, cif_dir: Path, output_dir: Path, delta_g: dict[str, float]) -> dict[str, tuple[float, bool]]:
         self.calls += 1
         names = sorted(path.stem for path in cif_dir.glob("*.cif"))
+        assert sorted(delta_g) == names
         assert all(len(Structure.from_file(cif_dir / f"{name}.cif")) for name in names)
         return {name: (0.01 * k, k % 2 == 1) for k, name in enumerate(names)}
 

@@ -47,6 +47,16 @@ def test_the_verdict_of_a_row(changes, expected):
     assert prefilter._verdict(row, None, Trees()) == (0.0, expected[1]), "a sheet that no judge could relax"
 
 
+def test_heads_and_dimenet_are_weighted_by_their_errors():
+    """Of two equal errors the mean counts, with a standard error smaller by √2; a poor DimeNet++ hardly moves the heads."""
+    equal = prefilter.HEADS_STD_EV
+    assert prefilter.with_heads(0.4, equal, 0.0) == pytest.approx((0.2, equal / 2**0.5))
+    value, std = prefilter.with_heads(2.0, 100 * equal, 0.0)
+    assert value == pytest.approx(0.0, abs=1e-3) and std == pytest.approx(equal, rel=1e-3)
+    assert prefilter.with_heads(0.4, 1e-6, 0.0)[0] < 0.4, "no judge is that sure"
+    assert all(map(math.isnan, prefilter.with_heads(math.nan, math.nan, 0.1)[:1]))
+
+
 @pytest.fixture
 def cfg(tmp_path, monkeypatch) -> Config:
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs", "path": "/x"}})
@@ -62,11 +72,12 @@ def test_the_costly_judges_are_left_out_and_a_second_run_asks_nothing(cfg, tmp_p
     quick = Prefilter(given)
     left = quick.cfg.evaluation
     assert (left.potential_h_sites, left.phonons, left.legacy_columns, left.band_gap) == (0, False, False, "")
-    found = quick(tmp_path / "cifs", tmp_path / "work")
+    by_heads = {"a": 0.1, "b": 0.2, "c": 0.1}
+    found = quick(tmp_path / "cifs", tmp_path / "work", by_heads)
     assert set(found) == {"a", "b", "c"} and found["c"][0] == 0, "c is a twin of a"
     assert all(0 <= chance <= 1 for chance, _ in found.values())
     monkeypatch.setattr(judges, "load_judges", lambda *_: pytest.fail("judged again"))
-    assert Prefilter(given)(tmp_path / "cifs", tmp_path / "work") == found
+    assert Prefilter(given)(tmp_path / "cifs", tmp_path / "work", by_heads) == found
 
 
 def test_its_identity_follows_judges_and_limits_but_no_paths(cfg):

@@ -198,7 +198,7 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
         def __init__(self, cfg):
             pass
 
-        def __call__(self, cif_dir, output_dir):
+        def __call__(self, cif_dir, output_dir, delta_g):
             asked.append(str(cif_dir))
             return {path.stem: (0.0, False) for path in cif_dir.glob("*.cif")}
 
