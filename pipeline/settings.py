@@ -302,6 +302,7 @@ class BenchmarkConfig:
     guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: guidance scales η, at w = 0")
     cfg_scales: list[float] = setting([2.0], "part guidance: classifier-free scales w, at η = 0")
     num_structures: int = setting(256, "part guidance: structures at each setting", low=2)
+    searches: list[str] = setting([], "part search: names of the ways of choosing to compare; empty: all")
     search_structures: int = setting(64, "part search: structures by each way of choosing", low=2)
     judge_checkpoint: str = setting(
         "weights/dimenet_second.pth", "part guidance: DimeNet++ that judges, not the one that labelled", path=True

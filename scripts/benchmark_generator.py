@@ -134,8 +134,12 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     from evaluation import judges
     from evaluation.judge_pool import JudgePool
 
-    chosen = cfg.generation
-    plan = {name: (folder / "search" / name.replace(", ", "_").replace(" ", "_"), how) for name, how in SEARCHES.items()}
+    chosen, asked = cfg.generation, cfg.benchmark.searches or list(SEARCHES)
+    plan = {
+        name: (folder / "search" / name.replace(", ", "_").replace(" ", "_"), how)
+        for name, how in SEARCHES.items()
+        if name in asked
+    }
     found: dict[str, dict[str, Any]] = {}
     drafts: dict[str, dict] = {}  # of runs that start alike
     for name, (cifs, (eta, w, changes)) in plan.items():
@@ -347,6 +351,8 @@ def main(cfg: Config) -> None:
     unknown = sorted(set(settings.parts) - {"all", *PARTS})
     if unknown or not settings.parts:
         raise ConfigError(f"benchmark.parts: {unknown or 'nothing'}; choose all, or some of {', '.join(PARTS)}")
+    if other := sorted(set(settings.searches) - set(SEARCHES)):
+        raise ConfigError(f"benchmark.searches: {', '.join(other)}; choose some of {', '.join(map(repr, SEARCHES))}")
     parts = PARTS if "all" in settings.parts else settings.parts
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -208,6 +208,12 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
     assert [row["name"] for row in rows] == list(benchmark.SEARCHES)
     assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
     assert len(asked) == 2
+    fewer = dataclasses.replace(given, benchmark=dataclasses.replace(given.benchmark, searches=["screening", "no guidance"]))
+    benchmark.main(with_parts(fewer, "search"))
+    again = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
+    assert [row["name"] for row in again] == ["no guidance", "screening"]
+    with pytest.raises(ConfigError, match="benchmark.searches: magic; choose some of 'no guidance'"):
+        benchmark.main(dataclasses.replace(cfg, benchmark=dataclasses.replace(cfg.benchmark, searches=["magic"])))
 
 
 def test_entropy_of_elements():
