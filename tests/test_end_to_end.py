@@ -4,11 +4,11 @@ import csv
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ase.db import connect
-from forked_stages import StageStarter
 
 from pipeline.provenance import SCHEMA_VERSION, sidecar_path
 
@@ -45,28 +45,20 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    """Starts a stage in a process of its own, and waits for its end."""
-    folder = tmp_path_factory.mktemp("started")
+def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+    settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
+    program = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
+    command = [sys.executable, *program, *(f"{key}={value}" for key, value in settings.items()), *more]
     # No stage may need a home folder that can be written to.
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": "/proc/no-home",
-        "MPLCONFIGDIR": str(folder / "matplotlib"),
+        "MPLCONFIGDIR": str(out.parent / "matplotlib"),
         "PYTHONPATH": str(ROOT),
     }
-    with StageStarter(environment, folder) as starter:
-
-        def start(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
-            settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
-            program = script if script.startswith("scripts.") else str(ROOT / script)
-            return starter.run(program, [*(f"{key}={value}" for key, value in settings.items()), *more], cwd)
-
-        yield start
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +84,7 @@ def succeed(done: subprocess.CompletedProcess) -> None:
 
 
 @pytest.mark.slow
-def test_training_stages_hand_over_through_files(stage, out, small_lmdb, tmp_path):
+def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
     succeed(stage("material_dataset.py", out, tmp_path))
     succeed(stage("scripts.pretrain_csllm", out, tmp_path))
@@ -121,7 +113,7 @@ def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_her
 
 
 @pytest.mark.slow
-def test_generation_and_both_evaluations(stage, out, tmp_path):
+def test_generation_and_both_evaluations(out, tmp_path):
     weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
     succeed(stage("structure_generator.py", out, tmp_path, *weights, "generation.prefilter=true", "evaluation.workers=0"))
     cifs = sorted((out / "generated_cifs").glob("*.cif"))
@@ -156,7 +148,7 @@ def test_generation_and_both_evaluations(stage, out, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_database_of_the_real_schema_goes_through_stage_2(stage, tmp_path):
+def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb):
     """C2DB's own keys, uid style and orientation, with a row that cannot be used."""
     from crystals.prototypes import PROTOTYPES
 
