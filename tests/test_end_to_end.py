@@ -45,10 +45,14 @@ TINY = {
 }
 
 
-def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+def _settings(out: Path) -> list[str]:
     settings = {**TINY, "run.output_dir": out, "external.output_dir": out / "external"}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
     program = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
-    command = [sys.executable, *program, *(f"{key}={value}" for key, value in settings.items()), *more]
+    command = [sys.executable, *program, *_settings(out), *more]
     # No stage may need a home folder that can be written to.
     environment = {
         **os.environ,
@@ -84,7 +88,7 @@ def succeed(done: subprocess.CompletedProcess) -> None:
 
 
 @pytest.mark.slow
-def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
+def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path, start_here):
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
     succeed(stage("material_dataset.py", out, tmp_path))
     succeed(stage("scripts.pretrain_csllm", out, tmp_path))
@@ -97,14 +101,14 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path):
 
     # Six steps of training give no crystal, but they must give a clear answer.
     few = ("generation.num_structures=1", "generation.num_steps=3", "generation.composition_pool=8")
-    generated = stage("structure_generator.py", out, tmp_path, *few)
+    generated = start_here("structure_generator.py", *_settings(out), *few)
     assert generated.returncode == 0 or (generated.returncode == 1 and "valid" in generated.stderr.splitlines()[-1])
     assert "Traceback" not in generated.stderr
 
 
 @pytest.mark.slow
 def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_here):
-    again = [f"{key}={value}" for key, value in {**TINY, "run.output_dir": out}.items()]
+    again = _settings(out)
     repeated = start_here("optimization.py", *again)
     assert repeated.returncode == 0 and "nothing to do" in repeated.stdout + str(repeated.messages)
     (out / "processed" / "train.json").unlink()
@@ -148,7 +152,7 @@ def test_generation_and_both_evaluations(out, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb):
+def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small_lmdb, start_here):
     """C2DB's own keys, uid style and orientation, with a row that cannot be used."""
     from crystals.prototypes import PROTOTYPES
 
@@ -158,7 +162,7 @@ def test_a_database_of_the_real_schema_goes_through_stage_2(out, tmp_path, small
             atoms.rotate(13 * index, "z", rotate_cell=True)
             db.write(atoms, uid=f"1{metal}Se2-1", layergroup="p-3m1", lgnum=72, ehull=0.01 * index, hform=-0.4)
         db.write(PROTOTYPES["1T-MX2"].build("Ni", "Se"), uid="1NiSe2-1")
-    done = stage("material_dataset.py", tmp_path / "r", tmp_path, f"dataset.db_path={tmp_path / 'c2db.db'}", *_dimenet())
+    done = start_here("material_dataset.py", *_settings(tmp_path / "r"), f"dataset.db_path={tmp_path / 'c2db.db'}", *_dimenet())
     succeed(done)
     assert "no ehull" in done.stdout and "read 11 rows, kept 10" in done.stdout
 
