@@ -192,7 +192,7 @@ def _results(
     found = {key: _result(record) for key in cifs if (record := store.get(key)) is not None}
     to_judge = {key: path for key, path in cifs.items() if key not in found}
     if found:
-        log.info("%s: %d of %d candidates were judged before", label, len(found), len(cifs))
+        log.info("%s: %d of %d candidates were judged before, by the same judges", label, len(found), len(cifs))
     if isinstance(judges, JudgePool):
         finished = judges.judge(to_judge, settings, store)
     else:

@@ -59,17 +59,9 @@ def write_report(
     output_dir = Path(output_dir)
     settings = cfg.evaluation
     judged_controls = [found for found in (controls or {}).values() if isinstance(found, Evaluation)]
-    best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
     control = next((found for found in judged_controls if found.label == KNOWN), None)
     known_sheets = known_rows(control) if control else list(known)
-    surfaces = literature_surfaces(truth, cfg.dataset.her_correction_ev)
-    figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets, surfaces)
-    figures.stability_curve([evaluation, *judged_controls], settings, output_dir / "stability_curve.png")
-    counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
-    if truth and truth["n"]:
-        figures.truth_parity(truth, output_dir / "truth_parity.png")
-    copy_loss_curve(cfg, output_dir)
-
+    best, counts = _draw(evaluation, cfg, output_dir, judged_controls, truth, known_sheets)
     shown = sorted(rank(evaluation.rows)[:MOST_ROWS], key=lambda row: row.id)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -94,6 +86,27 @@ def write_report(
     # Read back, so that the page gets what every later reader of the file gets.
     write_json(output_dir / "report.json", content)
     return json.loads((output_dir / "report.json").read_text(encoding="utf-8"))
+
+
+def _draw(
+    evaluation: Evaluation,
+    cfg: Config,
+    output_dir: Path,
+    controls: Sequence[Evaluation],
+    truth: Mapping[str, Any] | None,
+    known_sheets: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], dict[str, int]]:
+    """Draw the figures, and return which candidates are the best and how many are left after each condition."""
+    settings = cfg.evaluation
+    best = structure_figures.generated_structures(evaluation, settings, output_dir / "generated_structures.png")
+    surfaces = literature_surfaces(truth, cfg.dataset.her_correction_ev)
+    figures.her_performance(evaluation, settings, output_dir / "her_performance.png", known_sheets, surfaces)
+    figures.stability_curve([evaluation, *controls], settings, output_dir / "stability_curve.png")
+    counts = figures.funnel(evaluation, settings, output_dir / "funnel.png")
+    if truth and truth["n"]:
+        figures.truth_parity(truth, output_dir / "truth_parity.png")
+    copy_loss_curve(cfg, output_dir)
+    return best, counts
 
 
 def _control(found: Evaluation | str) -> dict[str, Any]:

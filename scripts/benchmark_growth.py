@@ -110,7 +110,7 @@ def sheets_of_one_formula(count: int) -> tuple[list[CandidateResult], dict[str, 
 
 
 def write_stored(count: int, folder: Path) -> list[str]:
-    """Write so many CIFs, each a stub, and what the judges found of them; return the keys of the records."""
+    """Write so many CIFs, of which nothing but the name is read, and what the judges found; return the keys of the records."""
     store, keys = record_store(folder / "out" / "cache"), []
     (folder / "cifs").mkdir()
     for row, atoms in candidates(count):
