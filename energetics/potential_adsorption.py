@@ -14,6 +14,7 @@ from energetics import sites
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
+from energetics.exfoliation import Exfoliation, exfoliate
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
@@ -97,6 +98,10 @@ class StabilityJudge:
         That one agrees with PBE more often (docs/results.md).
         """
         return dynamic_stability(sheet, self.second or self.potential)
+
+    def exfoliation(self, sheet: Atoms) -> Exfoliation:
+        """Find what binds a relaxed sheet to others like it, with the second potential where there is one."""
+        return exfoliate(sheet, (self.second or self.potential).calculator)
 
     def legacy_energy(self, atoms: Atoms) -> float:
         """Compute the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.

@@ -53,6 +53,9 @@ class CandidateResult:
     ``p_dynamic`` by phonons and ``dynamics_model.DynamicsModel`` together, the lowest eigenvalues of Hessian and stiffness and the
     lowest frequency, negative where it is imaginary. ``distortion_gain_ev`` (eV/atom) is what a sheet with an unstable mode gains
     when it follows the mode, and ``distorted_stable`` says whether the potential finds it stable then.
+    ``exfoliation_mev_per_a2`` is what binds a layer in a crystal of such sheets, ``layer_distance_angstrom`` how far apart their
+    outermost planes are in it, and ``exfoliable`` the verdict: easily, potentially, hardly
+    (``exfoliation_verdict.mark_exfoliation``).
     ``dg_pbx_ev`` (eV/atom) is ΔG_pbx at the worst of three pH and two potentials, ``dg_pbx_ph0_ev`` and the like the worst at one
     pH; ``water`` is the verdict, and ``water_products`` what the sheet becomes at the kindest pH, or why there is no verdict
     (``water_verdict.mark_water``). ``price_usd_per_kg``, ``hhi_reserve`` and ``hazards`` are of the elements
@@ -98,6 +101,9 @@ class CandidateResult:
     stiffness_min_n_per_m: float = NAN
     distortion_gain_ev: float = NAN
     distorted_stable: bool | None = None
+    exfoliation_mev_per_a2: float = NAN
+    layer_distance_angstrom: float = NAN
+    exfoliable: str = ""
     dg_pbx_ev: float = NAN
     dg_pbx_ph0_ev: float = NAN
     dg_pbx_ph7_ev: float = NAN
@@ -210,6 +216,9 @@ QUANTITIES = {
     "stiffness_min_n_per_m": Quantity("stiffness", "N/m", name="lowest stiffness"),
     "distortion_gain_ev": Quantity("distortion", "eV/atom", name="gained by distortion"),
     "distorted_stable": Quantity("distorted stable", name="stable when distorted"),
+    "exfoliation_mev_per_a2": Quantity("exfoliation", "meV/Å²", name="exfoliation energy"),
+    "layer_distance_angstrom": Quantity("layer distance", "Å", name="distance between layers"),
+    "exfoliable": Quantity("exfoliable"),
     "dg_pbx_ev": Quantity("ΔG_pbx", "eV/atom", name="ΔG_pbx in water, worst"),
     "dg_pbx_ph0_ev": Quantity("ΔG_pbx pH 0", "eV/atom", name="ΔG_pbx, pH 0"),
     "dg_pbx_ph7_ev": Quantity("ΔG_pbx pH 7", "eV/atom", name="ΔG_pbx, pH 7"),

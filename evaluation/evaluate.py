@@ -36,10 +36,12 @@ from crystals.formulas import cell_formula, reduced_formula
 from evaluation import metrics, statistics
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
-from evaluation.dynamics import mark_dynamics, phonon_store
+from evaluation.dynamics import mark_dynamics
 from evaluation.element_facts import mark_elements
+from evaluation.exfoliation_verdict import mark_exfoliation
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
+from evaluation.near_hull import QUESTIONS, answers_store
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
 from evaluation.result_files import write_distorted, write_structures, write_table
 from evaluation.water_verdict import mark_water
@@ -139,7 +141,9 @@ def evaluate(
         rows, structures = _rows({source: found[keys[source]] if source in keys else _unreadable(source) for source in sources})
         mark_unique(rows, structures)
         decide(rows, settings)
-        distorted = mark_dynamics(rows, structures, pool, settings, phonon_store(cache, [Path(p) for p in also_cached]))
+        phonons, exfoliation = (answers_store(name, cache, [Path(p) for p in also_cached]) for name in QUESTIONS)
+        distorted = mark_dynamics(rows, structures, pool, settings, phonons)
+        mark_exfoliation(rows, structures, pool, settings, exfoliation)
     mark_water(rows, settings)
     mark_elements(rows, settings)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
@@ -289,6 +293,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     mark_unique(rows, structures)
     decide(rows, settings)
     mark_dynamics(rows, structures, judges, settings)
+    mark_exfoliation(rows, structures, judges, settings)
     mark_water(rows, settings)
     mark_elements(rows, settings)
     return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}

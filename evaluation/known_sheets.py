@@ -29,7 +29,16 @@ from pipeline.settings import EvaluationConfig
 KNOWN = "known"
 TABLE = PROJECT_DIR / "data" / "known_sheets.csv"
 CIFS = PROJECT_DIR / "data" / "known_sheets"
-FIELDS = ("e_above_hull_ev", "delta_g_ev", "delta_g_std_ev", "delta_g_source", "p_synth", "band_gap_ev", "p_hit")
+FIELDS = (
+    "e_above_hull_ev",
+    "delta_g_ev",
+    "delta_g_std_ev",
+    "delta_g_source",
+    "p_synth",
+    "band_gap_ev",
+    "p_hit",
+    "exfoliation_mev_per_a2",
+)
 
 
 def listed(table: Path = TABLE) -> dict[str, dict[str, str]]:

@@ -25,7 +25,8 @@ GROUPS = {
     "Stability": (
         "e_above_hull_ev", "e_above_hull_std_ev", "e_above_hull_potential_ev", "e_above_hull_source", "decomposition", "e_form_ev",
         "energy_ev_per_atom", "score_stab", "dynamically_stable", "p_dynamic", "min_hessian_ev_per_a2", "min_phonon_thz",
-        "stiffness_min_n_per_m", "distortion_gain_ev", "distorted_stable",
+        "stiffness_min_n_per_m", "distortion_gain_ev", "distorted_stable", "exfoliable", "exfoliation_mev_per_a2",
+        "layer_distance_angstrom",
     ),
     "Hydrogen": (
         "delta_g_ev", "delta_g_std_ev", "delta_g_source", "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev",
@@ -66,8 +67,9 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
     "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_in_domain", "h_coverage",
-    "dynamically_stable", "p_dynamic", "min_phonon_thz", "water", "dg_pbx_ev", "water_products", "price_usd_per_kg", "hazards",
-    "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors", "p_hit", "novel_match", "status",
+    "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable", "water", "dg_pbx_ev",
+    "water_products", "price_usd_per_kg", "hazards", "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors",
+    "p_hit", "novel_match", "status",
 )  # fmt: skip
 # What the search looks at: not what names other materials, such as the products of decomposition.
 SEARCHED = (

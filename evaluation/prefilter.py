@@ -39,6 +39,7 @@ LEFT_OUT = {
     "potential_h_sites": 0,
     "legacy_columns": False,
     "phonons": False,
+    "exfoliation": False,
     "band_gap": "",
     "second_potential": "",
     "dft_truth_path": "",

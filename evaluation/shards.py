@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.dynamics import phonon_store
 from evaluation.evaluate import Evaluation, content_key
 from evaluation.judge_pool import record_store
+from evaluation.near_hull import QUESTIONS, answers_store
 from evaluation.reading import Source
 from pipeline.errors import StageError
 from pipeline.files import relative_name, write_json
@@ -76,8 +76,9 @@ def take_parts(shard: Shard, sets: Sets, identity: Mapping[str, Any], settings: 
         raise StageError(f"{'; '.join(problems[:MOST_NAMED])}{more}: run these parts with the settings of this run")
     for part in shard.parts():
         cache = part.folder(root) / "cache"
-        for own, theirs in ((record_store(root / "cache"), cache), (phonon_store(root / "cache"), cache / "phonons")):
-            own.take_over(theirs)
+        record_store(root / "cache").take_over(cache)
+        for question in QUESTIONS:
+            answers_store(question, root / "cache").take_over(cache / question)
 
 
 def _problem(part: Shard, sets: Sets, identity: Mapping[str, Any], settings: EvaluationConfig, root: Path) -> str:

@@ -361,8 +361,9 @@ class EvaluationConfig:
     dynamics_checkpoint: str = setting(
         "weights/dynamics.pth", "learnt part of that verdict; empty: phonons and stiffness alone decide", path=True
     )
-    phonon_max_e_hull_ev: float = setting(0.2, "no phonons of sheets further above the hull (eV/atom)", low=0)
-    phonon_max_atoms: int = setting(12, "no phonons of larger cells", low=1)
+    phonon_max_e_hull_ev: float = setting(0.2, "no phonons and exfoliation of sheets further above the hull (eV/atom)", low=0)
+    phonon_max_atoms: int = setting(12, "no phonons and exfoliation of larger cells", low=1)
+    exfoliation: bool = setting(True, "what it costs to peel such sheets (those that phonons are asked of) off a crystal of them")
     judged_before: list[str] = setting(
         ["data/verdicts"],
         "folders with verdicts of earlier runs (their cache): what the same judges said of the same file is not asked again",

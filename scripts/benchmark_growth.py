@@ -44,7 +44,7 @@ from pipeline.settings import Config, EvaluationConfig
 
 ROWS, SHEETS = PROJECT_DIR / "results", PROJECT_DIR / "data" / "judged_candidates"
 STRAIN, RATTLE = 0.02, 0.03  # standard deviations; the second in Å
-SETTINGS = EvaluationConfig(phonons=False)
+SETTINGS = EvaluationConfig(phonons=False, exfoliation=False)
 COUNTS = (1_000, 10_000, 100_000)
 ONE_FORMULA = (30, 100, 300)
 

@@ -274,7 +274,9 @@ def known_sheets() -> str:
         error = "" if row["delta_g_std_ev"] is None else f" ± {row['delta_g_std_ev']:.2f}"
         body.append([row["name"], formatted(row["e_above_hull_ev"], ".2f"), formatted(row["delta_g_ev"], ".2f") + error])
         body[-1] += [formatted(row[key], ".2f") for key in ("delta_g_dft_ev", "band_gap_ev", "p_synth")]
-    return table(["sheet", "E_hull (eV/atom)", "ΔG_H (eV)", "ΔG_H, DFT (eV)", "gap (eV)", "P_synth"], body)
+        body[-1].append(formatted(row.get("exfoliation_mev_per_a2"), ".0f"))
+    head = ["sheet", "E_hull (eV/atom)", "ΔG_H (eV)", "ΔG_H, DFT (eV)", "gap (eV)", "P_synth", "E_exf (meV/Å²)"]
+    return table(head, body)
 
 
 def synthesizability() -> str:

@@ -58,17 +58,19 @@ def main(cfg: Config) -> None:
 
 def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: EvaluationConfig, folders: list[Path]) -> int:
     """Write the records of one judged set to a folder, and return the number of structures."""
-    from evaluation.dynamics import is_asked, phonon_key, phonon_store
+    from evaluation import dynamics, exfoliation_verdict
     from evaluation.judge_pool import cache_key, record_store
+    from evaluation.near_hull import answers_store
 
     keys = [cache_key(path.read_bytes(), judged.identity, settings) for path in paths]
-    of_phonons = [phonon_key(judged.structures[row.id], judged.identity) for row in judged.rows if is_asked(row, settings)]
-    for store, wanted, part in (
-        (record_store(folders[0], folders[1:]), keys, new),
-        (phonon_store(folders[0], folders[1:]), of_phonons, new / "phonons"),
-    ):
-        for key in wanted:
-            write_json(part / f"{key}.json", store[key])
+    wanted = [(record_store(folders[0], folders[1:]), new, keys)]
+    for question, key_of in ((dynamics, dynamics.phonon_key), (exfoliation_verdict, exfoliation_verdict.exfoliation_key)):
+        asked = [judged.structures[row.id] for row in judged.rows if question.is_asked(row, settings)]
+        answers = answers_store(question.QUESTION, folders[0], folders[1:])
+        wanted.append((answers, new / question.QUESTION, [key_of(atoms, judged.identity) for atoms in asked]))
+    for store, part, names in wanted:
+        for name in names:
+            write_json(part / f"{name}.json", store[name])
     return len(paths)
 
 

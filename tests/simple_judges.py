@@ -18,6 +18,7 @@ from ase.io import write
 
 import geo_utils
 from energetics.dynamic_stability import DynamicStability
+from energetics.exfoliation import Exfoliation
 from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge
 from energetics.potentials import Potential
 from energetics.sites import adsorption_sites, h_supercell
@@ -127,6 +128,9 @@ class Springs:
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         return DynamicStability(True, sheet, 1.5, 3.0, (0.5, 0.0), 40.0)
+
+    def exfoliation(self, sheet: Atoms) -> Exfoliation:
+        return Exfoliation(30.0, 3.1, (0.0, 0.0))
 
     def band_gap(self, sheet: Atoms) -> float:
         return 1.5

@@ -32,7 +32,7 @@ class Starter:
         self.capsys, self.caplog, self.monkeypatch = capsys, caplog, monkeypatch
 
     def __call__(self, script: str, *arguments: str) -> Ended:
-        """Run a script of the top level to its end."""
+        """Run a script (its path in the project) to its end."""
         path = str(PROJECT_DIR / script)
         self.monkeypatch.setattr(sys, "argv", [path, *arguments])
         self.caplog.clear()

@@ -1,4 +1,7 @@
-"""The six stages as a user runs them, one after the other, each a process of its own, with tiny settings."""
+"""The six stages as a user runs them, one after the other, with tiny settings.
+
+Those that train and the one that has workers are processes of their own; the others start here, where the packages are imported.
+"""
 
 import csv
 import json
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ase.db import connect
+from started_here import Ended
 
 from pipeline.provenance import SCHEMA_VERSION, sidecar_path
 
@@ -40,6 +44,7 @@ TINY = {
     "evaluation.workers": 1,
     "evaluation.finalists": 1,
     "evaluation.phonons": False,
+    "evaluation.exfoliation": False,
     "run.threads": 1,
     "run.device": "cpu",
 }
@@ -51,8 +56,7 @@ def _settings(out: Path) -> list[str]:
 
 
 def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
-    program = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
-    command = [sys.executable, *program, *_settings(out), *more]
+    command = [sys.executable, str(ROOT / script), *_settings(out), *more]
     # No stage may need a home folder that can be written to.
     environment = {
         **os.environ,
@@ -82,7 +86,7 @@ def small_lmdb(tmp_path_factory):
     return path
 
 
-def succeed(done: subprocess.CompletedProcess) -> None:
+def succeed(done: subprocess.CompletedProcess | Ended) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
 
@@ -90,8 +94,8 @@ def succeed(done: subprocess.CompletedProcess) -> None:
 @pytest.mark.slow
 def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path, start_here):
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
-    succeed(stage("material_dataset.py", out, tmp_path))
-    succeed(stage("scripts.pretrain_csllm", out, tmp_path))
+    succeed(start_here("material_dataset.py", *_settings(out)))
+    succeed(start_here("scripts/pretrain_csllm.py", *_settings(out)))
     succeed(stage("optimization.py", out, tmp_path))
     for product in ("dimenet/dimenet.pth", "processed/train.pt", "synth_lm/synth_lm.pth", "denoiser/best_diffusion_model.pth"):
         assert (out / product).is_file(), product
@@ -117,9 +121,10 @@ def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_her
 
 
 @pytest.mark.slow
-def test_generation_and_both_evaluations(out, tmp_path):
+def test_generation_and_both_evaluations(out, tmp_path, start_here):
     weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
-    succeed(stage("structure_generator.py", out, tmp_path, *weights, "generation.prefilter=true", "evaluation.workers=0"))
+    with_judges = ("generation.prefilter=true", "evaluation.workers=0")
+    succeed(start_here("structure_generator.py", *_settings(out), *weights, *with_judges))
     cifs = sorted((out / "generated_cifs").glob("*.cif"))
     assert cifs and all(path.name.startswith("gen_") for path in cifs)
 
@@ -132,12 +137,11 @@ def test_generation_and_both_evaluations(out, tmp_path):
         f"evaluation.known_cif_dir={random_set}",
         f"external.cif_dir={random_set}",
     ]
-    evaluated = stage("test.py", out, tmp_path, *weights, *folders)
-    succeed(evaluated)
+    succeed(stage("test.py", out, tmp_path, *weights, *folders))
     # Stage 5 has done what only sharpens a value; here it is left out, and the judges are in the stage's own process.
     lean = ("evaluation.second_potential=", "evaluation.band_gap=", "evaluation.dft_truth_path=", "evaluation.dft_blind_path=")
     lean += ("evaluation.known_formulas_from=", "evaluation.workers=0")
-    succeed(stage("evaluate_external.py", out, tmp_path, *weights, *folders, *lean))
+    succeed(start_here("evaluate_external.py", *_settings(out), *weights, *folders, *lean))
 
     with (out / "metrics.csv").open(encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))

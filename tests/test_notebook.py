@@ -17,6 +17,7 @@ SETTINGS = '"run.device=cpu")'
 FAST = (
     "evaluation.relax=false",
     "evaluation.phonons=false",
+    "evaluation.exfoliation=false",
     "evaluation.second_potential=",
     "evaluation.band_gap=",
     "evaluation.dft_truth_path=",

@@ -64,7 +64,7 @@ class Forbidden(simple.Springs):
     def relax(self, atoms, bulk):
         pytest.fail("judged again")
 
-    dynamic_stability = relax
+    dynamic_stability = exfoliation = relax
 
 
 def test_names_and_numbers_are_split_once():

@@ -38,16 +38,18 @@ def cfg(tmp_path, monkeypatch):
 
 def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
     verdicts = tmp_path / "verdicts"
-    (verdicts / "phonons").mkdir(parents=True)
-    for stale in (verdicts / "stale.json", verdicts / "phonons" / "stale.json"):
-        stale.write_text("{}")
+    folders = (verdicts, verdicts / "phonons", verdicts / "exfoliation")
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "stale.json").write_text("{}")
     judge_shipped_sets.main(cfg)
     written = sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json"))
-    assert len(written) == 6 and len(list(verdicts.glob("phonons/*.json"))) == 3, "three sheets near the hull, and no stale file"
+    assert [len(list(folder.glob("*.json"))) for folder in folders] == [3, 3, 3], "three sheets near the hull, and no stale file"
     assert sum(len(json.loads((verdicts / path).read_text()).get("row", "")) > 0 for path in written) == 3
 
     monkeypatch.setattr(simple.Springs, "relax", lambda *_: pytest.fail("judged again"))
     monkeypatch.setattr(simple.Springs, "dynamic_stability", lambda *_: pytest.fail("phonons again"))
+    monkeypatch.setattr(simple.Springs, "exfoliation", lambda *_: pytest.fail("exfoliation again"))
     for name in ("random", "theirs"):
         stage = evaluate.evaluate(
             tmp_path / name,
@@ -57,7 +59,8 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
             name,
             also_cached=cfg.evaluation.judged_before,
         )
-        assert stage.rows[0].status == "ok" and stage.rows[0].dynamically_stable is True
+        row = stage.rows[0]
+        assert row.status == "ok" and row.dynamically_stable is True and row.exfoliable == "easily"
     judge_shipped_sets.main(cfg)
     assert sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json")) == written
 
