@@ -41,3 +41,29 @@ def ladder_denoising(content: Mapping[str, Any]) -> str:
     for row in content["denoising"]:
         body.append([f"{row[f'{part}_after']:.3f} ({row[f'{part}_before']:.3f})" for part in ("height", "in_plane", "strain")])
     return table(["heights (Å)", "in-plane (Å)", "strain"], body)
+
+
+SEARCH = (
+    ("hits to expect (mean p_hit)", "expected_hit_rate", ".1%"),
+    ("hits, best judge", "hit_rate", ".0%"),
+    ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
+    ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
+    ("and dynamically stable", "rate_metastable_dynamic", ".0%"),
+    ("not dissolved by water", "rate_not_dissolved", ".0%"),
+    ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
+    ("Rate_synth", "rate_synth", ".0%"),
+    ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
+)
+
+
+def searches(content: Mapping[str, Any]) -> str:
+    """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
+    found = content["searches"]
+    body = [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
+    for label, key in (
+        ("distinct formulas", "formulas"),
+        ("families", "families"),
+        ("entropy of elements (bits)", "element_entropy_bits"),
+    ):
+        body.append([label, *(formatted(row[key]) for row in found)])
+    return table(["", *(f"{row['name']} ({row['aggregates']['rate_valid']['n']})" for row in found)], body)
