@@ -10,13 +10,15 @@ Part steps       samples unguided sheets by fewer and by more reverse steps: wha
 Part guidance    runs stage 4 at every guidance scale and every classifier-free scale, without the prefilter
 Part search      compares, on equal numbers of judged sheets, no guidance, guidance, plain screening (known crystals with other
                  elements, chosen by the heads, no diffusion), and both of these with the prefilter
+Part hull        compares E_above_hull with the database's on sheets that stage 4 makes of held-out formulas, where they are sheets
+                 of the database
 
-All parts but csp and ladder are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
-evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Part search has the judges of the configuration.
+All parts but csp, ladder and hull are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
+evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Parts search and hull have the judges of the configuration.
 
 Reads dataset.processed_dir (csp: test.pt, ladder: train.pt too), denoiser.checkpoint and the judges. Writes csp.json, ladder.json,
-ladder.csv, generation.json, layer_groups.png, steps.json, search.json and guidance.json to benchmark.output_dir, and guidance.png
-beside the other figures. A run that is stopped goes on where it was.
+ladder.csv, generation.json, layer_groups.png, steps.json, search.json, hull.json and guidance.json to benchmark.output_dir, and
+guidance.png beside the other figures. A run that is stopped goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -42,7 +44,7 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
-PARTS = ("csp", "ladder", "generation", "steps", "guidance", "search")
+PARTS = ("csp", "ladder", "generation", "steps", "guidance", "search", "hull")
 # Of a composition screening knows one crystal, whatever the recipe.
 SCREENED = {"start": "screening", "max_per_composition": 1}
 # Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
@@ -153,6 +155,16 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
             about = {"name": name, "families": len({row["family"] for row in found[name]["candidates"]})}
             rows.append(about | judge_set(cfg, pool, cifs, found[name]["counts"], folder / "cache"))
     return rows
+
+
+def hull_scores(cfg: Config, folder: Path) -> dict[str, Any]:
+    """Run part hull: stage 4 makes a sheet of each held-out formula, as it does for ``generation.recipes``."""
+    from evaluation.generated_hull import generated_hull
+
+    def make(formulas: Sequence[str], cifs: Path) -> None:
+        generate(cfg, cifs, 0.0, 0.0, len(formulas), recipes=list(formulas))
+
+    return generated_hull(cfg, folder, make)
 
 
 def generate(
@@ -396,6 +408,13 @@ def main(cfg: Config) -> None:
         for row in rows:
             expected, near = row["aggregates"]["expected_hit_rate"], row["aggregates"]["rate_metastable"]
             print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
+    if "hull" in parts:
+        found = hull_scores(cfg, folder)
+        weights = [cfg.evaluation.hull_checkpoint, cfg.evaluation.references_path, cfg.generation.refiner_checkpoint]
+        _write(cfg, folder / "hull.json", [*weights, Path(cfg.dataset.processed_dir) / "test.pt"], found)
+        print(f"E_above_hull on {found['n_known']} generated sheets of the database, of {found['n_made']}:")
+        for name, row in found["hulls"].items():
+            print(f"  {name}: MAE {row['mae_ev'][0]:.3f} eV/atom, same verdict {row['agree'][0]:.0%}")
     if "guidance" in parts:
         rows = guidance_response(cfg, folder, drafts)
         _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
