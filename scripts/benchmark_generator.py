@@ -44,7 +44,6 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
-PARTS = ("csp", "ladder", "generation", "steps", "guidance", "search", "hull")
 # Of a composition screening knows one crystal, whatever the recipe.
 SCREENED = {"start": "screening", "max_per_composition": 1}
 # Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
@@ -360,69 +359,96 @@ def _errorbars(axis: Any, scales: list[float], rows: Sequence[dict], name: str, 
 def main(cfg: Config) -> None:
     """Run the parts named in ``benchmark.parts``."""
     settings = cfg.benchmark
-    unknown = sorted(set(settings.parts) - {"all", *PARTS})
+    unknown = sorted(set(settings.parts) - {"all", *_RUNS})
     if unknown or not settings.parts:
-        raise ConfigError(f"benchmark.parts: {unknown or 'nothing'}; choose all, or some of {', '.join(PARTS)}")
+        raise ConfigError(f"benchmark.parts: {unknown or 'nothing'}; choose all, or some of {', '.join(_RUNS)}")
     if other := sorted(set(settings.searches) - set(SEARCHES)):
         raise ConfigError(f"benchmark.searches: {', '.join(other)}; choose some of {', '.join(map(repr, SEARCHES))}")
-    parts = PARTS if "all" in settings.parts else settings.parts
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     drafts: dict = {}
-    if "csp" in parts:
-        found = predict_structures(cfg, folder)
-        _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
-        count = settings.csp_samples
-        rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, count}))
-        print(f"structure prediction on {found['n']} held-out sheets: {rates}")
-    if "ladder" in parts:
-        from evaluation.structure_ladder import ladder, ladder_lines, write_rows
+    for name, run in _RUNS.items():
+        if name in settings.parts or "all" in settings.parts:
+            run(cfg, folder, drafts)
 
-        found = ladder(cfg, folder)
-        write_rows(folder / "ladder.csv", found.pop("rows"))
-        splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
-        weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
-        _write(cfg, folder / "ladder.json", [*weights, *splits], found)
-        print("\n".join(ladder_lines(found)))
-    if "generation" in parts:
-        found = generation_score(cfg, folder, drafts)
-        _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], found)
-        draw_layer_groups(found, folder / "layer_groups.png")
-        shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
-        rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
-        print(f"generation of {found['sampled']} sheets: {rates}")
-    if "steps" in parts:
-        import torch
 
-        rows = step_scores(cfg, folder)
-        threads = {"threads": torch.get_num_threads(), "device": str(resolve_device(cfg.run))}
-        _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {**threads, "step_counts": rows})
-        for row in rows:
-            valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
-            cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
-            cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
-            print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
-    if "search" in parts:
-        rows = search_scores(cfg, folder)
-        _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
-        for row in rows:
-            expected, near = row["aggregates"]["expected_hit_rate"], row["aggregates"]["rate_metastable"]
-            print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
-    if "hull" in parts:
-        found = hull_scores(cfg, folder)
-        weights = [cfg.evaluation.hull_checkpoint, cfg.evaluation.references_path, cfg.generation.refiner_checkpoint]
-        _write(cfg, folder / "hull.json", [*weights, Path(cfg.dataset.processed_dir) / "test.pt"], found)
-        print(f"E_above_hull on {found['n_known']} generated sheets of the database, of {found['n_made']}:")
-        for name, row in found["hulls"].items():
-            print(f"  {name}: MAE {row['mae_ev'][0]:.3f} eV/atom, same verdict {row['agree'][0]:.0%}")
-    if "guidance" in parts:
-        rows = guidance_response(cfg, folder, drafts)
-        _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, settings.judge_checkpoint], {"doses": rows})
-        draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
-        for row in rows:
-            hits, valid = row["aggregates"]["hit_rate_dimenet"], row["aggregates"]["sampled_valid"]
-            setting = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
-            print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
+def _run_csp(cfg: Config, folder: Path, drafts: dict) -> None:
+    found = predict_structures(cfg, folder)
+    _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
+    rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, cfg.benchmark.csp_samples}))
+    print(f"structure prediction on {found['n']} held-out sheets: {rates}")
+
+
+def _run_ladder(cfg: Config, folder: Path, drafts: dict) -> None:
+    from evaluation.structure_ladder import ladder, ladder_lines, write_rows
+
+    found = ladder(cfg, folder)
+    write_rows(folder / "ladder.csv", found.pop("rows"))
+    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
+    weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
+    _write(cfg, folder / "ladder.json", [*weights, *splits], found)
+    print("\n".join(ladder_lines(found)))
+
+
+def _run_generation(cfg: Config, folder: Path, drafts: dict) -> None:
+    found = generation_score(cfg, folder, drafts)
+    _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], found)
+    draw_layer_groups(found, folder / "layer_groups.png")
+    shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
+    rates = ", ".join(f"{name} {found['aggregates'][name]['value']:.0%}" for name in shown)
+    print(f"generation of {found['sampled']} sheets: {rates}")
+
+
+def _run_steps(cfg: Config, folder: Path, drafts: dict) -> None:
+    import torch
+
+    rows = step_scores(cfg, folder)
+    content = {"threads": torch.get_num_threads(), "device": str(resolve_device(cfg.run)), "step_counts": rows}
+    _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], content)
+    for row in rows:
+        valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
+        cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
+        cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
+        print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
+
+
+def _run_search(cfg: Config, folder: Path, drafts: dict) -> None:
+    rows = search_scores(cfg, folder)
+    _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
+    for row in rows:
+        expected, near = row["aggregates"]["expected_hit_rate"], row["aggregates"]["rate_metastable"]
+        print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
+
+
+def _run_hull(cfg: Config, folder: Path, drafts: dict) -> None:
+    found = hull_scores(cfg, folder)
+    weights = [cfg.evaluation.hull_checkpoint, cfg.evaluation.references_path, cfg.generation.refiner_checkpoint]
+    _write(cfg, folder / "hull.json", [*weights, Path(cfg.dataset.processed_dir) / "test.pt"], found)
+    print(f"E_above_hull on {found['n_known']} generated sheets of the database, of {found['n_made']}:")
+    for name, row in found["hulls"].items():
+        print(f"  {name}: MAE {row['mae_ev'][0]:.3f} eV/atom, same verdict {row['agree'][0]:.0%}")
+
+
+def _run_guidance(cfg: Config, folder: Path, drafts: dict) -> None:
+    rows = guidance_response(cfg, folder, drafts)
+    _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], {"doses": rows})
+    draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
+    for row in rows:
+        hits, valid = row["aggregates"]["hit_rate_dimenet"], row["aggregates"]["sampled_valid"]
+        setting = f"η {row['guidance_scale']:g}, w {row['cfg_scale']:g}"
+        print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
+
+
+# In the order in which they run; each is given the configuration, a folder, and drafts to share.
+_RUNS = {
+    "csp": _run_csp,
+    "ladder": _run_ladder,
+    "generation": _run_generation,
+    "steps": _run_steps,
+    "search": _run_search,
+    "hull": _run_hull,
+    "guidance": _run_guidance,
+}
 
 
 def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[str, Any]) -> None:

@@ -1,11 +1,10 @@
 """The six stages as a user runs them, one after the other, with tiny settings.
 
-Those that train and the one that has workers are processes of their own; the others start here, where the packages are imported.
+The first is a process of its own, and stage 5 has a worker; the others start here, where the packages are imported already.
 """
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from ase.db import connect
 from started_here import Ended
+from undrawn import leave_figures_undrawn
 
 from pipeline.provenance import SCHEMA_VERSION, sidecar_path
 
@@ -55,18 +55,18 @@ def _settings(out: Path) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+@pytest.fixture(autouse=True)
+def no_home(monkeypatch, tmp_path_factory):
+    """Give the stages no home folder that can be written to: none may need one."""
+    given = {"HOME": "/proc/no-home", "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, value in {**given, "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib"))}.items():
+        monkeypatch.setenv(name, value)
+
+
 def stage(script: str, out: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess:
+    """Run a stage as a process of its own."""
     command = [sys.executable, str(ROOT / script), *_settings(out), *more]
-    # No stage may need a home folder that can be written to.
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "HOME": "/proc/no-home",
-        "MPLCONFIGDIR": str(out.parent / "matplotlib"),
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path, star
     succeed(stage("pretrain_dimenet.py", out, tmp_path, f"dimenet.lmdb_path={small_lmdb}"))
     succeed(start_here("material_dataset.py", *_settings(out)))
     succeed(start_here("scripts/pretrain_csllm.py", *_settings(out)))
-    succeed(stage("optimization.py", out, tmp_path))
+    succeed(start_here("optimization.py", *_settings(out)))
     for product in ("dimenet/dimenet.pth", "processed/train.pt", "synth_lm/synth_lm.pth", "denoiser/best_diffusion_model.pth"):
         assert (out / product).is_file(), product
         sidecar = json.loads(sidecar_path(out / product).read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_a_finished_stage_does_nothing_and_changed_input_is_stale(out, start_her
 
 
 @pytest.mark.slow
-def test_generation_and_both_evaluations(out, tmp_path, start_here):
+def test_generation_and_both_evaluations(out, tmp_path, start_here, monkeypatch):
     weights = [f"dimenet.checkpoint={ROOT / 'weights' / 'dimenet.pth'}", f"denoiser.checkpoint={ROOT / 'weights' / 'denoiser.pth'}"]
     with_judges = ("generation.prefilter=true", "evaluation.workers=0")
     succeed(start_here("structure_generator.py", *_settings(out), *weights, *with_judges))
@@ -137,8 +137,9 @@ def test_generation_and_both_evaluations(out, tmp_path, start_here):
         f"evaluation.known_cif_dir={random_set}",
         f"external.cif_dir={random_set}",
     ]
-    succeed(stage("test.py", out, tmp_path, *weights, *folders))
-    # Stage 5 has done what only sharpens a value; here it is left out, and the judges are in the stage's own process.
+    succeed(start_here("test.py", *_settings(out), *weights, *folders))
+    # Stage 5 has drawn its figures and done what only sharpens a value. Here that is left out, and the judges need no worker.
+    leave_figures_undrawn(monkeypatch)
     lean = ("evaluation.second_potential=", "evaluation.band_gap=", "evaluation.dft_truth_path=", "evaluation.dft_blind_path=")
     lean += ("evaluation.known_formulas_from=", "evaluation.workers=0")
     succeed(start_here("evaluate_external.py", *_settings(out), *weights, *folders, *lean))
@@ -148,9 +149,10 @@ def test_generation_and_both_evaluations(out, tmp_path, start_here):
     assert [row["id"] for row in rows] == [path.stem for path in cifs]
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["truth"]["n"] >= 25 and {"metrics", "controls", "provenance"} <= set(report)
+    for name in ("her_performance.png", "stability_curve.png", "generated_structures.png", "comparison.png"):
+        assert (out / name).stat().st_size > 500, name
     for folder in (out, out / "external"):
-        for name in ("report.html", "her_performance.png", "stability_curve.png", "generated_structures.png", "comparison.csv"):
-            assert (folder / name).stat().st_size > 500, name
+        assert all((folder / name).stat().st_size > 500 for name in ("report.html", "metrics.csv"))
     table = (out / "comparison.csv").read_text(encoding="utf-8")
     assert "ours" in table and "random decoration" in table and "unguided" in table
 
