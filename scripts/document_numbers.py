@@ -269,12 +269,14 @@ def heads() -> str:
 
 def known_sheets() -> str:
     """Return what the judges say of the sheets that every chemist knows."""
+    with (PROJECT_DIR / "results/controls/known/metrics.csv").open(newline="", encoding="utf-8") as handle:
+        layers = {row["id"]: row["exfoliation_mev_per_a2"] for row in csv.DictReader(handle)}
     body = []
     for row in load("results/report.json")["known"]:
         error = "" if row["delta_g_std_ev"] is None else f" ± {row['delta_g_std_ev']:.2f}"
         body.append([row["name"], formatted(row["e_above_hull_ev"], ".2f"), formatted(row["delta_g_ev"], ".2f") + error])
         body[-1] += [formatted(row[key], ".2f") for key in ("delta_g_dft_ev", "band_gap_ev", "p_synth")]
-        body[-1].append(formatted(row.get("exfoliation_mev_per_a2"), ".0f"))
+        body[-1].append(formatted(float(layers[row["name"]]), ".0f") if layers[row["name"]] else MISSING)
     head = ["sheet", "E_hull (eV/atom)", "ΔG_H (eV)", "ΔG_H, DFT (eV)", "gap (eV)", "P_synth", "E_exf (meV/Å²)"]
     return table(head, body)
 
@@ -346,15 +348,17 @@ def hull_parity() -> str:
 
 def learnt_hull() -> str:
     """Return how E_above_hull by each method agrees with C2DB on formulas that the learnt hull has not seen."""
-    parts = load("weights/hull_sevennet-0.json")["metrics"]
+    metrics = load("weights/hull_sevennet-0.json")["metrics"]
+    parts = {"generated": load("results/benchmark/hull.json")["hulls"]}
+    parts |= {name: metrics[f"test, {name}"] for name in ("relaxed", "geometry of the database")}
     names = {"learnt": "learnt hull", "potential": "SevenNet-0 and its phases", "both": "mean of both"}
     wanted = (("mae_ev", ".3f"), ("spearman", ".2f"), ("agree", ".0%"))
     body = []
-    for geometry in ("test, relaxed", "test, geometry of the database"):
-        for method, row in parts[geometry].items():
+    for geometry, methods in parts.items():
+        for method, row in methods.items():
             if "agree" in row:
                 cells = [interval(dict(zip(TRIPLE, row[k], strict=True)), form) if row[k] else MISSING for k, form in wanted]
-                body.append([geometry.removeprefix("test, "), names.get(method, method), str(row["n"]), *cells])
+                body.append([geometry, names.get(method, method), str(row["n"]), *cells])
     return table(["sheet", "E_above_hull by", "n", "MAE (eV/atom)", "Spearman", "same verdict at 0.1 eV/atom"], body)
 
 
