@@ -129,8 +129,7 @@ def relax_hydrogen(
     """
     hydrogen = adsorbed_hydrogen(atoms)
     work = atoms.copy()
-    distances = work.get_distances(hydrogen, range(len(work)), mic=True)
-    work.set_constraint(FixAtoms([i for i in range(len(work)) if distances[i] > free_radius]))
+    hold_far_atoms(work, free_radius)
     work.calc = potential.calculator
     h2 = h2_energy(potential)
     optimiser = LBFGS(work, logfile=None, maxstep=0.1)
@@ -154,6 +153,12 @@ def relax_hydrogen(
     status = "desorbed" if desorbed else "ok" if converged else "given up" if given_up else "not converged"
     delta_e = adsorption_energy(energy, sheet_energy, h2)
     return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, delta_e, initial, desorbed)
+
+
+def hold_far_atoms(atoms: Atoms, free_radius: float = FREE_RADIUS) -> None:
+    """Fix all atoms that are farther than ``free_radius`` Å from the H adatom."""
+    distances = atoms.get_distances(adsorbed_hydrogen(atoms), range(len(atoms)), mic=True)
+    atoms.set_constraint(FixAtoms([i for i in range(len(atoms)) if distances[i] > free_radius]))
 
 
 def has_desorbed(atoms: Atoms, hydrogen: int) -> bool:
