@@ -7,8 +7,9 @@ Two kinds of work, both on sheets of the embedded database, drawn at random. Bar
 (``relax_sheet``). Hydrogen: H beside a site of a supercell, atoms far from it held (``relax_hydrogen``). Every measurement begins
 with the same structures, so that energies can be compared; a batch is filled up with new structures as some converge. Where the GPU
 is measured, ASE runs on one core of the CPU too. Speed-ups are ratios of atoms x evaluations per second, since the structures of a
-longer list are not of the same size on average. ``--seconds`` bounds each measurement: it takes fewer structures where they would
-take longer, and a batch that cannot be filled once in twice this time is left out.
+longer list are not of the same size on average. Where the CPU works, seconds are those of the process, of one thread, so that other
+work on the machine does not count; where the GPU works, those of the clock. ``--seconds`` bounds each measurement: it takes fewer
+structures where they would take longer, and a batch that cannot be filled once in twice this time is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def with_ase(kind: str, atoms: Atoms, potential: Potential, max_steps: int) -> R
     return relax_hydrogen(atoms, 0.0, potential, FMAX, max_steps)
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return the clock that measures work on a device, in seconds."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def rates(found: Sequence[Relaxation], seconds: float) -> dict[str, Any]:
     """Return what a measurement says: times, evaluations of energy and forces, and how many structures converged."""
     evaluations = [result.steps + 1 for result in found]
@@ -107,28 +113,29 @@ def one_by_one(
     """Measure ASE, one structure after the other, until the time is up."""
     with_ase(kind, structures[0], potential, WARM_STEPS)
     h2_energy(potential)  # the judges compute it once
-    found, started = [], time.perf_counter()
+    clock = clock_of(potential.calculator.device)
+    found, started = [], clock()
     for atoms in structures:
         found.append(with_ase(kind, atoms, potential, STEPS[kind]))
-        if time.perf_counter() - started > seconds:
+        if clock() - started > seconds:
             break
-    return rates(found, time.perf_counter() - started), found
+    return rates(found, clock() - started), found
 
 
 def together(
     kind: str, structures: Sequence[Atoms], network: BatchedNetwork, batch_size: int
 ) -> tuple[dict[str, Any], list[Relaxation]]:
     """Measure batches of a size, after a few steps that warm up the device."""
-    on_gpu, cell_free = network.device.type == "cuda", kind == "bare"
+    on_gpu, cell_free, clock = network.device.type == "cuda", kind == "bare", clock_of(network.device)
     try:
         relax_batched(structures[:batch_size], network, batch_size, cell_free, FMAX, WARM_STEPS)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(network.device)
-        started = time.perf_counter()
+        started = clock()
         found = relax_batched(structures, network, batch_size, cell_free, FMAX, STEPS[kind])
     except torch.OutOfMemoryError:
         return {"structures": len(structures), "failed": "out of memory"}, []
-    measured = rates(found, time.perf_counter() - started)
+    measured = rates(found, clock() - started)
     peak = torch.cuda.max_memory_allocated(network.device) / 1e9 if on_gpu else None
     return measured | {"peak_gpu_gb": None if peak is None else round(peak, 2)}, found
 
@@ -160,7 +167,7 @@ def number_to_relax(batch_size: int, at_least: int, per_structure: float, second
     return max(batch_size, min(max(ROUNDS * batch_size, at_least), int(seconds / per_structure)))
 
 
-def measure_kind(kind: str, chosen: argparse.Namespace, save: Any) -> None:
+def measure_kind(kind: str, chosen: argparse.Namespace, save: Callable[[str, dict[str, Any]], None]) -> None:
     """Measure one kind of work, and hand over the table after each part."""
     longest = max(chosen.single, ROUNDS * max(chosen.batches))
     structures = drawn(kind, longest, chosen.database, chosen.seed)
