@@ -10,7 +10,7 @@ import torch
 
 from energetics.potentials import Potential
 
-MAX_EDGES = 100_000  # of one call of the network: its memory grows with the pairs of atoms
+MAX_EDGES = 50_000  # pairs of atoms of one call of the network, each of which takes 0.15 MB of memory
 
 
 def neighbour_pairs(

@@ -164,7 +164,7 @@ def _verdicts(
 ) -> torch.Tensor:
     """Return for each structure of a batch the index of its STATUS, or -1 where it goes on."""
     largest = torch.linalg.vector_norm(forces, dim=-1).amax(1)
-    verdict = torch.where(batch.steps >= max_steps, 1, -1)
+    verdict = 2 * (batch.steps >= max_steps).long() - 1
     verdict = torch.where(largest < fmax, 0, verdict)
     strain = torch.linalg.vector_norm(cells, dim=-1) / torch.linalg.vector_norm(batch.cell, dim=-1) - 1
     verdict = torch.where(strain.abs().amax(1) > MAX_STRAIN, 3, verdict)
