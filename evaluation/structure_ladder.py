@@ -34,7 +34,8 @@ from generation.ranking import load_trees, ranked_prototypes
 from generation.refinement import load_refiner, padded, refine
 from generation.sheet_table import known_crystals, read_split
 from geo_utils import Sheet
-from networks.refiner import SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
+from networks.refiner import SheetRefiner, inverse_2x2, move, symmetric_exp
+from networks.sheet_trunk import SheetState
 from networks.training import fingerprint
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256

@@ -16,7 +16,8 @@ import torch
 from crystals.elements import covalent_radius_table, element_descriptors
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
-from networks.refiner import BUFFERS, RefinerConfig, SheetRefiner, SheetState, move
+from networks.refiner import SheetRefiner, move
+from networks.sheet_trunk import BUFFERS, SheetState, TrunkConfig
 from pipeline.files import relative_name
 
 KIND = "refiner"
@@ -24,7 +25,7 @@ HINT = "run python -m scripts.train_refiner, or set generation.refiner_checkpoin
 STATE_DECIMALS = 6
 
 
-def new_refiner(config: RefinerConfig) -> SheetRefiner:
+def new_refiner(config: TrunkConfig) -> SheetRefiner:
     """Return an untrained network."""
     return SheetRefiner(config, element_descriptors().float(), covalent_radius_table().float())
 
@@ -80,7 +81,7 @@ def load_refiner(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """
     content = load_checkpoint(path, KIND, HINT)
     try:
-        network = new_refiner(RefinerConfig(**content["model_config"]))
+        network = new_refiner(TrunkConfig(**content["model_config"]))
         weights = {name: x.float() if x.is_floating_point() else x for name, x in content["model"].items()}
         network.load_state_dict({name: getattr(network, name) for name in BUFFERS} | weights, strict=True)
     except Exception as error:  # settings and weights of another origin raise many unrelated errors

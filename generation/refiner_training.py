@@ -16,7 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from generation.seeds import seeded_generator
 from geo_utils import BOND_SCALE
-from networks.refiner import Refinement, SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
+from networks.refiner import Refinement, SheetRefiner, inverse_2x2, move, symmetric_exp
+from networks.sheet_trunk import SheetState
 from pipeline.settings import RefinerTrainingConfig
 
 NEAREST_SHARE = 0.6  # of the starts are the nearest of ``TRIES`` sheets drawn; the others are any
@@ -28,7 +29,7 @@ WAYS = (0.45, 0.8)  # shares of the states at the start, and between start and r
 STRAIN_NOISE = 0.2  # strain per Å of noise of the atoms
 SHIFT_KNEE, STRAIN_KNEE = 0.03, 0.005  # Å and strain where the Huber norms become linear
 STRAIN_WEIGHT = 6.0  # Å
-ENERGY_WEIGHT, SYNTH_WEIGHT = 0.5, 0.1
+SYNTH_WEIGHT = 0.1
 MOST_LOSS = 6.0  # Å, of one sheet: alignments that are wrong must not lead
 
 
@@ -234,7 +235,7 @@ class RefinerTask:
         state, record, rows = batch
         state = recycled(model, state, round(RECYCLED * self.settings.batch_size))
         terms = loss_terms(model(state), state, record, [x[rows] for x in (self.table.e_form, self.table.e_hull, self.table.synth)])
-        total = terms["shift"] + terms["strain"] + ENERGY_WEIGHT * (terms["energy"] + SYNTH_WEIGHT * terms["synth"])
+        total = terms["shift"] + terms["strain"] + self.settings.energy_weight * (terms["energy"] + SYNTH_WEIGHT * terms["synth"])
         return total, {name: float(term.detach()) for name, term in (("total", total), *terms.items())}
 
     @torch.no_grad()

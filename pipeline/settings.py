@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from pipeline.setting_field import setting
-from pipeline.structure_settings import RankerConfig, RefinerTrainingConfig
+from pipeline.structure_settings import ElementTrainingConfig, RankerConfig, RefinerTrainingConfig
 
 POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
 # Toxic in electrodes that people handle, or radioactive.
@@ -476,6 +476,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     refiner: RefinerTrainingConfig = field(default_factory=RefinerTrainingConfig)
+    elements: ElementTrainingConfig = field(default_factory=ElementTrainingConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)

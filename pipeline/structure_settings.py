@@ -18,11 +18,33 @@ class RefinerTrainingConfig:
     layers: int = setting(4, "rounds of messages", low=1)
     neighbours: int = setting(24, "nearest neighbours of an atom", low=4)
     dropout: float = setting(0.1, "in training", low=0, high=0.9)
+    energy_weight: float = setting(0.5, "weight of the errors of heat of formation and E_hull in the loss (Å per eV/atom)", low=0)
     max_steps: int = setting(9000, "optimiser steps", low=1)
     batch_size: int = setting(384, "sheets per step", low=3)
     learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
     warmup_steps: int = setting(300, "linear warm-up", low=0)
     weight_decay: float = setting(0.05, "AdamW weight decay of matrices", low=0)
+    ema_decay: float = setting(0.999, "exponential moving average of the weights", low=0, high=0.999999)
+    grad_clip: float = setting(1.0, "largest gradient norm", low=1e-6)
+    eval_every: int = setting(500, "steps between validations (and resume points)", low=1)
+
+
+@dataclass(frozen=True)
+class ElementTrainingConfig:
+    """Settings of the training of the denoiser of elements."""
+
+    checkpoint: str = setting("${run.output_dir}/elements/elements.pth", "trained network", path=True)
+    channels: int = setting(128, "scalars of an atom", low=8)
+    vectors: int = setting(24, "vectors of an atom", low=1)
+    tensors: int = setting(16, "second-rank tensors of an atom", low=1)
+    layers: int = setting(3, "rounds of messages", low=1)
+    neighbours: int = setting(20, "nearest neighbours of an atom", low=4)
+    dropout: float = setting(0.2, "in training", low=0, high=0.9)
+    max_steps: int = setting(8000, "optimiser steps", low=1)
+    batch_size: int = setting(384, "sheets per step", low=1)
+    learning_rate: float = setting(1e-3, "peak learning rate (cosine with warm-up)", low=1e-8, high=1.0)
+    warmup_steps: int = setting(300, "linear warm-up", low=0)
+    weight_decay: float = setting(0.1, "AdamW weight decay of matrices", low=0)
     ema_decay: float = setting(0.999, "exponential moving average of the weights", low=0, high=0.999999)
     grad_clip: float = setting(1.0, "largest gradient norm", low=1e-6)
     eval_every: int = setting(500, "steps between validations (and resume points)", low=1)

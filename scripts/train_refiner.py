@@ -27,7 +27,7 @@ from pipeline.provenance import write_sidecar
 from pipeline.settings import Config, RefinerTrainingConfig
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and --help does not need it
-    from networks.refiner import RefinerConfig
+    from networks.sheet_trunk import TrunkConfig
     from networks.training import Trainer
 
 log = logging.getLogger("her2d")
@@ -35,12 +35,12 @@ log = logging.getLogger("her2d")
 STAGE = "train_refiner.py"
 
 
-def network_config(settings: RefinerTrainingConfig) -> RefinerConfig:
+def network_config(settings: RefinerTrainingConfig) -> TrunkConfig:
     """Return the network's settings from the stage's."""
-    from networks.refiner import RefinerConfig
+    from networks.sheet_trunk import TrunkConfig
 
     names = ("channels", "vectors", "tensors", "layers", "neighbours", "dropout")
-    return RefinerConfig(**{name: getattr(settings, name) for name in names})
+    return TrunkConfig(**{name: getattr(settings, name) for name in names})
 
 
 def main(cfg: Config) -> None:

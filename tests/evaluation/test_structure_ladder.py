@@ -23,7 +23,7 @@ from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN
 from networks.boosted_trees import BoostedTrees
 from networks.checkpoints import save_checkpoint
-from networks.refiner import RefinerConfig
+from networks.sheet_trunk import TrunkConfig
 from pipeline.loading import load_config
 from pipeline.settings import Config
 from scripts import benchmark_generator as benchmark
@@ -54,7 +54,7 @@ def split(path: Path, rows: list[tuple[str, Sheet]]) -> None:
 def cfg(tmp_path) -> Config:
     """Two polymorphs of WSe2 and a sheet that the refiner has seen, held out; random tiny networks."""
     torch.manual_seed(0)
-    network = new_refiner(RefinerConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8))
+    network = new_refiner(TrunkConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8))
     save_refiner(tmp_path / "refiner.pth", network, formulas_seen=["MoS2"])
     table = {"feature": [-1], "threshold": [0.0], "left": [0], "right": [0], "value": [0.0], "roots": [0]}
     trees = BoostedTrees(

@@ -24,11 +24,11 @@ from generation.generate import known_starts
 from generation.refinement import load_refiner, new_refiner, padded, refined_sheets, save_refiner, unpadded
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError
-from networks.refiner import RefinerConfig
+from networks.sheet_trunk import TrunkConfig
 from pipeline.errors import StageError
 from pipeline.loading import load_config
 
-SMALL = RefinerConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8)
+SMALL = TrunkConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8)
 
 
 def sheet_of(formula: str, kind: str = "2H", a: float = 3.2) -> Sheet:

@@ -10,10 +10,11 @@ import torch
 
 from crystals.elements import covalent_radius_table, element_descriptors
 from geo_utils import Sheet
-from networks.refiner import RefinerConfig, SheetRefiner, SheetState, inverse_2x2, move, symmetric_exp
+from networks.refiner import SheetRefiner, inverse_2x2, move, symmetric_exp
+from networks.sheet_trunk import SheetState, TrunkConfig
 
 EXACT = 1e-10
-SMALL = RefinerConfig(channels=16, vectors=6, tensors=4, layers=2, neighbours=20, rbf=8)
+SMALL = TrunkConfig(channels=16, vectors=6, tensors=4, layers=2, neighbours=20, rbf=8)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,88 @@
+"""Diffusion of the elements: which elements go on an arrangement of atoms, with classifier-free guidance.
+
+All elements are hidden at first. The reverse process reveals those of one kind of atoms after the other, in a random order, each drawn
+from what the network expects of it (``generation/element_training.py`` has the forward process and the loss). The guided logits are
+
+    l = l_untold + w (l_told − l_untold)
+
+Elements that are not allowed, and those that another kind has already, have no probability.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from generation.element_training import HIDDEN_LOGIT, seen
+from networks.element_denoiser import UNKNOWN, ElementDenoiser
+from networks.sheet_trunk import NUM_ELEMENTS, SheetState
+
+
+@torch.no_grad()
+def draw_elements(
+    network: ElementDenoiser,
+    arrangements: SheetState,
+    kinds: torch.Tensor,
+    conditions: torch.Tensor,
+    cfg_scale: float,
+    allowed: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the elements of B arrangements: the reverse process.
+
+    Args:
+        network: the trained network.
+        arrangements: at the bond length ``BOND_ANGSTROM``; their elements are not read.
+        kinds: (B, N) number of the kind of each atom.
+        conditions: (n,) properties that the sheets shall have, NaN where it is all the same.
+        cfg_scale: w; 0 tells the network nothing, 1 is the conditional distribution itself.
+        allowed: (119,) bool.
+        generator: on the CPU.
+
+    Returns:
+        (atomic numbers (B, N), 0 where no atom is; log of their probability (B,), guided).
+    """
+    count, most = len(kinds), int(kinds.max()) + 1
+    number = (kinds * arrangements.mask).amax(1) + 1
+    exists = torch.arange(most)[None] < number[:, None]
+    elements, hidden = torch.zeros(count, most, dtype=torch.long), exists.clone()
+    order = torch.rand(count, most, generator=generator).masked_fill(~exists, 2.0).argsort(1)
+    told = conditions.expand(count, -1)
+    nothing = torch.full_like(told, torch.nan)
+    total = torch.zeros(count)
+    for step in range(most):
+        rows = torch.nonzero(step < number).flatten()
+        state = seen(_of(arrangements, rows), kinds[rows], elements[rows], hidden[rows])
+        logits = guided_logits(network, state, kinds[rows], told[rows], nothing[rows], cfg_scale)
+        place = order[rows, step]
+        own = logits[torch.arange(len(rows)), place].double()
+        taken = torch.zeros(len(rows), NUM_ELEMENTS, dtype=torch.bool).scatter(1, elements[rows], True)
+        barred = taken | ~allowed
+        barred[:, UNKNOWN] = True
+        probability = torch.softmax(own.masked_fill(barred, HIDDEN_LOGIT), -1)
+        drawn = torch.multinomial(probability, 1, generator=generator)[:, 0]
+        elements[rows, place], hidden[rows, place] = drawn, False
+        total[rows] += torch.log(probability[torch.arange(len(rows)), drawn]).to(total.dtype)
+    return elements.gather(1, kinds) * arrangements.mask, total
+
+
+def guided_logits(
+    network: ElementDenoiser,
+    state: SheetState,
+    kinds: torch.Tensor,
+    told: torch.Tensor,
+    nothing: torch.Tensor,
+    cfg_scale: float,
+) -> torch.Tensor:
+    """Return the logits (B, K, 119) under classifier-free guidance; told, nothing: conditions (B, n)."""
+    if cfg_scale == 0:
+        return network(state, kinds, nothing)
+    with_conditions = network(state, kinds, told)
+    if cfg_scale == 1:
+        return with_conditions
+    without = network(state, kinds, nothing)
+    return without + cfg_scale * (with_conditions - without)
+
+
+def _of(state: SheetState, rows: torch.Tensor) -> SheetState:
+    """Return the sheets of the given numbers (B,)."""
+    return SheetState(*(x[rows] for x in vars(state).values()))
