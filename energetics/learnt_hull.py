@@ -27,6 +27,7 @@ from ase.formula import Formula
 from crystals.database import formula_key, split_of
 from crystals.descriptors import COMPOSITION_NAMES, SHEET_NAMES, composition_descriptors, sheet_descriptors
 from energetics.hull import References
+from energetics.hull_network import COMBINED, HullNetwork, load_hull_network
 from energetics.potentials import Potential
 from geo_utils import NotTwoDimensional
 from networks.boosted_trees import BoostedTrees
@@ -153,12 +154,14 @@ def start_of_e_form(formula: str, e_form: float) -> float:
 class LearntHull:
     """The learnt hull of one potential as a judge."""
 
-    def __init__(self, models: HullModels, references: References) -> None:
-        self.models, self.references = models, references
+    def __init__(self, models: HullModels, references: References, network: HullNetwork | None = None) -> None:
+        self.models, self.references, self.network = models, references, network
 
     @classmethod
-    def load(cls, path: str | os.PathLike, references: References, potential: Potential) -> LearntHull:
-        """Read what ``learnt_hull_training`` wrote.
+    def load(
+        cls, path: str | os.PathLike, references: References, potential: Potential, network: HullNetwork | None = None
+    ) -> LearntHull:
+        """Read what ``learnt_hull_training`` wrote. network: for the mean with it.
 
         Raises:
             CheckpointError: the file is missing or damaged, or was made for another potential.
@@ -173,7 +176,7 @@ class LearntHull:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             message = f"{relative_name(path)} does not fit the learnt hull ({first_line(error, 120)}): {HINT}"
             raise CheckpointError(message) from error
-        return cls(models, references)
+        return cls(models, references, network)
 
     def is_held_out(self, formula: str) -> bool:
         """Return whether no sheet of a formula taught the models or chose them (part "test" of the split)."""
@@ -209,7 +212,8 @@ class LearntHull:
             e_form: by the potential, eV/atom.
 
         Returns:
-            (E_above_hull, {"learnt": standard error, "both": that of the mean with the potential's}).
+            (E_above_hull, {"learnt": standard error, "both": that of the mean with the potential's, "combined": that of the mean
+            with the network's, where there is one}).
 
         Raises:
             NotTwoDimensional, ValueError, KeyError: the structure has no descriptors or an element without reference.
@@ -218,7 +222,8 @@ class LearntHull:
         value = max(0.0, self.e_form(atoms, e_form) - self.hull_energy(formula))
         columns = error_descriptors(e_form_descriptors(atoms, e_form), value, e_form - self.references.hull_energy(formula))
         size = float(self.models.error.predict(columns[None])[0])
-        return value, {name: max(LEAST_STD, scale * size) for name, scale in self.models.scales.items()}
+        scales = self.models.scales | ({COMBINED: self.network.scale} if self.network else {})
+        return value, {name: max(LEAST_STD, scale * size) for name, scale in scales.items()}
 
 
 def error_descriptors(e_form_columns: np.ndarray, value: float, potential: float) -> np.ndarray:
@@ -250,7 +255,7 @@ def load_learnt_hull(settings: EvaluationConfig, references: References, potenti
             potential.name,
         )
         return None
-    return LearntHull.load(settings.hull_checkpoint, references, potential)
+    return LearntHull.load(settings.hull_checkpoint, references, potential, load_hull_network(settings))
 
 
 def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy: float, mode: str) -> HullVerdict:
@@ -264,7 +269,7 @@ def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy:
         learnt: the learnt hull, where there is one.
         atoms: the relaxed structure.
         energy: eV, of its cell.
-        mode: "learnt", "potential" or "both" (their mean).
+        mode: "learnt", "potential", "both" (their mean) or "combined" (the mean of learnt hull and network).
 
     Raises:
         KeyError: an element has no reference, or a cation-anion pair no competing compound and there is no learnt hull to ask.
@@ -284,6 +289,8 @@ def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy:
         value, std = learnt.e_above_hull(atoms, e_form)
     except NotTwoDimensional:
         return _by_potential(references, atoms, energy, f"{POTENTIAL}, no sheet")
+    if mode == COMBINED and learnt.network is not None:
+        return HullVerdict((value + learnt.network.e_above_hull(atoms)) / 2, std[COMBINED], potential, COMBINED + note)
     if mode == BOTH and math.isfinite(potential):
         return HullVerdict((value + max(0.0, potential)) / 2, std[BOTH], potential, BOTH)
     return HullVerdict(value, std[LEARNT], potential, LEARNT + note)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from crystals.cif import read_cif
 from crystals.validity import standardise
 from energetics.hull import References
+from energetics.hull_network import COMBINED
 from energetics.learnt_hull import BOTH, LEARNT, POTENTIAL, LearntHull, judge_hull, load_learnt_hull
 from energetics.learnt_hull_training import agreement
 from energetics.potentials import Potential, load_potential
@@ -31,7 +32,7 @@ from pipeline.files import file_sha256
 from pipeline.settings import Config, EvaluationConfig
 from pipeline.store import LineStore
 
-MODES = (LEARNT, POTENTIAL, BOTH)
+MODES = (LEARNT, POTENTIAL, BOTH, COMBINED)
 MIN_SHEETS = 3  # below it no rank correlation
 
 
@@ -66,7 +67,7 @@ def generated_hull(cfg: Config, folder: Path, make: Callable[[Sequence[str], Pat
     known = {path: row for path in sorted(cifs.glob("*.cif")) if (row := _same_sheet(path, rows)) is not None}
     about = {
         "potential": potential.identity,
-        "files": [file_sha256(path) for path in (evaluation.references_path, evaluation.hull_checkpoint)],
+        "files": [file_sha256(p) for p in (evaluation.references_path, evaluation.hull_checkpoint, evaluation.hull_network)],
         "relaxation": [evaluation.fmax_ev_per_angstrom, evaluation.max_steps],
     }
     store = LineStore(folder / "hull.jsonl", {"fingerprint": fingerprint(about)})

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from crystals.database import check_ase_database
 from energetics.hull import References, sample_rows
+from energetics.hull_network import COMBINED
 from energetics.learnt_hull import POTENTIAL, LearntHull, judge_hull, load_learnt_hull
 from energetics.potentials import Potential
 from energetics.relaxation import relax_sheet
@@ -79,9 +80,10 @@ def measure(
 
 
 def hull_identity(settings: EvaluationConfig, with_learnt: bool) -> dict[str, str]:
-    """Return what E_above_hull depends on beside the potential: the references, and the learnt hull where there is one."""
+    """Return what E_above_hull depends on beside the potential: the references, learnt hull and networks."""
     own = {"references": file_sha256(settings.references_path)}
-    return own | {"hull": f"{settings.hull} {file_sha256(settings.hull_checkpoint)}"} if with_learnt else own
+    network = {"hull_network": file_sha256(settings.hull_network)} if settings.hull == COMBINED else {}
+    return own | {"hull": f"{settings.hull} {file_sha256(settings.hull_checkpoint)}"} | network if with_learnt else own
 
 
 def _measure_row(
@@ -182,7 +184,8 @@ def measure_or_read(cfg: Config, output_dir: Path) -> dict[str, Any] | None:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         own = hull_identity(settings, settings.hull != POTENTIAL and Path(settings.hull_checkpoint).is_file())
-        if {name: found["identity"].get(name) for name in ("references", "hull")} != {"hull": None, **own}:
+        names = ("references", "hull", "hull_network")
+        if {name: found["identity"].get(name) for name in names} != dict.fromkeys(names) | own:
             log.warning("%s is of other references or another hull: set evaluation.hull_db to measure anew", relative_name(path))
             return None
         return found

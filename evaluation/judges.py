@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from pymatgen.core import Composition
 
 from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, KnownStructures
+from energetics.hull_network import COMBINED
 from energetics.potential_loading import (
     file_identity,
     load_second_potential,
@@ -55,6 +56,8 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
     if settings.phonons and settings.dynamics_checkpoint:
         hint = "run python -m scripts.phonon_benchmark, or set it to nothing"
         needed["evaluation.dynamics_checkpoint"] = (settings.dynamics_checkpoint, hint)
+    if settings.hull == COMBINED and Path(settings.hull_checkpoint).is_file():
+        needed["evaluation.hull_network"] = (settings.hull_network, "set it to weights/hull_network.pth, or evaluation.hull=both")
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
     known_dbs = [("evaluation.known_db", (path, "name databases of known sheets, or none")) for path in settings.known_db]
@@ -110,11 +113,12 @@ def novelty_sources(settings: EvaluationConfig) -> dict[str, int]:
     return counts | ({relative_name(settings.known_formulas_from): len(formulas)} if formulas else {})
 
 
-def hull_identity(settings: EvaluationConfig) -> dict[str, str]:
-    """Return whose E_above_hull counts, with the hash of the learnt hull where there is one and it is asked for."""
+def hull_identity(settings: EvaluationConfig) -> dict[str, Any]:
+    """Return whose E_above_hull counts, with the hashes of learnt hull and networks where there are some and they are asked for."""
     if settings.hull == "potential" or not Path(settings.hull_checkpoint).is_file():
         return {"name": "potential"}
-    return {"name": settings.hull, **file_identity(settings.hull_checkpoint)}
+    network = {"network": file_identity(settings.hull_network)} if settings.hull == COMBINED else {}
+    return {"name": settings.hull, **file_identity(settings.hull_checkpoint), **network}
 
 
 def load_judges(cfg: Config, identity: dict[str, Any] | None = None, formulas: frozenset[str] | None = None) -> Judges:

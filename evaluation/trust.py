@@ -90,7 +90,11 @@ def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -
     by = judges.get("hull", {}).get("name", "potential")
     own = f"{potential} against elements and competing phases of the same potential only"
     bound = "A phase that is not among the references cannot lower the hull: E_above_hull is a lower bound."
-    learnt = "E_above_hull: learnt from PBE" + (", averaged with the potential's" if by == "both" else "")
+    averaged = {
+        "both": ", averaged with the potential's",
+        "combined": ", averaged with that of networks that learnt it from PBE too",
+    }
+    learnt = f"E_above_hull: learnt from PBE{averaged.get(by, '')}"
     learnt += " (E_form and hull energy corrected), never below 0; the potential's where a sheet is unlike the training sheets."
     return [
         ("E_form, E_above_hull", f"{own}. {bound} {_hull_text(hull)}")

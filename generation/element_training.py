@@ -1,7 +1,7 @@
 """Training task of the denoiser of elements: arrangements of atoms, some of whose elements are hidden, and the loss.
 
-The forward process hides the elements of some kinds of atoms ("absorbing" diffusion; Austin et al., NeurIPS 2021). In continuous time
-the loss is that of a model that reads the kinds in any order (Hoogeboom et al., ICLR 2022):
+The forward process hides the elements of some kinds of atoms ("absorbing" diffusion; Austin et al., NeurIPS 2021). In continuous
+time the loss is that of a model that reads the kinds in any order (Hoogeboom et al., ICLR 2022):
 
     L = K E_n [ 1/n Σ_hidden −log p(element | arrangement, elements that are seen, conditions) ],  n = 1..K hidden kinds
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from generation.refiner_training import PairTable, bond_ratio
 from generation.seeds import seeded_generator

@@ -1,7 +1,7 @@
 """Arrangements of atoms without elements: each the mean of the crystals of a training set that have it, at one bond length.
 
-They say where atoms may sit, and no more: the diffusion of elements (``generation/element_diffusion.py``) fills them, and the refiner
-moves atoms and cell to where these elements want them.
+They say where atoms may sit, and no more: the diffusion of elements (``generation/element_diffusion.py``) fills them, and the
+refiner moves atoms and cell to where these elements want them.
 """
 
 from __future__ import annotations

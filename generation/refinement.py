@@ -67,10 +67,23 @@ def refine(network: SheetRefiner, sheets: Sequence[Sheet], steps: int) -> list[S
     return unpadded(state)
 
 
+def weights_of(network: SheetRefiner) -> dict[str, torch.Tensor]:
+    """Return the weights of a network in half precision, without what follows from the elements and the configuration."""
+    state = network.state_dict()
+    return {name: x.half() if x.is_floating_point() else x for name, x in state.items() if name not in BUFFERS}
+
+
+def network_of(config: TrunkConfig, weights: dict[str, torch.Tensor]) -> SheetRefiner:
+    """Return the network that has the weights of ``weights_of``; RuntimeError and others where they do not fit."""
+    network = new_refiner(config)
+    own = {name: x.float() if x.is_floating_point() else x for name, x in weights.items()}
+    network.load_state_dict({name: getattr(network, name) for name in BUFFERS} | own, strict=True)
+    return network.eval().requires_grad_(False)
+
+
 def save_refiner(path: str | os.PathLike, network: SheetRefiner, **content: Any) -> None:
     """Write a network as a checkpoint, its weights in half precision, with further plain values and tensors."""
-    weights = {name: x.half() if x.is_floating_point() else x for name, x in network.state_dict().items() if name not in BUFFERS}
-    save_checkpoint(path, KIND, network.config, {"model": weights, **content})
+    save_checkpoint(path, KIND, network.config, {"model": weights_of(network), **content})
 
 
 def load_refiner(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[SheetRefiner, dict[str, Any]]:
@@ -81,12 +94,10 @@ def load_refiner(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """
     content = load_checkpoint(path, KIND, HINT)
     try:
-        network = new_refiner(TrunkConfig(**content["model_config"]))
-        weights = {name: x.float() if x.is_floating_point() else x for name, x in content["model"].items()}
-        network.load_state_dict({name: getattr(network, name) for name in BUFFERS} | weights, strict=True)
+        network = network_of(TrunkConfig(**content["model_config"]), content["model"])
     except Exception as error:  # settings and weights of another origin raise many unrelated errors
         raise CheckpointError(f"{relative_name(path)} does not fit this version ({first_line(error, 120)}): {HINT}") from error
-    return network.to(device).eval().requires_grad_(False), content
+    return network.to(device), content
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """Network that says which elements belong on the atoms of an arrangement, where some of them are not yet known.
 
-It sees the arrangement in units of its bond length, so that lengths tell nothing of the elements, those elements that are known, and
-properties that the sheet shall have. It is invariant under every symmetry of the arrangement.
+It sees the arrangement in units of its bond length, so that lengths tell nothing of the elements, those elements that are known,
+and properties that the sheet shall have. It is invariant under every symmetry of the arrangement.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Network that moves the atoms and the cell of a sheet to where its elements want them.
 
-``SheetRefiner`` reads the displacement of an atom from the vectors of the trunk (``networks/sheet_trunk.py``), the strain of the cell
-from tensors. A strain belongs to the sheet and not to a basis of its lattice, so that every choice of the cell gives the same result.
+``SheetRefiner`` reads the displacement of an atom from the vectors of the trunk (``networks/sheet_trunk.py``), the strain of the
+cell from tensors. A strain belongs to the sheet and not to a basis of its lattice, so that every choice of the cell gives the same
+result.
 """
 
 from __future__ import annotations

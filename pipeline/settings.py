@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from pipeline.setting_field import setting
-from pipeline.structure_settings import ElementTrainingConfig, RankerConfig, RefinerTrainingConfig
+from pipeline.structure_settings import ElementTrainingConfig, HullNetworkConfig, RankerConfig, RefinerTrainingConfig
 
 POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
 # Toxic in electrodes that people handle, or radioactive.
@@ -343,11 +343,13 @@ class EvaluationConfig:
     embedded_checkpoint: str = setting("weights/synth_lm.pth", "embedded synthesizability model", path=True)
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
     hull: str = setting(
-        "both",
-        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean)",
-        choices=("potential", "learnt", "both"),
+        "combined",
+        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean), combined (the "
+        "mean of learnt and of networks that learnt from PBE)",
+        choices=("potential", "learnt", "both", "combined"),
     )
     hull_checkpoint: str = setting("weights/hull_${evaluation.potential}.pth", "learnt hull of that potential", path=True)
+    hull_network: str = setting("weights/hull_network.pth", "networks of evaluation.hull: combined", path=True)
     hull_db: str = setting("", "database with ehull, such as C2DB, against which E_above_hull is checked; empty: not", path=True)
     hull_rows: int = setting(300, "rows of it that are relaxed for that", low=10)
     dft_truth_path: str = setting("data/h_on_2d_dft.db", "DFT ΔE_H with structures on which the HER judge is measured", path=True)
@@ -484,6 +486,7 @@ class Config:
     external: ExternalConfig = field(default_factory=ExternalConfig)
     synth_lm: SynthLMConfig = field(default_factory=SynthLMConfig)
     learnt_hull: LearntHullConfig = field(default_factory=LearntHullConfig)
+    hull_network: HullNetworkConfig = field(default_factory=HullNetworkConfig)
     band_gap: BandGapConfig = field(default_factory=BandGapConfig)
     phonon_benchmark: PhononBenchmarkConfig = field(default_factory=PhononBenchmarkConfig)
 

@@ -59,3 +59,15 @@ class RankerConfig:
     trees: int = setting(400, "boosted trees", low=1)
     learning_rate: float = setting(0.04, "weight of each tree", low=1e-4, high=1.0)
     max_leaf_nodes: int = setting(31, "leaves of a tree", low=2)
+
+
+@dataclass(frozen=True)
+class HullNetworkConfig:
+    """Settings of the networks that stand beside the learnt hull."""
+
+    checkpoint: str = setting("${run.output_dir}/hull_network/hull_network.pth", "the joined networks", path=True)
+    members: list[str] = setting([], "trained refiners, of different seeds", path=True)
+    work_dir: str = setting("${run.output_dir}/hull_network/work", "resumable relaxations, one line per sheet", path=True)
+    calibration_rows: int = setting(200, "sheets of the validation split that are relaxed, for the standard error", low=10)
+    test_rows: int = setting(300, "sheets of the test split that are relaxed, to measure on", low=10)
+    max_atoms: int = setting(12, "largest of their cells", low=1)

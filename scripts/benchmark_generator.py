@@ -422,7 +422,12 @@ def _run_search(cfg: Config, folder: Path, drafts: dict) -> None:
 
 def _run_hull(cfg: Config, folder: Path, drafts: dict) -> None:
     found = hull_scores(cfg, folder)
-    weights = [cfg.evaluation.hull_checkpoint, cfg.evaluation.references_path, cfg.generation.refiner_checkpoint]
+    weights = [
+        cfg.evaluation.hull_checkpoint,
+        cfg.evaluation.hull_network,
+        cfg.evaluation.references_path,
+        cfg.generation.refiner_checkpoint,
+    ]
     _write(cfg, folder / "hull.json", [*weights, Path(cfg.dataset.processed_dir) / "test.pt"], found)
     print(f"E_above_hull on {found['n_known']} generated sheets of the database, of {found['n_made']}:")
     for name, row in found["hulls"].items():

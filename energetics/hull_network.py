@@ -1,0 +1,74 @@
+"""Predicts E_above_hull of a sheet by networks that learnt it from PBE, as a second opinion beside the learnt hull.
+
+The networks are refiners (``networks/refiner.py``): beside the way to the relaxed sheet they learnt its E_above_hull, from the
+sheet itself, with no potential between. So their errors are other ones than those of the learnt hull, and the mean of both is better than
+either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ase import Atoms
+
+from generation.refinement import network_of, padded, weights_of
+from geo_utils import Sheet
+from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
+from networks.refiner import SheetRefiner
+from networks.sheet_trunk import TrunkConfig
+from pipeline.files import relative_name
+from pipeline.settings import EvaluationConfig
+
+KIND = "hull_network"
+HINT = "run python -m scripts.train_hull_network, or set evaluation.hull: both"
+COMBINED = "combined"
+
+
+class HullNetwork:
+    """The ensemble.
+
+    Args:
+        members: networks of one size.
+        scale: factor that makes the size of an error, as the learnt hull expects it, the standard error of the mean of both.
+    """
+
+    def __init__(self, members: Sequence[SheetRefiner], scale: float) -> None:
+        self.members, self.scale = [member.double().eval().requires_grad_(False) for member in members], scale
+
+    @torch.no_grad()
+    def e_above_hull(self, atoms: Atoms) -> float:
+        """Return E_above_hull of a relaxed sheet, eV/atom: the mean of the members, not below 0.
+
+        Raises:
+            NotTwoDimensional: the crystal is no sheet.
+        """
+        state = padded([Sheet.from_atoms(atoms)], torch.float64)
+        return max(0.0, float(torch.stack([member(state).e_hull for member in self.members]).mean()))
+
+
+def save_hull_network(path: str | os.PathLike, members: Sequence[SheetRefiner], scale: float, **content: object) -> None:
+    """Write an ensemble as a checkpoint, its weights in half precision, with further plain values."""
+    state = {"members": [weights_of(member) for member in members], "scale": float(scale)}
+    save_checkpoint(path, KIND, members[0].config, {**state, **content})
+
+
+def load_hull_network(settings: EvaluationConfig) -> HullNetwork | None:
+    """Return the ensemble that the configuration names, None where ``evaluation.hull`` does not ask for it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another version.
+    """
+    return _load(settings.hull_network) if settings.hull == COMBINED else None
+
+
+def _load(path: str | os.PathLike) -> HullNetwork:
+    """Read a checkpoint; see ``load_hull_network``."""
+    content = load_checkpoint(Path(path), KIND, HINT)
+    try:
+        config = TrunkConfig(**content["model_config"])
+        return HullNetwork([network_of(config, weights) for weights in content["members"]], float(content["scale"]))
+    except Exception as error:  # settings and weights of another origin raise many unrelated errors
+        raise CheckpointError(f"{relative_name(path)} does not fit this version ({first_line(error, 120)}): {HINT}") from error
