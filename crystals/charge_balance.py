@@ -3,9 +3,9 @@
 There are two rules because there are two questions. ``charge_neutral(formula, strict=True)`` asks whether a composition without a
 known crystal is worth sampling. It allows one common oxidation state per element, because SMACT's lists hold so many rare states
 that nearly every composition passes. ``charge_neutral_possible`` asks whether a finished candidate must be refused. There rare
-states, elements and alloys count in its favour. The two disagree on 196 of the 823 formulas of ``data/demo_c2db.db``. Of these, 187
-balance by SMACT alone (Al2Te2, As4) and 9 in common states alone (MoTe2: its metal is more electronegative than its anion, which
-SMACT refuses).
+states, elements and alloys count in its favour, and common states too where SMACT refuses these: of the 823 formulas of
+``data/demo_c2db.db`` 187 balance by SMACT alone (Al2Te2, As4) and 9 in common states alone (MoTe2, PdTe2: the metal is more
+electronegative than the anion).
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def charge_neutral(formula: str, strict: bool = False) -> bool:
     Args:
         formula: of one cell, with whole amounts.
         strict: decide by the common states, one per element, without a test of electronegativities; meant for compositions without
-            a known crystal. Otherwise decide by SMACT, where alloys need to balance as well. On all formulas of the demo database
-            and all decorations of the prototypes this agrees with ``charge_neutral_possible``.
+            a known crystal. Otherwise decide by SMACT, where alloys need to balance as well.
     """
     if not strict:
         return _balances_by_smact(formula, include_alloys=False)
@@ -50,7 +49,7 @@ def charge_neutral(formula: str, strict: bool = False) -> bool:
 
 
 def charge_neutral_possible(formula: str) -> bool:
-    """Tell whether known oxidation states can balance a candidate, by SMACT.
+    """Tell whether known oxidation states can balance a candidate, by SMACT or in common states.
 
     Single elements and compounds of metals alone pass, since they need no charge balance. Carbides and other metallic compounds
     with non-integer mixed valence can fail although they exist.
@@ -60,7 +59,7 @@ def charge_neutral_possible(formula: str) -> bool:
     """
     if heavy := sorted(element.symbol for element in Composition(formula) if element.Z > 103):
         raise ValueError(f"no oxidation states are known of {', '.join(heavy)}")
-    return _balances_by_smact(formula, include_alloys=True)
+    return _balances_by_smact(formula, include_alloys=True) or charge_neutral(formula, strict=True)
 
 
 def _balances_by_smact(formula: str, include_alloys: bool) -> bool:

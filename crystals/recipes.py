@@ -133,12 +133,14 @@ class Recipe:
         atomic_numbers: one entry per atom of the cell.
         family: name of the prototype or of the family of substitutions, or ``FORMULA``.
         template: the symmetry to sample within; None where it is that of the prototype.
+        start: a sheet with these elements that the refiner starts from, instead of noise.
     """
 
     formula: str
     atomic_numbers: tuple[int, ...]
     family: str
     template: Template | None = field(default=None, compare=False, repr=False)
+    start: Sheet | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_soluble(self) -> bool:

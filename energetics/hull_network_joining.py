@@ -15,7 +15,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from energetics.hull import References
-from energetics.hull_network import COMBINED, HINT, HullNetwork, save_hull_network
+from energetics.hull_network import COMBINED, HINT, NETWORK_SHARE, HullNetwork, save_hull_network
 from energetics.learnt_hull import BOTH, LEARNT, LEAST_STD, POTENTIAL, LearntHull
 from energetics.learnt_hull_training import WITHIN_ONE, agreement
 from energetics.potentials import Potential, load_potential
@@ -36,7 +36,8 @@ STAGE = "join_hull_network.py"
 VACUUM_ANGSTROM = 15.0
 SOURCE = (
     "The networks learnt from C2DB (Haastrup et al., 2D Materials 5, 042002 (2018); Gjerding et al., 2D Materials 8, 044002 "
-    "(2021); CC BY 4.0), split by formula with dataset.val_fraction and test_fraction 0.1 and seed 0. No crystal of C2DB is in the file."
+    "(2021); CC BY 4.0), split by formula with dataset.val_fraction and test_fraction 0.1 and seed 0. No crystal of C2DB is in "
+    "the file."
 )
 
 
@@ -89,7 +90,7 @@ def join_stage(cfg: Config) -> None:
 
 
 def _combined(rows: dict[str, np.ndarray]) -> np.ndarray:
-    return (rows[LEARNT] + rows["network"]) / 2
+    return (1 - NETWORK_SHARE) * rows[LEARNT] + NETWORK_SHARE * rows["network"]
 
 
 def _measured(rows: dict[str, np.ndarray], cfg: Config) -> dict[str, Any]:

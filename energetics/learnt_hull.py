@@ -290,7 +290,7 @@ def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy:
     except NotTwoDimensional:
         return _by_potential(references, atoms, energy, f"{POTENTIAL}, no sheet")
     if mode == COMBINED and learnt.network is not None:
-        return HullVerdict((value + learnt.network.e_above_hull(atoms)) / 2, std[COMBINED], potential, COMBINED + note)
+        return HullVerdict(learnt.network.combined(value, atoms), std[COMBINED], potential, COMBINED + note)
     if mode == BOTH and math.isfinite(potential):
         return HullVerdict((value + max(0.0, potential)) / 2, std[BOTH], potential, BOTH)
     return HullVerdict(value, std[LEARNT], potential, LEARNT + note)

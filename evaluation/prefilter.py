@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from energetics.dynamics_model import DynamicsModel, load_dynamics_model
@@ -21,12 +22,13 @@ from evaluation import evaluate, judges
 from evaluation.candidate import JUDGED_SETTINGS, CandidateResult
 from evaluation.decisions import hit_probability
 from evaluation.judge_pool import JudgePool
+from evaluation.triage import HEADS_STD_EV, QuickJudges
 from evaluation.water_verdict import DISSOLVES
+from generation.batch import PropertyEstimate
+from geo_utils import Sheet
 from pipeline.settings import Config
 
 LABEL = "prefilter"
-# Error of the heads' ΔG_H against the corrected potential: 0.43 eV on average on held-out sheets (docs/results.md).
-HEADS_STD_EV = 0.45
 LEAST_STD_EV = 0.3  # of DimeNet++; about the error of the judge that both stand for
 SETTINGS = (
     *JUDGED_SETTINGS,
@@ -93,6 +95,10 @@ class Prefilter:
             row.p_hit = hit_probability(row, settings)
             verdicts[name] = _verdict(row, found.structures.get(row.id), self._dynamics)
         return verdicts
+
+    def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
+        """Return the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``."""
+        return QuickJudges.load(self.cfg.evaluation, self._dynamics).chances(sheets, properties)
 
 
 def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]:

@@ -80,8 +80,10 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
     content |= {"prefilter": prefilter} if prefilter else {}
     # What a run does not use does not change its products, nor the fingerprints of runs that were made before there was any of it.
     about_refining = {name: settings.pop(name) for name in ("refine_steps", "refine_samples")}
-    for name in ("refiner_checkpoint", "start", "ranker_checkpoint"):
+    for name in ("refiner_checkpoint", "start", "ranker_checkpoint", "elements_checkpoint"):
         del settings[name]
+    if not uses_elements(cfg.generation):
+        del settings["element_draws"]
     files = further_inputs(cfg)
     content |= {"start": SCREENING} if cfg.generation.start == SCREENING else {}
     return fingerprint(
@@ -90,22 +92,30 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
 
 
 def further_inputs(cfg: Config) -> dict[str, Path]:
-    """Return the files that a run reads beside the model: ``refiner``, ``crystals`` and ``ranker``, where it uses them.
+    """Return the files that a run reads beside the model, where it uses them: ``elements``, ``refiner``, ``crystals``, ``ranker``.
 
     Raises:
         StageError: there are no crystals.
     """
     settings, files = cfg.generation, {}
     from_crystals = starts_from_crystals(cfg)
-    if settings.refine_steps and (settings.refine_samples or from_crystals):
+    filled = uses_elements(settings)
+    if filled:
+        files["elements"] = Path(settings.elements_checkpoint)
+    if settings.refine_steps and (settings.refine_samples or from_crystals or filled):
         files["refiner"] = Path(settings.refiner_checkpoint)
     if from_crystals:
         files["crystals"] = crystals_path(cfg)
         if settings.ranker_checkpoint:
             files["ranker"] = Path(settings.ranker_checkpoint)
-    if missing := next((name for name in ("refiner", "ranker") if name in files and not files[name].is_file()), None):
+    if missing := next((name for name in ("elements", "refiner", "ranker") if name in files and not files[name].is_file()), None):
         raise missing_file(f"generation.{missing}_checkpoint", files[missing], f"set it to weights/{missing}.pth")
     return files
+
+
+def uses_elements(settings: GenerationConfig) -> bool:
+    """Return whether recipes are drawn by the diffusion of elements."""
+    return settings.recipe_source == "elements" and not settings.recipes
 
 
 def starts_from_crystals(cfg: Config) -> bool:
@@ -207,6 +217,8 @@ def plan_candidate(
     """
     recipe = recipes[index % len(recipes)]
     free = Plan(index, recipe, None, recipe.atomic_numbers)
+    if recipe.start is not None:
+        return replace(free, start=recipe.start)
     if crystals is not None and (screening or recipe.family == FORMULA):
         turn = index // len(recipes)
         found = crystals.nearest(recipe.atomic_numbers, turn + 1)

@@ -1,7 +1,8 @@
 """Diffusion of the elements: which elements go on an arrangement of atoms, with classifier-free guidance.
 
 All elements are hidden at first. The reverse process reveals those of one kind of atoms after the other, in a random order, each
-drawn from what the network expects of it (``generation/element_training.py`` has the forward process and the loss). The guided logits are
+drawn from what the network expects of it (``generation/element_training.py`` has the forward process and the loss). The guided
+logits are
 
     l = l_untold + w (l_told − l_untold)
 

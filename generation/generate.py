@@ -28,7 +28,7 @@ from crystals import recipes as recipes_module
 from crystals.cif_writer import in_cif_setting, symmetric_cif
 from crystals.database import Row, read_rows
 from crystals.formulas import cell_formula
-from crystals.recipes import Recipe, allowed_elements, parse_recipes
+from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_formula
 from crystals.substitution import KnownCrystals
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser, PropertyEstimate
@@ -50,12 +50,15 @@ from generation.candidates import (
     replace_products,
     sample_candidates,
     starts_from_crystals,
+    uses_elements,
 )
+from generation.elements import element_recipes, load_elements
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.sampling import predict_properties, target_loss
-from generation.search import DraftVerdicts, Screen, exceeds_quota, gumbel_keys, order_recipes, screen
+from generation.search import DraftVerdicts, Screen, exceeds_quota, gumbel_keys, order_by_chance, order_recipes, screen
 from generation.shards import DRAFTS, check_parts, remove_parts, sample_part, take_drafts
 from generation.sheet_table import known_crystals, pack, read_split
+from geo_utils import Sheet
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
@@ -84,6 +87,9 @@ class Prefilter(Protocol):
 
         delta_g: ΔG_H by the heads, eV, by the same names.
         """
+
+    def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
+        """Return the chance of a hit (M,) of sheets that are not relaxed, from what the heads say of them; M values each."""
 
 
 def uses_prefilter(settings: GenerationConfig) -> bool:
@@ -160,8 +166,11 @@ def _generate(
         take_drafts(shard, folder, partial_dir / DRAFTS)
     draft_store = LineStore(partial_dir / DRAFTS, {"fingerprint": fingerprint})
     crystals = known_starts(cfg)
-    screened = partial(screen, model, crystals, settings, device) if settings.start == SCREENING else None
+    by_sheets = settings.start == SCREENING or uses_elements(settings)
+    screened = partial(screen, model, crystals, settings, device) if by_sheets else None
     recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers, screened)
+    if by_sheets and prefilter is not None:
+        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage)
     plan = planner(recipes, library, cfg, crystals)
     store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
     first = [plan(k) for k in range(first_round(settings))] if shard is not None else []
@@ -212,6 +221,13 @@ def choose_recipes(
     if settings.recipes:
         return parse_recipes(settings.recipes, elements)
     elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
+    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+    if uses_elements(settings):
+        recipes = element_recipes(load_elements(settings.elements_checkpoint), settings, elements, seed)
+        if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
+            return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
+        everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
+        return order_recipes(model, recipes, known, everything, seed, device, drafts, None, draft_store, workers, screened)
     recipes = []
     if settings.recipe_source in ("prototypes", "all"):
         recipes += recipes_module.recipes(elements, settings.mixed_recipes)
@@ -223,7 +239,6 @@ def choose_recipes(
             f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
             "and of the elements that are allowed and that the model was trained on"
         )
-    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     substituted = partial(library.further_substitutions, elements=elements)
     return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
 

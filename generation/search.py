@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from crystals.recipes import Recipe, recipe_template, reduced_formula
-from generation.batch import Denoiser
+from generation.batch import Denoiser, PropertyEstimate
 from generation.candidates import Starts, check_validity, refined
 from generation.sampling import TEMPERATURE_EV, draft, predict_properties, target_loss
+from geo_utils import Sheet
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
 from pipeline.tasks import Processes, Serial, run
@@ -30,6 +31,9 @@ BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes lon
 WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
 DraftVerdicts = dict[Recipe, tuple[bool, float]]
+# Chance of a hit of sheets, from what quick judges and the heads say of them.
+Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
+TRIAGED = 8  # recipes for each sheet that will be sampled
 # "valid" and "loss" of recipes, in their order, by known crystals with their elements.
 Screen = Callable[[Sequence[Recipe]], dict[str, list]]
 
@@ -97,13 +101,26 @@ def _judge_batch(
     return {"valid": valid, "loss": np.round(loss, 6).tolist()}
 
 
+def starting_sheets(
+    crystals: Starts | None, settings: GenerationConfig, recipes: Sequence[Recipe]
+) -> tuple[list[int], list[Sheet]]:
+    """Return the numbers of the recipes that start from a sheet, and these sheets, refined."""
+    found = {}
+    for k, recipe in enumerate(recipes):
+        own = [recipe.start] if recipe.start is not None else crystals.nearest(recipe.atomic_numbers, 1) if crystals else []
+        if own:
+            found[k] = own[0]
+    return list(found), refined(list(found.values()), settings)
+
+
 def screen(
-    model: Denoiser, crystals: Starts, settings: GenerationConfig, device: Any, recipes: Sequence[Recipe]
+    model: Denoiser, crystals: Starts | None, settings: GenerationConfig, device: Any, recipes: Sequence[Recipe]
 ) -> dict[str, list]:
-    """Return ``valid`` and ``loss`` of the known crystal that each recipe would start from; without one it is not valid."""
-    found = {k: crystals.nearest(recipe.atomic_numbers, 1) for k, recipe in enumerate(recipes)}
-    numbers = [k for k, sheets in found.items() if sheets]
-    sheets = refined([found[k][0] for k in numbers], settings)
+    """Return ``valid`` and ``loss`` of the sheet that each recipe starts from, refined; without one it is not valid.
+
+    crystals: what recipes without a sheet of their own start from; None: nothing.
+    """
+    numbers, sheets = starting_sheets(crystals, settings, recipes)
     valid, loss = np.zeros(len(recipes), dtype=bool), np.full(len(recipes), NO_CRYSTAL_EV)
     if numbers:
         valid[numbers] = [check_validity(sheet, settings) == "ok" for sheet in sheets]
@@ -246,3 +263,31 @@ def gumbel_keys(loss: np.ndarray, numbers: Sequence[int], guidance_scale: float,
     """
     gumbel = np.array([np.random.default_rng([seed, 0x5EED, int(k)]).gumbel() for k in numbers])
     return gumbel - guidance_scale * loss / TEMPERATURE_EV
+
+
+def order_by_chance(
+    model: Denoiser,
+    recipes: Sequence[Recipe],
+    crystals: Starts | None,
+    settings: GenerationConfig,
+    device: Any,
+    triage: Triage,
+) -> list[Recipe]:
+    """Return recipes in the order of the chance of a hit of the sheets that they start from; those beyond a quota after the others.
+
+    Args:
+        model: whose heads say ΔG_H and E_hull.
+        recipes: the first of them, ``TRIAGED`` for each sheet that will be sampled, are looked at; the others stay behind these.
+        crystals: what recipes without a sheet of their own start from.
+        settings: of the generation.
+        device: of the model.
+        triage: quick judges of sheets.
+    """
+    first = list(recipes[: TRIAGED * math.ceil(settings.num_structures * settings.oversample)])
+    numbers, sheets = starting_sheets(crystals, settings, first)
+    chance = np.full(len(first), -1.0)
+    if numbers:
+        chance[numbers] = triage(sheets, predict_properties(model, sheets, device))
+    ranked = [first[k] for k in np.argsort(-chance, kind="stable")]
+    exceeding = exceeds_quota(ranked, settings, settings.oversample)
+    return [ranked[k] for k in np.argsort(exceeding, kind="stable")] + list(recipes[len(first) :])

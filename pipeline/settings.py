@@ -239,9 +239,11 @@ class GenerationConfig:
     recipe_source: str = setting(
         "all",
         "where other recipes are from: prototypes (families of prototypes.py), substitutions (crystals of the training set with "
-        "one element replaced), all",
-        choices=("prototypes", "substitutions", "all"),
+        "one element replaced), all (of these two), elements (drawn by diffusion on the arrangements of the training set)",
+        choices=("prototypes", "substitutions", "all", "elements"),
     )
+    elements_checkpoint: str = setting("weights/elements.pth", "network that draws these, and the arrangements", path=True)
+    element_draws: int = setting(200, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
     elements: list[str] = setting(
         [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
     )

@@ -44,15 +44,21 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
+FAMILIES = {"recipe_source": "all"}
 # Of a composition screening knows one crystal, whatever the recipe.
-SCREENED = {"start": "screening", "max_per_composition": 1}
+SCREENED = {**FAMILIES, "start": "screening", "max_per_composition": 1}
+ELEMENTS = {"recipe_source": "elements"}
 # Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
 SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
-    "no guidance": (0.0, 0.0, {}),
-    "guidance": (None, None, {"prefilter": False}),
+    "no guidance": (0.0, 0.0, FAMILIES),
+    "guidance": (None, None, {"prefilter": False, **FAMILIES}),
     "screening": (None, None, {"prefilter": False, **SCREENED}),
-    "guidance, prefilter": (None, None, {"prefilter": True}),
+    "guidance, prefilter": (None, None, {"prefilter": True, **FAMILIES}),
     "screening, prefilter": (None, None, {"prefilter": True, **SCREENED}),
+    "elements, no guidance": (0.0, 0.0, ELEMENTS),
+    "elements, classifier-free guidance alone": (0.0, None, ELEMENTS),
+    "elements, guidance": (None, None, {"prefilter": False, **ELEMENTS}),
+    "elements, prefilter": (None, None, {"prefilter": True, **ELEMENTS}),
 }
 SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 
@@ -146,7 +152,7 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     for name, (cifs, (eta, w, changes)) in plan.items():
         strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
         found[name] = generate(
-            cfg, cifs, *strengths, cfg.benchmark.search_structures, drafts.setdefault(changes.get("start", ""), {}), **changes
+            cfg, cifs, *strengths, cfg.benchmark.search_structures, drafts.setdefault(_drafted(changes), {}), **changes
         )
     rows = []
     with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
@@ -154,6 +160,11 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
             about = {"name": name, "families": len({row["family"] for row in found[name]["candidates"]})}
             rows.append(about | judge_set(cfg, pool, cifs, found[name]["counts"], folder / "cache"))
     return rows
+
+
+def _drafted(changes: dict[str, Any]) -> str:
+    """Return a key that runs share whose recipes are judged by the same sheets."""
+    return f"{changes['recipe_source']}, {changes.get('start', '')}"
 
 
 def hull_scores(cfg: Config, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""Quick judges of sheets that nothing has relaxed: which of thousands are worth a relaxation.
+
+They take milliseconds each: ΔG_H by the heads, E_above_hull by heads and networks, and for the best of these the trees for
+band gap and dynamic stability, and water. What they say decides the order in which sheets are looked at, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from tqdm import tqdm
+
+from crystals.charge_balance import charge_neutral_possible
+from crystals.validity import sheet_fault
+from energetics.band_gap_model import GapModel, load_gap_model
+from energetics.dynamics_model import DynamicsModel
+from energetics.hull_network import HullNetwork, load_hull_network
+from energetics.water import NoWaterData, Water
+from evaluation.water_verdict import DISSOLVES, load_water, reference_at_each_ph, verdict_in_water, worst_at_each_ph
+from generation.batch import PropertyEstimate
+from geo_utils import NotTwoDimensional, Sheet
+from pipeline.settings import EvaluationConfig
+
+HEADS_STD_EV = 0.45  # error of the heads' ΔG_H against the corrected potential: 0.43 eV on average on held-out sheets
+HULL_STD_EV = 0.06  # eV/atom, of E_above_hull: 0.05 on average on held-out sheets (docs/results.md)
+VACUUM_ANGSTROM = 15.0
+LOOKED_AT = 0.5  # share of the sheets, those with the best ΔG_H and E_above_hull, that trees and water look at
+HELD_BACK = 1e-3  # factor of the chance of a sheet that water dissolves or that does not conduct
+
+
+@dataclass
+class QuickJudges:
+    """The judges; None where the configuration has none."""
+
+    settings: EvaluationConfig
+    network: HullNetwork | None
+    gap: GapModel | None
+    dynamics: DynamicsModel | None
+    water: Water | None
+
+    @classmethod
+    def load(cls, settings: EvaluationConfig, dynamics: DynamicsModel | None) -> QuickJudges:
+        """Load the judges that the section ``evaluation`` names; raises CheckpointError for a file that cannot be used."""
+        return cls(
+            settings,
+            load_hull_network(settings),
+            load_gap_model(settings.band_gap_checkpoint),
+            dynamics,
+            load_water(settings.references_path) if settings.water else None,
+        )
+
+    def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
+        """Return the chance (M,) of a dynamically stable hit; small where water dissolves the sheet, or it does not conduct.
+
+        Args:
+            sheets: M sheets.
+            properties: what the heads say of them, (M,) each.
+        """
+        delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
+        if self.network is not None:
+            atoms = [sheet.to_atoms(VACUUM_ANGSTROM) for sheet in sheets]
+            by_network = [self.network.e_above_hull(a) for a in tqdm(atoms, desc="triage", unit="sheet", mininterval=1.0)]
+            e_hull = (e_hull + np.array(by_network)) / 2
+        window, limit = self.settings.hit_delta_g_ev, self.settings.hit_e_hull_ev
+        active = norm.cdf((window - delta_g) / HEADS_STD_EV) - norm.cdf((-window - delta_g) / HEADS_STD_EV)
+        chance = active * norm.cdf((limit - e_hull) / HULL_STD_EV)
+        best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
+        factor = np.zeros(len(sheets))
+        for k in tqdm(best.tolist(), desc="gap, water, dynamics", unit="sheet", mininterval=1.0):
+            factor[k] = self._factor(sheets[k], float(e_hull[k]))
+        return chance * factor
+
+    def _factor(self, sheet: Sheet, e_hull: float) -> float:
+        """Return by what the chance of a sheet is multiplied: 0 where it is not valid."""
+        atoms = sheet.to_atoms(VACUUM_ANGSTROM)
+        formula = atoms.get_chemical_formula()
+        if sheet_fault(atoms, self.settings.clash_factor) or not charge_neutral_possible(formula):
+            return 0.0
+        factor = 1.0
+        try:
+            if self.dynamics is not None:
+                stable = self.dynamics.without_phonons(atoms, e_hull)
+                factor *= stable if np.isfinite(stable) else 1.0
+            conducts = self.gap is None or not self.gap.band_gap(atoms) > self.settings.conductive_gap_ev
+        except (NotTwoDimensional, ValueError):
+            return 0.0
+        return factor * (1.0 if conducts and not self._dissolves(atoms.symbols, formula, e_hull) else HELD_BACK)
+
+    def _dissolves(self, symbols: Sequence[str], formula: str, e_hull: float) -> bool:
+        if self.water is None:
+            return False
+        try:
+            worst = worst_at_each_ph(self.water.decompose(formula, e_hull))
+        except NoWaterData:
+            return False
+        return verdict_in_water(worst, set(symbols), reference_at_each_ph(self.water)) == DISSOLVES

@@ -1,0 +1,134 @@
+"""Recipes from the diffusion of elements: arrangements of a training set, filled by ``generation/element_diffusion.py``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ase.symbols import Symbols
+from tqdm import tqdm
+
+from crystals.elements import element_descriptors
+from crystals.recipes import Recipe
+from generation.element_diffusion import draw_elements
+from generation.mean_arrangements import MeanArrangements, dummy_radii, with_elements
+from generation.refiner_training import bond_ratio
+from generation.seeds import seeded_generator
+from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
+from networks.element_denoiser import ElementDenoiser, ElementDenoiserConfig
+from networks.sheet_trunk import BUFFERS, NUM_ELEMENTS
+from pipeline.errors import StageError
+from pipeline.files import relative_name
+from pipeline.settings import GenerationConfig
+
+KIND = "element_denoiser"
+HINT = "run python -m scripts.train_elements, or set generation.elements_checkpoint=weights/elements.pth"
+CONDITIONS = ("delta_g", "e_hull", "conducts", "p_dynamic", "dissolves")
+# What a sheet is asked to be beside target_delta_g and target_e_hull: a conductor, dynamically stable, not dissolved by water.
+ASKED = {"conducts": 1.0, "p_dynamic": 0.95, "dissolves": 0.0}
+BATCH = 256
+UNGUIDED_DRAWS = 4  # for each structure, without guidance by gradients, which needs no more to choose from
+
+
+@dataclass
+class ElementModel:
+    """The trained network, the arrangements that it fills, and the elements that it has seen (119,) bool."""
+
+    network: ElementDenoiser
+    arrangements: MeanArrangements
+    seen: torch.Tensor
+
+
+def new_element_denoiser(config: ElementDenoiserConfig) -> ElementDenoiser:
+    """Return an untrained network."""
+    return ElementDenoiser(config, element_descriptors().float())
+
+
+def save_elements(path: str | os.PathLike, model: ElementModel, **content: Any) -> None:
+    """Write a model as a checkpoint, its weights in half precision, with further plain values."""
+    weights = {
+        name: x.half() if x.is_floating_point() else x for name, x in model.network.state_dict().items() if name not in BUFFERS
+    }
+    parts = {"model": weights, "arrangements": model.arrangements.state_dict(), "seen": model.seen}
+    save_checkpoint(path, KIND, model.network.config, parts | content)
+
+
+def load_elements(path: str | os.PathLike) -> ElementModel:
+    """Return the model of a checkpoint, frozen.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another version.
+    """
+    content = load_checkpoint(path, KIND, HINT)
+    try:
+        settings = content["model_config"] | {"conditions": tuple(content["model_config"]["conditions"])}
+        network = new_element_denoiser(ElementDenoiserConfig(**settings))
+        weights = {name: x.float() if x.is_floating_point() else x for name, x in content["model"].items()}
+        network.load_state_dict({name: getattr(network, name) for name in BUFFERS} | weights, strict=True)
+        model = ElementModel(network.eval().requires_grad_(False), MeanArrangements(**content["arrangements"]), content["seen"])
+        if network.config.conditions != CONDITIONS or model.seen.shape != (NUM_ELEMENTS,):
+            raise ValueError("its conditions are not those of this version")
+    except Exception as error:  # settings and weights of another origin raise many unrelated errors
+        raise CheckpointError(f"{relative_name(path)} does not fit this version ({first_line(error, 120)}): {HINT}") from error
+    return model
+
+
+def conditions_of(settings: GenerationConfig) -> torch.Tensor:
+    """Return what the network is told, (n,), in the order of ``CONDITIONS``."""
+    asked = {"delta_g": settings.target_delta_g, "e_hull": settings.target_e_hull, **ASKED}
+    return torch.tensor([asked[name] for name in CONDITIONS])
+
+
+def element_recipes(model: ElementModel, settings: GenerationConfig, elements: set[int], seed: int) -> list[Recipe]:
+    """Draw arrangements by their frequency in the training set, and elements on them; return the different ones, as drawn.
+
+    Args:
+        model: the trained model.
+        settings: number of structures and of draws, w, targets.
+        elements: atomic numbers allowed. H never is, because the adsorption of H on a sheet that holds H is not judged.
+        seed: of the draws.
+
+    Returns:
+        Recipes whose ``start`` is the arrangement at the size of its elements.
+
+    Raises:
+        StageError: no arrangement is small enough, or fewer elements are allowed than a sheet may need.
+    """
+    arrangements = model.arrangements
+    rows = arrangements.rows_of_at_most(settings.max_recipe_atoms)
+    allowed = torch.zeros(NUM_ELEMENTS, dtype=torch.bool)
+    allowed[list(elements - {1})] = True
+    allowed &= model.seen
+    rows = rows[arrangements.kinds[rows].amax(1) < int(allowed.sum())] if len(rows) else rows
+    if not len(rows):
+        raise StageError(
+            f"generation.recipe_source=elements has no arrangement of at most {settings.max_recipe_atoms} atoms and so few elements"
+        )
+    draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
+    generator = seeded_generator("elements", seed)
+    chosen = rows[torch.multinomial(arrangements.crystals[rows].double(), draws, replacement=True, generator=generator)]
+    found: dict[tuple[int, tuple[int, ...]], Recipe] = {}
+    with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0) as bar:
+        for part in chosen.split(BATCH):
+            for row, recipe in zip(part.tolist(), _filled(model, part, settings, allowed, generator), strict=True):
+                found.setdefault((row, tuple(sorted(recipe.atomic_numbers))), recipe)
+            bar.update(len(part))
+    return list(found.values())
+
+
+def _filled(
+    model: ElementModel, rows: torch.Tensor, settings: GenerationConfig, allowed: torch.Tensor, generator: torch.Generator
+) -> list[Recipe]:
+    """Return the arrangements of the given numbers (B,) with elements drawn on them."""
+    state = model.arrangements.state(rows)
+    kinds = model.arrangements.kinds[rows][:, : state.mask.shape[1]]
+    numbers, _ = draw_elements(model.network, state, kinds, conditions_of(settings), settings.cfg_scale, allowed, generator)
+    sheets = with_elements(state, numbers, bond_ratio(state, numbers, dummy_radii()))
+    result = []
+    for row, sheet in zip(rows.tolist(), sheets, strict=True):
+        composition = tuple(sheet.atomic_numbers.tolist())
+        name = Symbols(composition).get_chemical_formula("metal")
+        result.append(Recipe(name, composition, model.arrangements.name(row), start=sheet))
+    return result
