@@ -36,12 +36,8 @@ from pipeline.settings import Config, EvaluationConfig
 log = logging.getLogger("her2d")
 
 
-def judge_identity(cfg: Config) -> dict[str, Any]:
-    """Return names, versions and hashes of the judges, without loading them. Results of equal identity are comparable.
-
-    Raises:
-        StageError: a file is missing; the message names the setting and what to do.
-    """
+def _needed_files(cfg: Config) -> dict[str, tuple[str, str]]:
+    """Return the files that the judges need: setting -> (path, what to do where it is missing)."""
     settings = cfg.evaluation
     needed = {
         "dimenet.checkpoint": (cfg.dimenet.checkpoint, "run pretrain_dimenet.py, or set it to weights/dimenet.pth"),
@@ -60,6 +56,17 @@ def judge_identity(cfg: Config) -> dict[str, Any]:
         needed["evaluation.hull_network"] = (settings.hull_network, "set it to weights/hull_network.pth, or evaluation.hull=both")
     if settings.potential_checkpoint:
         needed["evaluation.potential_checkpoint"] = (settings.potential_checkpoint, "name the checkpoint of the potential")
+    return needed
+
+
+def judge_identity(cfg: Config) -> dict[str, Any]:
+    """Return names, versions and hashes of the judges, without loading them. Results of equal identity are comparable.
+
+    Raises:
+        StageError: a file is missing; the message names the setting and what to do.
+    """
+    settings = cfg.evaluation
+    needed = _needed_files(cfg)
     known_dbs = [("evaluation.known_db", (path, "name databases of known sheets, or none")) for path in settings.known_db]
     if unknown := sorted(set(settings.hazards) - set(chemical_symbols[1:])):
         raise StageError(f"evaluation.hazards: {', '.join(unknown)} is no element")

@@ -32,7 +32,7 @@ ABOUT = {
     "e_above_hull_ev": "Energy above the convex hull of competing phases, ± one standard error",
     "e_above_hull_std_ev": "Standard error of E_above_hull",
     "e_above_hull_potential_ev": "Energy above the hull by the potential alone",
-    "e_above_hull_source": "Which hull counts: the potential's, the learnt one, or a mean: of both, or of the learnt one and networks",
+    "e_above_hull_source": "Which hull counts: the potential's, the learnt one, or a mean of two",
     "decomposition": "Share of the atoms in each phase of the potential's hull at this composition",
     "dynamically_stable": "p_dynamic is at least 0.5, or without it no unstable mode and positive stiffness; empty: not asked",
     "p_dynamic": "Probability that C2DB would call it dynamically stable, by phonons, composition, bonds and E_above_hull",

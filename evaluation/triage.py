@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from ase import Atoms
 from scipy.stats import norm
 from tqdm import tqdm
 
@@ -87,13 +88,14 @@ class QuickJudges:
             conducts = self.gap is None or not self.gap.band_gap(atoms) > self.settings.conductive_gap_ev
         except (NotTwoDimensional, ValueError):
             return 0.0
-        return factor * (1.0 if conducts and not self._dissolves(atoms.symbols, formula, e_hull) else HELD_BACK)
+        return factor * (1.0 if conducts and not self.dissolves(atoms, e_hull) else HELD_BACK)
 
-    def _dissolves(self, symbols: Sequence[str], formula: str, e_hull: float) -> bool:
+    def dissolves(self, atoms: Atoms, e_hull: float) -> bool | None:
+        """Return whether water dissolves a sheet, None where that is not known. e_hull: eV/atom."""
         if self.water is None:
-            return False
+            return None
         try:
-            worst = worst_at_each_ph(self.water.decompose(formula, e_hull))
+            worst = worst_at_each_ph(self.water.decompose(atoms.get_chemical_formula(), e_hull))
         except NoWaterData:
-            return False
-        return verdict_in_water(worst, set(symbols), reference_at_each_ph(self.water)) == DISSOLVES
+            return None
+        return verdict_in_water(worst, set(atoms.symbols), reference_at_each_ph(self.water)) == DISSOLVES

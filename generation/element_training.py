@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from generation.mean_arrangements import LEAST_CRYSTALS, MeanArrangements, mean_arrangements
 from generation.refiner_training import PairTable, bond_ratio
 from generation.seeds import seeded_generator
 from networks.element_denoiser import BOND_ANGSTROM, UNKNOWN, ElementDenoiser
@@ -29,6 +30,7 @@ STRAIN_NOISE = 0.15  # strain for each bond length of noise
 NOT_TOLD = (0.15, 0.35)  # shares of the sheets that are told nothing, and of the properties that are left out of the others
 VALIDATION_ORDERS = 2  # states of each validation sheet
 HIDDEN_LOGIT = -1e9
+PRIOR_CRYSTALS = 5.0
 
 
 @dataclass
@@ -71,6 +73,38 @@ class HiddenElements:
     elements: torch.Tensor
     hidden: torch.Tensor
     conditions: torch.Tensor
+
+
+def arrangements_of(table: ElementTable) -> MeanArrangements:
+    """Return the mean of the crystals of every arrangement that ``LEAST_CRYSTALS`` or more training crystals have."""
+    pairs, members, kinds = table.pairs, [], []
+    counts = pairs.first[1:] - pairs.first[:-1]
+    for number in torch.nonzero(counts >= LEAST_CRYSTALS).flatten().tolist():
+        rows = pairs.members[pairs.first[number] : pairs.first[number + 1]]
+        members.append(at_bond_length(pairs.state(rows), pairs.radii))
+        kinds.append(table.kinds[rows[0], : pairs.sizes[rows[0]]])
+    return mean_arrangements(members, kinds)
+
+
+def frequency_loss(table: ElementTable) -> float:
+    """Return the loss of the validation sheets, in nats a sheet, by frequencies: what a network has to beat.
+
+    Each kind of an arrangement has the elements that it has in training crystals, ``PRIOR_CRYSTALS`` more having those of all.
+    """
+    pairs = table.pairs
+    mask = torch.arange(table.kinds.shape[1])[None] < pairs.sizes[:, None]
+    elements = elements_of_kinds(pairs.atomic_numbers, table.kinds, mask)
+    exists, size = elements != UNKNOWN, pairs.radii.shape[0]
+    everywhere = torch.bincount(elements[pairs.training][exists[pairs.training]], minlength=size).double()
+    everywhere = (everywhere + 1e-3) / (everywhere + 1e-3).sum()
+    total = []
+    for row in torch.nonzero(~pairs.training).flatten().tolist():
+        number = pairs.arrangement[row]
+        own = elements[pairs.members[pairs.first[number] : pairs.first[number + 1]]]
+        for kind in torch.nonzero(exists[row]).flatten().tolist():
+            share = torch.bincount(own[:, kind], minlength=size) + PRIOR_CRYSTALS * everywhere
+            total.append(-torch.log(share[elements[row, kind]] / share.sum()))
+    return float(torch.stack(total).sum() / (~pairs.training).sum())
 
 
 def at_bond_length(state: SheetState, radii: torch.Tensor) -> SheetState:
