@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import generator_tables
+from pipeline import batch_table, generator_tables
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -350,8 +350,10 @@ def learnt_hull() -> str:
     """Return how E_above_hull by each method agrees with C2DB on formulas that the learnt hull has not seen."""
     metrics = load("weights/hull_sevennet-0.json")["metrics"]
     parts = {"generated": load("results/benchmark/hull.json")["hulls"]}
+    parts["relaxed, at most 12 atoms"] = load("weights/hull_network.json")["metrics"]["test, relaxed"]
     parts |= {name: metrics[f"test, {name}"] for name in ("relaxed", "geometry of the database")}
     names = {"learnt": "learnt hull", "potential": "SevenNet-0 and its phases", "both": "mean of both"}
+    names |= {"network": "networks", "combined": "learnt hull and networks"}
     wanted = (("mae_ev", ".3f"), ("spearman", ".2f"), ("agree", ".0%"))
     body = []
     for geometry, methods in parts.items():
@@ -426,6 +428,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kills": kills,
     "memory": memory,
     "growth": growth,
+    "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
 }
 
 

@@ -1,0 +1,26 @@
+"""Writes the table of ``results/benchmark/batches.json`` for the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.number_texts import table
+
+KINDS = {"bare": "bare sheets, cell free", "hydrogen": "H on a supercell"}
+
+
+def batches(content: Mapping[str, Any]) -> str:
+    """Return how fast structures relax together, and one by one."""
+    body = []
+    for kind, found in content["kinds"].items():
+        rows = {"ASE, one core": found["one_by_one_cpu_core"], "ASE, GPU": found["one_by_one"]}
+        rows |= {f"{number} together, GPU": row for number, row in found["batches"].items()}
+        for name, row in rows.items():
+            gains = [f"{row[key]:.1f}" if key in row else "" for key in ("speed_up_over_cpu_core", "speed_up")]
+            share = f"{row['share_within_5_mev_per_atom']:.0%}" if row.get("compared") else ""
+            body.append(
+                [KINDS[kind], name, str(row["structures"]), str(row["converged"]), f"{row['seconds_per_structure']:.2f}", *gains, share]
+            )
+    head = ["", "how", "structures", "converged", "s a structure", "× a core", "× ASE on the GPU", "same energy"]
+    return table(head, body)
