@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from networks.sheet_trunk import BUFFERS, NUM_ELEMENTS
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.settings import GenerationConfig
+from pipeline.tasks import Backend, Serial, run
 
 KIND = "element_denoiser"
 HINT = "run python -m scripts.train_elements, or set generation.elements_checkpoint=weights/elements.pth"
@@ -81,7 +83,9 @@ def conditions_of(settings: GenerationConfig) -> torch.Tensor:
     return torch.tensor([asked[name] for name in CONDITIONS])
 
 
-def element_recipes(model: ElementModel, settings: GenerationConfig, elements: set[int], seed: int) -> list[Recipe]:
+def element_recipes(
+    model: ElementModel, settings: GenerationConfig, elements: set[int], seed: int, where: Backend | None = None
+) -> list[Recipe]:
     """Draw arrangements by their frequency in the training set, and elements on them; return the different ones, as drawn.
 
     Args:
@@ -89,6 +93,7 @@ def element_recipes(model: ElementModel, settings: GenerationConfig, elements: s
         settings: number of structures and of draws, w, targets.
         elements: atomic numbers allowed. H never is, because the adsorption of H on a sheet that holds H is not judged.
         seed: of the draws.
+        where: the draws are made, whose factory loads the same model; None: this process.
 
     Returns:
         Recipes whose ``start`` is the arrangement at the size of its elements.
@@ -109,19 +114,26 @@ def element_recipes(model: ElementModel, settings: GenerationConfig, elements: s
     draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
     generator = seeded_generator("elements", seed)
     chosen = rows[torch.multinomial(arrangements.crystals[rows].double(), draws, replacement=True, generator=generator)]
-    found: dict[tuple[int, tuple[int, ...]], Recipe] = {}
+    parts = dict(enumerate(chosen.split(BATCH)))
+    filled: dict[int, list[Recipe]] = {}
     with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0) as bar:
-        for part in chosen.split(BATCH):
-            for row, recipe in zip(part.tolist(), _filled(model, part, settings, allowed, generator), strict=True):
-                found.setdefault((row, tuple(sorted(recipe.atomic_numbers))), recipe)
-            bar.update(len(part))
+        tasks = {number: (number, part) for number, part in parts.items()}
+        for number, recipes in run(partial(_filled, settings, allowed, seed), tasks, None, where or Serial(lambda: model)):
+            filled[number] = recipes
+            bar.update(len(recipes))
+    found: dict[tuple[str, tuple[int, ...]], Recipe] = {}
+    for number in parts:
+        for recipe in filled[number]:
+            found.setdefault((recipe.family, tuple(sorted(recipe.atomic_numbers))), recipe)
     return list(found.values())
 
 
 def _filled(
-    model: ElementModel, rows: torch.Tensor, settings: GenerationConfig, allowed: torch.Tensor, generator: torch.Generator
+    settings: GenerationConfig, allowed: torch.Tensor, seed: int, model: ElementModel, task: tuple[int, torch.Tensor]
 ) -> list[Recipe]:
-    """Return the arrangements of the given numbers (B,) with elements drawn on them."""
+    """Return arrangements with elements drawn on them. task: number of the batch, and numbers (B,) of the arrangements."""
+    number, rows = task
+    generator = seeded_generator("elements", seed, number)
     state = model.arrangements.state(rows)
     kinds = model.arrangements.kinds[rows][:, : state.mask.shape[1]]
     numbers, _ = draw_elements(model.network, state, kinds, conditions_of(settings), settings.cfg_scale, allowed, generator)

@@ -22,13 +22,11 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from pymatgen.core import Composition
 
-from crystals import recipes as recipes_module
 from crystals.cif_writer import in_cif_setting, symmetric_cif
 from crystals.database import Row, read_rows
 from crystals.formulas import cell_formula
-from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_formula
+from crystals.recipes import Recipe
 from crystals.substitution import KnownCrystals
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser, PropertyEstimate
@@ -52,10 +50,10 @@ from generation.candidates import (
     starts_from_crystals,
     uses_elements,
 )
-from generation.elements import element_recipes, load_elements
 from generation.ranking import RankedPrototypes, ranked_prototypes
+from generation.recipe_choice import choose_recipes
 from generation.sampling import predict_properties, target_loss
-from generation.search import DraftVerdicts, Screen, exceeds_quota, gumbel_keys, order_by_chance, order_recipes, screen
+from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_by_chance, screen
 from generation.shards import DRAFTS, check_parts, remove_parts, sample_part, take_drafts
 from generation.sheet_table import known_crystals, pack, read_split
 from geo_utils import Sheet
@@ -167,8 +165,10 @@ def _generate(
     draft_store = LineStore(partial_dir / DRAFTS, {"fingerprint": fingerprint})
     crystals = known_starts(cfg)
     by_sheets = settings.start == SCREENING or uses_elements(settings)
-    screened = partial(screen, model, crystals, settings, device) if by_sheets else None
-    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, workers, screened)
+    screened = partial(screen, crystals, settings, device) if by_sheets else None
+    # Known crystals would travel to the workers with every batch; sheets of their own are small.
+    near = workers if crystals is None or not by_sheets else None
+    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, near, screened)
     if by_sheets and prefilter is not None:
         recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage)
     plan = planner(recipes, library, cfg, crystals)
@@ -198,49 +198,6 @@ def _generate(
     if merges:
         remove_parts(shard, folder)
     _report(folder, candidates, rows, settings)
-
-
-def choose_recipes(
-    model: Denoiser,
-    content: dict[str, Any],
-    library: TemplateLibrary,
-    settings: GenerationConfig,
-    seed: int,
-    device: torch.device,
-    drafts: DraftVerdicts | None = None,
-    draft_store: LineStore | None = None,
-    workers: Processes | None = None,
-    screened: Screen | None = None,
-) -> list[Recipe]:
-    """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
-
-    Raises:
-        StageError: no recipe is of elements of the training set and small enough.
-    """
-    elements = set(content["elements"])
-    if settings.recipes:
-        return parse_recipes(settings.recipes, elements)
-    elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
-    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
-    if uses_elements(settings):
-        recipes = element_recipes(load_elements(settings.elements_checkpoint), settings, elements, seed)
-        if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
-            return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
-        everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
-        return order_recipes(model, recipes, known, everything, seed, device, drafts, None, draft_store, workers, screened)
-    recipes = []
-    if settings.recipe_source in ("prototypes", "all"):
-        recipes += recipes_module.recipes(elements, settings.mixed_recipes)
-    if settings.recipe_source in ("substitutions", "all"):
-        recipes += library.substitutions(elements)
-    recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
-    if not recipes:
-        raise StageError(
-            f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
-            "and of the elements that are allowed and that the model was trained on"
-        )
-    substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
 
 
 def planner(recipes: list[Recipe], library: TemplateLibrary, cfg: Config, crystals: Starts | None) -> Callable[[int], Plan]:

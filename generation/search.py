@@ -34,8 +34,8 @@ DraftVerdicts = dict[Recipe, tuple[bool, float]]
 # Chance of a hit of sheets, from what quick judges and the heads say of them.
 Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
 TRIAGED = 8  # recipes for each sheet that will be sampled
-# "valid" and "loss" of recipes, in their order, by known crystals with their elements.
-Screen = Callable[[Sequence[Recipe]], dict[str, list]]
+# "valid" and "loss" of recipes, in their order, by the sheets that they start from and the heads of a model.
+Screen = Callable[[Denoiser, Sequence[Recipe]], dict[str, list]]
 
 
 def judge_drafts(
@@ -53,7 +53,7 @@ def judge_drafts(
 
     Recipes in ``verdicts`` are not drafted again; the others are added to it. Each batch of drafts is in the store as soon as it is
     done, and a batch that is there already is taken from it. Many batches go to the workers, which load the same model. Where there
-    is ``screened``, it judges a known crystal with the elements of each recipe instead.
+    is ``screened``, it judges the sheet that each recipe starts from instead.
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
     parts = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
@@ -62,14 +62,14 @@ def judge_drafts(
     left = {key: batch for key, batch in batches.items() if key not in found}
     # A batch takes seconds, so that the bar counts reverse steps, and the check of a sheet as one step more.
     cost = 1 if screened else len(model.schedule.timesteps(settings.draft_steps))
-    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS and not screened
+    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS
     name, unit = ("screening", "sheet") if screened else ("drafting", "step")
     with tqdm(total=len(missing) * cost, desc=name, unit=unit, unit_scale=True, mininterval=1.0, disable=not missing) as bar:
         bar.update(sum(len(batches[key]) for key in found) * cost)
         if in_workers:
-            finished = run(partial(_judge_batch, settings, seed, "cpu", None), left, store, workers)
+            finished = run(screened or partial(_judge_batch, settings, seed, "cpu", None), left, store, workers)
         elif screened:
-            finished = run(lambda _, batch: screened(batch), left, store, Serial(lambda: model))
+            finished = run(screened, left, store, Serial(lambda: model))
         else:
             finished = run(partial(_judge_batch, settings, seed, device, bar.update), left, store, Serial(lambda: model))
         for key, record in finished:
@@ -114,7 +114,7 @@ def starting_sheets(
 
 
 def screen(
-    model: Denoiser, crystals: Starts | None, settings: GenerationConfig, device: Any, recipes: Sequence[Recipe]
+    crystals: Starts | None, settings: GenerationConfig, device: Any, model: Denoiser, recipes: Sequence[Recipe]
 ) -> dict[str, list]:
     """Return ``valid`` and ``loss`` of the sheet that each recipe starts from, refined; without one it is not valid.
 

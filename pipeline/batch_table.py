@@ -20,7 +20,15 @@ def batches(content: Mapping[str, Any]) -> str:
             gains = [f"{row[key]:.1f}" if key in row else "" for key in ("speed_up_over_cpu_core", "speed_up")]
             share = f"{row['share_within_5_mev_per_atom']:.0%}" if row.get("compared") else ""
             body.append(
-                [KINDS[kind], name, str(row["structures"]), str(row["converged"]), f"{row['seconds_per_structure']:.2f}", *gains, share]
+                [
+                    KINDS[kind],
+                    name,
+                    str(row["structures"]),
+                    str(row["converged"]),
+                    f"{row['seconds_per_structure']:.2f}",
+                    *gains,
+                    share,
+                ]
             )
     head = ["", "how", "structures", "converged", "s a structure", "× a core", "× ASE on the GPU", "same energy"]
     return table(head, body)

@@ -1,0 +1,75 @@
+"""Chooses the recipes of stage 4: where they come from, and in which order candidates take them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from pymatgen.core import Composition
+
+from crystals import recipes as recipes_module
+from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_formula
+from crystals.templates import TemplateLibrary
+from generation.batch import Denoiser
+from generation.candidates import uses_elements
+from generation.elements import element_recipes, load_elements
+from generation.search import DraftVerdicts, Screen, order_recipes
+from pipeline.errors import StageError
+from pipeline.settings import GenerationConfig
+from pipeline.store import LineStore
+from pipeline.tasks import Processes
+
+
+def choose_recipes(
+    model: Denoiser,
+    content: dict[str, Any],
+    library: TemplateLibrary,
+    settings: GenerationConfig,
+    seed: int,
+    device: torch.device,
+    drafts: DraftVerdicts | None = None,
+    draft_store: LineStore | None = None,
+    workers: Processes | None = None,
+    screened: Screen | None = None,
+) -> list[Recipe]:
+    """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
+
+    Raises:
+        StageError: no recipe is of elements of the training set and small enough.
+    """
+    elements = set(content["elements"])
+    if settings.recipes:
+        return parse_recipes(settings.recipes, elements)
+    elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
+    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+    if uses_elements(settings):
+        recipes = drawn_recipes(settings, elements, seed, workers)
+        if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
+            return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
+        everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
+        return order_recipes(model, recipes, known, everything, seed, device, drafts, None, draft_store, workers, screened)
+    recipes = []
+    if settings.recipe_source in ("prototypes", "all"):
+        recipes += recipes_module.recipes(elements, settings.mixed_recipes)
+    if settings.recipe_source in ("substitutions", "all"):
+        recipes += library.substitutions(elements)
+    recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
+    if not recipes:
+        raise StageError(
+            f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
+            "and of the elements that are allowed and that the model was trained on"
+        )
+    substituted = partial(library.further_substitutions, elements=elements)
+    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
+
+
+def drawn_recipes(settings: GenerationConfig, elements: set[int], seed: int, workers: Processes | None) -> list[Recipe]:
+    """Return recipes by the diffusion of elements; as many processes draw as there are workers, where there is much to draw."""
+    load = partial(load_elements, settings.elements_checkpoint)
+    if workers is None or settings.guidance_scale == 0:
+        return element_recipes(load(), settings, elements, seed)
+    with Processes(workers.workers, load) as where:
+        return element_recipes(load(), settings, elements, seed, where)
