@@ -23,7 +23,7 @@ from pipeline.files import relative_name
 from pipeline.settings import EvaluationConfig
 
 KIND = "hull_network"
-HINT = "run python -m scripts.train_hull_network, or set evaluation.hull: both"
+HINT = "run python -m scripts.join_hull_network, or set evaluation.hull: both"
 COMBINED = "combined"
 NETWORK_SHARE = 0.6  # of the networks in the mean; the best of 0.3, 0.5, 0.6, 0.7, 0.8 on relaxed sheets of the validation split
 

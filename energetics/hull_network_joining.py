@@ -15,7 +15,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from energetics.hull import References
-from energetics.hull_network import COMBINED, HINT, NETWORK_SHARE, HullNetwork, save_hull_network
+from energetics.hull_network import COMBINED, NETWORK_SHARE, HullNetwork, save_hull_network
 from energetics.learnt_hull import BOTH, LEARNT, LEAST_STD, POTENTIAL, LearntHull
 from energetics.learnt_hull_training import WITHIN_ONE, agreement
 from energetics.potentials import Potential, load_potential
@@ -147,7 +147,9 @@ def _judged(
             continue
         result.append(found | {"size": std[LEARNT] / learnt.models.scales[LEARNT]})
     if not result:
-        raise StageError(f"no sheet of {relative_name(path)} can be judged by the learnt hull: {HINT}")
+        raise StageError(
+            f"no sheet of {relative_name(path)} can be judged by the learnt hull: run python -m scripts.train_hull with such sheets"
+        )
     return result
 
 

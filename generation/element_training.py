@@ -22,6 +22,7 @@ from generation.seeds import seeded_generator
 from networks.element_denoiser import BOND_ANGSTROM, UNKNOWN, ElementDenoiser
 from networks.refiner import inverse_2x2, symmetric_exp
 from networks.sheet_trunk import SheetState
+from pipeline.errors import StageError
 from pipeline.settings import ElementTrainingConfig
 
 TRIES = 8  # crystals of an arrangement that are drawn to find one of another formula
@@ -86,8 +87,21 @@ def arrangements_of(table: ElementTable) -> MeanArrangements:
     return mean_arrangements(members, kinds)
 
 
+def validation_rows(pairs: PairTable) -> torch.Tensor:
+    """Return the numbers of the validation sheets whose elements the training sheets have: no network can tell of others.
+
+    Raises:
+        StageError: there are none.
+    """
+    known = torch.isin(pairs.atomic_numbers, pairs.atomic_numbers[pairs.training].unique()) | (pairs.atomic_numbers == UNKNOWN)
+    rows = torch.nonzero(~pairs.training & known.all(1)).flatten()
+    if not len(rows):
+        raise StageError("no sheet of the validation split has an arrangement and elements of the training split")
+    return rows
+
+
 def frequency_loss(table: ElementTable) -> float:
-    """Return the loss of the validation sheets, in nats a sheet, by frequencies: what a network has to beat.
+    """Return the loss of the ``validation_rows``, in nats a sheet, by frequencies: what a network has to beat.
 
     Each kind of an arrangement has the elements that it has in training crystals, ``PRIOR_CRYSTALS`` more having those of all.
     """
@@ -97,14 +111,14 @@ def frequency_loss(table: ElementTable) -> float:
     exists, size = elements != UNKNOWN, pairs.radii.shape[0]
     everywhere = torch.bincount(elements[pairs.training][exists[pairs.training]], minlength=size).double()
     everywhere = (everywhere + 1e-3) / (everywhere + 1e-3).sum()
-    total = []
-    for row in torch.nonzero(~pairs.training).flatten().tolist():
+    total, rows = [], validation_rows(pairs)
+    for row in rows.tolist():
         number = pairs.arrangement[row]
         own = elements[pairs.members[pairs.first[number] : pairs.first[number + 1]]]
         for kind in torch.nonzero(exists[row]).flatten().tolist():
             share = torch.bincount(own[:, kind], minlength=size) + PRIOR_CRYSTALS * everywhere
             total.append(-torch.log(share[elements[row, kind]] / share.sum()))
-    return float(torch.stack(total).sum() / (~pairs.training).sum())
+    return float(torch.stack(total).sum() / len(rows))
 
 
 def at_bond_length(state: SheetState, radii: torch.Tensor) -> SheetState:
@@ -192,7 +206,7 @@ class ElementTask:
         self.settings, self.seed, self.device, self.table = settings, seed, device, table.to(device)
         pairs = self.table.pairs
         self._training = torch.nonzero(pairs.training).flatten()
-        self._validation = torch.nonzero(~pairs.training).flatten()
+        self._validation = validation_rows(pairs)
         self.allowed = torch.zeros(pairs.radii.shape[0], dtype=torch.bool, device=device)
         self.allowed[pairs.atomic_numbers[self._training].unique()] = True
         self.allowed[UNKNOWN] = False
