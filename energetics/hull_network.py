@@ -61,12 +61,13 @@ def save_hull_network(path: str | os.PathLike, members: Sequence[SheetRefiner], 
 
 
 def load_hull_network(settings: EvaluationConfig) -> HullNetwork | None:
-    """Return the ensemble that the configuration names, None where ``evaluation.hull`` does not ask for it.
+    """Return the ensemble that the configuration names, None where ``evaluation.hull`` does not ask for it or has no learnt hull.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another version.
     """
-    return _load(settings.hull_network) if settings.hull == COMBINED else None
+    asked = settings.hull == COMBINED and Path(settings.hull_checkpoint).is_file()
+    return _load(settings.hull_network) if asked else None
 
 
 def _load(path: str | os.PathLike) -> HullNetwork:

@@ -14,7 +14,7 @@ the result.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ def labelled_table(cfg: Config, splits: list[Path], mark: str) -> ElementTable:
 
     pairs = pair_table(*splits)
     dynamics = load_dynamics_model(cfg.evaluation.dynamics_checkpoint)
-    quick = partial(QuickJudges.load, cfg.evaluation, dynamics)
+    quick = partial(QuickJudges.load, replace(cfg.evaluation, hull="potential"), dynamics)  # E_hull is that of the database
     load = partial(load_label_judges, partial(load_for_sampling, cfg.denoiser.checkpoint), quick)
     store = LineStore(Path(cfg.elements.checkpoint).with_name("labels.jsonl"), {"fingerprint": mark})
     return ElementTable.of(pairs, element_labels(pairs, load, cfg.run.threads or cpu_count(), store))

@@ -77,7 +77,7 @@ def test_a_small_run_fills_arrangements_and_no_sheet_starts_from_noise(cfg, tmp_
     other = with_generation(cfg, batch_size=1, output_dir=str(tmp_path / "other"))
     structure_generator.main(other)
     assert contents(other) == contents(cfg) and len(contents(cfg)) == 5
-    monkeypatch.setattr(generate, "load_elements", lambda *_: pytest.fail("it is complete"))
+    monkeypatch.setattr(recipe_choice, "load_elements", lambda *_: pytest.fail("it is complete"))
     structure_generator.main(cfg)
 
 

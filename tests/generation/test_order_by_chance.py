@@ -72,11 +72,11 @@ def test_the_plan_of_a_candidate_starts_from_its_sheet(screening):
 
 def test_starts_are_screened_and_what_has_none_is_not_valid(model, plain):
     recipes = [recipe_of("AuS2", start=False), recipe_of("WSe2"), recipe_of("MoS2", a=1.5)]
-    found = screen(model.double(), None, plain, "cpu", recipes)
+    found = screen(None, plain, "cpu", model.double(), recipes)
     assert found["valid"] == [False, True, False], "no sheet, a sheet, a sheet that clashes"
     expected = target_loss(predict_properties(model, [r.start for r in recipes[1:]]), plain).double().numpy()
     assert found["loss"] == pytest.approx([search.NO_CRYSTAL_EV, *expected], abs=1e-5)
-    assert screen(model, None, plain, "cpu", recipes[:1]) == {"valid": [False], "loss": [search.NO_CRYSTAL_EV]}
+    assert screen(None, plain, "cpu", model, recipes[:1]) == {"valid": [False], "loss": [search.NO_CRYSTAL_EV]}
 
 
 def test_the_best_chances_come_first_and_what_exceeds_a_quota_after_them(model, plain):
