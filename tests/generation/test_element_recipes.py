@@ -45,8 +45,9 @@ def small_model(conditions: tuple[str, ...] = CONDITIONS) -> ElementModel:
     network = new_element_denoiser(ElementDenoiserConfig(**SIZES, conditions=conditions)).eval()
     for parameter in network.parameters():
         parameter.data = (parameter.data + 0.3 * torch.randn_like(parameter)).half().float()
-    radii = torch.ones(119)
-    members = [at_bond_length(padded([sheet] * 3), radii) for sheet in (mx2(42, 16), flat_ab(5, 7))]
+    radii = covalent_radius_table().float()
+    flat = flat_ab(5, 7, float(radii[5] + radii[7]))
+    members = [at_bond_length(padded([sheet] * 3), radii) for sheet in (mx2(42, 16), flat)]
     arrangements = mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])])
     seen = torch.zeros(119, dtype=torch.bool)
     seen[[1, 8, 16, 22, 34, 42, 74]] = True
@@ -203,13 +204,21 @@ def test_two_elements_fill_arrangements_of_two_kinds_alone(shipped):
     assert recipes and {tuple(sorted(set(recipe.atomic_numbers))) for recipe in recipes} <= {(16, 42), (16,), (42,)}
 
 
-def test_sizes_of_starts_are_those_of_their_elements(shipped):
-    """Mean distance to the nearest atom over the sum of the covalent radii: near one whatever the elements are."""
-    radii, ratios = covalent_radius_table().numpy(), []
-    for recipe in element_recipes(shipped, dataclasses.replace(UNGUIDED, max_recipe_atoms=4), trained_on(shipped), 1):
-        atoms = recipe.start.to_atoms().repeat((3, 3, 1))
-        distance = atoms.get_all_distances()[4 * len(recipe.start)]
-        sums = radii[atoms.numbers] + radii[atoms.numbers[4 * len(recipe.start)]]
-        distance[4 * len(recipe.start)] = np.inf
-        ratios.append((distance / sums).min())
-    assert 0.85 < np.median(ratios) < 1.1 and np.mean([0.6 < x < 1.6 for x in ratios]) > 0.9
+def test_elements_that_the_network_has_not_seen_are_never_drawn(checkpoint):
+    model = load_elements(checkpoint)
+    recipes = element_recipes(model, dataclasses.replace(UNGUIDED, num_structures=30), set(range(1, 119)), 0)
+    assert {z for recipe in recipes for z in recipe.atomic_numbers} == trained_on(model) - {1}
+
+
+def test_sizes_of_starts_are_those_of_their_elements(checkpoint):
+    """The bonds of flat sheets of two atoms are as long as the sum of their radii, and those of 2H sheets grow with it."""
+    radii = covalent_radius_table().numpy()
+    recipes = element_recipes(load_elements(checkpoint), dataclasses.replace(UNGUIDED, num_structures=20), {8, 16, 34, 42, 74}, 1)
+    flat = [recipe for recipe in recipes if len(recipe.atomic_numbers) == 2]
+    assert len(flat) >= 3
+    for recipe in flat:
+        bond = np.linalg.norm(recipe.start.lattice[0]) / np.sqrt(3)
+        assert bond == pytest.approx(radii[list(recipe.atomic_numbers)].sum(), rel=0.01)
+    areas = {recipe.formula: np.linalg.det(recipe.start.lattice) for recipe in recipes}
+    sums = {recipe.formula: radii[list(recipe.atomic_numbers)].sum() for recipe in recipes if len(recipe.atomic_numbers) == 3}
+    assert areas[max(sums, key=sums.get)] > 1.2 * areas[min(sums, key=sums.get)]
