@@ -122,7 +122,10 @@ def frequency_loss(table: ElementTable) -> float:
 
 
 def at_bond_length(state: SheetState, radii: torch.Tensor) -> SheetState:
-    """Return sheets without their elements, scaled to the bond length ``BOND_ANGSTROM``."""
+    """Return sheets without their elements, scaled so that bonds as long as the sum of covalent radii are ``BOND_ANGSTROM`` long.
+
+    How much longer or shorter than that the bonds of a crystal are is left: the mean sum of radii over the bonds is the unit.
+    """
     sizes = radii.clone()
     sizes[UNKNOWN] = BOND_ANGSTROM / 2
     nothing = torch.full_like(state.atomic_numbers, UNKNOWN)

@@ -82,9 +82,9 @@ def mean_arrangements(members: Sequence[SheetState], kinds: Sequence[torch.Tenso
     columns: dict[str, list[torch.Tensor]] = {field.name: [] for field in fields(MeanArrangements)}
     for group, own in zip(members, kinds, strict=True):
         shift = group.frac_coords - group.frac_coords[:1]
-        for _ in range(2):  # a common shift of half a cell would wrap atoms apart
-            shift = shift - torch.round(shift)
-            shift = shift - shift.mean(1, keepdim=True)
+        shift = shift - shift[:, :1]  # a common shift of half a cell would wrap atoms apart
+        shift = shift - torch.round(shift)
+        shift = shift - shift.mean(1, keepdim=True)
         frac = group.frac_coords[0] + shift.mean(0)
         heights = (group.heights - group.heights.mean(1, keepdim=True)).mean(0)
         cell = vector_to_lattice(lattice_to_vector(group.cell.double()).mean(0)[None])[0]

@@ -1,0 +1,117 @@
+"""Elements drawn by diffusion: frequencies against exact distributions of a network that looks its answers up, and guidance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from element_tables import LookupNetwork, chain, chosen, exact_distribution, log_p_of_order
+from scipy.stats import chisquare
+
+from generation.element_diffusion import draw_elements, guided_logits
+
+ELEMENTS = (5, 6, 7, 8)
+COUNT = 4000
+
+
+def drawn(network, kinds, w=1.0, condition=0.9, count=COUNT, elements=ELEMENTS, seed=0):
+    """Elements of each kind of equal sheets, and the log of their probability."""
+    state, numbers = chain(count, kinds)
+    generator = torch.Generator().manual_seed(seed)
+    return draw_elements(network, state, numbers, torch.tensor([condition]), w, chosen(*elements), generator)
+
+
+def chi_square(found: torch.Tensor, exact: dict[tuple[int, ...], float]) -> float:
+    """The chance of frequencies at least as far from the exact ones."""
+    rows = [tuple(row) for row in found.tolist()]
+    assert set(rows) <= set(exact) and sum(exact.values()) == pytest.approx(1)
+    return float(chisquare([rows.count(key) for key in exact], [len(rows) * p for p in exact.values()]).pvalue)
+
+
+@pytest.mark.parametrize(("kinds", "w"), [(1, 1.0), (2, 1.0), (2, 0.0), (2, 2.5), (3, 1.0), (3, 1.5)])
+def test_frequencies_are_those_of_the_exact_distribution(kinds, w):
+    network = LookupNetwork(kinds, seed=1)
+    elements = ELEMENTS[: 4 if kinds < 3 else 3]
+    found, _ = drawn(network, range(kinds), w, elements=elements)
+    assert chi_square(found, exact_distribution(network, kinds, elements, 0.9, w)) > 1e-3
+    assert chi_square(found, exact_distribution(network, kinds, elements, -3.0, w)) < 1e-6 or w == 0, "the test can tell"
+
+
+def test_elements_are_allowed_and_never_on_two_kinds():
+    network = LookupNetwork(4)
+    for w in (0.0, 1.0, 4.0):
+        found, _ = drawn(network, [0, 1, 1, 2, 3, 0], w, count=500)
+        assert set(found.flatten().tolist()) <= set(ELEMENTS)
+        assert (found[:, 1] == found[:, 2]).all() and (found[:, 0] == found[:, 5]).all()
+        kinds = found[:, [0, 1, 3, 4]].sort(1).values
+        assert (kinds == torch.tensor(ELEMENTS)).all(), "four kinds take the four elements"
+
+
+def test_atoms_that_are_not_there_have_no_element():
+    state, kinds = chain(200, [0, 1, 2])
+    state.mask[::2, 1:], kinds[::2, 1:] = False, 0
+    generator = torch.Generator().manual_seed(0)
+    found, log_p = draw_elements(LookupNetwork(3), state, kinds, torch.tensor([0.9]), 1.0, chosen(*ELEMENTS), generator)
+    assert (found[~state.mask] == 0).all() and (found[state.mask] > 0).all()
+    assert log_p.isfinite().all() and (log_p < 0).all()
+
+
+def test_the_same_seed_draws_the_same_and_what_a_batch_shows_is_not_read():
+    network = LookupNetwork(3)
+    first, again, other = (drawn(network, range(3), count=300, seed=seed)[0] for seed in (4, 4, 5))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    state, kinds = chain(300, range(3))
+    state.atomic_numbers[:] = 42
+    generator = torch.Generator().manual_seed(4)
+    assert torch.equal(draw_elements(network, state, kinds, torch.tensor([0.9]), 1.0, chosen(*ELEMENTS), generator)[0], first)
+
+
+def test_the_probability_is_that_of_the_order_of_one_draw():
+    network = LookupNetwork(2)
+    found, log_p = drawn(network, range(2), 1.5, count=60)
+    reached = set()
+    for elements, value in zip(found.tolist(), log_p.tolist(), strict=True):
+        exact = [log_p_of_order(network, order, elements, ELEMENTS, 0.9, 1.5) for order in ((0, 1), (1, 0))]
+        nearest = min((0, 1), key=lambda k: abs(exact[k] - value))
+        assert value == pytest.approx(exact[nearest], abs=1e-4)
+        reached.add(nearest)
+    assert reached == {0, 1}, "both orders occur"
+
+
+def test_without_guidance_nothing_is_told():
+    network = LookupNetwork(2)
+    untold = drawn(network, range(2), 1.0, math.nan)[0]
+    for condition in (-5.0, 0.9, 40.0):
+        assert torch.equal(drawn(network, range(2), 0.0, condition)[0], untold)
+        assert not torch.equal(drawn(network, range(2), 1.0, condition)[0], untold)
+    assert torch.equal(drawn(network, range(2), 3.0, math.nan)[0], untold), "nothing asked for, nothing to strengthen"
+
+
+def test_guided_logits_are_on_the_line_from_untold_to_told():
+    network = LookupNetwork(2)
+    state, kinds = chain(3, range(2))
+    told, nothing = torch.tensor([[0.5], [-1.0], [2.0]]), torch.full((3, 1), math.nan)
+    u, c = network(state, kinds, nothing), network(state, kinds, told)
+    assert (u - c).abs().amax((1, 2)).min() > 0.1
+    for w in (0.0, 0.5, 1.0, 1.5, 4.0):
+        assert torch.allclose(guided_logits(network, state, kinds, told, nothing, w), u + w * (c - u), atol=1e-5)
+    assert torch.equal(guided_logits(network, state, kinds, told, nothing, 1.0), c)
+
+
+def test_guidance_sharpens_what_a_property_asks_for():
+    network = LookupNetwork(1)
+    for part in (network.base, network.of_seen, network.of_condition):
+        part[:] = 0.0
+    network.of_condition[0, 6] = 1.0
+    shares = [float((drawn(network, [0], w, 1.0)[0] == 6).float().mean()) for w in (0.0, 1.0, 2.0, 4.0)]
+    exact = [math.exp(w) / (math.exp(w) + 3) for w in (0.0, 1.0, 2.0, 4.0)]
+    for share, p in zip(shares, exact, strict=True):
+        assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / COUNT)
+
+
+def test_an_element_that_the_network_wants_most_is_not_drawn_where_it_is_not_allowed():
+    network = LookupNetwork(2)
+    network.base[:, 0] = network.base[:, 80] = 1e4
+    found, log_p = drawn(network, range(2), 1.5, count=300)
+    assert set(found.flatten().tolist()) <= set(ELEMENTS) and log_p.isfinite().all()
