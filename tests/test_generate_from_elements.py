@@ -13,7 +13,7 @@ from tiny_denoiser import QUICK, tiny_denoiser
 
 import structure_generator
 from crystals.templates import TemplateLibrary
-from generation import generate, search
+from generation import generate, recipe_choice, search
 from generation.elements import UNGUIDED_DRAWS
 from generation.generate import STAGE, generate_structures
 from models import load_denoiser
@@ -100,9 +100,9 @@ def test_seeds_and_settings_of_elements_change_the_sheets(cfg, tmp_path):
 def test_new_compositions_come_first_without_guidance(cfg):
     model, content = load_denoiser(cfg.denoiser.checkpoint, "")
     library = TemplateLibrary([], [])
-    recipes = generate.choose_recipes(model, content | {"formulas": []}, library, cfg.generation, 0, "cpu")
+    recipes = recipe_choice.choose_recipes(model, content | {"formulas": []}, library, cfg.generation, 0, "cpu")
     known = recipes[2].formula
-    again = generate.choose_recipes(model, content | {"formulas": [known]}, library, cfg.generation, 0, "cpu")
+    again = recipe_choice.choose_recipes(model, content | {"formulas": [known]}, library, cfg.generation, 0, "cpu")
     new, old = ([r.formula for r in recipes if (r.formula == known) is is_known] for is_known in (False, True))
     assert [r.formula for r in again] == new + old and old, "otherwise as they were drawn"
     assert all(sorted(recipe.start.atomic_numbers) == sorted(recipe.atomic_numbers) for recipe in recipes)

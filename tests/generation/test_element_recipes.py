@@ -26,8 +26,8 @@ from generation.elements import (
     new_element_denoiser,
     save_elements,
 )
-from generation.generate import choose_recipes
 from generation.mean_arrangements import mean_arrangements
+from generation.recipe_choice import choose_recipes
 from generation.refinement import padded
 from networks.checkpoints import CheckpointError
 from networks.element_denoiser import ElementDenoiserConfig
