@@ -237,7 +237,7 @@ class GenerationConfig:
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
     recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
     recipe_source: str = setting(
-        "all",
+        "elements",
         "where other recipes are from: prototypes (families of prototypes.py), substitutions (crystals of the training set with "
         "one element replaced), all (of these two), elements (drawn by diffusion on the arrangements of the training set)",
         choices=("prototypes", "substitutions", "all", "elements"),
