@@ -5,7 +5,7 @@ time the loss is that of a model that reads the kinds in any order (Hoogeboom et
 
     L = K E_n [ 1/n Σ_hidden −log p(element | arrangement, elements that are seen, conditions) ],  n = 1..K hidden kinds
 
-The arrangement is that of another crystal, at one bond length and with noise, so that no length tells an element.
+The arrangement is that of another crystal, at one size and with noise, so that lengths tell little of the elements.
 """
 
 from __future__ import annotations

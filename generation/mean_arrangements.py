@@ -102,7 +102,7 @@ def mean_arrangements(members: Sequence[SheetState], kinds: Sequence[torch.Tenso
 def with_elements(state: SheetState, numbers: torch.Tensor, scale: torch.Tensor) -> list[Sheet]:
     """Return arrangements (B) with elements (B, N) as sheets in the standard setting.
 
-    scale: (B,) by which lengths grow, see ``element_scale``.
+    scale: (B,) by which lengths grow (``refiner_training.bond_ratio``).
     """
     sheets = []
     for k, size in enumerate(state.mask.sum(1).tolist()):

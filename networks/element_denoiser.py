@@ -1,7 +1,7 @@
 """Network that says which elements belong on the atoms of an arrangement, where some of them are not yet known.
 
-It sees the arrangement in units of its bond length, so that lengths tell nothing of the elements, those elements that are known,
-and properties that the sheet shall have. It is invariant under every symmetry of the arrangement.
+It sees the arrangement at one size, so that lengths tell little of the elements, those elements that are known, and properties that
+the sheet shall have. It is invariant under every symmetry of the arrangement.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from networks.sheet_trunk import NUM_ELEMENTS, SheetState, SheetTrunk, TrunkConfig
 
-BOND_ANGSTROM = 2.5  # bond length to which every arrangement is scaled
+BOND_ANGSTROM = 2.5  # mean sum of covalent radii of the bonds, to which every arrangement is scaled
 UNKNOWN = 0  # "atomic number" of an atom whose element is not known
 
 
