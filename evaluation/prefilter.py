@@ -82,7 +82,7 @@ class Prefilter:
 
         Returns:
             The same names -> (chance of a dynamically stable hit, 0 where it is not new or not unique; whether water
-            dissolves it or it does not conduct).
+            dissolves it, it does not conduct, or it is too far above the hull for a hit).
         """
         settings = self.cfg.evaluation
         load = partial(judges.load_judges, self.cfg, self._judges, judges.known_formulas(settings))
@@ -93,7 +93,7 @@ class Prefilter:
             name = Path(row.source_file).stem
             row.delta_g_ev, row.delta_g_std_ev = with_heads(row.delta_g_ev, row.delta_g_std_ev, delta_g[name])
             row.p_hit = hit_probability(row, settings)
-            verdicts[name] = _verdict(row, found.structures.get(row.id), self._dynamics)
+            verdicts[name] = _verdict(row, found.structures.get(row.id), self._dynamics, settings.hit_e_hull_ev)
         return verdicts
 
     def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
@@ -115,9 +115,9 @@ def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]
     return (weights[0] * value + weights[1] * by_heads) / sum(weights), sum(weights) ** -0.5
 
 
-def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | None) -> tuple[float, bool]:
-    """Return what ``Prefilter`` says of a judged sheet."""
-    against = row.water == DISSOLVES or row.conductive is False
+def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | None, limit: float) -> tuple[float, bool]:
+    """Return what ``Prefilter`` says of a judged sheet. limit: E_above_hull of a hit at most, eV/atom."""
+    against = row.water == DISSOLVES or row.conductive is False or row.e_above_hull_ev > limit
     if sheet is None or False in (row.unique, row.novel) or math.isnan(row.p_hit) or row.p_hit == 0:
         return 0.0, against
     stable = model.without_phonons(sheet, row.e_above_hull_ev) if model else math.nan

@@ -33,18 +33,19 @@ class Trees:
         ({"water": DISSOLVES}, (0.1, True)),
         ({"conductive": False}, (0.1, True)),
         ({"conductive": None, "water": ""}, (0.1, False)),
+        ({"e_above_hull_ev": 0.11}, (0.1, True)),
         ({"novel": False}, (0.0, False)),
         ({"unique": False, "water": DISSOLVES}, (0.0, True)),
         ({"p_hit": math.nan}, (0.0, False)),
     ],
 )
 def test_the_verdict_of_a_row(changes, expected):
-    given = {"p_hit": 0.4, "unique": True, "novel": True, "water": AS_STABLE, "conductive": True}
+    given = {"p_hit": 0.4, "unique": True, "novel": True, "water": AS_STABLE, "conductive": True, "e_above_hull_ev": 0.1}
     row = CandidateResult(**(given | changes))
-    assert prefilter._verdict(row, SHEET, Trees()) == pytest.approx(expected)
+    assert prefilter._verdict(row, SHEET, Trees(), 0.1) == pytest.approx(expected)
     without = expected[0] * 4
-    assert prefilter._verdict(row, SHEET, None) == pytest.approx((without, expected[1]))
-    assert prefilter._verdict(row, None, Trees()) == (0.0, expected[1]), "a sheet that no judge could relax"
+    assert prefilter._verdict(row, SHEET, None, 0.1) == pytest.approx((without, expected[1]))
+    assert prefilter._verdict(row, None, Trees(), 0.1) == (0.0, expected[1]), "a sheet that no judge could relax"
 
 
 def test_heads_and_dimenet_are_weighted_by_their_errors():

@@ -64,15 +64,16 @@ def shipped() -> QuickJudges:
 
 
 def chance(delta_g: float, e_hull: float) -> float:
-    """Closed form: ΔG_H normal about the heads' within the window, E_above_hull normal and below the limit."""
+    """Closed form: ΔG_H normal about the heads' within the window, E_above_hull normal and below the limit, or held back."""
     window, limit = SETTINGS.hit_delta_g_ev, SETTINGS.hit_e_hull_ev
     of_activity = norm(delta_g, HEADS_STD_EV)
-    return (of_activity.cdf(window) - of_activity.cdf(-window)) * norm(e_hull, HULL_STD_EV).cdf(limit)
+    held_back = HELD_BACK if e_hull > limit else 1.0
+    return held_back * (of_activity.cdf(window) - of_activity.cdf(-window)) * norm(e_hull, HULL_STD_EV).cdf(limit)
 
 
 def test_the_chance_is_that_of_the_closed_form_and_best_at_zero(monkeypatch):
     monkeypatch.setattr(triage, "LOOKED_AT", 1.0)
-    delta_g, e_hull = [0.0, 0.3, -0.3, 1.5, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.1, 0.4, -0.5]
+    delta_g, e_hull = [0.0, 0.3, -0.3, 1.5, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.09, 0.4, -0.5]
     found = quick().chances([mos2()] * 7, heads(delta_g, e_hull))
     expected = [chance(g, max(0.0, e)) for g, e in zip(delta_g, e_hull, strict=True)]
     assert found == pytest.approx(expected, rel=1e-6)
