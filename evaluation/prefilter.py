@@ -22,7 +22,7 @@ from evaluation import evaluate, judges
 from evaluation.candidate import JUDGED_SETTINGS, CandidateResult
 from evaluation.decisions import hit_probability
 from evaluation.judge_pool import JudgePool
-from evaluation.triage import HEADS_STD_EV, QuickJudges
+from evaluation.triage import ABOVE_HULL, HEADS_STD_EV, QuickJudges
 from evaluation.water_verdict import DISSOLVES
 from generation.batch import PropertyEstimate
 from geo_utils import Sheet
@@ -82,7 +82,7 @@ class Prefilter:
 
         Returns:
             The same names -> (chance of a dynamically stable hit, 0 where it is not new or not unique; whether water
-            dissolves it, it does not conduct, or it is too far above the hull for a hit).
+            dissolves it or it does not conduct).
         """
         settings = self.cfg.evaluation
         load = partial(judges.load_judges, self.cfg, self._judges, judges.known_formulas(settings))
@@ -117,8 +117,9 @@ def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]
 
 def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | None, limit: float) -> tuple[float, bool]:
     """Return what ``Prefilter`` says of a judged sheet. limit: E_above_hull of a hit at most, eV/atom."""
-    against = row.water == DISSOLVES or row.conductive is False or row.e_above_hull_ev > limit
+    against = row.water == DISSOLVES or row.conductive is False
     if sheet is None or False in (row.unique, row.novel) or math.isnan(row.p_hit) or row.p_hit == 0:
         return 0.0, against
     stable = model.without_phonons(sheet, row.e_above_hull_ev) if model else math.nan
-    return row.p_hit * (1.0 if math.isnan(stable) else stable), against
+    chance = row.p_hit * (ABOVE_HULL if row.e_above_hull_ev > limit else 1.0)
+    return chance * (1.0 if math.isnan(stable) else stable), against

@@ -29,7 +29,8 @@ HEADS_STD_EV = 0.45  # error of the heads' ΔG_H against the corrected potential
 HULL_STD_EV = 0.06  # eV/atom, of E_above_hull: 0.05 on average on held-out sheets (docs/results.md)
 VACUUM_ANGSTROM = 15.0
 LOOKED_AT = 0.5  # share of the sheets, those with the best ΔG_H and E_above_hull, that trees and water look at
-HELD_BACK = 1e-3  # factor of the chance of a sheet that water dissolves, that does not conduct, or too far above the hull for a hit
+HELD_BACK = 1e-3  # factor of the chance of a sheet that water dissolves or that does not conduct
+ABOVE_HULL = 0.3  # factor where E_above_hull is more than that of a hit, so that few such sheets are written
 
 
 @dataclass
@@ -54,7 +55,7 @@ class QuickJudges:
         )
 
     def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
-        """Return the chance (M,) of a dynamically stable hit; small where water, gap or hull speak against a sheet.
+        """Return the chance (M,) of a dynamically stable hit; smaller where water, gap or hull speak against a sheet.
 
         Args:
             sheets: M sheets.
@@ -68,7 +69,7 @@ class QuickJudges:
         window, limit = self.settings.hit_delta_g_ev, self.settings.hit_e_hull_ev
         active = norm.cdf((window - delta_g) / HEADS_STD_EV) - norm.cdf((-window - delta_g) / HEADS_STD_EV)
         chance = active * norm.cdf((limit - e_hull) / HULL_STD_EV)
-        chance = chance * np.where(e_hull > limit, HELD_BACK, 1.0)
+        chance = chance * np.where(e_hull > limit, ABOVE_HULL, 1.0)
         best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
         factor = np.zeros(len(sheets))
         for k in tqdm(best.tolist(), desc="gap, water, dynamics", unit="sheet", mininterval=1.0):

@@ -277,7 +277,7 @@ class GenerationConfig:
     prefilter: bool = setting(
         True,
         "whether the judges of section evaluation look at these first, all but the costly ones, and the best chances of a new hit "
-        "are written, first of conductors near the hull that water does not dissolve; not of generation.recipes",
+        "are written, not dissolved by water and conducting ones first; not of generation.recipes",
     )
     max_thickness_angstrom: float = setting(12.0, "sheets thicker than this are rejected", low=1)
     vacuum_angstrom: float = setting(20.0, "cell height − thickness at export", low=15.0)

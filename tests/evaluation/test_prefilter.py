@@ -33,7 +33,7 @@ class Trees:
         ({"water": DISSOLVES}, (0.1, True)),
         ({"conductive": False}, (0.1, True)),
         ({"conductive": None, "water": ""}, (0.1, False)),
-        ({"e_above_hull_ev": 0.11}, (0.1, True)),
+        ({"e_above_hull_ev": 0.11}, (0.03, False)),
         ({"novel": False}, (0.0, False)),
         ({"unique": False, "water": DISSOLVES}, (0.0, True)),
         ({"p_hit": math.nan}, (0.0, False)),

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from energetics.dynamics_model import load_dynamics_model
 from evaluation import triage
-from evaluation.triage import HEADS_STD_EV, HELD_BACK, HULL_STD_EV, QuickJudges
+from evaluation.triage import ABOVE_HULL, HEADS_STD_EV, HELD_BACK, HULL_STD_EV, QuickJudges
 from generation.batch import PropertyEstimate
 from geo_utils import NotTwoDimensional, Sheet
 from pipeline.files import PROJECT_DIR
@@ -67,7 +67,7 @@ def chance(delta_g: float, e_hull: float) -> float:
     """Closed form: ΔG_H normal about the heads' within the window, E_above_hull normal and below the limit, or held back."""
     window, limit = SETTINGS.hit_delta_g_ev, SETTINGS.hit_e_hull_ev
     of_activity = norm(delta_g, HEADS_STD_EV)
-    held_back = HELD_BACK if e_hull > limit else 1.0
+    held_back = ABOVE_HULL if e_hull > limit else 1.0
     return held_back * (of_activity.cdf(window) - of_activity.cdf(-window)) * norm(e_hull, HULL_STD_EV).cdf(limit)
 
 
