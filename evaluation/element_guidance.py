@@ -1,0 +1,89 @@
+"""Measures what classifier-free guidance does to the diffusion of elements, by judges that take milliseconds.
+
+The sheets are refined, not relaxed. ΔG_H is that of the denoiser's heads, which labelled what the network learnt from, so that it
+says how well the guidance is obeyed; E_hull is the mean of these and of the networks of ``energetics/hull_network.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from pymatgen.core import Composition
+from scipy.stats import norm
+
+from crystals.recipes import allowed_elements, reduced_formula
+from energetics.dynamics_model import load_dynamics_model
+from evaluation.statistics import mean_metric, rate_metric
+from evaluation.triage import HEADS_STD_EV, HULL_STD_EV, VACUUM_ANGSTROM, QuickJudges
+from generation.batch import Denoiser
+from generation.elements import UNGUIDED_DRAWS, element_recipes, load_elements
+from generation.sampling import predict_properties
+from generation.search import starting_sheets
+from geo_utils import Sheet
+from pipeline.settings import Config
+
+SCALES = (0.0, 1.0, 1.5, 2.0, 3.0)  # w
+STABLE = 0.5  # P_dynamic from which a sheet counts as dynamically stable
+
+
+def element_guidance(cfg: Config, denoiser: Denoiser, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each w of ``SCALES``: shares and means of ``benchmark.num_structures`` different draws, with intervals.
+
+    Args:
+        cfg: all settings.
+        denoiser: its heads judge.
+        content: its checkpoint, with the elements and formulas of the training set.
+    """
+    settings, evaluation = cfg.generation, cfg.evaluation
+    model = load_elements(settings.elements_checkpoint)
+    elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
+    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+    quick = QuickJudges.load(evaluation, load_dynamics_model(evaluation.dynamics_checkpoint))
+    number, rows = cfg.benchmark.num_structures, []
+    for scale in SCALES:
+        asked = dataclasses.replace(
+            settings, guidance_scale=0.0, cfg_scale=scale, num_structures=-(-2 * number // UNGUIDED_DRAWS), recipes=[]
+        )
+        recipes = element_recipes(model, asked, elements, cfg.run.seed)[:number]
+        _, sheets = starting_sheets(None, asked, recipes)
+        values = _judged(quick, denoiser, sheets)
+        values["new"] = np.array([reduced_formula(recipe.atomic_numbers) not in known for recipe in recipes])
+        rows.append({"cfg_scale": scale, "n": len(recipes), "aggregates": _aggregates(values, cfg)})
+    return rows
+
+
+def _judged(quick: QuickJudges, denoiser: Denoiser, sheets: list[Sheet]) -> dict[str, np.ndarray]:
+    """Return what the judges say of sheets, (M,) each."""
+    properties = predict_properties(denoiser, sheets)
+    atoms = [sheet.to_atoms(VACUUM_ANGSTROM) for sheet in sheets]
+    e_hull = np.maximum(0.0, properties.e_hull.double().numpy())
+    if quick.network is not None:
+        e_hull = (e_hull + np.array([quick.network.e_above_hull(a) for a in atoms])) / 2
+    settings, delta_g = quick.settings, properties.delta_g.double().numpy()
+    active = norm.cdf((settings.hit_delta_g_ev - delta_g) / HEADS_STD_EV)
+    active -= norm.cdf((-settings.hit_delta_g_ev - delta_g) / HEADS_STD_EV)
+    return {
+        "abs_delta_g_ev": np.abs(delta_g),
+        "near_hull": e_hull <= settings.hit_e_hull_ev,
+        "conducts": np.array([quick.gap is None or quick.gap.band_gap(a) <= settings.conductive_gap_ev for a in atoms]),
+        "dynamically_stable": np.array(
+            [quick.dynamics is None or quick.dynamics.without_phonons(a, e) >= STABLE for a, e in zip(atoms, e_hull, strict=True)]
+        ),
+        "not_dissolved": np.array([quick.dissolves(a, e) is False for a, e in zip(atoms, e_hull, strict=True)]),
+        "chance_of_a_hit": active * norm.cdf((settings.hit_e_hull_ev - e_hull) / HULL_STD_EV),
+    }
+
+
+def _aggregates(values: dict[str, np.ndarray], cfg: Config) -> dict[str, dict[str, Any]]:
+    """Return mean or share of each value with its 95 % interval."""
+    found = {}
+    for name, value in values.items():
+        about = {"better": 1, "doc": "", "resamples": cfg.evaluation.bootstrap, "rng": np.random.default_rng([cfg.run.seed, 41])}
+        if value.dtype == bool:
+            metric = rate_metric(name, value.tolist(), **about)
+        else:
+            metric = mean_metric(name, value.tolist(), unit="", **about)
+        found[name] = {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n}
+    return found
