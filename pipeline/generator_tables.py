@@ -67,3 +67,21 @@ def searches(content: Mapping[str, Any]) -> str:
     ):
         body.append([label, *(formatted(row[key]) for row in found)])
     return table(["", *(f"{row['name']} ({row['aggregates']['rate_valid']['n']})" for row in found)], body)
+
+
+ELEMENTS = (
+    ("E_hull ≤ 0.1 eV/atom", "near_hull", ".0%"),
+    ("conducts", "conducts", ".0%"),
+    ("dynamically stable", "dynamically_stable", ".0%"),
+    ("not dissolved by water", "not_dissolved", ".0%"),
+    ("mean abs. ΔG_H (eV)", "abs_delta_g_ev", ".2f"),
+    ("chance of a hit", "chance_of_a_hit", ".1%"),
+    ("composition not in the training set", "new", ".0%"),
+)
+
+
+def element_guidance(content: Mapping[str, Any]) -> str:
+    """Return what the strength of classifier-free guidance does to the diffusion of elements."""
+    rows = content["guidance"]
+    body = [[label, *(interval(row["aggregates"][key], style) for row in rows)] for label, key, style in ELEMENTS]
+    return table(["", *(f"w {row['cfg_scale']:g} ({row['n']})" for row in rows)], body)

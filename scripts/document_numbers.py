@@ -420,6 +420,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder": lambda: generator_tables.ladder(load("results/benchmark/ladder.json")),
     "ladder pairs": lambda: generator_tables.ladder_pairs(load("results/benchmark/ladder.json")),
     "ladder denoising": lambda: generator_tables.ladder_denoising(load("results/benchmark/ladder.json")),
+    "element guidance": lambda: generator_tables.element_guidance(load("results/benchmark/elements.json")),
     "searches": lambda: generator_tables.searches(load("results/benchmark/search.json")),
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,

@@ -1,0 +1,36 @@
+"""The benchmark of guidance on elements: its rows, and that its numbers are those of the sheets."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluation import element_guidance
+from models import load_denoiser
+from pipeline.loading import load_config
+from scripts import benchmark_elements
+
+SHARES = ("near_hull", "conducts", "dynamically_stable", "not_dissolved", "new", "chance_of_a_hit")
+
+
+def test_each_strength_has_a_row_of_different_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(element_guidance, "SCALES", (0.0, 2.0))
+    given = ["denoiser.checkpoint=weights/denoiser.pth", "benchmark.num_structures=4", "evaluation.bootstrap=20"]
+    cfg = load_config(None, [*given, f"benchmark.output_dir={tmp_path}", "generation.max_recipe_atoms=4"])
+    benchmark_elements.main(cfg)
+    found = json.loads((tmp_path / "elements.json").read_text(encoding="utf-8"))
+    assert [row["cfg_scale"] for row in found["guidance"]] == [0.0, 2.0] and len(found["inputs"]) == 6
+    for row in found["guidance"]:
+        assert row["n"] == 4
+        assert all(0 <= row["aggregates"][name]["value"] <= 1 for name in SHARES)
+        assert all(a["low"] <= a["value"] <= a["high"] and a["n"] == 4 for a in row["aggregates"].values())
+    assert found["guidance"][0]["aggregates"] != found["guidance"][1]["aggregates"], "the same seed, another strength"
+    monkeypatch.setattr(element_guidance, "SCALES", (2.0,))
+    denoiser, content = load_denoiser(cfg.denoiser.checkpoint, "")
+    content = content | {"formulas": []}
+    again = element_guidance.element_guidance(cfg, denoiser, content)[0]["aggregates"]
+    assert again["new"]["value"] == 1.0, "no composition is known"
+    assert again["abs_delta_g_ev"]["value"] == pytest.approx(found["guidance"][1]["aggregates"]["abs_delta_g_ev"]["value"])
+    assert np.isfinite(again["abs_delta_g_ev"]["value"])
