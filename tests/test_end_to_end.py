@@ -31,6 +31,7 @@ TINY = {
     "denoiser.batch_size": 8,
     "generation.num_structures": 1,
     "generation.composition_pool": 8,
+    "generation.element_draws": 8,
     "generation.num_steps": 30,
     "generation.oversample": 2.0,
     "generation.prefilter": False,
@@ -103,7 +104,7 @@ def test_training_stages_hand_over_through_files(out, small_lmdb, tmp_path, star
     assert not list(tmp_path.iterdir()), "a stage wrote into the working folder"
 
     # Six steps of training give no crystal, but they must give a clear answer.
-    few = ("generation.num_structures=1", "generation.num_steps=3", "generation.composition_pool=8")
+    few = ("generation.num_structures=1", "generation.num_steps=3", "generation.element_draws=8")
     generated = start_here("structure_generator.py", *_settings(out), *few)
     assert generated.returncode == 0 or (generated.returncode == 1 and "valid" in generated.stderr.splitlines()[-1])
     assert "Traceback" not in generated.stderr

@@ -129,7 +129,11 @@ def test_the_stage_joins_measures_and_relaxes_nothing_twice(world, emt, capsys):
     drawn = {split: records(world, split) for split in ("val", "test")}
     assert {split: len(found) for split, found in drawn.items()} == {"val": 14, "test": 10}
     assert all(len(found["numbers"]) <= 3 for split in drawn.values() for found in split.values())
-    joined = load_hull_network(EvaluationConfig(hull="combined", hull_network=str(world / "out" / "network.pth")))
+    joined = load_hull_network(
+        EvaluationConfig(
+            hull="combined", hull_checkpoint="weights/hull_sevennet-0.pth", hull_network=str(world / "out" / "network.pth")
+        )
+    )
     assert len(joined.members) == 2 and joined.members[0].config == SMALL
 
     errors, sizes = judged_by_hand(world, "val")

@@ -96,7 +96,9 @@ def cfg(tmp_path, monkeypatch) -> Config:
         base,
         dataset=dataclasses.replace(base.dataset, processed_dir=str(processed)),
         denoiser=dataclasses.replace(base.denoiser, checkpoint=str(tmp_path / "denoiser.pth")),
-        generation=dataclasses.replace(base.generation, num_steps=3, batch_size=4, oversample=1.0, composition_pool=8),
+        generation=dataclasses.replace(
+            base.generation, num_steps=3, batch_size=4, oversample=1.0, composition_pool=8, element_draws=5
+        ),
         benchmark=dataclasses.replace(
             base.benchmark,
             csp_rows=3,
@@ -202,12 +204,15 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
             asked.append(str(cif_dir))
             return {path.stem: (0.0, False) for path in cif_dir.glob("*.cif")}
 
+        def triage(self, sheets, properties):
+            return np.zeros(len(sheets))
+
     monkeypatch.setattr("evaluation.prefilter.Prefilter", Prefilter)
     benchmark.main(with_parts(given, "search"))
     rows = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
     assert [row["name"] for row in rows] == list(benchmark.SEARCHES)
     assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
-    assert len(asked) == 2
+    assert len(asked) == 3
     fewer = dataclasses.replace(given, benchmark=dataclasses.replace(given.benchmark, searches=["screening", "no guidance"]))
     benchmark.main(with_parts(fewer, "search"))
     again = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
