@@ -10,7 +10,6 @@ The arrangement is that of another crystal, at one size and with noise, so that 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,12 +186,6 @@ def loss_of(model: ElementDenoiser, batch: HiddenElements, allowed: torch.Tensor
     nll = -log_p.gather(2, batch.elements[..., None])[..., 0]
     number = (batch.elements != UNKNOWN).sum(1)
     return number * (nll * batch.hidden).sum(1) / batch.hidden.sum(1)
-
-
-def learning_rate(step: int, settings: ElementTrainingConfig) -> float:
-    """Return the learning rate of step 1..max_steps: linear warm-up times a cosine to 1.5 % of the peak."""
-    progress = 0.5 * (1 + math.cos(math.pi * min(step / settings.max_steps, 1.0)))
-    return settings.learning_rate * min(step / max(settings.warmup_steps, 1), 1.0) * (0.015 + 0.985 * progress)
 
 
 class ElementTask:

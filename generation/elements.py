@@ -14,7 +14,7 @@ from tqdm import tqdm
 from crystals.elements import element_descriptors
 from crystals.recipes import Recipe
 from generation.element_diffusion import draw_elements
-from generation.mean_arrangements import MeanArrangements, dummy_radii, with_elements
+from generation.mean_arrangements import MeanArrangements, radii_of_known_and_unknown, with_elements
 from generation.refiner_training import bond_ratio
 from generation.seeds import seeded_generator
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
@@ -137,7 +137,7 @@ def _filled(
     state = model.arrangements.state(rows)
     kinds = model.arrangements.kinds[rows][:, : state.mask.shape[1]]
     numbers, _ = draw_elements(model.network, state, kinds, conditions_of(settings), settings.cfg_scale, allowed, generator)
-    sheets = with_elements(state, numbers, bond_ratio(state, numbers, dummy_radii()))
+    sheets = with_elements(state, numbers, bond_ratio(state, numbers, radii_of_known_and_unknown()))
     result = []
     for row, sheet in zip(rows.tolist(), sheets, strict=True):
         composition = tuple(sheet.atomic_numbers.tolist())

@@ -113,7 +113,7 @@ def with_elements(state: SheetState, numbers: torch.Tensor, scale: torch.Tensor)
     return sheets
 
 
-def dummy_radii() -> torch.Tensor:
+def radii_of_known_and_unknown() -> torch.Tensor:
     """Return (119,) covalent radii in Å, and half of ``BOND_ANGSTROM`` for an unknown element."""
     radii = torch.as_tensor(np.where(np.isfinite(covalent_radii[:119]), covalent_radii[:119], BOND_ANGSTROM / 2)).float()
     radii[UNKNOWN] = BOND_ANGSTROM / 2

@@ -18,7 +18,7 @@ from generation.seeds import seeded_generator
 from geo_utils import BOND_SCALE
 from networks.refiner import Refinement, SheetRefiner, inverse_2x2, move, symmetric_exp
 from networks.sheet_trunk import SheetState
-from pipeline.settings import RefinerTrainingConfig
+from pipeline.settings import ElementTrainingConfig, RefinerTrainingConfig
 
 NEAREST_SHARE = 0.6  # of the starts are the nearest of ``TRIES`` sheets drawn; the others are any
 TRIES, VALIDATION_TRIES = 16, 48
@@ -191,7 +191,7 @@ def between(start: SheetState, record: SheetState, paired: torch.Tensor, generat
     return SheetState(record.atomic_numbers, record.frac_coords + shift, heights, cell, mask)
 
 
-def learning_rate(step: int, settings: RefinerTrainingConfig) -> float:
+def learning_rate(step: int, settings: RefinerTrainingConfig | ElementTrainingConfig) -> float:
     """Return the learning rate of step 1..max_steps: linear warm-up times a cosine to 1.5 % of the peak."""
     progress = 0.5 * (1 + math.cos(math.pi * min(step / settings.max_steps, 1.0)))
     return settings.learning_rate * min(step / max(settings.warmup_steps, 1), 1.0) * (0.015 + 0.985 * progress)

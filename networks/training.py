@@ -113,6 +113,14 @@ class LoopSettings:
     loader_workers: int = 0
 
 
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters for an optimiser, of which matrices alone decay."""
+    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for parameter in model.parameters():
+        groups[parameter.ndim > 1].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+
+
 def loop_of_steps(settings: StepSettings, rate: Callable[[int], float], title: str) -> LoopSettings:
     """Return the settings of a loop that counts in steps, with one progress bar that stays.
 

@@ -97,9 +97,10 @@ def _train(cfg: Config, splits: list[Path], inputs: list[Path], labels: str, mar
     """Do the work of ``main`` in the folder of the checkpoint."""
     import torch
 
-    from generation.element_training import ElementTask, learning_rate
+    from generation.element_training import ElementTask
     from generation.elements import new_element_denoiser
-    from networks.training import Trainer, loop_of_steps
+    from generation.refiner_training import learning_rate
+    from networks.training import Trainer, loop_of_steps, parameter_groups
 
     settings, checkpoint, device = cfg.elements, Path(cfg.elements.checkpoint), resolve_device(cfg.run)
     table = labelled_table(cfg, splits, labels)
@@ -107,11 +108,7 @@ def _train(cfg: Config, splits: list[Path], inputs: list[Path], labels: str, mar
     model = new_element_denoiser(network_config(settings)).to(device)
     task = ElementTask(settings, table, cfg.run.seed, device)
     model.condition_mean, model.condition_std = task.moments()
-    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for parameter in model.parameters():
-        groups[parameter.ndim > 1].append(parameter)
-    decays = ((True, settings.weight_decay), (False, 0.0))  # matrices alone decay
-    parts = [{"params": groups[matrix], "weight_decay": decay} for matrix, decay in decays]
+    parts = parameter_groups(model, settings.weight_decay)
     optimiser = torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98))
     loop = loop_of_steps(settings, partial(learning_rate, settings=settings), "elements")
     trainer = Trainer(model, optimiser, task, loop, checkpoint.with_name("resume.pt"), mark)

@@ -71,18 +71,14 @@ def _train(cfg: Config, splits: list[Path], mark: str) -> None:
     from generation.refiner_training import RefinerTask, learning_rate
     from generation.sheet_pairs import pair_table
     from generation.sheet_table import SheetTable
-    from networks.training import Trainer, loop_of_steps
+    from networks.training import Trainer, loop_of_steps, parameter_groups
 
     settings, checkpoint, device = cfg.refiner, Path(cfg.refiner.checkpoint), resolve_device(cfg.run)
     tables = [SheetTable.load(path) for path in splits]
     pairs = pair_table(*splits)
     seed_everything(cfg.run.seed)
     model = new_refiner(network_config(settings)).to(device)
-    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for parameter in model.parameters():
-        groups[parameter.ndim > 1].append(parameter)
-    decays = ((True, settings.weight_decay), (False, 0.0))  # matrices alone decay
-    parts = [{"params": groups[matrix], "weight_decay": decay} for matrix, decay in decays]
+    parts = parameter_groups(model, settings.weight_decay)
     optimiser = torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98))
     task = RefinerTask(settings, pairs, cfg.run.seed, device)
     loop = loop_of_steps(settings, partial(learning_rate, settings=settings), "refiner")

@@ -24,12 +24,11 @@ from generation.element_training import (
     at_bond_length,
     frequency_loss,
     hide,
-    learning_rate,
     log_probabilities,
     loss_of,
 )
 from generation.refinement import padded
-from generation.refiner_training import bond_ratio
+from generation.refiner_training import bond_ratio, learning_rate
 from networks.element_denoiser import BOND_ANGSTROM, UNKNOWN, ElementDenoiser, ElementDenoiserConfig
 from networks.sheet_trunk import NUM_ELEMENTS, SheetState
 from pipeline.settings import ElementTrainingConfig

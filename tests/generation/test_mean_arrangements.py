@@ -13,7 +13,7 @@ from element_tables import flat_ab, mx2, table_of
 from crystals.elements import covalent_radius_table
 from crystals.symmetry import Template, symmetrise
 from generation.element_training import arrangements_of, at_bond_length
-from generation.mean_arrangements import MeanArrangements, dummy_radii, mean_arrangements, with_elements
+from generation.mean_arrangements import MeanArrangements, mean_arrangements, radii_of_known_and_unknown, with_elements
 from generation.refinement import padded
 from generation.refiner_training import bond_ratio
 from geo_utils import Sheet
@@ -125,11 +125,11 @@ def test_sheets_have_their_elements_and_size(means):
 
 def test_the_size_is_that_of_the_elements(means):
     state, numbers = means.state(torch.tensor([1])), torch.tensor([[13, 15]])
-    sheet = with_elements(state, numbers, bond_ratio(state, numbers, dummy_radii()))[0]
+    sheet = with_elements(state, numbers, bond_ratio(state, numbers, radii_of_known_and_unknown()))[0]
     bond = np.linalg.norm(sheet.lattice[0]) / math.sqrt(3)
     assert bond == pytest.approx(float(RADII[13] + RADII[15]), rel=0.01)
-    assert dummy_radii()[UNKNOWN] == BOND_ANGSTROM / 2 and dummy_radii().isfinite().all()
-    assert torch.allclose(dummy_radii()[1:90].double(), RADII[1:90])
+    assert radii_of_known_and_unknown()[UNKNOWN] == BOND_ANGSTROM / 2 and radii_of_known_and_unknown().isfinite().all()
+    assert torch.allclose(radii_of_known_and_unknown()[1:90].double(), RADII[1:90])
 
 
 def test_an_arrangement_of_few_crystals_is_left_out():
