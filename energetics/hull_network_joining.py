@@ -1,4 +1,4 @@
-"""Joins networks to the ensemble of ``energetics.hull_network``, and measures what it adds to the learnt hull.
+"""Joins networks to the ensemble of ``energetics.hull_network``, and measures what it adds to learnt hull and potential.
 
 The sheets are relaxed by the potential, as candidates are, and are of formulas that neither learnt hull nor networks learnt from.
 """
@@ -90,14 +90,18 @@ def join_stage(cfg: Config) -> None:
 
 
 def _combined(rows: dict[str, np.ndarray]) -> np.ndarray:
-    return (1 - NETWORK_SHARE) * rows[LEARNT] + NETWORK_SHARE * rows["network"]
+    return (1 - NETWORK_SHARE) * _both(rows) + NETWORK_SHARE * rows["network"]
+
+
+def _both(rows: dict[str, np.ndarray]) -> np.ndarray:
+    return (rows[LEARNT] + np.maximum(0.0, rows[POTENTIAL])) / 2
 
 
 def _measured(rows: dict[str, np.ndarray], cfg: Config) -> dict[str, Any]:
     """Return ``agreement`` of every hull with the database's E_above_hull."""
     settings = cfg.evaluation
     values = {name: rows[name] for name in (LEARNT, POTENTIAL, "network")}
-    values[BOTH] = (rows[LEARNT] + np.maximum(0.0, rows[POTENTIAL])) / 2
+    values[BOTH] = _both(rows)
     values[COMBINED] = _combined(rows)
     return {
         name: agreement(value, rows["truth"], settings.hit_e_hull_ev, cfg.run.seed, settings.bootstrap)

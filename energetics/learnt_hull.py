@@ -213,7 +213,7 @@ class LearntHull:
 
         Returns:
             (E_above_hull, {"learnt": standard error, "both": that of the mean with the potential's, "combined": that of the mean
-            with the network's, where there is one}).
+            with the networks' too, where there are any}).
 
         Raises:
             NotTwoDimensional, ValueError, KeyError: the structure has no descriptors or an element without reference.
@@ -269,7 +269,7 @@ def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy:
         learnt: the learnt hull, where there is one.
         atoms: the relaxed structure.
         energy: eV, of its cell.
-        mode: "learnt", "potential", "both" (their mean) or "combined" (the mean of learnt hull and network).
+        mode: "learnt", "potential", "both" (their mean) or "combined" (the mean of both and the networks).
 
     Raises:
         KeyError: an element has no reference, or a cation-anion pair no competing compound and there is no learnt hull to ask.
@@ -289,10 +289,11 @@ def judge_hull(references: Any, learnt: LearntHull | None, atoms: Atoms, energy:
         value, std = learnt.e_above_hull(atoms, e_form)
     except NotTwoDimensional:
         return _by_potential(references, atoms, energy, f"{POTENTIAL}, no sheet")
+    both = (value + max(0.0, potential)) / 2 if math.isfinite(potential) else value
     if mode == COMBINED and learnt.network is not None:
-        return HullVerdict(learnt.network.combined(value, atoms), std[COMBINED], potential, COMBINED + note)
+        return HullVerdict(learnt.network.combined(both, atoms), std[COMBINED], potential, COMBINED + note)
     if mode == BOTH and math.isfinite(potential):
-        return HullVerdict((value + max(0.0, potential)) / 2, std[BOTH], potential, BOTH)
+        return HullVerdict(both, std[BOTH], potential, BOTH)
     return HullVerdict(value, std[LEARNT], potential, LEARNT + note)
 
 

@@ -81,8 +81,8 @@ class Prefilter:
             delta_g: ΔG_H by the heads of the denoiser, eV, by name of the CIF without suffix.
 
         Returns:
-            The same names -> (chance of a dynamically stable hit, 0 where it is not new or not unique; whether water
-            dissolves it or it does not conduct).
+            The same names -> (chance of a dynamically stable, synthesizable hit, 0 where it is not new or not unique; whether
+            water dissolves it or it does not conduct).
         """
         settings = self.cfg.evaluation
         load = partial(judges.load_judges, self.cfg, self._judges, judges.known_formulas(settings))
@@ -122,4 +122,4 @@ def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | N
         return 0.0, against
     stable = model.without_phonons(sheet, row.e_above_hull_ev) if model else math.nan
     chance = row.p_hit * (ABOVE_HULL if row.e_above_hull_ev > limit else 1.0)
-    return chance * (1.0 if math.isnan(stable) else stable), against
+    return chance * math.prod(share for share in (stable, row.p_synth) if not math.isnan(share)), against

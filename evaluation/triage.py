@@ -1,7 +1,8 @@
 """Quick judges of sheets that nothing has relaxed: which of thousands are worth a relaxation.
 
 They take milliseconds each: ΔG_H by the heads, E_above_hull by heads and networks, and for the best of these the trees for
-band gap and dynamic stability, and water. What they say decides the order in which sheets are looked at, and nothing else.
+band gap, dynamic stability and synthesizability, and water. What they say decides the order in which sheets are looked at, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from energetics.band_gap_model import GapModel, load_gap_model
 from energetics.dynamics_model import DynamicsModel
 from energetics.hull_network import HullNetwork, load_hull_network
 from energetics.water import NoWaterData, Water
+from evaluation.embedded_trees import EmbeddedTreesJudge
 from evaluation.water_verdict import DISSOLVES, load_water, reference_at_each_ph, verdict_in_water, worst_at_each_ph
 from generation.batch import PropertyEstimate
 from geo_utils import NotTwoDimensional, Sheet
@@ -42,6 +44,7 @@ class QuickJudges:
     gap: GapModel | None
     dynamics: DynamicsModel | None
     water: Water | None
+    synth: EmbeddedTreesJudge | None = None
 
     @classmethod
     def load(cls, settings: EvaluationConfig, dynamics: DynamicsModel | None) -> QuickJudges:
@@ -52,10 +55,11 @@ class QuickJudges:
             load_gap_model(settings.band_gap_checkpoint),
             dynamics,
             load_water(settings.references_path) if settings.water else None,
+            EmbeddedTreesJudge(settings.embedded_checkpoint) if settings.synthesizability == "embedded" else None,
         )
 
     def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
-        """Return the chance (M,) of a dynamically stable hit; smaller where water, gap or hull speak against a sheet.
+        """Return the chance (M,) of a stable, synthesizable hit; smaller where water, gap or hull speak against a sheet.
 
         Args:
             sheets: M sheets.
@@ -72,7 +76,7 @@ class QuickJudges:
         chance = chance * np.where(e_hull > limit, ABOVE_HULL, 1.0)
         best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
         factor = np.zeros(len(sheets))
-        for k in tqdm(best.tolist(), desc="gap, water, dynamics", unit="sheet", mininterval=1.0):
+        for k in tqdm(best.tolist(), desc="gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
             factor[k] = self._factor(sheets[k], float(e_hull[k]))
         return chance * factor
 
@@ -87,6 +91,9 @@ class QuickJudges:
             if self.dynamics is not None:
                 stable = self.dynamics.without_phonons(atoms, e_hull)
                 factor *= stable if np.isfinite(stable) else 1.0
+            if self.synth is not None:
+                made = self.synth.score([atoms])[0].p_synth
+                factor *= made if np.isfinite(made) else 1.0
             conducts = self.gap is None or not self.gap.band_gap(atoms) > self.settings.conductive_gap_ev
         except (NotTwoDimensional, ValueError):
             return 0.0

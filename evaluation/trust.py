@@ -92,7 +92,7 @@ def _stability_rows(judges: Mapping[str, Any], hull: Mapping[str, Any] | None) -
     bound = "A phase that is not among the references cannot lower the hull: E_above_hull is a lower bound."
     averaged = {
         "both": ", averaged with the potential's",
-        "combined": ", averaged with that of networks that learnt it from PBE too",
+        "combined": ", averaged with the potential's and with that of networks that learnt it from PBE too",
     }
     learnt = f"E_above_hull: learnt from PBE{averaged.get(by, '')}"
     learnt += " (E_form and hull energy corrected), never below 0; the potential's where a sheet is unlike the training sheets."

@@ -346,8 +346,8 @@ class EvaluationConfig:
     csllm_path: str = setting("", "CSLLM: local folder or hub id")
     hull: str = setting(
         "combined",
-        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean), combined (the "
-        "mean of learnt and of networks that learnt from PBE)",
+        "whose E_above_hull counts: potential (with its phases), learnt (from PBE; where it can), both (their mean), combined "
+        "(both and networks that learnt from PBE, averaged)",
         choices=("potential", "learnt", "both", "combined"),
     )
     hull_checkpoint: str = setting("weights/hull_${evaluation.potential}.pth", "learnt hull of that potential", path=True)

@@ -353,7 +353,7 @@ def learnt_hull() -> str:
     parts["relaxed, at most 12 atoms"] = load("weights/hull_network.json")["metrics"]["test, relaxed"]
     parts |= {name: metrics[f"test, {name}"] for name in ("relaxed", "geometry of the database")}
     names = {"learnt": "learnt hull", "potential": "SevenNet-0 and its phases", "both": "mean of both"}
-    names |= {"network": "networks", "combined": "learnt hull and networks"}
+    names |= {"network": "networks", "combined": "both and networks"}
     wanted = (("mae_ev", ".3f"), ("spearman", ".2f"), ("agree", ".0%"))
     body = []
     for geometry, methods in parts.items():

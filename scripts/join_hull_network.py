@@ -4,7 +4,7 @@ Reads   hull_network.members: checkpoints of scripts.train_refiner; dataset.proc
         split; evaluation.hull_checkpoint: the learnt hull.
 Writes  hull_network.checkpoint and its sidecar .json.
 Run     python -m scripts.train_refiner run.seed=1 refiner.energy_weight=2 refiner.checkpoint=1.pth   and with other seeds, then
-        python -m scripts.join_hull_network hull_network.members=1.pth,2.pth,3.pth
+        python -m scripts.join_hull_network 'hull_network.members=[1.pth,2.pth,3.pth]'
 
 Relaxed sheets of the validation split give the standard error of the mean with the learnt hull, those of the test split say what it
 is worth. Each relaxation is one line in hull_network.work_dir; a run that is stopped goes on where it was.

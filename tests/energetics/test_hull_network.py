@@ -111,8 +111,8 @@ def test_every_setting_of_a_sheet_gives_the_same(network):
 def test_the_mean_with_the_learnt_hull_by_hand(network):
     atoms = sheet("ZrO2")
     own = network.e_above_hull(atoms)
-    assert network.combined(0.3, atoms) == pytest.approx(0.4 * 0.3 + 0.6 * own, abs=1e-12)
-    assert Says(0.2).combined(0.1, atoms) == pytest.approx(0.16)
+    assert network.combined(0.3, atoms) == pytest.approx(0.25 * 0.3 + 0.75 * own, abs=1e-12)
+    assert Says(0.2).combined(0.1, atoms) == pytest.approx(0.175)
     with pytest.raises(NotTwoDimensional):
         bulk = sheet()
         bulk.cell[2], bulk.pbc = [0, 0, 6.0], True
@@ -125,7 +125,7 @@ def test_the_combined_verdict_and_what_it_falls_back_to(references):
     plain = LearntHull(models(hull=0.10), references)  # says 0.2 eV/atom; size of the error 0.05
     both = LearntHull(models(hull=0.10), references, Says(0.05))
     found = judge_hull(references, both, atoms, energy, "combined")
-    assert (found.e_above_hull, found.source) == (pytest.approx(0.4 * 0.2 + 0.6 * 0.05), "combined")
+    assert (found.e_above_hull, found.source) == (pytest.approx(0.25 * (0.2 + 0.3) / 2 + 0.75 * 0.05), "combined")
     assert found.std == pytest.approx(SCALE * 0.05) and found.potential == pytest.approx(0.3)
     assert judge_hull(references, plain, atoms, energy, "combined") == judge_hull(references, plain, atoms, energy, "learnt")
     assert judge_hull(references, both, atoms, energy, "learnt").e_above_hull == pytest.approx(0.2), "the network is not asked"

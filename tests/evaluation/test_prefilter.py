@@ -37,6 +37,8 @@ class Trees:
         ({"novel": False}, (0.0, False)),
         ({"unique": False, "water": DISSOLVES}, (0.0, True)),
         ({"p_hit": math.nan}, (0.0, False)),
+        ({"p_synth": 0.5}, (0.05, False)),
+        ({"p_synth": 0.0}, (0.0, False)),
     ],
 )
 def test_the_verdict_of_a_row(changes, expected):

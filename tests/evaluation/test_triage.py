@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from energetics.dynamics_model import load_dynamics_model
 from evaluation import triage
+from evaluation.synthesizability import SynthScore
 from evaluation.triage import ABOVE_HULL, HEADS_STD_EV, HELD_BACK, HULL_STD_EV, QuickJudges
 from generation.batch import PropertyEstimate
 from geo_utils import NotTwoDimensional, Sheet
@@ -42,7 +43,7 @@ def heads(delta_g, e_hull) -> PropertyEstimate:
 
 
 class Says:
-    """Stands for networks, trees of the gap and trees of dynamic stability; counts what it is asked."""
+    """Stands for networks, trees of the gap, of dynamic stability and of synthesizability; counts what it is asked."""
 
     def __init__(self, value: float) -> None:
         self.value, self.asked = value, 0
@@ -52,6 +53,9 @@ class Says:
         return self.value
 
     e_above_hull = band_gap = without_phonons = _answer
+
+    def score(self, structures) -> list[SynthScore]:
+        return [SynthScore(self._answer(), math.nan, math.nan, "ok", True) for _ in structures]
 
 
 def quick(**changes) -> QuickJudges:
@@ -104,6 +108,8 @@ def test_trees_say_no_more_than_they_know(monkeypatch):
     given, whole = heads([0.0], [0.0]), chance(0.0, 0.0)
     assert quick(dynamics=Says(0.25)).chances([mos2()], given)[0] == pytest.approx(whole / 4)
     assert quick(dynamics=Says(math.nan)).chances([mos2()], given)[0] == pytest.approx(whole), "an unknown element"
+    assert quick(synth=Says(0.25)).chances([mos2()], given)[0] == pytest.approx(whole / 4)
+    assert quick(synth=Says(math.nan)).chances([mos2()], given)[0] == pytest.approx(whole), "it abstains"
     limit = SETTINGS.conductive_gap_ev
     assert quick(gap=Says(limit)).chances([mos2()], given)[0] == pytest.approx(whole)
     assert quick(gap=Says(limit + 0.01)).chances([mos2()], given)[0] == pytest.approx(whole * HELD_BACK)
@@ -142,6 +148,6 @@ def test_only_the_best_share_is_looked_at():
 
 
 def test_judges_that_the_settings_leave_out_are_not_loaded():
-    plain = dataclasses.replace(SETTINGS, hull="learnt", band_gap_checkpoint="", water=False)
+    plain = dataclasses.replace(SETTINGS, hull="learnt", band_gap_checkpoint="", water=False, synthesizability="csllm")
     found = QuickJudges.load(plain, None)
-    assert (found.network, found.gap, found.dynamics, found.water) == (None, None, None, None)
+    assert (found.network, found.gap, found.dynamics, found.water, found.synth) == (None,) * 5, "CSLLM would take seconds each"
