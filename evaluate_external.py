@@ -66,7 +66,9 @@ def _parts(cfg: Config, sources: Sequence[Source], identity: dict[str, Any], sha
         return
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
     with JudgePool(load, identity, settings.workers, cfg.run) as pool:
-        judge = partial(evaluate.evaluate, cfg.external.cif_dir, judges=pool, settings=settings, seed=cfg.run.seed)
+        judge = partial(
+            evaluate.evaluate, cfg.external.cif_dir, judges=pool, settings=shards.settings_of_part(settings), seed=cfg.run.seed
+        )
         shards.judge_part(shard, sets, judge, settings, root)
 
 

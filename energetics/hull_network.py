@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from ase import Atoms
 
@@ -25,6 +26,7 @@ from pipeline.settings import EvaluationConfig
 KIND = "hull_network"
 HINT = "run python -m scripts.join_hull_network, or set evaluation.hull: both"
 COMBINED = "combined"
+BATCH = 32  # sheets
 # Of the networks in the mean. On relaxed sheets of the validation split 0.7 and 0.8 are alike and the best of 0.4, 0.5 ... 1.
 NETWORK_SHARE = 0.75
 
@@ -47,15 +49,25 @@ class HullNetwork:
         """
         return (1 - NETWORK_SHARE) * others + NETWORK_SHARE * self.e_above_hull(atoms)
 
-    @torch.no_grad()
     def e_above_hull(self, atoms: Atoms) -> float:
-        """Return E_above_hull of a relaxed sheet, eV/atom: the mean of the members, not below 0.
+        """Return E_above_hull of a relaxed sheet, eV/atom.
 
         Raises:
             NotTwoDimensional: the crystal is no sheet.
         """
-        state = padded([Sheet.from_atoms(atoms)], torch.float64)
-        return max(0.0, float(torch.stack([member(state).e_hull for member in self.members]).mean()))
+        return float(self.of_sheets([Sheet.from_atoms(atoms)])[0])
+
+    @torch.no_grad()
+    def of_sheets(self, sheets: Sequence[Sheet]) -> np.ndarray:
+        """Return E_above_hull (M,) of M relaxed sheets, eV/atom: the mean of the members, not below 0."""
+        found = np.zeros(len(sheets))
+        # Sheets of about the same size share a batch, so that little of it is padding.
+        order = np.argsort([len(sheet.atomic_numbers) for sheet in sheets], kind="stable").tolist()
+        for first in range(0, len(order), BATCH):
+            batch = order[first : first + BATCH]
+            state = padded([sheets[k] for k in batch], torch.float64)
+            found[batch] = torch.stack([member(state).e_hull for member in self.members]).mean(0).numpy()
+        return np.maximum(0.0, found)
 
 
 def save_hull_network(path: str | os.PathLike, members: Sequence[SheetRefiner], scale: float, **content: object) -> None:

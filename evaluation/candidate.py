@@ -60,7 +60,8 @@ class CandidateResult:
     pH; ``water`` is the verdict, and ``water_products`` what the sheet becomes at the kindest pH, or why there is no verdict
     (``water_verdict.mark_water``). ``price_usd_per_kg``, ``hhi_reserve`` and ``hazards`` are of the elements
     (``element_facts.mark_elements``).
-    ``h_relax_converged`` is of the potential's H at its best site. ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
+    ``h_relax_converged`` is of the potential's H at its best site of ``h_sites_relaxed``, out of ``h_n_sites``; for the first
+    candidates these are all (``all_sites.mark_all_sites``). ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
     it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
     comparison only; no verdict uses them.
     """
@@ -119,6 +120,7 @@ class CandidateResult:
     h_site_face: str = ""
     h_n_sites: int = 0
     h_coverage: float = NAN
+    h_sites_relaxed: int = 0
     h_in_domain: bool | None = None
     h_domain_note: str = ""
     delta_g_h_potential_ev: float = NAN
@@ -270,6 +272,7 @@ QUANTITIES = {
     "h_site_kind": Quantity("H site"),
     "h_site_face": Quantity("H face"),
     "h_n_sites": Quantity("H sites"),
+    "h_sites_relaxed": Quantity("relaxed H sites"),
     "h_coverage": Quantity("coverage", "H/cell"),
     "h_domain_note": Quantity("why not in domain"),
     "delta_g_h_corrected_std_ev": Quantity("± corrected", "eV"),

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from crystals import cif
 from crystals.formulas import cell_formula, reduced_formula
 from evaluation import metrics, statistics
+from evaluation.all_sites import mark_all_sites
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
 from evaluation.dynamics import mark_dynamics
@@ -141,7 +142,8 @@ def evaluate(
         rows, structures = _rows({source: found[keys[source]] if source in keys else _unreadable(source) for source in sources})
         mark_unique(rows, structures)
         decide(rows, settings)
-        phonons, exfoliation = (answers_store(name, cache, [Path(p) for p in also_cached]) for name in QUESTIONS)
+        phonons, exfoliation, sites = (answers_store(name, cache, [Path(p) for p in also_cached]) for name in QUESTIONS)
+        mark_all_sites(rows, structures, pool, settings, sites)
         distorted = mark_dynamics(rows, structures, pool, settings, phonons)
         mark_exfoliation(rows, structures, pool, settings, exfoliation)
     mark_water(rows, settings)
@@ -292,6 +294,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
     rows, structures = _rows({source: found})
     mark_unique(rows, structures)
     decide(rows, settings)
+    mark_all_sites(rows, structures, judges, settings)
     mark_dynamics(rows, structures, judges, settings)
     mark_exfoliation(rows, structures, judges, settings)
     mark_water(rows, settings)

@@ -24,7 +24,7 @@ from crystals.formulas import cell_formula, composition_key, reduced_formula
 from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
 from energetics.learnt_hull import judge_hull
-from energetics.potential_adsorption import hydrogen_at_best_sites
+from energetics.potential_adsorption import HydrogenAtSite, hydrogen_at_best_sites
 from evaluation import h_site, legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
 from evaluation.decisions import choose_delta_g
@@ -275,20 +275,30 @@ def _hydrogen_by_potential(case: _Case) -> None:
     The potential's own ΔG_H and its ΔG_H corrected from DFT are each the lowest over the sites that keep H.
     """
     row, judges = case.row, case.judges
-    at_sites = hydrogen_at_best_sites(judges.potential, case.hydrogen, case.settings.potential_h_sites).values()
+    at_sites = hydrogen_at_best_sites(judges.potential, case.hydrogen, case.settings.potential_h_sites)
+    fields, problem = potential_hydrogen(list(at_sites.values()), judges.dataset.her_correction_ev)
+    for name, value in fields.items():
+        setattr(row, name, value)
+    if problem:
+        case.problems.append(f"ΔG_H of the potential: {problem}")
+
+
+def potential_hydrogen(at_sites: Sequence[HydrogenAtSite], correction_ev: float) -> tuple[dict[str, Any], str]:
+    """Return what the potential says of H from all that it was relaxed at: fields of the row, and what is wrong, if anything.
+
+    correction_ev: ΔG_H − ΔE_H, eV.
+    """
     bound = [h for h in at_sites if h.is_bound]
-    row.h_desorbed = any(h.desorbed for h in at_sites) and not bound
+    fields: dict[str, Any] = {"h_desorbed": any(h.desorbed for h in at_sites) and not bound, "h_sites_relaxed": len(at_sites)}
     if not bound:
-        case.problems.append(f"ΔG_H of the potential: H {'desorbs' if row.h_desorbed else 'relaxation exploded'}")
-        return
+        return fields, f"H {'desorbs' if fields['h_desorbed'] else 'relaxation exploded'}"
     best = min(bound, key=lambda h: h.delta_e)
-    row.delta_g_h_potential_ev = free_energy(best.delta_e, judges.dataset.her_correction_ev)
     corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
-    row.delta_g_h_corrected_ev = free_energy(corrected.corrected, judges.dataset.her_correction_ev)
-    row.delta_g_h_corrected_std_ev = corrected.corrected_std
-    row.h_relax_converged = corrected.converged if math.isfinite(corrected.corrected) else best.converged
-    if not row.h_relax_converged:
-        case.problems.append("ΔG_H of the potential: H relaxation not converged")
+    fields["delta_g_h_potential_ev"] = free_energy(best.delta_e, correction_ev)
+    fields["delta_g_h_corrected_ev"] = free_energy(corrected.corrected, correction_ev)
+    fields["delta_g_h_corrected_std_ev"] = corrected.corrected_std
+    fields["h_relax_converged"] = corrected.converged if math.isfinite(corrected.corrected) else best.converged
+    return fields, "" if fields["h_relax_converged"] else "H relaxation not converged"
 
 
 def _synthesizability(case: _Case) -> None:

@@ -1,4 +1,4 @@
-"""Asks about sheets near the hull what costs too much to ask of all.
+"""Asks about some sheets, such as those near the hull, what costs too much to ask of all.
 
 It comes after the judgement of a candidate, which stores its record without it. So records of earlier runs keep their keys. Each
 question has a store of its own, in a folder of its name beside them.
@@ -26,7 +26,7 @@ from pipeline.settings import EvaluationConfig
 from pipeline.store import FolderStore
 from pipeline.tasks import Serial, run
 
-PHONONS, EXFOLIATION = QUESTIONS = ("phonons", "exfoliation")
+PHONONS, EXFOLIATION, ALL_SITES = QUESTIONS = ("phonons", "exfoliation", "all_sites")
 NEEDED = ("problem", "seconds")
 
 

@@ -39,6 +39,7 @@ SETTINGS = (
 )  # that its verdicts depend on
 LEFT_OUT = {
     "potential_h_sites": 0,
+    "all_sites": 0,
     "legacy_columns": False,
     "phonons": False,
     "exfoliation": False,

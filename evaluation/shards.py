@@ -7,6 +7,7 @@ takes the stores over and is then a run whose candidates have all been judged.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,6 +31,11 @@ Sets = Mapping[str, Sequence[Source]]  # label -> structures
 def of_part(sources: Sequence[Source], shard: Shard) -> list[Source]:
     """Return the structures of one part, by their names."""
     return [source for source in sources if shard.has_name(source.name)]
+
+
+def settings_of_part(settings: EvaluationConfig) -> EvaluationConfig:
+    """Return the settings by which a part is judged: which candidates come first is known to the run that merges alone."""
+    return dataclasses.replace(settings, all_sites=0)
 
 
 def judge_part(shard: Shard, sets: Sets, judge: Callable[..., Evaluation], settings: EvaluationConfig, root: Path) -> None:

@@ -67,9 +67,7 @@ class QuickJudges:
         """
         delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
         if self.network is not None:
-            atoms = [sheet.to_atoms(VACUUM_ANGSTROM) for sheet in sheets]
-            by_network = [self.network.e_above_hull(a) for a in tqdm(atoms, desc="triage", unit="sheet", mininterval=1.0)]
-            e_hull = (e_hull + np.array(by_network)) / 2
+            e_hull = (e_hull + self.network.of_sheets(sheets)) / 2
         window, limit = self.settings.hit_delta_g_ev, self.settings.hit_e_hull_ev
         active = norm.cdf((window - delta_g) / HEADS_STD_EV) - norm.cdf((-window - delta_g) / HEADS_STD_EV)
         chance = active * norm.cdf((limit - e_hull) / HULL_STD_EV)

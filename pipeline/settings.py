@@ -380,6 +380,7 @@ class EvaluationConfig:
     potential_h_max_e_hull_ev: float = setting(
         10.0, "the potential relaxes no H on sheets further above the hull, which can be no hit (eV/atom)", low=0
     )
+    all_sites: int = setting(4, "candidates of each set, the first ones, for which H is relaxed at every site; 0: none", low=0)
     max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
     more_h_steps: int = setting(120, "further steps where H has not come to rest by then; 0: none", low=0)
     max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)

@@ -58,7 +58,7 @@ def main(cfg: Config) -> None:
 
 def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: EvaluationConfig, folders: list[Path]) -> int:
     """Write the records of one judged set to a folder, and return the number of structures."""
-    from evaluation import dynamics, exfoliation_verdict
+    from evaluation import all_sites, dynamics, exfoliation_verdict
     from evaluation.judge_pool import cache_key, record_store
     from evaluation.near_hull import answers_store
 
@@ -68,6 +68,9 @@ def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: Evaluation
         asked = [judged.structures[row.id] for row in judged.rows if question.is_asked(row, settings)]
         answers = answers_store(question.QUESTION, folders[0], folders[1:])
         wanted.append((answers, new / question.QUESTION, [key_of(atoms, judged.identity) for atoms in asked]))
+    answers = answers_store(all_sites.QUESTION, folders[0], folders[1:])
+    keys = [all_sites.all_sites_key(atoms, judged.identity, settings) for atoms in judged.structures.values()]
+    wanted.append((answers, new / all_sites.QUESTION, [key for key in keys if key in answers]))
     for store, part, names in wanted:
         for name in names:
             write_json(part / f"{name}.json", store[name])

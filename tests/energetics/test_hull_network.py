@@ -108,6 +108,13 @@ def test_every_setting_of_a_sheet_gives_the_same(network):
     assert max(shown) > 0
 
 
+def test_sheets_of_many_sizes_are_the_same_together_and_alone(network):
+    structures = [sheet(formula) for formula in ("MoS2", "ZrO2", "NiI2")] * 20 + [sheet("TiSe2").repeat((2, 1, 1))]
+    together = network.of_sheets([Sheet.from_atoms(atoms) for atoms in structures])
+    assert together == pytest.approx([network.e_above_hull(atoms) for atoms in structures], abs=1e-9)
+    assert len(set(np.round(together, 6))) >= 3 and network.of_sheets([]).shape == (0,)
+
+
 def test_the_mean_with_the_learnt_hull_by_hand(network):
     atoms = sheet("ZrO2")
     own = network.e_above_hull(atoms)
