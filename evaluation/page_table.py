@@ -66,8 +66,8 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
 # Single values beside the 3D view.
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
-    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_sites_relaxed", "h_in_domain", "h_coverage",
-    "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable", "water", "dg_pbx_ev",
+    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_sites_relaxed", "h_in_domain",
+    "h_coverage", "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable", "water", "dg_pbx_ev",
     "water_products", "price_usd_per_kg", "hazards", "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors",
     "p_hit", "novel_match", "status",
 )  # fmt: skip
