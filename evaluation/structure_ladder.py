@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,7 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
         found = _distances(cfg, method, rows, truths, folder)
         best[method.name] = {k: np.array(row["distances"], dtype=float) for k, row in found.items()}
         methods[method.name] = _rates(cfg, method, rows, found)
+    compared = [_row(row, {name: x[k] for name, x in best.items() if k in x}) for k, row in enumerate(rows)]
     return {
         "n": len(rows),
         "left_out": len(drawn) - len(rows),
@@ -108,7 +109,8 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
         "denoising": denoising_errors(network, [row.sheet for row in rows], seed),
         "seconds_per_sheet": seconds_per_sheet(crystals, network, settings.csp_samples),
         "threads": torch.get_num_threads(),
-        "rows": [_row(row, {name: x[k] for name, x in best.items() if k in x}) for k, row in enumerate(rows)],
+        "subsets": subsets(compared, read_split(Path(cfg.dataset.processed_dir) / "test.pt"), cfg),
+        "rows": compared,
     }
 
 
@@ -120,6 +122,55 @@ def _row(row: HeldOut, distances: dict[str, np.ndarray]) -> dict[str, Any]:
         if len(values) > 1:
             result[f"{name} @k"] = _plain(np.fmin.reduce(values))
     return result
+
+
+def subsets(rows: Sequence[Mapping[str, Any]], table: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
+    """Return the strict matches on sheets that could exist: near the hull, the most stable of their composition, or both.
+
+    A database holds several sheets of some compositions, most of which are not what one would make.
+
+    Args:
+        rows: of ``ladder``.
+        table: the test split, as ``read_split`` gives it; the most stable sheet of a composition is that of its rows.
+        cfg: ``evaluation.hit_e_hull_ev`` says what is near the hull.
+
+    Returns:
+        For each subset ``n``, match@1 and, on ``n_many`` rows, match@k of each method without diffusion, and the paired test of
+        refined ranked prototypes against substitution.
+    """
+    e_hull = dict(zip(table["uid"], table["e_hull"].tolist(), strict=True))
+    lowest: dict[str, float] = {}
+    for uid, formula in zip(table["uid"], table["formula"], strict=True):
+        lowest[formula] = min(lowest.get(formula, np.inf), e_hull[uid])
+    near = [row for row in rows if e_hull[row["uid"]] <= cfg.evaluation.hit_e_hull_ev]
+    ground = [row for row in rows if e_hull[row["uid"]] <= lowest[row["formula"]]]
+    both = [row for row in near if row in ground]
+    return {name: _subset(own, cfg) for name, own in (("near the hull", near), ("ground state", ground), ("both", both)) if own}
+
+
+def _subset(rows: Sequence[Mapping[str, Any]], cfg: Config) -> dict[str, Any]:
+    """Return what ``subsets`` says of one of them."""
+    result: dict[str, Any] = {"n": len(rows), "methods": {}}
+    own = [row for row in rows if f"{SUBSTITUTION} @k" in row]
+    for name in (SUBSTITUTION, RANDOM, REFINED, RANKED, RANKED_MOVED):
+        first = _strict(rows, f"{name} @1", cfg)
+        result["methods"][name] = {"match@1": first}
+        if name != RANKED and own:
+            result["methods"][name]["match@k"] = _strict(own, f"{name} @k", cfg)
+    ours, theirs = (np.array([[_distance(row.get(f"{name} @1"))] for row in rows]) for name in (RANKED_MOVED, SUBSTITUTION))
+    return result | {"n_many": len(own), "paired": paired(ours, theirs)["strict@1"]}
+
+
+def _strict(rows: Sequence[Mapping[str, Any]], column: str, cfg: Config) -> list[float]:
+    """Return the share of strict matches in a column, and its 95 % interval."""
+    values = np.array([[_distance(row.get(column))] for row in rows])
+    sizes = np.array([row["num_atoms"] for row in rows])
+    found = match_rates(np.where(values <= CLOSE_MATCH, values, np.nan), sizes, cfg.run.seed, cfg.evaluation.bootstrap)
+    return [found["match@1"], *found["match@1_interval"]]
+
+
+def _distance(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -35,6 +35,28 @@ def ladder_pairs(content: Mapping[str, Any]) -> str:
     return table(["first against second", *heads], body)
 
 
+SUBSETS = {
+    "near the hull": "within 0.1 eV/atom of the hull",
+    "ground state": "the most stable of its composition",
+    "both": "both",
+}
+
+
+def ladder_subsets(content: Mapping[str, Any]) -> str:
+    """Return the strict matches of the trivial methods and of the shipped one on sheets that could exist."""
+    body = []
+    for key, words in SUBSETS.items():
+        found, cells = content["subsets"][key], []
+        for name in ("random crystal", "substitution", "ranked prototypes, refined"):
+            for count in ("match@1", "match@k"):
+                cells.append(interval(dict(zip(("value", "low", "high"), found["methods"][name][count], strict=True)), ".0%"))
+        test = found["paired"]
+        pair = f"{test['first_alone']} : {test['second_alone']} (p {formatted(test['p'], '.1g')})"
+        body.append([words, f"{found['n']}, {found['n_many']}", *cells, pair])
+    heads = [f"{name} @{count}" for name in ("random", "substitution", "ranked, refined") for count in ("1", "20")]
+    return table(["sheets of C2DB", "n @1, @20", *heads, "ranked, refined alone : substitution alone, @1"], body)
+
+
 def ladder_denoising(content: Mapping[str, Any]) -> str:
     """Return how well one step of the refiner removes noise."""
     body = []

@@ -419,6 +419,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "structure prediction": structure_prediction,
     "ladder": lambda: generator_tables.ladder(load("results/benchmark/ladder.json")),
     "ladder pairs": lambda: generator_tables.ladder_pairs(load("results/benchmark/ladder.json")),
+    "ladder subsets": lambda: generator_tables.ladder_subsets(load("results/benchmark/ladder.json")),
     "ladder denoising": lambda: generator_tables.ladder_denoising(load("results/benchmark/ladder.json")),
     "element guidance": lambda: generator_tables.element_guidance(load("results/benchmark/elements.json")),
     "searches": lambda: generator_tables.searches(load("results/benchmark/search.json")),

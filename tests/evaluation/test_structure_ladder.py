@@ -100,7 +100,29 @@ def test_the_ladder_compares_the_methods_row_by_row(cfg, capsys):
     before = [row["height_before"] for row in found["denoising"]]
     assert before == sorted(before) and before[0] == pytest.approx(0.02, rel=0.9)
     assert found["seconds_per_sheet"] is None, "no crystal with six atoms is known"
+    assert found["subsets"]["ground state"]["methods"]["substitution"]["match@1"][0] in (0.5, 1.0)
     assert "substitution, refined (2)" in capsys.readouterr().out
+
+
+def test_subsets_by_hand(cfg):
+    """Four sheets of two compositions: b and d are the most stable ones, a and b near the hull."""
+    table = {"uid": list("abcd"), "formula": ["X", "X", "Y", "Y"], "e_hull": torch.tensor([0.05, 0.0, 0.5, 0.3])}
+    base = {"num_atoms": 3, "random crystal @1": None}
+    first = {"substitution @1": [0.2, None, 0.05, 0.05], "ranked prototypes, refined @1": [0.01, 0.1, 0.2, None]}
+    rows = [
+        {**base, "uid": u, "formula": f} | {k: v[n] for k, v in first.items()}
+        for n, (u, f) in enumerate(zip("abcd", "XXYY", strict=True))
+    ]
+    for row, best in zip(rows[:2], (0.05, None), strict=True):
+        row["substitution @k"] = best
+    found = structure_ladder.subsets(rows, table, cfg)
+    assert {name: part["n"] for name, part in found.items()} == {"near the hull": 2, "ground state": 2, "both": 1}
+    near, ground = found["near the hull"], found["ground state"]
+    assert near["methods"]["substitution"]["match@1"][0] == 0 and near["methods"]["ranked prototypes, refined"]["match@1"][0] == 1
+    assert near["methods"]["substitution"]["match@k"][0] == 0.5 and near["n_many"] == 2 and found["both"]["n_many"] == 1
+    assert (near["paired"]["first_alone"], near["paired"]["second_alone"], near["paired"]["p"]) == (2, 0, 0.5)
+    assert ground["methods"]["substitution"]["match@1"][0] == 0.5 == ground["methods"]["ranked prototypes, refined"]["match@1"][0]
+    assert structure_ladder.subsets(rows[2:3], table, cfg) == {}, "neither near the hull nor a ground state"
 
 
 def test_polymorphs_are_found_by_composition(cfg):
