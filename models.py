@@ -484,5 +484,5 @@ def load_denoiser(path: str | os.PathLike, hint: str, device: str | torch.device
 
 
 def load_for_sampling(path: str | os.PathLike) -> DenoisingEGNN:
-    """Return a trained model in float64 on the CPU, as the processes that draft need it; raises as ``load_denoiser`` does."""
+    """Return a trained model in float64 on the CPU, as further processes need it; raises as ``load_denoiser`` does."""
     return load_denoiser(path, "")[0].double()

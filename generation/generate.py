@@ -53,8 +53,8 @@ from generation.candidates import (
 from generation.ranking import RankedPrototypes, ranked_prototypes
 from generation.recipe_choice import choose_recipes
 from generation.sampling import predict_properties, target_loss
-from generation.search import DraftVerdicts, exceeds_quota, gumbel_keys, order_by_chance, screen
-from generation.shards import DRAFTS, check_parts, remove_parts, sample_part, take_drafts
+from generation.search import StartVerdicts, exceeds_quota, gumbel_keys, order_by_chance, screen
+from generation.shards import STARTS, check_parts, remove_parts, sample_part, take_starts
 from generation.sheet_table import known_crystals, pack, read_split
 from geo_utils import Sheet
 from pipeline.cli import resolve_device
@@ -70,7 +70,7 @@ from pipeline.tasks import Processes, cpu_count
 log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
-MOST_WORKERS = 16  # processes that draft; each holds half a GB
+MOST_WORKERS = 16  # processes; each holds half a GB
 PREFILTER_DIR = "prefilter"  # of the partial results
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 
@@ -99,7 +99,7 @@ def generate_structures(
     cfg: Config,
     model: Denoiser,
     content: dict[str, Any],
-    drafts: DraftVerdicts | None = None,
+    verdicts: StartVerdicts | None = None,
     load: Callable[[], Denoiser] | None = None,
     prefilter: Prefilter | None = None,
 ) -> None:
@@ -111,8 +111,8 @@ def generate_structures(
         cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
         model: the trained network, on the device of ``run.device``. It is converted to float64.
         content: its checkpoint, with the elements, formulas and templates of the training set.
-        drafts: results of drafts, shared by runs with the same model, seed and target. New ones are added.
-        load: loads the model, on the CPU in float64, in the processes that draft; picklable. None: this process drafts.
+        verdicts: on recipes, shared by runs with the same model, seed and target. New ones are added.
+        load: loads the model, on the CPU in float64, in further processes; picklable. None: there are none.
         prefilter: where ``uses_prefilter``.
 
     Raises:
@@ -131,11 +131,11 @@ def generate_structures(
     own = folder if shard is None or shard.merges else shard.folder(folder)
     with locked_folder(own, "generation.output_dir"):
         with _workers(cfg, load) as workers:
-            _generate(cfg, model, content, drafts, shard, fingerprint, checkpoint_hash, workers, prefilter)
+            _generate(cfg, model, content, verdicts, shard, fingerprint, checkpoint_hash, workers, prefilter)
 
 
 def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
-    """Return the processes that draft, one for each thread of this stage, or None where it is better off alone."""
+    """Return further processes, one for each thread of this stage, or None where it is better off alone."""
     number = min(cfg.run.threads or cpu_count(), MOST_WORKERS)
     if load is None or number == 1 or resolve_device(cfg.run).type != "cpu":
         return nullcontext()
@@ -146,7 +146,7 @@ def _generate(
     cfg: Config,
     model: Denoiser,
     content: dict[str, Any],
-    drafts: DraftVerdicts | None,
+    verdicts: StartVerdicts | None,
     shard: Shard | None,
     fingerprint: str,
     checkpoint_hash: str,
@@ -161,14 +161,14 @@ def _generate(
     partial_dir = shard.folder(folder) if is_part else folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
     if merges:
-        take_drafts(shard, folder, partial_dir / DRAFTS)
-    draft_store = LineStore(partial_dir / DRAFTS, {"fingerprint": fingerprint})
+        take_starts(shard, folder, partial_dir / STARTS)
+    starts = LineStore(partial_dir / STARTS, {"fingerprint": fingerprint})
     crystals = known_starts(cfg)
     by_sheets = settings.start == SCREENING or uses_elements(settings)
     screened = partial(screen, crystals, settings, device) if by_sheets else None
     # Known crystals would travel to the workers with every batch; sheets of their own are small.
     near = workers if crystals is None or not by_sheets else None
-    recipes = choose_recipes(model, content, library, settings, seed, device, drafts, draft_store, near, screened)
+    recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened)
     if by_sheets and prefilter is not None:
         recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage)
     plan = planner(recipes, library, cfg, crystals)

@@ -7,7 +7,6 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
 from pymatgen.core import Composition
 
 from crystals import recipes as recipes_module
@@ -16,7 +15,7 @@ from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser
 from generation.candidates import uses_elements
 from generation.elements import element_recipes, load_elements
-from generation.search import DraftVerdicts, Screen, order_recipes
+from generation.search import Screen, StartVerdicts, order_recipes
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
@@ -29,9 +28,8 @@ def choose_recipes(
     library: TemplateLibrary,
     settings: GenerationConfig,
     seed: int,
-    device: torch.device,
-    drafts: DraftVerdicts | None = None,
-    draft_store: LineStore | None = None,
+    verdicts: StartVerdicts | None = None,
+    store: LineStore | None = None,
     workers: Processes | None = None,
     screened: Screen | None = None,
 ) -> list[Recipe]:
@@ -50,7 +48,7 @@ def choose_recipes(
         if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
             return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
         everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
-        return order_recipes(model, recipes, known, everything, seed, device, drafts, None, draft_store, workers, screened)
+        return order_recipes(model, recipes, known, everything, seed, verdicts, None, store, workers, screened)
     recipes = []
     if settings.recipe_source in ("prototypes", "all"):
         recipes += recipes_module.recipes(elements, settings.mixed_recipes)
@@ -63,7 +61,7 @@ def choose_recipes(
             "and of the elements that are allowed and that the model was trained on"
         )
     substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, device, drafts, substituted, draft_store, workers, screened)
+    return order_recipes(model, recipes, known, settings, seed, verdicts, substituted, store, workers, screened)
 
 
 def drawn_recipes(settings: GenerationConfig, elements: set[int], seed: int, workers: Processes | None) -> list[Recipe]:

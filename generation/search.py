@@ -1,4 +1,4 @@
-"""Chooses recipes by drafts of their sheets and, under guidance, adds further ones by substitution of elements."""
+"""Orders recipes by the sheets that they start from and, in a screening, adds further ones by substitution of elements."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from crystals.recipes import Recipe, recipe_template, reduced_formula
+from crystals.recipes import Recipe, reduced_formula
 from generation.batch import Denoiser, PropertyEstimate
 from generation.candidates import Starts, check_validity, refined
-from generation.sampling import TEMPERATURE_EV, draft, predict_properties, target_loss
+from generation.sampling import TEMPERATURE_EV, predict_properties, target_loss
 from geo_utils import Sheet
 from pipeline.settings import GenerationConfig
 from pipeline.store import LineStore
@@ -26,11 +25,11 @@ from pipeline.tasks import Processes, Serial, run
 log = logging.getLogger("her2d")
 
 NO_CRYSTAL_EV = 100.0  # L_target of a recipe that no crystal fits
-DRAFT_BATCH = 64  # drafts sampled at a time, and stored together
-BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer than the drafts
+BATCH = 64  # recipes judged at a time, and stored together
+BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer
 WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
-# By recipe: whether its draft is a valid sheet, and L_target of the heads for the draft (eV).
-DraftVerdicts = dict[Recipe, tuple[bool, float]]
+# By recipe: whether the sheet that it starts from is valid, and L_target of the heads for that (eV).
+StartVerdicts = dict[Recipe, tuple[bool, float]]
 # Chance of a hit of sheets, from what quick judges and the heads say of them.
 Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
 TRIAGED = 8  # recipes for each sheet that will be sampled
@@ -38,67 +37,33 @@ TRIAGED = 8  # recipes for each sheet that will be sampled
 Screen = Callable[[Denoiser, Sequence[Recipe]], dict[str, list]]
 
 
-def judge_drafts(
+def judge_starts(
     model: Denoiser,
     recipes: Sequence[Recipe],
-    settings: GenerationConfig,
-    seed: int,
-    device: Any,
-    verdicts: DraftVerdicts,
+    screened: Screen,
+    verdicts: StartVerdicts,
     store: LineStore | None = None,
     workers: Processes | None = None,
-    screened: Screen | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether the draft of each recipe is a valid sheet, (M,), and L_target of the heads for it, (M,) eV.
+    """Return whether the sheet that each recipe starts from is valid, (M,), and L_target of the heads for it, (M,) eV.
 
-    Recipes in ``verdicts`` are not drafted again; the others are added to it. Each batch of drafts is in the store as soon as it is
-    done, and a batch that is there already is taken from it. Many batches go to the workers, which load the same model. Where there
-    is ``screened``, it judges the sheet that each recipe starts from instead.
+    Recipes in ``verdicts`` are not judged again; the others are added to it. Each batch is in the store as soon as it is done, and
+    one that is there already is taken from it. Many batches go to the workers, which load the same model.
     """
     missing = [recipe for recipe in recipes if recipe not in verdicts]
-    parts = [missing[start : start + DRAFT_BATCH] for start in range(0, len(missing), DRAFT_BATCH)]
+    parts = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
     batches = {_batch_key(batch): batch for batch in parts}
     found = {key: store[key] for key in batches if store is not None and key in store}
     left = {key: batch for key, batch in batches.items() if key not in found}
-    # A batch takes seconds, so that the bar counts reverse steps, and the check of a sheet as one step more.
-    cost = 1 if screened else len(model.schedule.timesteps(settings.draft_steps))
-    in_workers = workers is not None and len(left) >= BATCHES_FOR_WORKERS
-    name, unit = ("screening", "sheet") if screened else ("drafting", "step")
-    with tqdm(total=len(missing) * cost, desc=name, unit=unit, unit_scale=True, mininterval=1.0, disable=not missing) as bar:
-        bar.update(sum(len(batches[key]) for key in found) * cost)
-        if in_workers:
-            finished = run(screened or partial(_judge_batch, settings, seed, "cpu", None), left, store, workers)
-        elif screened:
-            finished = run(screened, left, store, Serial(lambda: model))
-        else:
-            finished = run(partial(_judge_batch, settings, seed, device, bar.update), left, store, Serial(lambda: model))
-        for key, record in finished:
+    where = workers if workers is not None and len(left) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
+    with tqdm(total=len(missing), desc="recipes", unit="sheet", unit_scale=True, mininterval=1.0, disable=not missing) as bar:
+        bar.update(sum(len(batches[key]) for key in found))
+        for key, record in run(screened, left, store, where):
             found[key] = record
-            bar.update(len(batches[key]) * cost if in_workers or screened else 0)
+            bar.update(len(batches[key]))
     for key, batch in batches.items():
         verdicts.update(zip(batch, zip(found[key]["valid"], found[key]["loss"], strict=True), strict=True))
     return np.array([verdicts[recipe][0] for recipe in recipes]), np.array([verdicts[recipe][1] for recipe in recipes])
-
-
-def _judge_batch(
-    settings: GenerationConfig,
-    seed: int,
-    device: Any,
-    progress: Callable[[int], Any] | None,
-    model: Denoiser,
-    recipes: Sequence[Recipe],
-) -> dict[str, list]:
-    """Return ``valid`` and ``loss`` of the drafts of a batch. ``progress`` is told how many steps of single sheets are done."""
-    templates = [recipe_template(recipe) if settings.template_share > 0 else None for recipe in recipes]
-    compositions = [recipe.atomic_numbers for recipe in recipes]
-    on_step = partial(progress, len(recipes)) if progress else None
-    sheets, loss = draft(model, compositions, templates, settings, seed, device, on_step)
-    valid = []
-    for sheet in sheets:
-        valid.append(check_validity(sheet, settings) == "ok")
-        if progress:
-            progress(1)
-    return {"valid": valid, "loss": np.round(loss, 6).tolist()}
 
 
 def starting_sheets(
@@ -151,8 +116,7 @@ def order_recipes(
     known_formulas: set[str],
     settings: GenerationConfig,
     seed: int,
-    device: Any,
-    drafts: DraftVerdicts | None = None,
+    verdicts: StartVerdicts | None = None,
     substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
     store: LineStore | None = None,
     workers: Processes | None = None,
@@ -163,12 +127,12 @@ def order_recipes(
     New compositions come first, known ones after them. Both groups are in a seeded random order in which every family has the same
     weight, however many recipes it has.
 
-    With guidance, a pool of the first recipes, ``pool_size`` of them, is ordered again. The heads judge a draft of each,
-    and the order is that of sampling without replacement with weights exp(−η L_target / 0.1 eV), the factor by which guidance
-    multiplies the density of the geometry. New compositions that exceed a quota (``exceeds_quota``) come after the other new ones;
-    recipes whose draft is no valid sheet come last. Then one more element is substituted in the first ``num_structures`` recipes,
-    and the results join the pool, ``search_rounds`` times in all. So the search reaches compositions that lie several
-    substitutions away from any known crystal.
+    With guidance, a pool of the first recipes, ``pool_size`` of them, is ordered again where they start from sheets. The heads
+    judge the sheet of each, and the order is that of sampling without replacement with weights exp(−η L_target / 0.1 eV), the
+    factor by which guidance multiplies the density of the geometry. New compositions that exceed a quota (``exceeds_quota``) come
+    after the other new ones; recipes whose sheet is not valid come last. Then one more element is substituted in the first
+    ``num_structures`` recipes, and the results join the pool, ``search_rounds`` times in all. So the search reaches compositions
+    that lie several substitutions away from any known crystal.
 
     Args:
         model: the trained network.
@@ -176,24 +140,23 @@ def order_recipes(
         known_formulas: reduced formulas of known compositions.
         settings: of the generation.
         seed: of the random order.
-        device: of the model.
-        drafts: results of earlier drafts with this model, these settings and this seed; new ones are added.
+        verdicts: of earlier runs with this model and these settings; new ones are added.
         substituted: gives, for some recipes, those with one more element substituted.
-        store: drafts of a run that was stopped; new ones are added.
-        workers: processes that draft, whose factory loads the model; None: this process.
-        screened: judges known crystals with the elements of the recipes, instead of drafts.
+        store: verdicts of a run that was stopped; new ones are added.
+        workers: processes that judge, whose factory loads the model; None: this process.
+        screened: judges the sheets that the recipes start from; None: they start from noise.
     """
     order = _unguided_order(recipes, known_formulas, seed)
-    if not (settings.guidance_scale > 0 and settings.guide_composition):
+    if screened is None or settings.guidance_scale == 0:
         return [recipes[i] for i in order]
     size = pool_size(len(recipes), settings)
     pool = [recipes[i] for i in order[:size]]
     numbers = order[:size].tolist()
-    log.info("guidance chooses among %d of %d recipes by a draft of each, and varies the best", len(pool), len(recipes))
-    drafts = {} if drafts is None else drafts
+    log.info("guidance chooses among %d of %d recipes by the sheets that they start from", len(pool), len(recipes))
+    verdicts = {} if verdicts is None else verdicts
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
-        valid, loss = judge_drafts(model, pool, settings, seed, device, drafts, store, workers, screened)
+        valid, loss = judge_starts(model, pool, screened, verdicts, store, workers)
         keys = gumbel_keys(loss, numbers, settings.guidance_scale, seed + 1)
         known = _are_known(pool, known_formulas)
         ranked = np.lexsort((-keys, known, ~valid))

@@ -21,7 +21,7 @@ from pipeline.settings import Config
 from pipeline.shards import FOLDER, MERGE, Shard
 from pipeline.tasks import Processes
 
-DRAFTS = "drafts.jsonl"
+STARTS = "starts.jsonl"
 MOST_NAMED = 5
 
 
@@ -47,9 +47,9 @@ def sample_part(
     print(f"shard {shard}: its {len(own)} of {len(plans)} candidates are sampled; after the last part: {MERGE}/{shard.count}")
 
 
-def take_drafts(shard: Shard, root: Path, path: Path) -> None:
-    """Copy the drafts of the first part that has some to ``path``, where there are none yet: every part has the same."""
-    found = next((p for part in shard.parts() if (p := part.folder(root) / DRAFTS).is_file()), None)
+def take_starts(shard: Shard, root: Path, path: Path) -> None:
+    """Copy the verdicts on recipes of the first part that has some, which are those of all, to ``path`` where it has none."""
+    found = next((p for part in shard.parts() if (p := part.folder(root) / STARTS).is_file()), None)
     if found is not None and not path.exists():
         with atomic_path(path) as temporary:
             shutil.copyfile(found, temporary)
@@ -77,7 +77,7 @@ def check_parts(shard: Shard, root: Path, plans: Sequence[Plan], store: SampleSt
         elif any(
             _composition(store, plan) != sorted(plan.start.atomic_numbers if plan.start else plan.atomic_numbers) for plan in own
         ):
-            problems.append(f"shard {part} sampled other compositions: its drafts came out otherwise on its machine")
+            problems.append(f"shard {part} sampled other compositions: its recipes came out otherwise on its machine")
     if problems:
         more = f" and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
         raise StageError(f"{'; '.join(problems[:MOST_NAMED])}{more}: run these parts with the settings of this run")

@@ -214,14 +214,12 @@ class GenerationConfig:
     weight_e_hull: float = setting(1.0, "c1, weight of relu(E_hull) in the guidance target", low=0)
     weight_synth: float = setting(0.2, "c2, weight of −log P_synth in the guidance target", low=0)
     guidance_clip: float = setting(1.0, "largest guidance step per structure, in units of the step's own noise", low=0)
-    guide_composition: bool = setting(True, "guidance also tilts which recipes are taken, by the heads' answer to a draft of each")
     max_family_share: float = setting(
         0.15, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
     )
     max_per_composition: int = setting(
         0, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
     )
-    draft_steps: int = setting(10, "reverse steps of such a draft, an unguided sheet", low=2)
     composition_pool: int = setting(
         0,
         "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them for 32 structures, in "

@@ -117,14 +117,14 @@ def setting_name(eta: float, w: float) -> str:
     return f"eta_{eta:g}_w_{w:g}"
 
 
-def guidance_response(cfg: Config, folder: Path, drafts: dict) -> list[dict[str, Any]]:
+def guidance_response(cfg: Config, folder: Path, verdicts: dict) -> list[dict[str, Any]]:
     """Run part guidance: generate and judge at each setting; return a row for each, with every aggregate and its interval."""
     settings = cfg.benchmark
     plan = guidance_settings(settings, cfg.generation)
     rows = []
     with _pool(cfg) as pool:
         counts = {
-            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, drafts, prefilter=False)[
+            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, verdicts, prefilter=False)[
                 "counts"
             ]
             for _, eta, w in plan
@@ -148,11 +148,11 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
         if name in asked
     }
     found: dict[str, dict[str, Any]] = {}
-    drafts: dict[str, dict] = {}  # of runs that start alike
+    verdicts: dict[str, dict] = {}  # of runs that start alike
     for name, (cifs, (eta, w, changes)) in plan.items():
         strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
         found[name] = generate(
-            cfg, cifs, *strengths, cfg.benchmark.search_structures, drafts.setdefault(_drafted(changes), {}), **changes
+            cfg, cifs, *strengths, cfg.benchmark.search_structures, verdicts.setdefault(_start_key(changes), {}), **changes
         )
     rows = []
     with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
@@ -162,7 +162,7 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drafted(changes: dict[str, Any]) -> str:
+def _start_key(changes: dict[str, Any]) -> str:
     """Return a key that runs share whose recipes are judged by the same sheets."""
     return f"{changes['recipe_source']}, {changes.get('start', '')}"
 
@@ -178,11 +178,11 @@ def hull_scores(cfg: Config, folder: Path) -> dict[str, Any]:
 
 
 def generate(
-    cfg: Config, folder: Path, eta: float, w: float, number: int, drafts: dict | None = None, **changes: Any
+    cfg: Config, folder: Path, eta: float, w: float, number: int, verdicts: dict | None = None, **changes: Any
 ) -> dict[str, Any]:
     """Run stage 4 at one setting of the guidance into a folder, with further changes of its settings; return its manifest.
 
-    drafts: shared by runs that differ in guidance and number alone, because drafts are sampled without guidance.
+    verdicts: on recipes, shared by runs that differ in guidance and number alone.
     """
     from evaluation.prefilter import Prefilter
     from generation.generate import CHECKPOINT_HINT, generate_structures, uses_prefilter
@@ -195,7 +195,7 @@ def generate(
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
     prefilter = Prefilter(cfg) if uses_prefilter(generation) else None
     load = partial(load_for_sampling, cfg.denoiser.checkpoint)
-    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, drafts, load, prefilter)
+    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, verdicts, load, prefilter)
     return read_sidecar(folder, stage=GENERATOR_STAGE)
 
 
@@ -246,7 +246,7 @@ def element_entropy(sets: Sequence[set[str]]) -> float:
     return round(float(-(shares * np.log2(shares)).sum()), 4) + 0.0
 
 
-def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
+def generation_score(cfg: Config, folder: Path, verdicts: dict) -> dict[str, Any]:
     """Run part generation: judge sheets of stage 4 as configured, and count their layer groups and those of the training set."""
     from crystals.templates import TemplateLibrary
     from generation.generate import CHECKPOINT_HINT
@@ -256,7 +256,7 @@ def generation_score(cfg: Config, folder: Path, drafts: dict) -> dict[str, Any]:
     settings = cfg.generation
     with _pool(cfg) as pool:
         number = cfg.benchmark.generation_structures
-        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number, drafts)
+        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number, verdicts)
         result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
     library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
     known: Counter[int] = Counter()
@@ -377,20 +377,20 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"benchmark.searches: {', '.join(other)}; choose some of {', '.join(map(repr, SEARCHES))}")
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    drafts: dict = {}
+    verdicts: dict = {}
     for name, run in _RUNS.items():
         if name in settings.parts or "all" in settings.parts:
-            run(cfg, folder, drafts)
+            run(cfg, folder, verdicts)
 
 
-def _run_csp(cfg: Config, folder: Path, drafts: dict) -> None:
+def _run_csp(cfg: Config, folder: Path, verdicts: dict) -> None:
     found = predict_structures(cfg, folder)
     _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
     rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, cfg.benchmark.csp_samples}))
     print(f"structure prediction on {found['n']} held-out sheets: {rates}")
 
 
-def _run_ladder(cfg: Config, folder: Path, drafts: dict) -> None:
+def _run_ladder(cfg: Config, folder: Path, verdicts: dict) -> None:
     from evaluation.structure_ladder import ladder, ladder_lines, write_rows
 
     found = ladder(cfg, folder)
@@ -401,8 +401,8 @@ def _run_ladder(cfg: Config, folder: Path, drafts: dict) -> None:
     print("\n".join(ladder_lines(found)))
 
 
-def _run_generation(cfg: Config, folder: Path, drafts: dict) -> None:
-    found = generation_score(cfg, folder, drafts)
+def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
+    found = generation_score(cfg, folder, verdicts)
     _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], found)
     draw_layer_groups(found, folder / "layer_groups.png")
     shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
@@ -410,7 +410,7 @@ def _run_generation(cfg: Config, folder: Path, drafts: dict) -> None:
     print(f"generation of {found['sampled']} sheets: {rates}")
 
 
-def _run_steps(cfg: Config, folder: Path, drafts: dict) -> None:
+def _run_steps(cfg: Config, folder: Path, verdicts: dict) -> None:
     import torch
 
     rows = step_scores(cfg, folder)
@@ -423,7 +423,7 @@ def _run_steps(cfg: Config, folder: Path, drafts: dict) -> None:
         print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
 
 
-def _run_search(cfg: Config, folder: Path, drafts: dict) -> None:
+def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
     rows = search_scores(cfg, folder)
     _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
     for row in rows:
@@ -431,7 +431,7 @@ def _run_search(cfg: Config, folder: Path, drafts: dict) -> None:
         print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
 
 
-def _run_hull(cfg: Config, folder: Path, drafts: dict) -> None:
+def _run_hull(cfg: Config, folder: Path, verdicts: dict) -> None:
     found = hull_scores(cfg, folder)
     weights = [
         cfg.evaluation.hull_checkpoint,
@@ -445,8 +445,8 @@ def _run_hull(cfg: Config, folder: Path, drafts: dict) -> None:
         print(f"  {name}: MAE {row['mae_ev'][0]:.3f} eV/atom, same verdict {row['agree'][0]:.0%}")
 
 
-def _run_guidance(cfg: Config, folder: Path, drafts: dict) -> None:
-    rows = guidance_response(cfg, folder, drafts)
+def _run_guidance(cfg: Config, folder: Path, verdicts: dict) -> None:
+    rows = guidance_response(cfg, folder, verdicts)
     _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], {"doses": rows})
     draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
     for row in rows:
@@ -455,7 +455,7 @@ def _run_guidance(cfg: Config, folder: Path, drafts: dict) -> None:
         print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
 
 
-# In the order in which they run; each is given the configuration, a folder, and drafts to share.
+# In the order in which they run; each is given the configuration, a folder, and verdicts on recipes to share.
 _RUNS = {
     "csp": _run_csp,
     "ladder": _run_ladder,

@@ -1,4 +1,4 @@
-"""The sampler: independence of the batch, bounds, guidance and drafts, with a tiny model of random weights."""
+"""The sampler: independence of the batch, bounds and guidance, with a tiny model of random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from known_sheets import same_sheet
 
 from generation.batch import NoiseEstimate, PropertyEstimate
-from generation.sampling import draft, guidance_strength, guided_noise, sample, target_loss
+from generation.sampling import guidance_strength, guided_noise, sample, target_loss
 from models import DenoisingEGNN
 
 COMPOSITIONS = [(42, 16, 16), (6, 6), (22, 22, 6, 8, 8), (16,), (42, 52, 16)]
@@ -77,12 +77,3 @@ def test_guidance_on_a_quadratic_head_moves_the_right_way(model, settings, monke
         areas.append(np.array([s.area for s in sample(model, COMPOSITIONS, range(5), chosen, seed=1)]))
     before, after = ((np.log(a) - 4.0) ** 2 for a in areas)
     assert after.mean() < before.mean() and (after < before).sum() >= 4
-
-
-def test_drafts_ignore_the_position_in_the_list(model, settings):
-    settings = dataclasses.replace(settings, draft_steps=4)
-    sheets, forward = draft(model, COMPOSITIONS, [None] * 5, settings, 0)
-    others, backward = draft(model, COMPOSITIONS[::-1], [None] * 5, settings, 0, batch_size=2)
-    np.testing.assert_allclose(forward, backward[::-1], rtol=0, atol=1e-10)
-    for sheet, other in zip(sheets, others[::-1], strict=True):
-        np.testing.assert_array_equal(sheet.frac_coords, other.frac_coords)

@@ -1,4 +1,4 @@
-"""The order of recipes, the search by substitution and the selection, with drafts of known loss."""
+"""The order of recipes, the search by substitution and the selection, with starting sheets of known loss."""
 
 from __future__ import annotations
 
@@ -12,47 +12,55 @@ import pytest
 from crystals.recipes import Recipe
 from generation import search
 from generation.candidates import Plan, SampleStore, sample_candidates
-from generation.sampling import draft
 from generation.search import gumbel_keys, order_recipes
+from geo_utils import Sheet
 from pipeline.settings import Config, GenerationConfig
 from pipeline.store import LineStore
+
+
+def screen_of(is_clash, loss_of, made: list | None = None):
+    """Return what stands for ``search.screen``: the verdict on a recipe by its number of atoms."""
+
+    def screened(model, recipes):
+        sizes = [len(recipe.atomic_numbers) for recipe in recipes]
+        if made is not None:
+            made.append(sizes)
+        return {"valid": [not is_clash(size) for size in sizes], "loss": [loss_of(size) for size in sizes]}
+
+    return screened
 
 
 def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, monkeypatch):
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(search, "draft", lambda m, c, *a: (list(map(len, c)), np.array([float(len(x)) for x in c])))
-    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 3 else "ok")
+    by_size = screen_of(lambda size: size == 3, float)
     strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, composition_pool=100, oversample=2.0)
-    order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, "cpu")]
-    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the draft of C3 is no sheet
+    order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, screened=by_size)]
+    assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the sheet of C3 is not valid
     capped = dataclasses.replace(strong, num_structures=1, max_family_share=1.0)
     others = [dataclasses.replace(r, family="y") if r.formula in ("C6", "C8") else r for r in recipes]
-    order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, "cpu")]
+    order = [r.formula for r in order_recipes(model, others, {"C1"}, capped, 0, screened=by_size)]
     assert order == ["C2", "C4", "C6", "C8", "C5", "C7", "C1", "C3"]  # two of a family, then two of the other
     one = dataclasses.replace(strong, max_family_share=1.0, max_per_composition=1)
-    order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, "cpu")]
+    order = [r.formula for r in order_recipes(model, recipes + recipes[4:5] * 2, {"C1"}, one, 0, screened=by_size)]
     assert order[2:5] == ["C5", "C5", "C6"]  # two of a composition are sampled for one that is kept
     polymorphs = [dataclasses.replace(recipes[k], family=f) for k, f in ((4, "x"), (4, "y"), (4, "z"), (5, "x"))]
     assert search.exceeds_quota(polymorphs, one).tolist() == [False, True, True, False]
     assert search.exceeds_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
     assert not search.exceeds_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
     free = dataclasses.replace(settings, guidance_scale=0.0)
-    orders = {tuple(r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, "cpu")) for seed in range(5)}
-    assert len(orders) > 1 and all(o[-1] == "C1" for o in orders)
+    for settings_of, screened in ((free, by_size), (strong, None)):  # without guidance, and without sheets to judge
+        orders = [
+            [r.formula for r in order_recipes(model, recipes, {"C1"}, settings_of, seed, screened=screened)] for seed in range(5)
+        ]
+        assert len({*map(tuple, orders)}) > 1 and all(o[-1] == "C1" for o in orders)
 
 
 def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings, monkeypatch):
     """On a line of compositions C1, C2, ... with the target at C9, one substitution leads from n to n + 1."""
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
-    drafted: list[int] = []
-
-    def drafts_of(model, compositions, *rest):
-        drafted.extend(map(len, compositions))
-        return list(map(len, compositions)), np.array([abs(len(c) - 9.0) for c in compositions])
-
-    monkeypatch.setattr(search, "draft", drafts_of)
+    made: list[list[int]] = []
+    screened = screen_of(lambda size: size == 4, lambda size: abs(size - 9.0), made)
     bred: list[list[str]] = []
 
     def next_ones(parents):
@@ -69,13 +77,14 @@ def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings,
         max_family_share=1.0,
         composition_pool=9,
     )
-    order = [r.formula for r in order_recipes(model, recipes, set(), strong, 0, "cpu", substituted=next_ones)]
-    assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose draft is no sheet"
-    assert order == ["C8", "C7", "C6", "C3", "C2", "C1", "C4"] and sorted(drafted) == [1, 2, 3, 4, 6, 7, 8]
+    find = lambda settings: order_recipes(model, recipes, set(), settings, 0, None, next_ones, screened=screened)  # noqa: E731
+    order = [r.formula for r in find(strong)]
+    assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose sheet is not valid"
+    assert order == ["C8", "C7", "C6", "C3", "C2", "C1", "C4"] and sorted(sum(made, [])) == [1, 2, 3, 4, 6, 7, 8]
     small = dataclasses.replace(strong, max_recipe_atoms=7)
-    assert order_recipes(model, recipes, set(), small, 0, "cpu", substituted=next_ones)[0].formula == "C7"
+    assert find(small)[0].formula == "C7"
     none = dataclasses.replace(strong, search_rounds=0)
-    assert len(order_recipes(model, recipes, set(), none, 0, "cpu", substituted=next_ones)) == 4
+    assert len(find(none)) == 4
 
 
 def test_halides_and_alkali_metals_have_a_quota(settings):
@@ -93,7 +102,7 @@ def test_families_have_the_same_weight(model, settings):
     """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
     recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]
     free = dataclasses.replace(settings, guidance_scale=0.0)
-    first = [order_recipes(model, recipes, set(), free, seed, "cpu")[0].family for seed in range(100)]
+    first = [order_recipes(model, recipes, set(), free, seed)[0].family for seed in range(100)]
     assert 30 < first.count("small") < 70
 
 
@@ -117,32 +126,43 @@ def test_the_pool_is_in_proportion_to_what_is_asked(settings):
     assert size(4, composition_pool=10) == 40
 
 
-def test_drafts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch, tmp_path):
-    """A run that dies in its third batch of drafts goes on with that batch, and ends as one that was not stopped."""
+def test_verdicts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch, tmp_path):
+    """A run that dies in its third batch goes on with that batch, and ends as one that was not stopped."""
     made: list[list[int]] = []
+    judge = screen_of(lambda size: size == 4, lambda size: size / 7, made)
 
-    def drafts_of(model, compositions, *rest):
+    def screened(model, recipes):
         if len(made) == dies_after:
             raise KeyboardInterrupt
-        made.append(list(map(len, compositions)))
-        return list(map(len, compositions)), np.array([len(c) / 7 for c in compositions])
+        return judge(model, recipes)
 
-    monkeypatch.setattr(search, "draft", drafts_of)
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
-    monkeypatch.setattr(search, "check_validity", lambda atoms, settings: "clash" if atoms == 4 else "ok")
-    monkeypatch.setattr(search, "DRAFT_BATCH", 3)
+    monkeypatch.setattr(search, "BATCH", 3)
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 11)]
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, num_structures=40)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, num_structures=40)
+
+    def find(run: int | None):
+        store = LineStore(tmp_path / "d.jsonl", {"run": run}) if run else None
+        return order_recipes(model, recipes, set(), strong, 0, store=store, screened=screened)
+
     dies_after = 99
-    expected = order_recipes(model, recipes, set(), strong, 0, "cpu")
-    batches, made, dies_after = made, [], 2
+    expected, batches = find(None), [*made]
+    made.clear()
+    dies_after = 2
     with pytest.raises(KeyboardInterrupt):
-        order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 1}))
+        find(1)
     dies_after = 99
-    assert order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 1})) == expected
+    assert find(1) == expected
     assert made == batches and len(batches) == 4
-    order_recipes(model, recipes, set(), strong, 0, "cpu", store=LineStore(tmp_path / "d.jsonl", {"run": 2}))
-    assert len(made) == 8, "drafts of other settings are made anew"
+    find(2)
+    assert len(made) == 8, "verdicts of other settings are made anew"
+
+
+HEXAGON = np.array([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
+
+
+def scaled(sheet: Sheet, factor: float) -> Sheet:
+    return dataclasses.replace(sheet, lattice=factor * sheet.lattice)
 
 
 class AtWork:
@@ -152,24 +172,29 @@ class AtWork:
         self.model, self.tasks = model, 0
 
     def results(self, function, tasks):
-        assert isinstance(function, partial) and function.args[2:] == ("cpu", None), "no bar goes to another process"
+        assert isinstance(function, partial) and function.args[2] == "cpu", "it runs where the workers are"
         for key, task in reversed(pickle.loads(pickle.dumps(tasks)).items()):
             self.tasks += 1
             yield key, pickle.loads(pickle.dumps(function))(self.model, task)
 
 
-def test_workers_make_the_same_drafts(model, settings, monkeypatch, tmp_path):
-    monkeypatch.setattr(search, "DRAFT_BATCH", 2)
-    plain = dataclasses.replace(settings, template_share=0.0, draft_steps=4)
-    recipes = [Recipe(f"C{k}", (6,) * (1 + k % 3), f"family {k}") for k in range(18)]
-    alone = search.judge_drafts(model.double(), recipes, plain, 7, "cpu", {})
-    store = LineStore(tmp_path / "d.jsonl", {"run": 1})
-    workers = AtWork(model)
-    together = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store, workers)
+def test_workers_say_the_same_of_starting_sheets(model, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(search, "BATCH", 2)
+    start = Sheet(
+        np.array([42, 16, 16]), np.array([[0, 0], [1 / 3, 2 / 3], [1 / 3, 2 / 3]]), np.array([0.0, 1.56, -1.56]), 3.18 * HEXAGON
+    )
+    recipes = [Recipe(f"r{k}", (42, 16, 16), f"family {k}", start=scaled(start, 0.4 + 0.1 * k)) for k in range(18)]
+    screened = partial(search.screen, None, dataclasses.replace(settings, refine_steps=0), "cpu")
+    alone = search.judge_starts(model.double(), recipes, screened, {})
+    assert 0 < alone[0].sum() < 18 and len(set(alone[1])) > 9, (
+        "sheets that clash are not valid, and the heads tell the others apart"
+    )
+    store, workers = LineStore(tmp_path / "d.jsonl", {"run": 1}), AtWork(model)
+    together = search.judge_starts(model, recipes, screened, {}, store, workers)
     assert workers.tasks == 9 and all((a == b).all() for a, b in zip(alone, together, strict=True))
-    assert search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store, workers)[1].tolist() == alone[1].tolist()
-    search.judge_drafts(model, recipes[:6], plain, 8, "cpu", {}, None, workers)
-    assert workers.tasks == 9, "what is stored is not drafted again, and a few drafts are made at once"
+    assert search.judge_starts(model, recipes, screened, {}, store, workers)[1].tolist() == alone[1].tolist()
+    search.judge_starts(model, recipes[:6], screened, {}, None, workers)
+    assert workers.tasks == 9, "what is stored is not judged again, and a few recipes are judged at once"
 
 
 def test_workers_sample_the_same_sheets(model, settings, tmp_path):
@@ -185,37 +210,3 @@ def test_workers_sample_the_same_sheets(model, settings, tmp_path):
     stored = SampleStore(tmp_path / "together", "x")
     sample_candidates(model, plans, cfg, stored, "cpu", workers)
     assert workers.tasks == 3, "what is stored is not sampled again"
-
-
-def test_the_bar_of_drafting_moves_with_every_step_and_changes_no_draft(model, settings, monkeypatch, tmp_path):
-    moves: list[int] = []
-    totals: list[int] = []
-
-    class Bar:
-        def __init__(self, total, **options):
-            totals.append(total)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def update(self, count=1):
-            moves.extend([count] if count else [])
-
-    monkeypatch.setattr(search, "tqdm", Bar)
-    monkeypatch.setattr(search, "DRAFT_BATCH", 3)
-    plain = dataclasses.replace(settings, template_share=0.0, draft_steps=4)
-    recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 6)]
-    store = LineStore(tmp_path / "d.jsonl", {"run": 1})
-    model = model.double()
-    valid, loss = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store)
-    assert totals == [5 * (4 + 1)] and sum(moves) == totals[0]
-    assert moves == [3] * 4 + [1] * 3 + [2] * 4 + [1] * 2, "reverse steps of a batch, then its checks"
-    expected = [draft(model, [r.atomic_numbers for r in part], [None] * len(part), plain, 7) for part in (recipes[:3], recipes[3:])]
-    np.testing.assert_array_equal(loss, np.round(np.concatenate([found for _, found in expected]), 6))
-    assert valid.tolist() == [search.check_validity(sheet, plain) == "ok" for sheets, _ in expected for sheet in sheets]
-    moves.clear()
-    again = search.judge_drafts(model, recipes, plain, 7, "cpu", {}, store)
-    assert moves == [25] and (again[0] == valid).all() and (again[1] == loss).all(), "drafts of the store count at once"

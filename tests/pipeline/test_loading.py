@@ -49,7 +49,7 @@ def test_settings_that_are_booleans_take_every_spelling(tmp_path, word):
     (tmp_path / "my.yaml").write_text(f"generation: {{mixed_recipes: {word}}}\n")
     assert load_config(tmp_path / "my.yaml").generation.mixed_recipes is True
     assert load_config(None, [f"generation.mixed_recipes={word}"]).generation.mixed_recipes is True
-    assert load_config(None, ["generation.guide_composition=no"]).generation.guide_composition is False
+    assert load_config(None, ["generation.prefilter=no"]).generation.prefilter is False
 
 
 def test_help_without_docstrings():
