@@ -8,18 +8,22 @@ Builders take element symbols, one per site, and return a standard sheet (Å). T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
+from ase.neighborlist import neighbor_list
 
 from crystals.elements import CHALCOGENS, GROUP4_TO_6, HALOGENS, HEAVY_CHALCOGENS, HEAVY_HALOGENS
 from geo_utils import Sheet
 
 A, B, C = (0.0, 0.0), (1 / 3, 2 / 3), (2 / 3, 1 / 3)  # the three positions of a hexagonal layer
+METAL_REACH = 12.0  # Å, within which the six metals nearest to a metal are looked for
+PAIRED_SPREAD = 0.15  # the longest of these distances is larger than the shortest by more than this share in a 1T' sheet
+DISTORTED_NAME, OCTAHEDRAL_NAME = "1Tprime-MX2", "1T-MX2"
 Layer = tuple[str, tuple[float, float], float]  # element, fractional xy, height in Å
 
 
@@ -99,6 +103,47 @@ def distorted_octahedral(m: str, x: str) -> Atoms:
     layers += [(x, (0.5, up / 2 + 0.02), h + 0.2), (x, (0.0, up / 2 + 0.5), h - 0.2)]
     layers += [(x, (0.0, down / 2 - 0.02), -h - 0.2), (x, (0.5, down / 2 + 0.5), -h + 0.2)]
     return _sheet(layers, np.array([[a, 0], [0, b]]))
+
+
+def metal_distances(atoms: Atoms, metals: Sequence[str]) -> np.ndarray:
+    """Return the distances (6,) Å from a metal to the six metals nearest to it, ascending, each a mean over the sheet's metals.
+
+    Six equal distances are the triangular net of 2H and 1T; in 1T' each metal is close to two others (zigzag chains).
+
+    Args:
+        atoms: a sheet, periodic in its plane.
+        metals: symbols of the metals.
+
+    Raises:
+        ValueError: there is none of them, or fewer than six others are within 12 Å of one.
+    """
+    sheet = atoms.copy()
+    sheet.pbc = (True, True, False)
+    found = [index for index in range(len(sheet)) if sheet.symbols[index] in metals]
+    if not found:
+        raise ValueError(f"{atoms.get_chemical_formula()} has none of {', '.join(metals)}")
+    sheet = sheet[found]
+    first, distances = neighbor_list("id", sheet, METAL_REACH)
+    nearest = [np.sort(distances[first == index])[:6] for index in range(len(sheet))]
+    if any(len(row) < 6 for row in nearest):
+        raise ValueError(f"{atoms.get_chemical_formula()}: a metal has fewer than six others within {METAL_REACH:g} Å")
+    return np.mean(nearest, axis=0)
+
+
+def name_as_relaxed(prototype: str, atoms: Atoms) -> str:
+    """Return the name that a relaxed sheet deserves: a 1T' whose metals are no longer paired is 1T.
+
+    A potential may undo the distortion that a builder starts from. Of the 15 sheets of the embedded database that start as 1T', four end
+    with distances within 6 % of each other, the others with 28 % and more between them. PAIRED_SPREAD lies in between.
+
+    Args:
+        prototype: name of the family that was built.
+        atoms: the sheet after relaxation.
+    """
+    if prototype != DISTORTED_NAME:
+        return prototype
+    distances = metal_distances(atoms, PROTOTYPES[DISTORTED_NAME].sites[0])
+    return prototype if distances[-1] / distances[0] > 1 + PAIRED_SPREAD else OCTAHEDRAL_NAME
 
 
 def mxene(m: str, x: str) -> Atoms:

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.db import connect
 
 from crystals.database import check_ase_database
+from crystals.prototypes import name_as_relaxed
 from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
 from energetics.sites import tag_last_hydrogen
@@ -135,6 +136,23 @@ def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
             sheets[point.name] = band_gap.band_gap(point.clean)
         values[k] = sheets.get(point.name, np.nan)
     return values
+
+
+def name_as_found(path: str | Path) -> int:
+    """Correct the family, and the name that holds it, of the rows whose sheet is not what it was built as; return how many.
+
+    DFT points are made on sheets that a potential has relaxed, and it may have undone the distortion of 1T'
+    (``crystals.prototypes.name_as_relaxed``). Energies and geometries stay.
+    """
+    database, changed = connect(path), 0
+    clean = {str(row.get("name", "")): row.toatoms() for row in database.select(kind="clean")}
+    for row in list(database.select()):
+        name, family = str(row.get("name", "")), str(row.get("family", ""))
+        found = name_as_relaxed(family, clean[name]) if name in clean else family
+        if found != family:
+            database.update(row.id, family=found, name=name.replace(family, found))
+            changed += 1
+    return changed
 
 
 def store_gaps(path: str | Path) -> int:

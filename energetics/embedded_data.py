@@ -27,7 +27,7 @@ from pymatgen.core import Composition
 from tqdm import tqdm
 
 from crystals.elements import NONMETALS
-from crystals.prototypes import PROTOTYPES
+from crystals.prototypes import PROTOTYPES, name_as_relaxed
 from crystals.validity import sheet_fault
 from energetics import compound_phases, mp_entries
 from energetics.adsorption_records import (
@@ -43,7 +43,7 @@ from energetics.adsorption_records import (
     write_adsorption,
 )
 from energetics.baseline_set import write_baseline
-from energetics.dft_points import STORED_ENERGIES, store_energies, store_gaps
+from energetics.dft_points import STORED_ENERGIES, name_as_found, store_energies, store_gaps
 from energetics.hull import ReferencePhase, References
 from energetics.potentials import Potential, load_potential
 from energetics.relaxation import is_sane, relax_bulk, relax_positions, relax_sheet
@@ -149,10 +149,10 @@ def monolayer_tasks(settings: DemoConfig, seed: int) -> list[dict[str, Any]]:
 
 
 def build_monolayers(settings: DemoConfig, scheduling: RunConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the relaxed monolayers that are sheets, and how many were dropped by reason."""
+    """Return the relaxed monolayers that are sheets, named as they came out, and how many were dropped by reason."""
     results = relax_all("monolayers", relax_monolayer, monolayer_tasks(settings, scheduling.seed), settings, scheduling)
     counts = Counter(result["status"] for result in results)
-    sheets = [result for result in results if result["status"] == "ok"]
+    sheets = [r | {"prototype": name_as_relaxed(r["prototype"], unpack_atoms(r["atoms"]))} for r in results if r["status"] == "ok"]
     return sheets, {
         "candidates": len(results),
         **{f"dropped: {reason}": n for reason, n in sorted(counts.items()) if reason != "ok"},
@@ -486,7 +486,7 @@ def _build(cfg: Config, parts: set[str]) -> None:
     if "truth" in parts:
         path = cfg.evaluation.dft_truth_path
         summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
-        summary["truth"]["band gap"] = store_gaps(path)
+        summary["truth"] |= {"band gap": store_gaps(path), "renamed": name_as_found(path)}
     if parts & {"random", "known"} and not Path(settings.db_path).is_file():
         raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")
     if "random" in parts:
