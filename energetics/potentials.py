@@ -15,6 +15,9 @@ from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name
 from pipeline.settings import POTENTIALS
 
+# The training set whose energies a network of several gives: of those of SevenNet-MF-0, R2SCAN is not what C2DB and our DFT use.
+MODALITIES = {"sevennet-mf-0": "PBE"}
+
 
 class Potential:
     """An interatomic potential.
@@ -61,15 +64,17 @@ def _load_sevennet(name: str, device: str) -> Potential:
     model = name.replace("sevennet", "7net")
     path = pretrained_name_to_path(model)
     identity = {"name": name, "package": f"sevenn {version('sevenn')}", "sha256": file_sha256(path)}
-    return Potential(name, identity, partial(_sevennet_calculator, model, device))
+    if modality := MODALITIES.get(name):
+        identity["modality"] = modality
+    return Potential(name, identity, partial(_sevennet_calculator, model, device, modality))
 
 
-def _sevennet_calculator(model: str, device: str) -> Calculator:
+def _sevennet_calculator(model: str, device: str, modality: str | None) -> Calculator:
     from sevenn.calculator import SevenNetCalculator
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No tensor product accelerator")  # none is among the requirements
-        return SevenNetCalculator(model, device=device)
+        return SevenNetCalculator(model, device=device, modal=modality)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pipeline.setting_field import setting
 from pipeline.structure_settings import ElementTrainingConfig, HullNetworkConfig, RankerConfig, RefinerTrainingConfig
 
-POTENTIALS = ("sevennet-0", "sevennet-l3i5", "mattersim")
+POTENTIALS = ("sevennet-0", "sevennet-l3i5", "sevennet-mf-0", "mattersim")
 # Toxic in electrodes that people handle, or radioactive.
 HAZARDS = ["Be", "As", "Cd", "Hg", "Tl", "Pb", "Tc", "Pm", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu"]
 BASELINE_DIR = "data/baseline"  # the structures that stage 6 judges where nobody names others

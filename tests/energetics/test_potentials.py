@@ -39,6 +39,15 @@ def test_sevennet_relaxes_a_sheet_in_plane_only(sevennet, sheet):
     assert sevennet.identity["name"] == "sevennet-0" and len(sevennet.identity["sha256"]) == 64
 
 
+def test_a_network_of_several_training_sets_gives_the_energies_of_pbe(sheet):
+    several = potentials.load_potential("sevennet-mf-0")
+    assert several.identity["modality"] == "PBE" and "modality" not in potentials.load_potential("sevennet-0").identity
+    assert several.calculator.modal == "PBE"
+    energy = relaxation.single_point(sheet, several.calculator)
+    other = potentials._sevennet_calculator("7net-mf-0", "cpu", "R2SCAN")
+    assert -8 < energy / 3 < -6 and abs(energy - relaxation.single_point(sheet, other)) > 1
+
+
 def test_hydrogen_relaxation_and_its_refusals(sevennet, sheet):
     clean = relaxation.relax_sheet(sheet, sevennet)
     host = geo.standard_sheet(clean.atoms)
