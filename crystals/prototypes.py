@@ -133,8 +133,8 @@ def metal_distances(atoms: Atoms, metals: Sequence[str]) -> np.ndarray:
 def name_as_relaxed(prototype: str, atoms: Atoms) -> str:
     """Return the name that a relaxed sheet deserves: a 1T' whose metals are no longer paired is 1T.
 
-    A potential may undo the distortion that a builder starts from. Of the 15 sheets of the embedded database that start as 1T', four end
-    with distances within 6 % of each other, the others with 28 % and more between them. PAIRED_SPREAD lies in between.
+    A potential may undo the distortion that a builder starts from. Of the 15 sheets of the embedded database built as 1T', four
+    end with distances within 6 % of each other, and 28 % and more lie between those of the others. PAIRED_SPREAD lies in between.
 
     Args:
         prototype: name of the family that was built.

@@ -22,6 +22,7 @@ from geo_utils import primitive_sheet
 from pipeline.files import atomic_path
 
 IMAGE_DISTANCE = 5.6  # Å between images of H, as in the DFT database: a cell that DFT can afford
+STRAIGHT_BELOW = 0.5  # Å, an atom this close to the vertical through H is straight below it
 COMPETING_EV = 0.25  # a second site is exported when the potential puts it this close to the best one
 
 
@@ -55,7 +56,7 @@ def relaxed_sites(
         best = min((other.delta_e for _, other in relaxed), default=math.inf)
         relaxation = relax_hydrogen(start, energy, potential, fmax, max_steps, give_up_above=best + FAR_ABOVE_EV)
         if relaxation.status == "ok":
-            relaxed.append((_final_label(relaxation.atoms), relaxation))
+            relaxed.append((site_label(relaxation.atoms), relaxation))
     relaxed.sort(key=lambda item: item[1].delta_e)
     return clean, relaxed
 
@@ -94,10 +95,19 @@ def write_dft_input(
         write(temporary, frames, format="extxyz")
 
 
-def _final_label(atoms: Atoms) -> str:
-    """Name what H is bound to: its nearest atom, and those within 15 % of that contact, such as 'topS' or 'bridgeS-S'."""
+def site_label(atoms: Atoms) -> str:
+    """Name what H is bound to: its nearest atom, and those within 15 % of that contact, such as 'topS' or 'bridgeS-S'.
+
+    Two hollows of one face, as of a bare MXene, differ in the atom straight below: 'hollowTi-Ti-Ti-over-C', '...-over-Ti'.
+    """
     vectors = atoms.positions[:-1] - atoms.positions[-1]
     _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
     ratios = distances / (covalent_radii[atoms.numbers[:-1]] + covalent_radii[1])
     bound = sorted(atoms.symbols[i] for i in np.flatnonzero(ratios < 1.15 * ratios.min()))
-    return {1: "top", 2: "bridge"}.get(len(bound), "hollow") + "-".join(bound)
+    label = {1: "top", 2: "bridge"}.get(len(bound), "hollow") + "-".join(bound)
+    if len(bound) < 3:
+        return label
+    lateral = np.linalg.norm(find_mic(vectors * [1, 1, 0], atoms.cell, atoms.pbc)[0][:, :2], axis=1)
+    inwards = np.sign(atoms.positions[-1, 2] - atoms.positions[:-1, 2].mean()) * vectors[:, 2] < 0
+    below = np.flatnonzero((lateral < STRAIGHT_BELOW) & inwards)
+    return f"{label}-over-{atoms.symbols[below[lateral[below].argmin()]]}" if len(below) else label

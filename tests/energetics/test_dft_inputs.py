@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 
-from crystals.prototypes import honeycomb
+from crystals.prototypes import honeycomb, mxene
 from energetics import dft_inputs
 from energetics.potentials import Potential
 from energetics.relaxation import HydrogenRelaxation
@@ -22,6 +22,19 @@ def test_competing_sites_are_of_different_kinds_and_close_in_energy():
     far = [("topS", relaxation(0.1)), ("hollow", relaxation(0.1 + dft_inputs.COMPETING_EV + 0.01))]
     assert [label for label, _ in dft_inputs.competing_sites(far)] == ["topS"]
     assert dft_inputs.competing_sites([]) == []
+
+
+def test_the_two_hollows_of_a_bare_mxene_have_names_of_their_own():
+    clean = mxene("Ti", "C").repeat((2, 2, 1))
+    titanium, middle = clean.symbols == "Ti", clean.positions[:, 2].mean()
+    top, below = titanium & (clean.positions[:, 2] > middle), titanium & (clean.positions[:, 2] < middle)
+    labels = {}
+    for name, place in (("C", ~titanium), ("Ti", below), ("on top", top)):
+        atoms = clean.copy()
+        atoms.append("H")
+        atoms.positions[-1] = [*clean.positions[np.flatnonzero(place)[0], :2], clean.positions[:, 2].max() + 1.0]
+        labels[name] = dft_inputs.site_label(atoms)
+    assert labels == {"C": "hollowTi-Ti-Ti-over-C", "Ti": "hollowTi-Ti-Ti-over-Ti", "on top": "topTi"}
 
 
 @pytest.fixture(scope="module")
