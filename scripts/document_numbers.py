@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_table, generator_tables
+from pipeline import batch_table, generator_tables, potential_table
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -430,6 +430,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "kills": kills,
     "memory": memory,
     "growth": growth,
+    "potentials": lambda: potential_table.potentials(load("results/benchmark/potentials.json")),
+    "potentials paired": lambda: potential_table.paired(load("results/benchmark/potentials.json")),
+    "phases": lambda: potential_table.phases(load("results/benchmark/potentials.json")),
+    "published": lambda: potential_table.published(load("results/benchmark/potentials.json")),
     "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
 }
 
