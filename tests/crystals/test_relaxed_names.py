@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.db import connect
 
 from crystals.prototypes import DISTORTED_NAME, PROTOTYPES, metal_distances, name_as_relaxed
+from energetics.is2re_lmdb import open_is2re
+from geo_utils import H_TAG
 from pipeline.files import PROJECT_DIR
 
 METALS = PROTOTYPES[DISTORTED_NAME].sites[0]
@@ -28,6 +31,16 @@ def test_a_sheet_whose_distortion_has_gone_takes_the_name_of_what_it_is():
     plain = PROTOTYPES["1T-MX2"].build("W", "Te").repeat((2, 1, 1))
     assert name_as_relaxed(DISTORTED_NAME, plain) == "1T-MX2"
     assert name_as_relaxed("2H-MX2", plain) == "2H-MX2", "only what was built as 1T' is looked at"
+
+
+def test_no_record_of_h_is_of_a_family_that_its_sheet_is_not():
+    found = [record for record in open_is2re(PROJECT_DIR / "data/demo_is2re/data.lmdb") if record.extra["family"] == DISTORTED_NAME]
+    assert found
+    for record in found:
+        sheet = record.tags.numpy() != H_TAG
+        numbers, positions = record.atomic_numbers.numpy()[sheet], record.pos.numpy()[sheet]
+        atoms = Atoms(numbers, positions, cell=record.cell.numpy().reshape(3, 3))
+        assert name_as_relaxed(DISTORTED_NAME, atoms) == DISTORTED_NAME, record.extra["bulk_formula"]
 
 
 @pytest.mark.parametrize("name", DATABASES)
