@@ -8,6 +8,10 @@ import numpy as np
 
 Energy = TypeVar("Energy", float, np.ndarray)
 
+TEMPERATURE_K = 298.15
+H2_ENTROPY_J_PER_MOL_K = 130.680  # of the gas at 298.15 K and 1 bar: Cox, Wagman, Medvedev, CODATA Key Values (1989)
+AVOGADRO_PER_MOL, ELECTRON_VOLT_J = 6.02214076e23, 1.602176634e-19  # exact in the SI of 2019
+
 
 def adsorption_energy(with_hydrogen: float, clean: float, h2: float) -> float:
     """Return ΔE_H = E(sheet+H) − E(sheet) − ½ E(H2), eV; negative where the sheet binds H more strongly than H2 does.
@@ -30,3 +34,12 @@ def free_energy(delta_e: Energy, correction: float) -> Energy:
         correction: ΔE_ZPE − T ΔS_H, eV: zero-point energy and entropy at 298 K (setting ``dataset.her_correction_ev``).
     """
     return delta_e + correction
+
+
+def entropy_term(temperature_k: float = TEMPERATURE_K) -> float:
+    """Return −T ΔS_H, eV: H loses half the entropy of a molecule of H2 at 1 bar, and that of adsorbed H is neglected.
+
+    Nørskov et al., J. Electrochem. Soc. 152, J23 (2005), make the same approximation. temperature_k: K, near 298.15 K, where the
+    entropy of H2 is tabulated.
+    """
+    return 0.5 * temperature_k * H2_ENTROPY_J_PER_MOL_K / (AVOGADRO_PER_MOL * ELECTRON_VOLT_J)

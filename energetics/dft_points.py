@@ -17,14 +17,13 @@ from crystals.database import check_ase_database
 from crystals.prototypes import name_as_relaxed
 from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
+from energetics.dft_rows import CLEAN, COVERED, GIVEN, STORED_ENERGIES
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
 
 log = logging.getLogger("her2d")
-# Keys under which the database holds the ΔE_H of the embedded potentials at the DFT geometries.
-STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
-STORED_GAP = "gap_gfn2"  # and the band gap of the sheet without H
+STORED_GAP = "gap_gfn2"  # key under which the database holds the GFN2-xTB band gap of the sheet without H
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
@@ -57,19 +56,22 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         with_unbound: whether points above UNBOUND_EV are read too.
 
     Raises:
-        StageError: the file is missing or no such database, or the last atom of a row is no H.
+        StageError: the file is missing or no such database, the last atom of a row is no H, or single points and relaxed points
+            are mixed.
     """
     path = Path(path)
     if not path.is_file():
         raise missing_file("database of DFT points", path)
     try:
         check_ase_database(path)
-        clean = {str(row.get("name", "")): row.toatoms() for row in connect(path).select(kind="clean")}
-        rows = list(connect(path).select(kind="slab_H"))
+        clean = {str(row.get("name", "")): row.toatoms() for row in connect(path).select(kind=CLEAN)}
+        rows = list(connect(path).select(kind=COVERED))
     except StageError:
         raise
     except Exception as error:  # ase.db raises errors of sqlite3, json and its own for files that are no database
         raise StageError(f"{relative_name(path)} is not a readable ASE database ({type(error).__name__})") from error
+    if len({row.get("geometry", GIVEN) for row in rows}) > 1:
+        raise StageError(f"{relative_name(path)} mixes single points and points relaxed by DFT, which have different zeros")
     points, unbound = [], []
     for row in rows:
         if "dE_dft" not in row:
@@ -161,7 +163,7 @@ def store_gaps(path: str | Path) -> int:
     by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
     added = 0
     database = connect(path)
-    for row in list(database.select(kind="slab_H")):
+    for row in list(database.select(kind=COVERED)):
         gap = by_name.get(str(row.name), np.nan)
         if STORED_GAP not in row and np.isfinite(gap):
             database.update(row.id, **{STORED_GAP: gap})
@@ -177,7 +179,7 @@ def store_energies(path: str | Path, potential: Any) -> int:
     by_point = {(p.name, p.site): float(v) for p, v in zip(points, values, strict=True) if potential.name not in p.energies}
     added = 0
     database = connect(path)
-    for row in list(database.select(kind="slab_H")):
+    for row in list(database.select(kind=COVERED)):
         value = by_point.get((str(row.name), str(row.get("site", ""))), np.nan)
         if key not in row and np.isfinite(value):
             database.update(row.id, **{key: value})

@@ -2,49 +2,127 @@
 """Computes ΔE_H of a sheet and its sites by density functional theory: DFT points for corrections, and checks of finalists.
 
     python3 scripts/verify_dft.py STRUCTURE... [--work-dir results/dft] [--database results/dft/h_on_2d_dft.db]
+    python3 scripts/verify_dft.py STRUCTURE... --relax-steps 8 --zero-point --gap      # finalists
 
-Needs ase, numpy and GPAW, and of this project only ``pipeline.store``, which needs the standard library alone, so that a system
-Python with GPAW can run it (Debian and Ubuntu:
-``apt-get install --no-install-recommends gpaw gpaw-data``, then ``/usr/bin/python3 scripts/verify_dft.py``).
+Needs ase, numpy and GPAW, and of this project only modules that need no more than ase and numpy, so that a system Python with GPAW
+can run it (Debian and Ubuntu:
+``apt-get install --no-install-recommends gpaw gpaw-data``, then ``/usr/bin/python3 scripts/verify_dft.py``). With
+``--calculator MODULE:FUNCTION`` any ASE calculator takes the place of GPAW (docs/design_loop.md).
 
 STRUCTURE  an extxyz file (or a folder of them): the clean sheet first, then the same cell with one H as the last atom, one frame
            per site. A CIF works too: NAME.cif is the sheet, NAME__SITE.cif the sheet with H. Keys name, site, family, kpts and
            spin of ``info`` are read where a frame has them.
 
-ΔE_H = E(sheet+H) − E(sheet) − ½E(H2), all PBE single points with plane waves at the geometries given, one setting for all three
-(the SETTINGS below and nothing else; values with different settings must not be mixed). Every single point is one file in the
-work folder; a run that is killed goes on where it stopped, and several processes may share one folder (start one per core, each
-with OMP_NUM_THREADS=1). The database is written anew from all finished single points at the end of each process.
+ΔE_H = E(sheet+H) − E(sheet) − ½E(H2), all PBE with plane waves and one setting for all three (``energetics/dft_calculation.py``;
+values with different settings must not be mixed). Without further options the energies are single points at the geometries given.
+With --relax-steps N, H and the atoms that it is bonded to take up to N steps of BFGS by DFT, the same atoms of the clean sheet too
+(``energetics/dft_relaxation.py``). Such points go to a database of their own. --zero-point adds ΔZPE of H, and ΔG_H with it; --gap
+the band gap of the clean sheet at the k-points of its cell.
+
+Every single calculation is one file in the work folder, those of a relaxation too; a run that is killed goes on where it stopped,
+and several processes may share one folder (start one per core, each with OMP_NUM_THREADS=1). The database is written anew from all
+finished calculations at the end of each process.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.db import connect
 from ase.io import read
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where it is started as a file, from anywhere
 
-from pipeline.store import FolderStore
+from energetics.adsorption_energy import adsorption_energy, entropy_term, free_energy
+from energetics.dft_calculation import (
+    ENERGY,
+    FORCES,
+    GPAW,
+    InputError,
+    Task,
+    WorkFolder,
+    boxed,
+    hydrogen_molecule,
+    is_polarised,
+    kpoints,
+    load_method,
+)
+from energetics.dft_relaxation import (
+    Ask,
+    CalculationFailed,
+    NotFinished,
+    Relaxed,
+    ZeroPoint,
+    band_gap,
+    bonded_to_hydrogen,
+    check_same_order,
+    finished,
+    move_of_hydrogen,
+    relax,
+    zero_point,
+)
+from energetics.dft_rows import GIVEN, RELAXED, STORED_ENERGIES, SheetPoints, SitePoint, add_points, check_unmixed
+from pipeline.errors import StageError
+from pipeline.settings import DatasetConfig
 
-# Converged to about 0.05 eV in ΔE_H against denser k-points, a larger basis and literature values.
-SETTINGS = {"mode": "PW", "ecut_ev": 350, "xc": "PBE", "smearing_ev": 0.1, "vacuum_angstrom": 6.0, "h2_bond_angstrom": 0.7514}
-KPOINT_LENGTH = 18.0  # Å; k-points along a vector = ceil(18 Å / its length), at least 2
-STORED_POTENTIALS = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}  # whose ΔE_H a row keeps, and under which key
-MAGNETIC = {"V", "Cr", "Mn", "Fe", "Co", "Ni"}  # elements for which an unstated spin means "polarised"
+PROGRAM = "verify_dft.py"
+DATABASES = {GIVEN: "h_on_2d_dft.db", RELAXED: "h_on_2d_relaxed.db"}
+HER_CORRECTION_EV = DatasetConfig().her_correction_ev
+WAIT_SECONDS = 5.0  # between looks at the reference molecule that another process computes
 
 
-class InputError(Exception):
-    """A structure that cannot be used; the message says which and why."""
+@dataclass(frozen=True)
+class System:
+    """A sheet and its sites, read and put into the cells of the calculation.
+
+    sheet: as given. clean: its task. sites: label -> (sheet with H as given, its task).
+    """
+
+    name: str
+    sheet: Atoms
+    clean: Task
+    sites: dict[str, tuple[Atoms, Task]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of every site: steps of a relaxation (0: single points), ΔZPE of H, band gap of the sheet."""
+
+    relax_steps: int = 0
+    zero_point: bool = False
+    gap: bool = False
+
+    @property
+    def geometry(self) -> str:
+        """Return what the energies are of."""
+        return RELAXED if self.relax_steps else GIVEN
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found at one site: energies (eV), the move of H (Å), and how the relaxation ended."""
+
+    name: str
+    site: str
+    given: Atoms
+    end: Relaxed
+    clean_energy: float
+    delta_e: float
+    move: float | None = None
+    vibrations: ZeroPoint | None = None
+    gap: float | None = None
+
+    @property
+    def delta_g(self) -> float | None:
+        """Return ΔG_H with the zero-point energy of this site, eV; None where it is not known."""
+        change = None if self.vibrations is None else self.vibrations.change
+        return None if change is None else free_energy(self.delta_e, change + entropy_term())
 
 
 def has_hydrogen_adatom(atoms: Atoms) -> bool:
@@ -79,166 +157,156 @@ def read_system(path: Path) -> tuple[str, Atoms, dict[str, Atoms]]:
     return str(sheet.info.get("name", path.stem)), sheet, sites
 
 
-def kpoints(atoms: Atoms) -> tuple[int, int]:
-    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` where given, else from the cell."""
-    given = atoms.info.get("kpts")
-    if given is not None:
-        return int(given), int(given)
-    first, second = (max(2, int(np.ceil(KPOINT_LENGTH / length - 0.05))) for length in atoms.cell.lengths()[:2])
-    return first, second
-
-
-def is_polarised(atoms: Atoms) -> bool:
-    """Return ``info['spin']`` where given, else whether a 3d metal that can be magnetic is there."""
-    given = atoms.info.get("spin")
-    return bool(given) if given is not None else bool(MAGNETIC & set(atoms.symbols))
-
-
-def boxed(atoms: Atoms) -> Atoms:
-    """Return the sheet in a cell with SETTINGS' vacuum on both sides, periodic in plane, without constraints and old results."""
-    out = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
-    normal = np.cross(out.cell[0], out.cell[1])
-    if not np.allclose(normal[:2], 0, atol=1e-6):
-        raise InputError(f"{atoms.info.get('name', atoms.symbols)}: the sheet does not lie in the xy plane")
-    cell = out.cell.array.copy()
-    cell[2] = [0, 0, np.ptp(out.positions[:, 2]) + 2 * SETTINGS["vacuum_angstrom"]]
-    out.set_cell(cell)
-    out.positions[:, 2] += SETTINGS["vacuum_angstrom"] - out.positions[:, 2].min()
-    return out
-
-
-def single_point(atoms: Atoms, log_path: Path, kpts: tuple[int, int] | None, polarised: bool) -> float:
-    """Compute the PBE total energy, eV. kpts: None for a molecule in a periodic box."""
-    from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
-
-    arguments = {
-        "mode": PW(SETTINGS["ecut_ev"]),
-        "xc": SETTINGS["xc"],
-        "basis": "dzp",
-        "occupations": FermiDirac(SETTINGS["smearing_ev"]),
-        "mixer": MixerSum(0.1, 5, 50) if polarised else Mixer(0.1, 5, 50),
-        "symmetry": {"tolerance": 0.01},
-        "maxiter": 200,
-        "convergence": {"energy": 1e-4, "density": 1e-3, "eigenstates": 4e-6, "bands": "occupied"},
-        "txt": str(log_path),
-    }
-    if kpts is not None:  # a dipole across the sheet must not act on its own image
-        arguments |= {"poissonsolver": {"dipolelayer": "xy"}, "kpts": {"size": (*kpts, 1), "gamma": True}}
-    if polarised:
-        arguments["spinpol"] = True
-        atoms.set_initial_magnetic_moments([2.0 if symbol in MAGNETIC else 0.1 for symbol in atoms.symbols])
-    atoms.calc = GPAW(**arguments)
-    return float(atoms.get_potential_energy())
-
-
-def hydrogen_molecule() -> Atoms:
-    """Build H2 at its PBE bond length in a periodic box with 5 Å of vacuum."""
-    molecule = Atoms("H2", [[0, 0, 0], [0, 0, SETTINGS["h2_bond_angstrom"]]])
-    molecule.center(vacuum=5.0)
-    molecule.positions += 0.03  # off the real-space grid, so that no direction is special
-    molecule.pbc = True
-    return molecule
-
-
-def key_of(atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> str:
-    """Return the key of a single point: a hash of everything that decides its energy."""
-    content = [SETTINGS, list(kpts or ()), polarised, atoms.get_chemical_symbols()]
-    content += [np.round(atoms.positions, 4).tolist(), np.round(atoms.cell.array, 4).tolist()]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class WorkFolder:
-    """Single points on disk: KEY.json is a result, KEY.lock (the process's id inside) one in work, KEY.txt GPAW's own log."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.store = path, FolderStore(path)
-        path.mkdir(parents=True, exist_ok=True)
-
-    def result(self, key: str) -> dict | None:
-        """Return the finished single point, or None."""
-        return self.store.get(key)
-
-    def claim(self, key: str) -> bool:
-        """Return whether this process may compute the single point; the lock of a process that has ended is taken over."""
-        return self.store.claim(key)
-
-    def compute(self, key: str, label: str, atoms: Atoms, kpts: tuple[int, int] | None, polarised: bool) -> dict | None:
-        """Return the result, computed here unless it exists; None while another process works on it."""
-        if (found := self.result(key)) is not None:
-            return found
-        if not self.claim(key):
-            return None
-        started = time.time()
-        result = {"label": label, "kpts": list(kpts or ()), "spin": polarised, "natoms": len(atoms), "energy": None, "error": None}
-        try:
-            result["energy"] = single_point(atoms.copy(), self.path / f"{key}.txt", kpts, polarised)
-        except Exception as error:  # a calculation that does not converge is a result; the next one must not wait for it
-            result["error"] = f"{type(error).__name__}: {str(error)[:200]}"
-        result["seconds"] = round(time.time() - started, 1)
-        result = self.store.add(key, result)
-        self.store.release(key)
-        outcome = f"{result['energy']:.4f} eV" if result["error"] is None else f"failed ({result['error']})"
-        print(f"{label}: {outcome}, {result['seconds']:.0f} s", flush=True)
-        return result
-
-
-def points_of(path: Path) -> tuple[str, list[tuple[str, Atoms, Atoms, tuple[int, int], bool]]]:
-    """Return (name, [(site or 'clean', as given, boxed, k-points, spin), ...]) of one input. Raises InputError."""
+def system_of(path: Path) -> System:
+    """Read one input. Raises InputError."""
     name, sheet, sites = read_system(path)
     kpts, polarised = kpoints(sheet), is_polarised(sheet)
-    return name, [(label, atoms, boxed(atoms), kpts, polarised) for label, atoms in [("clean", sheet), *sites.items()]]
+    tasks = {label: (atoms, Task(boxed(atoms), kpts, polarised)) for label, atoms in sites.items()}
+    return System(name, sheet, Task(boxed(sheet), kpts, polarised), tasks)
 
 
-def write_database(path: Path, systems: list[tuple[str, list]], folder: WorkFolder, h2: float) -> list[tuple[str, str, float]]:
-    """Add every finished system to the database, whose rows stay; return (name, site, ΔE_H in eV) of all finished inputs."""
-    summary = []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    if path.is_file():
-        temporary.write_bytes(path.read_bytes())
-    try:
-        with connect(temporary, type="db") as db:
-            present = {(row.name, row.get("site", "clean")) for row in db.select()} if path.is_file() else set()
-            for name, points in systems:
-                clean = folder.result(key_of(points[0][2], *points[0][3:]))
-                if not clean or clean["energy"] is None:
-                    continue
-                host = points[0][1].symbols.formula.reduce()[0].format("hill")
-                shared = {"name": name, "host": host, "kpts": int(max(points[0][3])), "spin": bool(points[0][4])}
-                if "family" in points[0][1].info:
-                    shared["family"] = str(points[0][1].info["family"])
-                rows = []
-                for label, given, atoms, kpts, polarised in points[1:]:
-                    result = folder.result(key_of(atoms, kpts, polarised))
-                    if not result or result["energy"] is None:
-                        continue
-                    delta_e = result["energy"] - clean["energy"] - 0.5 * h2
-                    summary.append((name, label, delta_e))
-                    values = shared | {"kind": "slab_H", "site": label, "energy_dft": result["energy"], "dE_dft": delta_e}
-                    if given.info.get("potential") in STORED_POTENTIALS and "delta_e_potential_ev" in given.info:
-                        values[STORED_POTENTIALS[given.info["potential"]]] = float(given.info["delta_e_potential_ev"])
-                    rows.append((atoms, values))
-                if rows and (name, "clean") not in present:
-                    db.write(points[0][2], **shared, kind="clean", energy_dft=clean["energy"])
-                for atoms, values in rows:
-                    if (name, values["site"]) not in present:
-                        db.write(atoms, **values)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return summary
+def outcome_of(system: System, site: str, wanted: Wanted, ask: Ask) -> Outcome:
+    """Do, or collect, everything that is wanted of one site.
+
+    Args:
+        system: the sheet.
+        site: label of the site.
+        wanted: what is asked.
+        ask: computes a task, or only looks its result up.
+
+    Raises:
+        NotFinished: a calculation has no result yet.
+        CalculationFailed: one ended without.
+        InputError: the atoms of both frames stand in different orders, in which a relaxation cannot compare them.
+    """
+    given, task = system.sites[site]
+    label, clean_label = f"{system.name} {site}", f"{system.name} clean"
+    h2 = finished(ask("H2", reference(wanted)))["energy"]
+    if wanted.relax_steps:
+        check_same_order(label, system.clean.atoms, task.atoms)
+        bonded = bonded_to_hydrogen(task.atoms)
+        clean, end = all_of(
+            lambda: relax(system.clean, bonded, wanted.relax_steps, ask, clean_label),
+            lambda: relax(task, [*bonded, len(task.atoms) - 1], wanted.relax_steps, ask, label),
+        )
+    else:
+        clean, end = all_of(lambda: as_given(system.clean, ask, clean_label), lambda: as_given(task, ask, label))
+    vibrations = zero_point(Task(end.atoms, task.kpts, task.polarised), ask, label) if wanted.zero_point else None
+    gap = band_gap(system.clean, ask, system.name) if wanted.gap else None
+    delta_e = adsorption_energy(end.energy, clean.energy, h2)
+    move = move_of_hydrogen(task.atoms, end.atoms) if wanted.relax_steps else None
+    return Outcome(system.name, site, given, end, clean.energy, delta_e, move, vibrations, gap)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run every unfinished single point; return 0 when all have succeeded, 1 when some failed, 2 for input that cannot be used."""
+def as_given(task: Task, ask: Ask, label: str) -> Relaxed:
+    """Return a geometry with its energy, not relaxed. Raises NotFinished or CalculationFailed."""
+    return Relaxed(task.atoms, float(finished(ask(label, task))["energy"]), float("nan"), 0)
+
+
+def all_of(*jobs: Callable[[], Relaxed]) -> list[Relaxed]:
+    """Do every job, also where another process works on an earlier one. Raises NotFinished after the last, or CalculationFailed."""
+    done = []
+    for job in jobs:
+        try:
+            done.append(job())
+        except NotFinished:
+            continue
+    if len(done) < len(jobs):
+        raise NotFinished
+    return done
+
+
+def reference(wanted: Wanted) -> Task:
+    """Return the task of the reference molecule, with the settings of the other energies."""
+    return Task(hydrogen_molecule(), None, False, FORCES if wanted.relax_steps else ENERGY)
+
+
+def collect(systems: list[System], wanted: Wanted, folder: WorkFolder) -> list[tuple[System, list[Outcome]]]:
+    """Return the finished sites of every sheet, from the work folder alone."""
+    found = []
+    for system in systems:
+        outcomes = []
+        for site in system.sites:
+            try:
+                outcomes.append(outcome_of(system, site, wanted, folder.result))
+            except (NotFinished, CalculationFailed, InputError):  # said where it was computed
+                continue
+        found.append((system, outcomes))
+    return found
+
+
+def points_of(system: System, outcomes: list[Outcome], wanted: Wanted) -> SheetPoints:
+    """Return a sheet and its finished sites as the database holds them."""
+    info = system.sheet.info
+    family = {"family": str(info["family"])} if "family" in info else {}
+    sites = []
+    for o in outcomes:
+        values: dict[str, object] = {}
+        if o.given.info.get("potential") in STORED_ENERGIES and "delta_e_potential_ev" in o.given.info and not wanted.relax_steps:
+            values[STORED_ENERGIES[o.given.info["potential"]]] = float(o.given.info["delta_e_potential_ev"])
+        if wanted.relax_steps:
+            values |= {"relax_steps": o.end.steps, "fmax_dft": o.end.fmax, "h_move": o.move, "energy_clean_dft": o.clean_energy}
+        if o.vibrations is not None:
+            values |= {"dzpe_dft": o.vibrations.change, "dG_dft": o.delta_g}
+            values |= {f"h_mode{k + 1}": energy for k, energy in enumerate(o.vibrations.energies)}
+        sites.append(SitePoint(o.site, o.end.atoms, o.end.energy, o.delta_e, values))
+    gap = next((o.gap for o in outcomes if o.gap is not None), None)
+    energy = outcomes[0].clean_energy if outcomes else float("nan")
+    kpts = int(max(system.clean.kpts or (1,)))
+    return SheetPoints(system.name, system.clean.atoms, energy, kpts, system.clean.polarised, sites, family, {"gap_dft": gap})
+
+
+def print_table(found: list[tuple[System, list[Outcome]]], wanted: Wanted) -> None:
+    """Print one line per finished site, with the columns that were asked for."""
+    heads = ["sheet", "site", "ΔE_H (eV)", f"ΔE_H + {HER_CORRECTION_EV:g}"]
+    heads += ["H moved (Å)", "fmax (eV/Å)", "steps"] if wanted.relax_steps else []
+    heads += ["ΔZPE (eV)", "ΔG_H (eV)", "modes (meV)"] if wanted.zero_point else []
+    heads += ["gap (eV)"] if wanted.gap else []
+    rows = [heads]
+    for _, outcomes in found:
+        for o in outcomes:
+            row = [o.name, o.site, f"{o.delta_e:+.3f}", f"{free_energy(o.delta_e, HER_CORRECTION_EV):+.3f}"]
+            row += [f"{o.move:.3f}", f"{o.end.fmax:.3f}", str(o.end.steps)] if wanted.relax_steps else []
+            if wanted.zero_point:
+                change = o.vibrations.change
+                modes = " ".join(f"{1000 * energy:.0f}" for energy in o.vibrations.energies)
+                row += ["unstable" if change is None else f"{change:+.3f}", "" if o.delta_g is None else f"{o.delta_g:+.3f}", modes]
+            if wanted.gap:
+                row += ["metal" if o.gap == 0 else f"{o.gap:.2f}"]
+            rows.append(row)
+    if len(rows) > 1:
+        widths = [max(len(row[k]) for row in rows) for k in range(len(heads))]
+        for row in rows:
+            print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("structures", nargs="+", type=Path, metavar="STRUCTURE", help="extxyz or CIF files, or folders of them")
-    parser.add_argument("--work-dir", type=Path, default=Path("results/dft"), help="one file per point (default: %(default)s)")
-    parser.add_argument("--database", type=Path, help="ASE database to add to (default: WORK_DIR/h_on_2d_dft.db)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new single point after this time")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("results/dft"), help="one file per calculation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--database", type=Path, help=f"ASE database to add to (default: WORK_DIR/{DATABASES[GIVEN]}, or {DATABASES[RELAXED]})"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new calculation after this time")
+    parser.add_argument("--relax-steps", type=int, default=0, metavar="N", help="relax H and its neighbours; 0: single points")
+    parser.add_argument("--zero-point", action="store_true", help="ΔZPE of H and ΔG_H with it; needs --relax-steps")
+    parser.add_argument("--gap", action="store_true", help="band gap of the clean sheet")
+    parser.add_argument("--calculator", default=GPAW, help="gpaw, or MODULE:FUNCTION that returns an ASE calculator")
     options = parser.parse_args(arguments)
+    if options.relax_steps < 0:
+        parser.error("--relax-steps: at least 0")
+    if options.zero_point and not options.relax_steps:
+        parser.error("--zero-point is of a minimum: name --relax-steps too")
+    return options
+
+
+def read_systems(structures: list[Path]) -> list[System]:
+    """Read all inputs; those that cannot be used are named."""
     paths: list[Path] = []
-    for path in options.structures:
+    for path in structures:
         inside = (
             [p for p in sorted(path.iterdir()) if p.suffix in (".extxyz", ".xyz", ".cif") and "__" not in p.stem]
             if path.is_dir()
@@ -248,42 +316,60 @@ def main(arguments: list[str] | None = None) -> int:
     systems = []
     for path in paths:
         try:
-            systems.append(points_of(path))
+            systems.append(system_of(path))
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
+    return systems
+
+
+def compute(systems: list[System], wanted: Wanted, folder: WorkFolder) -> str:
+    """Run every unfinished calculation; return what is wrong with the reference molecule, empty where nothing is."""
+    while (h2 := folder.compute("H2", reference(wanted))) is None and time.time() < folder.deadline:
+        time.sleep(WAIT_SECONDS)  # another process is at it, and everybody needs it
+    if h2 is None:
+        return "not finished in time"
+    if h2["energy"] is None:
+        return str(h2["error"])
+    for system in systems:
+        for site in system.sites:
+            try:
+                outcome_of(system, site, wanted, folder.compute)
+            except NotFinished:
+                continue
+            except CalculationFailed as error:
+                print(f"{system.name} {site}: {error}", file=sys.stderr)
+            except InputError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every unfinished calculation; return 0 when all have succeeded, 1 when some failed, 2 for input that cannot be used."""
+    options = read_options(arguments)
+    wanted = Wanted(options.relax_steps, options.zero_point, options.gap)
+    database = options.database or options.work_dir / DATABASES[wanted.geometry]
+    systems = read_systems(options.structures)
     if not systems:
-        print("verify_dft.py: no usable structure among the inputs", file=sys.stderr)
+        print(f"{PROGRAM}: no usable structure among the inputs", file=sys.stderr)
         return 2
     try:
-        import gpaw
-    except ImportError:
-        print(
-            "verify_dft.py: GPAW is not installed in this Python; on Debian or Ubuntu: apt-get install --no-install-recommends "
-            "gpaw gpaw-data, then /usr/bin/python3 scripts/verify_dft.py",
-            file=sys.stderr,
-        )
+        check_unmixed(database, wanted.geometry, options.calculator)
+        method = load_method(options.calculator)
+    except StageError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    print(f"GPAW {gpaw.__version__}, {len(systems)} sheets, {sum(len(points) - 1 for _, points in systems)} sites", flush=True)
-    folder = WorkFolder(options.work_dir)
-    deadline = time.time() + 60 * options.minutes
-    molecule = hydrogen_molecule()
-    while (h2 := folder.compute(key_of(molecule, None, False), "H2", molecule, None, False)) is None:
-        time.sleep(5)  # another process is at it, and everybody needs it
-    if h2["energy"] is None:
-        print(f"verify_dft.py: the reference molecule failed: {h2['error']}", file=sys.stderr)
+    total = sum(len(system.sites) for system in systems)
+    print(f"{method.about}, {len(systems)} sheets, {total} sites", flush=True)
+    folder = WorkFolder(options.work_dir, method, time.time() + 60 * options.minutes)
+    if problem := compute(systems, wanted, folder):
+        print(f"{PROGRAM}: the reference molecule: {problem}", file=sys.stderr)
         return 1
-    for name, points in systems:
-        for label, _, atoms, kpts, polarised in points:
-            if time.time() > deadline:
-                break
-            folder.compute(key_of(atoms, kpts, polarised), f"{name} {label}", atoms, kpts, polarised)
-    database = options.database or options.work_dir / "h_on_2d_dft.db"
-    summary = write_database(database, systems, folder, h2["energy"])
-    for name, label, delta_e in summary:
-        print(f"{name:24s} {label:16s} ΔE_H {delta_e:+.3f} eV")
-    wanted = sum(len(points) - 1 for _, points in systems)
-    print(f"{len(summary)} of {wanted} sites done; {database}")
-    return 0 if len(summary) == wanted else 1
+    found = collect(systems, wanted, folder)
+    add_points(database, [points_of(s, o, wanted) for s, o in found if o], wanted.geometry, method.name)
+    print_table(found, wanted)
+    done = sum(len(outcomes) for _, outcomes in found)
+    print(f"{done} of {total} sites done; {database}")
+    return 0 if done == total else 1
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""ΔE_H by DFT: what is read, what is computed once, and what a killed run leaves; EMT stands in for GPAW's single points."""
+"""ΔE_H by DFT: what is read, what is computed once, and what a killed run leaves; EMT stands in for GPAW."""
 
-import ast
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import dft_calculators
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.build import fcc111
 from ase.calculators.emt import EMT
 from ase.db import connect
 from ase.io import write
 
-from energetics import dft_points
+from energetics import dft_calculation, dft_points
+from energetics.dft_calculation import Task, WorkFolder
 from scripts import verify_dft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,35 +39,27 @@ def frames(element="Pt", heights=(1.5, 1.7)):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """EMT instead of GPAW; the list of formulas that were computed."""
-    done = []
+    """EMT under the name of GPAW; the list of formulas that were computed."""
+    done = dft_calculators.CALLS
+    done.clear()
 
-    def single_point(atoms, log_path, kpts, polarised):
-        done.append(str(atoms.symbols))
-        work = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        work.calc = EMT()
-        return float(work.get_potential_energy())
+    def make(task, log_path):
+        return dft_calculators.emt(task.atoms, task.kpts, task.polarised, log_path)
 
-    monkeypatch.setattr(verify_dft, "single_point", single_point)
+    monkeypatch.setattr(dft_calculation, "gpaw_calculator", make)
     monkeypatch.setitem(sys.modules, "gpaw", type("Gpaw", (), {"__version__": "0"}))
     return done
 
 
-def test_it_imports_nothing_but_ase_numpy_and_gpaw():
-    tree = ast.parse((ROOT / "scripts" / "verify_dft.py").read_text(encoding="utf-8"))
-    roots = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roots.add(node.module.split(".")[0])
-    assert roots - set(sys.stdlib_module_names) == {"ase", "numpy", "gpaw", "pipeline"}
+def test_it_needs_nothing_but_ase_and_numpy():
+    """Of the libraries that ASE itself does not bring, none is imported: a system Python has only GPAW beside."""
     code = (
-        "import sys; before = set(sys.modules); import pipeline.store\n"
-        "print(*{n for n in set(sys.modules) - before if n.split('.')[0] not in sys.stdlib_module_names})"
+        "import sys, ase.io, ase.db, ase.optimize, ase.constraints\n"
+        "before = set(sys.modules); import scripts.verify_dft\n"
+        "print(*{n.split('.')[0] for n in set(sys.modules) - before if n.split('.')[0] not in sys.stdlib_module_names})"
     )
-    run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(run.stdout.split()) == {"pipeline", "pipeline.store", "pipeline.files", "pipeline.errors"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) <= {"ase", "numpy", "scripts", "pipeline", "energetics"}
 
 
 def test_delta_e_is_the_difference_of_three_energies(tmp_path, calls, capsys):
@@ -82,13 +74,12 @@ def test_delta_e_is_the_difference_of_three_energies(tmp_path, calls, capsys):
         atoms.calc = EMT()
         return atoms.get_potential_energy()
 
-    h2 = energy(verify_dft.hydrogen_molecule())
+    h2 = energy(dft_calculation.hydrogen_molecule())
     clean, *covered = frames()
     for row, given in zip(rows[1:], covered, strict=True):
         # EMT has no long range: the box does not matter.
         assert row.dE_dft == pytest.approx(energy(given) - energy(clean) - 0.5 * h2, abs=1e-6)
         assert row.dE_7net0 == given.info["delta_e_potential_ev"]
-    assert verify_dft.STORED_POTENTIALS == dft_points.STORED_ENERGIES
     points = dft_points.read_truth(tmp_path / "dft" / "h_on_2d_dft.db", with_unbound=True)
     assert [point.site for point in points] == ["top0", "top1"] and points[0].host == "Pt"
     assert "2 of 2 sites done" in capsys.readouterr().out
@@ -111,14 +102,15 @@ def test_a_second_run_computes_nothing_and_keeps_other_rows(tmp_path, calls):
 
 
 def test_a_failed_single_point_is_recorded_and_the_others_go_on(tmp_path, calls, monkeypatch, capsys):
-    whole = verify_dft.single_point
+    whole = dft_calculation.gpaw_calculator
 
-    def sometimes(atoms, *rest):
+    def sometimes(task, *rest):
+        atoms = task.atoms
         if atoms.symbols[-1] == "H" and "Pt" in atoms.symbols and atoms.positions[-1, 2] - atoms.positions[-2, 2] > 1.6:
             raise RuntimeError("did not converge")
-        return whole(atoms, *rest)
+        return whole(task, *rest)
 
-    monkeypatch.setattr(verify_dft, "single_point", sometimes)
+    monkeypatch.setattr(dft_calculation, "gpaw_calculator", sometimes)
     path = tmp_path / "pt.extxyz"
     write(path, frames())
     assert verify_dft.main([str(path), "--work-dir", str(tmp_path / "dft")]) == 1
@@ -128,15 +120,23 @@ def test_a_failed_single_point_is_recorded_and_the_others_go_on(tmp_path, calls,
     assert sum(error is not None for error in errors) == 1
 
 
-def test_locks_of_living_processes_are_respected_and_of_dead_ones_taken_over(tmp_path, calls):
-    folder = verify_dft.WorkFolder(tmp_path)
-    (tmp_path / "a.lock").write_text(str(os.getpid()))
-    assert not folder.claim("a")
+def test_a_calculation_in_the_work_of_a_living_process_is_left_to_it(tmp_path, calls):
+    method = dft_calculation.load_method("dft_calculators:emt")
+    folder, task = WorkFolder(tmp_path, method), Task(frames()[0], (2, 2), False)
+    lock = tmp_path / f"{method.key(task)}.lock"
+    lock.write_text(str(os.getpid()))
+    assert folder.compute("a", task) is None and not calls
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
-    (tmp_path / "b.lock").write_text(child.stdout)
-    assert folder.claim("b")
-    (tmp_path / "c.lock").write_text("")
-    assert folder.claim("c"), "a process that died before it wrote its number"
+    lock.write_text(child.stdout)
+    assert folder.compute("a", task)["error"] is None, "a lock of a process that has ended is taken over"
+    assert not lock.exists()
+
+
+def test_nothing_is_started_after_the_deadline(tmp_path, calls, capsys):
+    path = tmp_path / "pt.extxyz"
+    write(path, frames())
+    assert verify_dft.main([str(path), "--work-dir", str(tmp_path / "dft"), "--minutes", "0"]) == 1
+    assert not calls and "not finished in time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,30 +165,43 @@ def test_unreadable_files_are_named(tmp_path, calls, capsys):
 
 
 def test_the_box_has_its_vacuum_and_the_key_names_the_physics():
-    atoms = verify_dft.boxed(frames()[1])
+    atoms = dft_calculation.boxed(frames()[1])
     z = atoms.positions[:, 2]
     assert z.min() == pytest.approx(6.0) and atoms.cell[2, 2] - z.max() == pytest.approx(6.0)
     assert atoms.pbc.tolist() == [True, True, False]
     shifted = frames()[1]
     shifted.positions[:, 2] += 1.234
     shifted.cell[2, 2] += 7
-    key = verify_dft.key_of(atoms, (3, 3), False)
-    assert key == verify_dft.key_of(verify_dft.boxed(shifted), (3, 3), False), "where the sheet lies in its cell does not matter"
-    assert key != verify_dft.key_of(atoms, (2, 2), False) and key != verify_dft.key_of(atoms, (3, 3), True)
+    gpaw = dft_calculation.Method("gpaw", None, "")
+    key = gpaw.key(Task(atoms, (3, 3), False))
+    assert key == gpaw.key(Task(dft_calculation.boxed(shifted), (3, 3), False)), "where the sheet lies in its cell does not matter"
+    others = [
+        Task(atoms, (2, 2), False),
+        Task(atoms, (3, 3), True),
+        *(Task(atoms, (3, 3), False, kind) for kind in ("forces", "gap")),
+    ]
+    keys = [gpaw.key(task) for task in others] + [dft_calculation.Method("other", None, "").key(Task(atoms, (3, 3), False))]
+    assert len({key, *keys}) == 6
     tilted = frames()[1]
     tilted.rotate(20, "x", rotate_cell=True)
     with pytest.raises(verify_dft.InputError, match="xy plane"):
-        verify_dft.boxed(tilted)
+        dft_calculation.boxed(tilted)
+
+
+def test_the_keys_of_points_that_exist_stay():
+    """Work folders of earlier versions go on: this is the key that they have for the reference molecule."""
+    task = Task(dft_calculation.hydrogen_molecule(), None, False)
+    assert dft_calculation.Method("gpaw", None, "").key(task) == "d7aab255bd06e1b6"
 
 
 def test_kpoints_and_spin():
     sheet = frames()[0]
-    assert verify_dft.kpoints(sheet) == tuple(int(np.ceil(18 / length - 0.05)) for length in sheet.cell.lengths()[:2])
+    assert dft_calculation.kpoints(sheet) == tuple(int(np.ceil(18 / length - 0.05)) for length in sheet.cell.lengths()[:2])
     sheet.info["kpts"] = 5
-    assert verify_dft.kpoints(sheet) == (5, 5)
-    assert not verify_dft.is_polarised(sheet) and verify_dft.is_polarised(fcc111("Ni", (1, 1, 2), vacuum=5))
+    assert dft_calculation.kpoints(sheet) == (5, 5)
+    assert not dft_calculation.is_polarised(sheet) and dft_calculation.is_polarised(fcc111("Ni", (1, 1, 2), vacuum=5))
     sheet.info["spin"] = 1
-    assert verify_dft.is_polarised(sheet)
+    assert dft_calculation.is_polarised(sheet)
 
 
 def _has_gpaw():
@@ -202,8 +215,10 @@ def _has_gpaw():
 def test_gpaw_reproduces_the_committed_hydrogen_molecule():
     """½E(H2) with the very settings of the committed points is −3.3575 eV."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import verify_dft, pathlib; "
-        "print(verify_dft.single_point(verify_dft.hydrogen_molecule(), pathlib.Path('-'), None, False))"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import os, pathlib; from energetics import dft_calculation as dft\n"
+        "task = dft.Task(dft.hydrogen_molecule(), None, False)\n"
+        "print(dft.calculate(dft.load_method('gpaw'), task, pathlib.Path(os.devnull))['energy'])"
     )
     run = subprocess.run(
         [SYSTEM_PYTHON, "-c", code, str(ROOT)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
