@@ -1,6 +1,7 @@
 # make run       generate, evaluate and compare with the shipped weights (installs first); writes to results/run and results/run_external
 # make test      run the tests (installs first)
 # make pipeline  train everything from the embedded data, then generate, evaluate and compare
+# make loop      generate, judge, compute the best by DFT and learn from it, ROUNDS times; writes to results/run/loop
 # make data      rebuild the embedded data
 # make lint | make bench | make clean
 # make run TORCH=cpu|cuda chooses the build of PyTorch that the first call installs; without it, cuda where a GPU is seen
@@ -17,6 +18,8 @@ MIN_DISK_MB = $(MIN_DISK_MB_$(TORCH))
 TORCH_INDEX_cpu := https://download.pytorch.org/whl/cpu
 REACHABLE = $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' $(TORCH_INDEX_$(TORCH))/torch/
 TEST_PROCESSES ?= auto
+# Rounds of the design loop.
+ROUNDS ?= 3
 # Where runs go; git ignores these folders. results/ and results_external/ themselves hold the committed run.
 OUT ?= results/run
 EXTERNAL_OUT ?= results/run_external
@@ -27,7 +30,7 @@ QUICK := evaluation.potential_h_sites=2 evaluation.potential_h_max_e_hull_ev=0.2
 UNGUIDED := generation.guidance_scale=0 generation.cfg_scale=0
 TRAINED := evaluation.embedded_checkpoint=$(OUT)/synth_lm/synth_lm.pth
 
-.PHONY: run test pipeline data lint bench clean install
+.PHONY: run test pipeline loop data lint bench clean install
 
 run: $(VENV)/.installed
 	$(PY) structure_generator.py $(FOLDERS) $(WEIGHTS) $(ARGS)
@@ -45,6 +48,9 @@ pipeline: $(VENV)/.installed
 	$(PY) structure_generator.py $(FOLDERS) $(UNGUIDED) generation.output_dir=$(OUT)/controls/unguided_cifs $(ARGS)
 	$(PY) test.py $(FOLDERS) $(TRAINED) $(ARGS)
 	$(PY) evaluate_external.py $(FOLDERS) $(TRAINED) $(ARGS)
+
+loop: $(VENV)/.installed
+	$(PY) -m scripts.design_loop $(FOLDERS) $(WEIGHTS) loop.rounds=$(ROUNDS) $(ARGS)
 
 data: $(VENV)/.installed
 	$(PY) -m scripts.prepare_demo_data $(ARGS)

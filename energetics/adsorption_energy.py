@@ -10,6 +10,7 @@ Energy = TypeVar("Energy", float, np.ndarray)
 
 TEMPERATURE_K = 298.15
 H2_ENTROPY_J_PER_MOL_K = 130.680  # of the gas at 298.15 K and 1 bar: Cox, Wagman, Medvedev, CODATA Key Values (1989)
+H2_ZERO_POINT_EV = 0.2702  # 2179.3 cm⁻¹: Irikura, J. Phys. Chem. Ref. Data 36, 389 (2007)
 AVOGADRO_PER_MOL, ELECTRON_VOLT_J = 6.02214076e23, 1.602176634e-19  # exact in the SI of 2019
 
 

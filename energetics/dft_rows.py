@@ -122,6 +122,14 @@ def _rows(points: SheetPoints, geometry: str, calculator: str) -> list[tuple[str
     return rows
 
 
+def potential_values(info: Mapping[str, Any]) -> dict[str, float]:
+    """Return the keys of a row that keep a potential's ΔE_H at its geometry, from the ``info`` of a frame of ``dft_inputs``."""
+    potential = info.get("potential")
+    if potential not in STORED_ENERGIES or "delta_e_potential_ev" not in info:
+        return {}
+    return {STORED_ENERGIES[potential]: float(info["delta_e_potential_ev"])}
+
+
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that have a value."""
     return {key: value for key, value in values.items() if value is not None}

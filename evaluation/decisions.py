@@ -68,24 +68,24 @@ def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
         The probability; 0 for a candidate that is no valid sheet, whose H leaves or does not come to rest; NaN where a value is
         missing.
     """
-    if False in (row.valid, row.sheet_relaxed, _h_at_rest(row)):
+    if False in (row.valid, row.sheet_relaxed, h_at_rest(row)):
         return 0.0
     if math.isnan(row.delta_g_ev) or math.isnan(row.e_above_hull_ev):
         return math.nan
     window = settings.hit_delta_g_ev
     value, std = row.delta_g_ev, row.delta_g_std_ev
-    active = _below(window, value, std) - _below(-window, value, std, inclusive=False)
-    return active * _below(settings.hit_e_hull_ev, row.e_above_hull_ev, getattr(row, "e_above_hull_std_ev", math.nan))
+    active = probability_below(window, value, std) - probability_below(-window, value, std, inclusive=False)
+    return active * probability_below(settings.hit_e_hull_ev, row.e_above_hull_ev, getattr(row, "e_above_hull_std_ev", math.nan))
 
 
-def _below(limit: float, value: float, std: float, inclusive: bool = True) -> float:
+def probability_below(limit: float, value: float, std: float, inclusive: bool = True) -> float:
     """Return P(x <= limit) for x normal around ``value`` with standard error ``std``; a step where there is no error."""
     if not (math.isfinite(std) and std > 0):
         return float(value <= limit if inclusive else value < limit)
     return 0.5 * (1 + math.erf((limit - value) / (std * math.sqrt(2))))
 
 
-def _h_at_rest(row: CandidateResult) -> bool | None:
+def h_at_rest(row: CandidateResult) -> bool | None:
     """Return whether the potential's H stays on the sheet and its relaxation ended; None where the potential was not asked."""
     if row.h_desorbed:
         return False
@@ -108,7 +108,7 @@ def decide(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> None:
         sheet = all_of(row.valid, row.sheet_relaxed)
         metastable = at_most(row.e_above_hull_ev, settings.hit_e_hull_ev)
         new = all_of(row.unique, row.novel)
-        at_rest = _h_at_rest(row) is not False  # a relaxation of H that has not ended is no verdict, and never a hit
+        at_rest = h_at_rest(row) is not False  # a relaxation of H that has not ended is no verdict, and never a hit
         row.hit = all_of(sheet, metastable, at_most(abs(row.delta_g_ev), settings.hit_delta_g_ev), at_rest)
         row.p_hit = hit_probability(row, settings)
         row.hit_dimenet = all_of(sheet, metastable, at_most(abs(row.delta_g_h_ev), settings.hit_delta_g_ev))
@@ -166,6 +166,6 @@ def verdict(row: Any, settings: Any) -> str:
         return "unstable"
     if math.isnan(row.delta_g_ev):
         return "no ΔG_H"
-    if _h_at_rest(row) is False:
+    if h_at_rest(row) is False:
         return "H desorbs" if row.h_desorbed else "H not relaxed"
     return "hit" if row.hit else f"|ΔG_H| > {settings.hit_delta_g_ev:g} eV"

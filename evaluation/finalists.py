@@ -12,6 +12,7 @@ first; H on a site stands last.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import warnings
@@ -29,6 +30,7 @@ from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites
 from energetics.relaxation import HydrogenRelaxation
 from evaluation.candidate import CandidateResult
 from evaluation.judging import Judges
+from pipeline.errors import StageError, first_line
 from pipeline.files import atomic_folder, relative_name, write_json
 from pipeline.tasks import Backend, run
 
@@ -47,6 +49,8 @@ def export_finalists(
     where: Backend,
     folder: Path,
     max_h_steps: int,
+    most_sites: int = MAX_SITES,
+    go_on: bool = False,
 ) -> list[str]:
     """Write one folder per candidate, and remove the folders of earlier finalists.
 
@@ -56,6 +60,8 @@ def export_finalists(
         where: workers with the judges, whose potential relaxes H on the sheets.
         folder: where the folders go.
         max_h_steps: most steps of a relaxation with H.
+        most_sites: exported of a candidate, the best by the potential first.
+        go_on: whether folders that are there already are finished parts of this export, and stay as they are.
 
     Returns:
         Ids of the exported candidates on which the potential keeps H at one site at least.
@@ -64,8 +70,10 @@ def export_finalists(
     for old in folder.iterdir():
         if (old / "finalist.json").is_file() and old.name not in {row.id for row in rows}:
             shutil.rmtree(old)
-    exported, by_id = [], {row.id: row for row in rows}
-    sheets = {identifier: structures[identifier] for identifier in by_id}
+    by_id = {row.id: row for row in rows}
+    there = {identifier for identifier in by_id if go_on and (folder / identifier / "finalist.json").is_file()}
+    exported = [identifier for identifier in there if read_finalist(folder / identifier)["sites"]]
+    sheets = {identifier: structures[identifier] for identifier in by_id if identifier not in there}
     relaxations = run(partial(_relax, max_h_steps), sheets, None, where, in_order=True, if_lost=_lost)
     for identifier, (clean, relaxed, potential, problem) in tqdm(
         relaxations, desc="finalists", unit="candidate", total=len(sheets), disable=not sheets
@@ -75,14 +83,27 @@ def export_finalists(
             continue
         order = site_order(clean)
         clean = clean[order]
-        sites = [(label, _reordered(relaxation, order)) for label, relaxation in competing_sites(relaxed, MAX_SITES)]
+        sites = [(label, _reordered(relaxation, order)) for label, relaxation in competing_sites(relaxed, most_sites)]
         with atomic_folder(folder / identifier) as target:
             _write_finalist(target, folder / identifier, by_id[identifier], structures[identifier], clean, sites, potential)
         if sites:
             exported.append(identifier)
         else:
             log.warning("%s: no site at which the potential keeps H; only the sheet is exported", identifier)
-    return exported
+    return [row.id for row in rows if row.id in set(exported)]
+
+
+def read_finalist(folder: Path) -> dict[str, Any]:
+    """Return what ``finalist.json`` of an exported candidate holds.
+
+    Raises:
+        StageError: it is not readable.
+    """
+    path = folder / "finalist.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(f"{relative_name(path)} cannot be read ({first_line(error)}): remove its folder") from error
 
 
 def _relax(max_h_steps: int, judges: Judges, sheet: Atoms) -> tuple[Atoms | None, list[tuple[str, HydrogenRelaxation]], str, str]:
@@ -139,10 +160,18 @@ def _write_finalist(
     write_json(target / "finalist.json", content)
 
 
-def write_vasp(folder: Path, structure: Any) -> None:
+def write_vasp(folder: Path, structure: Any, settings: dict[str, Any] | None = None) -> tuple[int, int]:
     """Write INCAR, KPOINTS, POSCAR and POTCAR.spec of a ``pymatgen`` structure.
 
     POTCAR.spec has only the names of the potentials, because the potentials themselves need a licence.
+
+    Args:
+        folder: where they go; made where it is missing.
+        structure: the atoms, in the order of the files.
+        settings: of INCAR, instead of or beside those of INCAR here; None takes a key away.
+
+    Returns:
+        Numbers of k-points along both in-plane vectors.
     """
     from pymatgen.io.vasp import Kpoints
     from pymatgen.io.vasp.sets import MPRelaxSet
@@ -151,6 +180,10 @@ def write_vasp(folder: Path, structure: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about POTCAR versions that are not installed
         inputs = MPRelaxSet(
-            structure, user_incar_settings=INCAR, user_kpoints_settings=Kpoints.gamma_automatic((a, b, 1)), sort_structure=False
+            structure,
+            user_incar_settings=INCAR | (settings or {}),
+            user_kpoints_settings=Kpoints.gamma_automatic((a, b, 1)),
+            sort_structure=False,
         )
         inputs.write_input(str(folder), potcar_spec=True)
+    return a, b

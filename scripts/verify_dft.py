@@ -67,7 +67,7 @@ from energetics.dft_relaxation import (
     relax,
     zero_point,
 )
-from energetics.dft_rows import GIVEN, RELAXED, STORED_ENERGIES, SheetPoints, SitePoint, add_points, check_unmixed
+from energetics.dft_rows import GIVEN, RELAXED, SheetPoints, SitePoint, add_points, check_unmixed, potential_values
 from pipeline.errors import StageError
 from pipeline.settings import DatasetConfig
 
@@ -241,9 +241,7 @@ def points_of(system: System, outcomes: list[Outcome], wanted: Wanted) -> SheetP
     family = {"family": str(info["family"])} if "family" in info else {}
     sites = []
     for o in outcomes:
-        values: dict[str, object] = {}
-        if o.given.info.get("potential") in STORED_ENERGIES and "delta_e_potential_ev" in o.given.info and not wanted.relax_steps:
-            values[STORED_ENERGIES[o.given.info["potential"]]] = float(o.given.info["delta_e_potential_ev"])
+        values: dict[str, object] = {} if wanted.relax_steps else dict(potential_values(o.given.info))
         if wanted.relax_steps:
             values |= {"relax_steps": o.end.steps, "fmax_dft": o.end.fmax, "h_move": o.move, "energy_clean_dft": o.clean_energy}
         if o.vibrations is not None:

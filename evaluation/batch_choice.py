@@ -1,0 +1,209 @@
+"""Chooses the sheets that DFT computes next, and draws the controls beside them.
+
+The rule. A sheet may be chosen when it could be delivered and when DFT has something to say about it: a valid sheet that stays one
+when relaxed, unique in its set, novel, without hazards, not found to be dynamically unstable, dissolved by water or insulating,
+with E_above_hull and a ΔG_H with its standard error, H at rest, of a composition that DFT has not computed, in a cell that DFT
+can afford.
+
+1. The first places go to the highest p_hit, the probability that the sheet is a hit. It holds value and uncertainty at once: a
+   sheet near zero with a small error comes first, one far away only if its error is large.
+2. The other places, a share ``explore`` of the batch, go to the sheets that DFT teaches most about: the highest standard error of
+   ΔG_H times the probability of lying below the limit of E_above_hull, among those whose ΔG_H may be in the window within two
+   errors.
+
+In both parts a composition is taken once, and at most ``max_per_family`` sheets of one family, which is a stoichiometry in a layer
+group (such as "A2BC2 p-3m1"), so that one good guess does not fill the batch. Places that nobody may take stay empty.
+
+Controls are drawn at random, without a look at any prediction, from sheets that are valid, free of hazards, new in composition and
+affordable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from pymatgen.core import Composition
+
+from crystals.formulas import composition_key
+from energetics.dft_inputs import IMAGE_DISTANCE
+from energetics.sites import h_supercell
+from evaluation.candidate import CandidateResult
+from evaluation.decisions import h_at_rest, probability_below
+from evaluation.element_facts import is_practical
+from evaluation.water_verdict import DISSOLVES
+from geo_utils import NotTwoDimensional, primitive_sheet
+from pipeline.settings import EvaluationConfig
+
+STANDARD_ERRORS = 2.0  # within which a sheet may still be in the window
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A sheet for DFT. family: stoichiometry and layer group. dft_atoms: of the cell with H. reason: why it was taken."""
+
+    row: CandidateResult
+    family: str
+    dft_atoms: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sheet must keep to.
+
+    known: compositions (``composition_key``) that DFT has computed. max_dft_atoms: of the cell with H. max_per_family: sheets of
+    one family in a batch.
+    """
+
+    known: Collection[str]
+    max_dft_atoms: int
+    max_per_family: int
+
+
+def family_of(row: CandidateResult) -> str:
+    """Return the family of a sheet: anonymous formula and layer group of the relaxed structure, such as "A2BC2 p-3m1"."""
+    group = row.layer_group_relaxed or row.layer_group or "?"
+    return f"{Composition(row.reduced_formula).anonymized_formula} {group}"
+
+
+def dft_atoms(sheet: Atoms) -> int:
+    """Return the number of atoms of the cell with H that DFT computes (``dft_inputs.IMAGE_DISTANCE``)."""
+    primitive = primitive_sheet(sheet)
+    na, nb = h_supercell(primitive, IMAGE_DISTANCE)
+    return na * nb * len(primitive) + 1
+
+
+def choose_batch(
+    rows: Sequence[CandidateResult],
+    structures: Mapping[str, Atoms],
+    size: int,
+    explore: float,
+    limits: Limits,
+    settings: EvaluationConfig,
+) -> tuple[list[Pick], Counter[str]]:
+    """Choose a batch for DFT by the rule above.
+
+    Args:
+        rows: judged candidates.
+        structures: id -> relaxed sheet.
+        size: places of the batch.
+        explore: share of the places, rounded, that do not go by p_hit.
+        limits: what a chosen sheet must keep to.
+        settings: limits of a hit, and hazards.
+
+    Returns:
+        The picks, those by p_hit first, at most ``size``; and how many candidates were not eligible, by the first reason.
+    """
+    eligible, refused = [], Counter()
+    for row in rows:
+        if fault := design_fault(row, settings) or cost_fault(row, structures, limits):
+            refused[fault] += 1
+        else:
+            eligible.append(row)
+    exploring = round(size * explore)
+    best = sorted((row for row in eligible if row.p_hit > 0), key=lambda row: (-row.p_hit, row.id))
+    gain = {row.id: learning_gain(row, settings) for row in eligible}
+    open_ones = sorted((row for row in eligible if gain[row.id] > 0), key=lambda row: (-gain[row.id], row.id))
+    formulas: set[str] = set()
+    families: Counter[str] = Counter()
+    picks = []
+    for ordered, places, reason in (
+        (best, size - exploring, lambda row: f"p_hit {row.p_hit:.3f}"),
+        (open_ones, exploring, lambda row: f"teaches: ± {row.delta_g_std_ev:.2f} eV at ΔG_H {row.delta_g_ev:+.2f} eV"),
+    ):
+        taken = _diverse(ordered, places, formulas, families, limits.max_per_family)
+        picks += [Pick(row, family_of(row), dft_atoms(structures[row.id]), reason(row)) for row in taken]
+    return picks, refused
+
+
+def _diverse(
+    ordered: Iterable[CandidateResult], places: int, formulas: set[str], families: Counter[str], most: int
+) -> Iterator[CandidateResult]:
+    """Yield the first rows of new formulas, at most ``most`` of a family; formulas and families are those taken so far."""
+    for row in ordered:
+        formula, family = composition_key(row.formula), family_of(row)
+        if places and formula not in formulas and families[family] < most:
+            formulas.add(formula)
+            families[family] += 1
+            places -= 1
+            yield row
+
+
+def learning_gain(row: CandidateResult, settings: EvaluationConfig) -> float:
+    """Return σ(ΔG_H) P(E_above_hull <= limit), eV; 0 where ΔG_H is out of the window by more than two standard errors."""
+    if abs(row.delta_g_ev) - settings.hit_delta_g_ev > STANDARD_ERRORS * row.delta_g_std_ev:
+        return 0.0
+    return row.delta_g_std_ev * probability_below(settings.hit_e_hull_ev, row.e_above_hull_ev, row.e_above_hull_std_ev)
+
+
+def design_fault(row: CandidateResult, settings: EvaluationConfig) -> str:
+    """Return why a sheet is no design, whatever it costs; empty where it may be one."""
+    missing = (math.isnan(value) for value in (row.delta_g_ev, row.delta_g_std_ev, row.e_above_hull_ev, row.p_hit))
+    faults = {
+        "no valid sheet": not row.is_sheet or row.valid is not True or row.sheet_relaxed is False,
+        "duplicate": row.unique is False,
+        "not novel": row.novel is False,
+        "hazards or price": not is_practical(row, settings),
+        "dynamically unstable": row.dynamically_stable is False,
+        "dissolves in water": row.water == DISSOLVES,
+        "does not conduct": row.conductive is False,
+        "H desorbs or is not at rest": h_at_rest(row) is False,
+        "no ΔG_H with an error, or no E_above_hull": any(missing),
+    }
+    return next((fault for fault, found in faults.items() if found), "")
+
+
+def control_fault(row: CandidateResult, settings: EvaluationConfig) -> str:
+    """Return why a sheet may be no control; empty where it may."""
+    if not row.is_sheet or row.valid is not True or row.sheet_relaxed is False:
+        return "no valid sheet"
+    return "" if is_practical(row, settings) else "hazards or price"
+
+
+def cost_fault(row: CandidateResult, structures: Mapping[str, Atoms], limits: Limits) -> str:
+    """Return why DFT is not asked about a sheet: it knows the composition, or the cell is too large; empty where it may be."""
+    if composition_key(row.formula) in limits.known:
+        return "composition computed before"
+    if "H" in row.elements():
+        return "the sheet itself contains H"
+    try:
+        atoms = dft_atoms(structures[row.id])
+    except (KeyError, NotTwoDimensional):
+        return "no relaxed sheet"
+    return f"more than {limits.max_dft_atoms} atoms with H" if atoms > limits.max_dft_atoms else ""
+
+
+def draw_controls(
+    rows: Sequence[CandidateResult],
+    structures: Mapping[str, Atoms],
+    number: int,
+    limits: Limits,
+    settings: EvaluationConfig,
+    rng: np.random.Generator,
+) -> list[Pick]:
+    """Draw controls at random.
+
+    Args:
+        rows: judged candidates of the control set.
+        structures: id -> relaxed sheet.
+        number: of controls; fewer are returned where fewer may be drawn.
+        limits: ``known`` and ``max_dft_atoms`` count.
+        settings: hazards.
+        rng: draws.
+    """
+    ordered = sorted(rows, key=lambda row: row.id)
+    picks: list[Pick] = []
+    formulas: set[str] = set()
+    for k in rng.permutation(len(ordered)):
+        row, formula = ordered[k], composition_key(ordered[k].formula)
+        if len(picks) == number:
+            break
+        if formula not in formulas and not (control_fault(row, settings) or cost_fault(row, structures, limits)):
+            formulas.add(formula)
+            picks.append(Pick(row, family_of(row), dft_atoms(structures[row.id]), "drawn at random"))
+    return picks

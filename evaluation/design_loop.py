@@ -1,0 +1,364 @@
+"""The design loop: generate, judge, choose, compute by DFT, learn; in rounds, of which every step is resumable.
+
+    LOOP/round_1/config.yaml         settings of the round, with which its stages run
+    LOOP/round_1/generated/ unguided/ random/   CIFs: of stage 4 under guidance and without, and random decorations
+    LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz)
+    LOOP/round_1/choices.json        the log of choices: which sheets DFT computes, each with the reason, and who was left out
+    LOOP/round_1/inputs/NAME/        H relaxed by the potential: dft.extxyz, finalist.json, inputs for VASP
+    LOOP/round_1/dft/                single calculations, and the points of the round
+    LOOP/round_1/points/             database of all points so far
+    LOOP/round_1/dimenet/            DimeNet++ with its correction fitted to these
+    LOOP/round_1/results.json        DFT's verdicts, hit rates, the judge's error before it learnt
+    LOOP/round_1/manifest.json       sidecar; a round with it is finished
+    LOOP/rounds.json                 all rounds
+
+A round judges with the points and the DimeNet++ of the round before: the correction of the potential is fitted to the points when
+the judges are loaded. A finished step is a record in ROUND/steps. A step that was interrupted is done again, from what its own
+parts have kept: batches of stage 4, verdicts, relaxed candidates, single calculations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from ase import Atoms
+
+from crystals.formulas import composition_key
+from energetics.dft_points import read_truth
+from evaluation import loop_report
+from evaluation.batch_choice import Limits, Pick, choose_batch, draw_controls
+from evaluation.candidate import CandidateResult
+from evaluation.evaluate import find_cifs
+from evaluation.finalists import read_finalist
+from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice
+from evaluation.loop_tools import POINTS_DB, REAL, Judged, Tools, join_points
+from evaluation.vasp_points import VASP
+from pipeline.errors import ConfigError, StageError, first_line
+from pipeline.files import atomic_folder, atomic_path, relative_name, write_json
+from pipeline.loading import load_config
+from pipeline.locks import locked_folder
+from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
+from pipeline.settings import Config
+from pipeline.shipped import with_shipped_weights
+from pipeline.store import FolderStore
+
+log = logging.getLogger("her2d")
+
+STAGE = "design_loop.py"
+FOLDERS = {CHOSEN: "generated", UNGUIDED: "unguided", RANDOM: "random"}
+RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may be drawn
+# Settings that say where and how fast work is done, not what comes out.
+EXECUTION = {
+    "run": ("device", "threads", "scheduler", "walltime", "queue", "account", "worker_memory_gb", "gpus_per_worker"),
+    "evaluation": ("workers", "output_dir", "cif_dir", "unguided_cif_dir", "judged_before"),
+    "generation": ("batch_size", "output_dir"),
+    "loop": ("rounds", "dft_python", "dft_processes", "vasp_results"),
+}
+# Sections that a round depends on.
+SECTIONS = ("run", "dimenet", "dataset", "denoiser", "generation", "evaluation", "loop")
+
+
+def run_loop(cfg: Config, tools: Tools = REAL) -> None:
+    """Do what is missing of ``loop.rounds`` rounds, and print the table of all of them.
+
+    Args:
+        cfg: the settings.
+        tools: what the work is done with.
+
+    Raises:
+        ConfigError: ``loop.dft`` names nothing.
+        StageError: a step cannot be done, or a round was begun with other settings.
+    """
+    settings = cfg.loop
+    if settings.dft not in ("gpaw", VASP) and ":" not in settings.dft:
+        raise ConfigError(f"loop.dft={settings.dft}: choose gpaw, {VASP} or MODULE:FUNCTION")
+    if settings.controls > settings.control_candidates:
+        raise ConfigError("loop.controls are drawn from loop.control_candidates sheets, which are fewer")
+    folder = Path(settings.output_dir)
+    with locked_folder(folder, "loop.output_dir"):
+        cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
+        if shipped:
+            log.info("%s", shipped)
+        before, found = cfg, {}
+        for number in range(1, settings.rounds + 1):
+            current = Round(number, folder / f"round_{number}", settings_of_round(cfg, before, number, folder), tools)
+            found[f"round_{number}"] = current.finish()
+            before = current.learnt()
+            write_json(folder / "rounds.json", found)
+    print(loop_report.rounds_table(found))
+
+
+def settings_of_round(cfg: Config, before: Config, number: int, folder: Path) -> Config:
+    """Return the settings of a round: those of the loop, with another seed and what the round before has learnt.
+
+    Args:
+        cfg: the settings of the loop.
+        before: of the round before, with its points and its DimeNet++.
+        number: of the round, from 1.
+        folder: of the loop.
+    """
+    own = folder / f"round_{number}"
+    points = before.evaluation.dft_truth_path
+    changes = {"dft_truth_path": points, "output_dir": str(own / "judged" / FOLDERS[CHOSEN]), "cif_dir": str(own / FOLDERS[CHOSEN])}
+    changes["unguided_cif_dir"] = str(own / FOLDERS[UNGUIDED])
+    return dataclasses.replace(
+        cfg,
+        run=dataclasses.replace(cfg.run, seed=(cfg.run.seed + number - 1) % 2**32),
+        dimenet=dataclasses.replace(cfg.dimenet, checkpoint=before.dimenet.checkpoint, dft_path=points),
+        evaluation=dataclasses.replace(cfg.evaluation, **changes),
+        generation=dataclasses.replace(cfg.generation, output_dir=str(own / FOLDERS[CHOSEN])),
+    )
+
+
+class Round:
+    """One round.
+
+    Args:
+        number: from 1.
+        folder: where everything of it goes.
+        cfg: ``settings_of_round``.
+        tools: what the work is done with.
+    """
+
+    def __init__(self, number: int, folder: Path, cfg: Config, tools: Tools) -> None:
+        self.number, self.folder, self.cfg, self.tools = number, folder, cfg, tools
+        self.steps = FolderStore(folder / "steps")
+        self.config_path = folder / "config.yaml"
+
+    def finish(self) -> dict[str, Any]:
+        """Do the steps that are missing, and return the numbers of the round; nothing is done in a finished round."""
+        if sidecar_path_of(self.folder).is_file():
+            return read_sidecar(self.folder, stage=STAGE)["metrics"]
+        self._begin()
+        log.info("round %d: %s", self.number, relative_name(self.folder))
+        for step, work in (
+            ("generate", self._generate),
+            ("choose", self._choose),
+            ("prepare", self._prepare),
+            ("compute", self._compute),
+            ("join", self._join),
+            ("refit", self._refit),
+        ):
+            if step not in self.steps:
+                log.info("round %d: %s", self.number, step)
+                self.steps.add(step, work())
+        return self._report()
+
+    def learnt(self) -> Config:
+        """Return the settings with the points and the DimeNet++ that the round has learnt."""
+        checkpoint = self.folder / "dimenet" / "dimenet.pth"
+        return dataclasses.replace(
+            self.cfg,
+            dimenet=dataclasses.replace(self.cfg.dimenet, checkpoint=str(checkpoint)),
+            evaluation=dataclasses.replace(self.cfg.evaluation, dft_truth_path=str(self._points)),
+        )
+
+    @property
+    def _points(self) -> Path:
+        return self.folder / "points" / POINTS_DB
+
+    def _begin(self) -> None:
+        """Write the settings of the round, or check that they are those with which it was begun."""
+        if not self.config_path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.config_path) as temporary:
+                temporary.write_text(yaml.safe_dump(dataclasses.asdict(self.cfg), allow_unicode=True), encoding="utf-8")
+            return
+        own, begun = deciding_settings(self.cfg), deciding_settings(load_config(self.config_path))
+        if changed := sorted(key for key in own if own[key] != begun.get(key)):
+            raise StageError(
+                f"{self.folder.name} was begun with another {', '.join(changed[:5])}: set it back "
+                f"({changed[0]}={begun.get(changed[0])}), or remove {relative_name(self.folder)} to begin the round anew"
+            )
+
+    def _generate(self) -> dict[str, Any]:
+        """Make the candidates and the sheets from which the controls are drawn."""
+        settings = self.cfg.loop
+        self.tools.generate(self.config_path, self.folder / FOLDERS[CHOSEN], settings.candidates, True)
+        if settings.controls:
+            self.tools.generate(self.config_path, self.folder / FOLDERS[UNGUIDED], settings.control_candidates, False)
+        if settings.random_controls:
+            self._draw_random_decorations(settings.random_controls * RANDOM_PER_CONTROL)
+        return {name: len(find_cifs(self.folder / folder)) for name, folder in self._sets().items()}
+
+    def _sets(self) -> dict[str, str]:
+        """Return the folder of CIFs of every set that the round has."""
+        settings = self.cfg.loop
+        asked = {CHOSEN: settings.batch, UNGUIDED: settings.controls, RANDOM: settings.random_controls}
+        return {name: FOLDERS[name] for name, number in asked.items() if number}
+
+    def _draw_random_decorations(self, number: int) -> None:
+        """Copy some random decorations, drawn at random."""
+        paths = find_cifs(self.cfg.evaluation.random_cif_dir)
+        drawn = random.Random(f"{self.cfg.run.seed} {RANDOM}").sample(paths, min(number, len(paths)))
+        with atomic_folder(self.folder / FOLDERS[RANDOM]) as new:
+            for path in drawn:
+                shutil.copyfile(path, new / path.name)
+
+    def _judge(self, drawn_as: str) -> Judged:
+        """Judge a set; verdicts that are there are not asked again."""
+        name = FOLDERS[drawn_as]
+        return self.tools.judge(self.cfg, self.folder / name, self.folder / "judged" / name, f"round {self.number}, {drawn_as}")
+
+    def _choose(self) -> dict[str, Any]:
+        """Choose the batch, draw the controls, and write the log of choices and the sheets."""
+        settings, evaluation = self.cfg.loop, self.cfg.evaluation
+        known = known_compositions(self.cfg)
+        picks: dict[str, list[Pick]] = {}
+        sheets: dict[str, Atoms] = {}
+        refused: Mapping[str, int] = {}
+        for place, drawn_as in enumerate(self._sets()):
+            rows, structures = self._judge(drawn_as)
+            taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
+            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family)
+            if drawn_as == CHOSEN:
+                picks[drawn_as], refused = choose_batch(
+                    rows, structures, settings.batch, settings.explore_share, limits, evaluation
+                )
+            else:
+                number = settings.controls if drawn_as == UNGUIDED else settings.random_controls
+                rng = np.random.default_rng([self.cfg.run.seed, place])
+                picks[drawn_as] = draw_controls(rows, structures, number, limits, evaluation, rng)
+            sheets |= {self._name(drawn_as, pick.row): structures[pick.row.id] for pick in picks[drawn_as]}
+        choices = [Choice.of(self._name(name, pick.row), name, pick) for name, own in picks.items() for pick in own]
+        if not choices:
+            reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
+            raise StageError(f"round_{self.number}: no sheet may be chosen: {reasons}; raise loop.candidates or loop.max_dft_atoms")
+        write_json(
+            self.folder / "choices.json",
+            {
+                "choices": [dataclasses.asdict(choice) for choice in choices],
+                "left_out": dict(refused),
+                "rows": {self._name(name, pick.row): dataclasses.asdict(pick.row) for name, own in picks.items() for pick in own},
+                "sheets": {name: _plain(atoms) for name, atoms in sheets.items()},
+            },
+        )
+        print(loop_report.choices_table(choices), flush=True)
+        return {name: len(own) for name, own in picks.items()} | {"left_out": dict(refused)}
+
+    def _name(self, drawn_as: str, row: CandidateResult) -> str:
+        """Return the name of a sheet in the databases of points: unique over rounds and sets."""
+        middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
+        return f"r{self.number}-{middle}{row.id}"
+
+    def _log_of_choices(self) -> dict[str, Any]:
+        path = self.folder / "choices.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            again = f"remove {relative_name(self.folder / 'steps' / 'choose.json')} to choose again"
+            raise StageError(f"{relative_name(path)} cannot be read ({first_line(error)}): {again}") from error
+
+    def choices(self) -> list[Choice]:
+        """Return the log of choices. Raises StageError where it cannot be read."""
+        return [Choice.from_dict(values) for values in self._log_of_choices()["choices"]]
+
+    def _prepare(self) -> dict[str, Any]:
+        """Relax H on the chosen sheets with the potential."""
+        from evaluation.judge_pool import result_from_dict
+
+        written = self._log_of_choices()
+        rows = [dataclasses.replace(result_from_dict(values), id=name) for name, values in written["rows"].items()]
+        self.tools.prepare(
+            self.cfg, rows, {name: Atoms(**sheet) for name, sheet in written["sheets"].items()}, self.folder / "inputs"
+        )
+        return {"with_sites": sum(self._has_sites().values()), "asked": len(rows)}
+
+    def _has_sites(self) -> dict[str, bool]:
+        """Return for every chosen sheet whether the potential keeps H on it."""
+        folders = {choice.name: self.folder / "inputs" / choice.name for choice in self.choices()}
+        return {name: (path / "finalist.json").is_file() and bool(read_finalist(path)["sites"]) for name, path in folders.items()}
+
+    def _compute(self) -> dict[str, Any]:
+        """Compute the points of the round."""
+        inputs = {name: self.folder / "inputs" / name / "dft.extxyz" for name, has in self._has_sites().items() if has}
+        if inputs:
+            self.tools.compute(self.cfg, inputs, self.folder / "dft")
+        return {"sheets": len(inputs), "points": len(self._own_points())}
+
+    def _own_points(self) -> list[Any]:
+        path = self.folder / "dft" / POINTS_DB
+        return read_truth(path, with_unbound=True) if path.is_file() else []
+
+    def _join(self) -> dict[str, Any]:
+        """Put the points of the round beside those of the rounds before."""
+        about = {
+            choice.name: {"round": self.number, "drawn_as": choice.drawn_as, "family": choice.family} for choice in self.choices()
+        }
+        with atomic_folder(self._points.parent) as new:
+            joined = join_points(Path(self.cfg.evaluation.dft_truth_path), self.folder / "dft" / POINTS_DB, new / POINTS_DB, about)
+            if joined:
+                self.tools.complete(self.cfg, new / POINTS_DB)
+        return {"joined": joined}
+
+    def _refit(self) -> dict[str, Any]:
+        """Fit DimeNet++'s correction to all points so far."""
+        settings = dataclasses.replace(self.cfg.dimenet, dft_path=str(self._points))
+        self.tools.refit(
+            dataclasses.replace(self.cfg, dimenet=settings), Path(self.cfg.dimenet.checkpoint), self.folder / "dimenet"
+        )
+        return {}
+
+    def _report(self) -> dict[str, Any]:
+        """Write what DFT said, and the sidecar, which ends the round."""
+        cfg, counts = self.cfg, {step: dict(self.steps[step]) for step in self.steps}
+        outcomes = loop_report.outcomes_of(
+            self.choices(), self._own_points(), self._has_sites(), cfg.evaluation, cfg.dataset.her_correction_ev
+        )
+        numbers = loop_report.summary(outcomes)
+        write_json(self.folder / "results.json", {"sheets": loop_report.outcome_dicts(outcomes), **numbers})
+        print(loop_report.rounds_table({f"round_{self.number}": numbers}), flush=True)
+        inputs = [cfg.evaluation.dft_truth_path, cfg.dimenet.checkpoint, cfg.denoiser.checkpoint]
+        inputs += [self.folder / "choices.json", self.folder / "dft" / POINTS_DB]
+        write_sidecar(
+            self.folder,
+            stage=STAGE,
+            seed=cfg.run.seed,
+            settings=cfg.loop,
+            inputs=[path for path in inputs if Path(path).is_file()],
+            counts=counts,
+            metrics=numbers,
+        )
+        return read_sidecar(self.folder, stage=STAGE)["metrics"]
+
+
+def sidecar_path_of(folder: Path) -> Path:
+    """Return the sidecar of a round, whether or not its folder is there."""
+    return sidecar_path(folder) if folder.is_dir() else folder / "manifest.json"
+
+
+def known_compositions(cfg: Config) -> set[str]:
+    """Return the compositions (``composition_key``) that DFT has computed: those to learn from and those kept for a blind test.
+
+    Raises:
+        StageError: a database cannot be read.
+    """
+    paths = [path for path in (cfg.evaluation.dft_truth_path, cfg.evaluation.dft_blind_path) if path and Path(path).is_file()]
+    return {composition_key(point.host) for path in paths for point in read_truth(path, with_unbound=True)}
+
+
+def deciding_settings(cfg: Config) -> dict[str, Any]:
+    """Return the settings that decide what comes out of a round, by name; files are named relative to the project."""
+    found = {}
+    for section in SECTIONS:
+        for name, value in dataclasses.asdict(getattr(cfg, section)).items():
+            if name not in EXECUTION.get(section, ()):
+                is_path = isinstance(value, str) and Path(value).is_absolute()
+                found[f"{section}.{name}"] = relative_name(value) if is_path else value
+    return found
+
+
+def _plain(atoms: Atoms) -> dict[str, Any]:
+    """Return the keyword arguments of ``ase.Atoms``, as JSON holds them."""
+    from evaluation.candidate import atoms_to_dict
+
+    return atoms_to_dict(atoms)

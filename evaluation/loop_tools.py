@@ -1,0 +1,234 @@
+"""What a round of the design loop is done with: the stages, DFT, and the database and the correction that learn from it.
+
+``design_loop`` calls these functions through ``Tools``, so that tests can put others in their place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.db import connect
+
+from energetics.dft_points import STORED_ENERGIES, read_truth, store_energies, store_gaps
+from energetics.dft_rows import GIVEN, add_points, check_unmixed
+from evaluation.candidate import CandidateResult
+from evaluation.vasp_points import VASP, read_calculations, summary_of_missing, write_calculations
+from pipeline.errors import StageError
+from pipeline.files import PROJECT_DIR, atomic_folder, relative_name
+from pipeline.settings import Config
+
+log = logging.getLogger("her2d")
+
+VERIFY_DFT = Path(__file__).resolve().parent.parent / "scripts" / "verify_dft.py"
+UNGUIDED = ("generation.guidance_scale=0", "generation.cfg_scale=0")
+POINTS_DB = "h_on_2d_dft.db"
+Judged = tuple[list[CandidateResult], dict[str, Atoms]]  # rows, and id -> relaxed sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """The work of a round.
+
+    generate(config_path, folder, number, guided): writes CIFs to a folder. judge(cfg, cif_dir, output_dir, label) -> Judged.
+    prepare(cfg, rows, structures, folder): relaxes H, and writes FOLDER/ID/dft.extxyz. compute(cfg, inputs, folder): computes the
+    points of inputs, id -> file, into FOLDER/h_on_2d_dft.db. complete(cfg, path): adds to a database of points what the judges
+    need of them. refit(cfg, checkpoint, folder): fits the correction of DimeNet++ to ``dimenet.dft_path`` anew, into
+    FOLDER/dimenet.pth.
+    """
+
+    generate: Callable[..., None]
+    judge: Callable[..., Judged]
+    prepare: Callable[..., None]
+    compute: Callable[..., None]
+    complete: Callable[..., None]
+    refit: Callable[..., None]
+
+
+def generate(config_path: Path, folder: Path, number: int, guided: bool) -> None:
+    """Run stage 4 with the settings of a file.
+
+    Raises:
+        StageError: it failed; what it says stands above.
+    """
+    command = [sys.executable, str(PROJECT_DIR / "structure_generator.py"), "--config", str(config_path)]
+    command += [f"generation.output_dir={folder}", f"generation.num_structures={number}", *(() if guided else UNGUIDED)]
+    if code := subprocess.run(command).returncode:
+        raise StageError(f"structure_generator.py ended with exit code {code}; the same command goes on there")
+
+
+def judge(cfg: Config, cif_dir: Path, output_dir: Path, label: str) -> Judged:
+    """Judge the CIFs of a folder with the judges of stage 5; finished verdicts are kept in ``output_dir``."""
+    from evaluation import evaluate, judges
+    from evaluation.judge_pool import JudgePool
+
+    settings, identity = cfg.evaluation, judges.judge_identity(cfg)
+    load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
+    with JudgePool(load, identity, settings.workers, cfg.run) as pool:
+        found = evaluate.evaluate(cif_dir, pool, settings, output_dir, label, seed=cfg.run.seed, also_cached=settings.judged_before)
+    return found.rows, found.structures
+
+
+def prepare(cfg: Config, rows: Sequence[CandidateResult], structures: Mapping[str, Atoms], folder: Path) -> None:
+    """Relax H on sheets with the potential, and write their inputs for DFT; a candidate that is there stays."""
+    from energetics.potential_loading import load_stability_judge
+    from evaluation.finalists import export_finalists
+    from evaluation.judging import Judges
+    from pipeline.tasks import start_workers
+
+    steps = cfg.evaluation.max_h_steps + cfg.evaluation.more_h_steps
+    load = partial(_potential_alone, load_stability_judge, Judges, cfg)
+    with start_workers(cfg.run, cfg.evaluation.workers, load) as workers:
+        export_finalists(rows, dict(structures), workers, folder, steps, cfg.loop.max_sites, go_on=True)
+
+
+def _potential_alone(load: Callable[[Config], Any], judges: Callable[..., Any], cfg: Config) -> Any:
+    """Return judges of which only the potential is there, all that a relaxation of H needs."""
+    return judges(load(cfg), None, None, None, None)
+
+
+def compute(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+    """Compute DFT points, by what ``loop.dft`` names.
+
+    Args:
+        cfg: section ``loop``.
+        inputs: name of a sheet -> its file for DFT.
+        folder: of the single calculations and of the database of their points.
+
+    Raises:
+        StageError: the calculator is not there, or VASP has not computed everything yet.
+    """
+    if cfg.loop.dft == VASP:
+        _compute_by_vasp(cfg, inputs, folder)
+    else:
+        _compute_by_processes(cfg, inputs, folder)
+
+
+def _compute_by_processes(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+    """Run ``verify_dft.py`` in several processes that share the work, then once more to collect."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = cfg.loop
+    command = [settings.dft_python or sys.executable, str(VERIFY_DFT), *map(str, inputs.values()), "--work-dir", str(folder)]
+    command += ["--database", str(folder / POINTS_DB), "--calculator", settings.dft]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log.info("DFT on %d sheets in %d processes; their output is in %s", len(inputs), settings.dft_processes, relative_name(folder))
+    _run_together(command, [folder / f"process_{k + 1}.log" for k in range(settings.dft_processes)], environment)
+    _run_together(command, [folder / "collect.log"], environment)
+
+
+def _run_together(command: Sequence[str], logs: Sequence[Path], environment: Mapping[str, str]) -> None:
+    """Run a command once for every log, all at a time.
+
+    Raises:
+        StageError: it cannot be started, or ended with an exit code other than 0 and 1 (some calculations failed).
+    """
+    with_logs: list[tuple[subprocess.Popen, Path]] = []
+    try:
+        for path in logs:
+            with path.open("w", encoding="utf-8") as handle:
+                process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, env=dict(environment))
+            with_logs.append((process, path))
+        codes = [process.wait() for process, _ in with_logs]
+    except FileNotFoundError as error:
+        raise StageError(f"loop.dft_python={command[0]}: there is no such program") from error
+    finally:
+        for process, _ in with_logs:
+            if process.poll() is None:
+                process.terminate()
+    for code, (_, path) in zip(codes, with_logs, strict=True):
+        if code not in (0, 1) and len(logs) == 1:  # what one of several could not do, the last one tries again
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+            raise StageError(f"verify_dft.py ended with exit code {code}: {said}")
+
+
+def _compute_by_vasp(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+    """Write VASP's inputs, or read its results where all are there."""
+    exported = folder / VASP
+    names = write_calculations(inputs, exported)
+    round_name = folder.parent.name
+    results = Path(cfg.loop.vasp_results) / round_name if cfg.loop.vasp_results else exported
+    found = read_calculations(inputs, results)
+    if found.missing:
+        raise StageError(
+            f"{len(found.missing)} of {len(names)} VASP calculations of {round_name} have no result "
+            f"({summary_of_missing(found.missing)}): run VASP in every folder of {relative_name(exported)}, with POTCAR by "
+            f"POTCAR.spec, leave vasprun.xml or OUTCAR in the folder of the same name of {relative_name(results)}, and start "
+            "the same command again"
+        )
+    for name, reason in found.failed.items():
+        log.warning("%s: no DFT value: %s", name, reason)
+    if "H2" in found.failed:
+        raise StageError(f"the reference molecule has no energy: {found.failed['H2']}")
+    add_points(folder / POINTS_DB, found.systems, GIVEN, VASP)
+
+
+def complete(cfg: Config, path: Path) -> None:
+    """Add the ΔE_H of the embedded potentials that judge, and the band gaps, to the points of a database that lack them."""
+    from energetics.potential_loading import uses_gap
+    from energetics.potentials import load_potential
+
+    for name in dict.fromkeys((cfg.evaluation.potential, cfg.evaluation.second_potential)):
+        if name in STORED_ENERGIES and any(name not in point.energies for point in read_truth(path, with_unbound=True)):
+            store_energies(path, load_potential(name))
+    if uses_gap(cfg.evaluation):
+        store_gaps(path)
+
+
+def join_points(before: Path, new: Path, target: Path, about: Mapping[str, Mapping[str, Any]]) -> int:
+    """Write a database with the points of an earlier one and those of a round.
+
+    Points by another calculator join as well: their ΔE_H agree to some hundredths of an eV where the functional is the same, less
+    than the scatter that the correction allows for. Every row says what computed it.
+
+    Args:
+        before: the earlier database; one that is not there holds nothing.
+        new: of the round; one that is not there holds nothing.
+        target: the database to write, which is not there.
+        about: name of a sheet -> further keys of its rows.
+
+    Returns:
+        Number of points that have joined.
+
+    Raises:
+        StageError: one of them holds points that DFT relaxed.
+    """
+    joined = 0
+    for path in (before, new):
+        check_unmixed(path, GIVEN)
+    if before.is_file():
+        shutil.copyfile(before, target)
+    with connect(target, type="db") as db:
+        for row in connect(new).select() if new.is_file() else ():
+            db.write(row.toatoms(), **{**row.key_value_pairs, **about.get(str(row.name), {})})
+            joined += row.kind != "clean"
+    return joined
+
+
+def refit(cfg: Config, checkpoint: Path, folder: Path) -> None:
+    """Fit DimeNet++'s correction anew to the points of ``dimenet.dft_path``; its weights stay.
+
+    Args:
+        cfg: section ``dimenet``.
+        checkpoint: the model, which is copied.
+        folder: the copy goes to FOLDER/dimenet.pth, with its sidecar.
+    """
+    from energetics.dimenet_stage import train_stage
+
+    with atomic_folder(folder) as new:
+        for path in (checkpoint, checkpoint.with_suffix(".json")):
+            shutil.copyfile(path, new / f"dimenet{path.suffix}")
+        settings = dataclasses.replace(cfg.dimenet, checkpoint=str(new / "dimenet.pth"), only_correction=True)
+        train_stage(dataclasses.replace(cfg, dimenet=settings))
+
+
+REAL = Tools(generate, judge, prepare, compute, complete, refit)

@@ -1,0 +1,36 @@
+"""Declares the settings of the design loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.setting_field import setting
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of the loop of generation, judges, DFT and learning."""
+
+    output_dir: str = setting("${run.output_dir}/loop", "where the rounds go, a folder each", path=True)
+    rounds: int = setting(3, "rounds; those that are finished stay, so that a larger number goes on", low=1)
+    candidates: int = setting(256, "sheets that stage 4 generates in a round", low=1)
+    control_candidates: int = setting(16, "unguided sheets from which the controls are drawn", low=0)
+    batch: int = setting(12, "sheets chosen for DFT in a round", low=1)
+    explore_share: float = setting(0.25, "share of these that are chosen for what DFT teaches, not for p_hit", low=0, high=1)
+    max_per_family: int = setting(2, "chosen sheets of one family (stoichiometry and layer group) in a round", low=1)
+    controls: int = setting(3, "unguided sheets, drawn at random, that DFT computes beside them", low=0)
+    random_controls: int = setting(2, "random decorations (evaluation.random_cif_dir), drawn at random, as well", low=0)
+    max_sites: int = setting(2, "H sites per sheet: the best one by the potential, and others within 0.25 eV", low=1)
+    max_dft_atoms: int = setting(16, "largest cell that DFT is asked for, H included", low=3)
+    dft: str = setting(
+        "gpaw",
+        "what computes: gpaw, vasp (inputs are written, results read at the next start), or MODULE:FUNCTION that returns an ASE "
+        "calculator",
+    )
+    dft_python: str = setting("/usr/bin/python3", "Python that has ase and the calculator; Debian puts GPAW there; empty: this one")
+    dft_processes: int = setting(1, "calculations at a time, a process of one thread each", low=1)
+    vasp_results: str = setting(
+        "",
+        "vasp: folder with the vasprun.xml or OUTCAR of every calculation, as ROUND/NAME/CALCULATION; empty: where inputs are",
+        path=True,
+    )

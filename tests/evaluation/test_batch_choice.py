@@ -1,0 +1,187 @@
+"""The rule that chooses sheets for DFT, on many random sets of candidates, and its controls."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from crystals import validity
+from crystals.formulas import composition_key
+from crystals.prototypes import honeycomb
+from evaluation import batch_choice
+from evaluation.batch_choice import (
+    Limits,
+    choose_batch,
+    design_fault,
+    dft_atoms,
+    draw_controls,
+    family_of,
+    learning_gain,
+)
+from evaluation.candidate import CandidateResult
+from evaluation.decisions import hit_probability
+from pipeline.settings import EvaluationConfig
+
+SETTINGS = EvaluationConfig()
+METALS = ["Nb", "Ta", "Mo", "W", "Pd", "Pt", "Ni", "Co", "Ti", "Zr"]
+GROUPS = ["p-3m1", "p-6m2", "pmmn"]
+SHEET = honeycomb("C", "C")
+FREE = Limits(frozenset(), 100, 2)
+
+
+@pytest.fixture
+def small_cells(monkeypatch):
+    """Every cell with H has 19 atoms, without a look at it, which takes a while in thousands of draws."""
+    monkeypatch.setattr(batch_choice, "dft_atoms", lambda sheet: 19)
+
+
+def row(identifier, formula="NbS2", **values):
+    """A sheet that may be chosen."""
+    known = {
+        "dimensionality": validity.SHEET,
+        "valid": True,
+        "sheet_relaxed": True,
+        "unique": True,
+        "novel": True,
+        "h_relax_converged": True,
+        "layer_group_relaxed": "p-3m1",
+        "delta_g_ev": 0.0,
+        "delta_g_std_ev": 0.3,
+        "e_above_hull_ev": 0.0,
+        "e_above_hull_std_ev": 0.05,
+    }
+    found = CandidateResult(id=identifier, formula=formula, reduced_formula=formula, **(known | values))
+    found.p_hit = hit_probability(found, SETTINGS)
+    return found
+
+
+def random_rows(seed, n=60):
+    """Rows of which about a half may be chosen."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for k in range(n):
+        first, second = rng.choice(METALS, 2, replace=False)
+        formula = str(rng.choice([f"{first}S2", f"{first}2{second}Te2", f"{first}Se2", f"{first}{second}O4"]))
+        rows.append(
+            row(
+                f"gen_{k:05d}",
+                formula,
+                delta_g_ev=float(rng.normal(0, 0.6)),
+                delta_g_std_ev=float(rng.uniform(0.1, 0.6)),
+                e_above_hull_ev=float(rng.exponential(0.1)),
+                layer_group_relaxed=str(rng.choice(GROUPS)),
+                valid=bool(rng.random() < 0.9),
+                novel=[True, False, None][rng.integers(3)],
+                h_desorbed=bool(rng.random() < 0.1),
+            )
+        )
+    return rows
+
+
+def chosen(rows, size=8, explore=0.25, limits=FREE):
+    return choose_batch(rows, {r.id: SHEET for r in rows}, size, explore, limits, SETTINGS)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_batch_keeps_every_limit_and_no_better_sheet_is_passed_over(seed, small_cells):
+    rows = random_rows(seed)
+    known = {composition_key(rows[k].formula) for k in (1, 5, 9)}
+    limits = Limits(known, 100, 2)
+    picks, refused = chosen(rows, limits=limits)
+    formulas = [composition_key(pick.row.formula) for pick in picks]
+    families = Counter(pick.family for pick in picks)
+    assert len(picks) <= 8 and len(set(formulas)) == len(formulas) and not set(formulas) & known
+    assert max(families.values()) <= 2 and all(not design_fault(pick.row, SETTINGS) for pick in picks)
+    eligible = [r for r in rows if not design_fault(r, SETTINGS) and composition_key(r.formula) not in known]
+    assert sum(refused.values()) == len(rows) - len(eligible)
+    exploiting = [pick.row for pick in picks if pick.reason.startswith("p_hit")]
+    assert len(exploiting) <= 6 and [r.p_hit for r in exploiting] == sorted((r.p_hit for r in exploiting), reverse=True)
+    # Whoever was passed over for a sheet of lower p_hit shares its composition or a full family with one that came earlier.
+    for place, taken in enumerate(exploiting):
+        earlier = exploiting[:place]
+        full = {f for f, n in Counter(family_of(r) for r in earlier).items() if n == 2}
+        for other in eligible:
+            if other not in exploiting and other.p_hit > taken.p_hit:
+                assert composition_key(other.formula) in {composition_key(r.formula) for r in earlier} or family_of(other) in full
+    for pick in picks[len(exploiting) :]:
+        assert learning_gain(pick.row, SETTINGS) > 0 and pick.reason.startswith("teaches")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_candidates_does_not_matter(seed, small_cells):
+    rows = random_rows(seed)
+    mixed = [rows[k] for k in np.random.default_rng(seed).permutation(len(rows))]
+    assert [p.row.id for p in chosen(rows)[0]] == [p.row.id for p in chosen(mixed)[0]]
+
+
+def test_the_first_places_go_by_p_hit_and_the_others_by_what_dft_teaches():
+    rows = [
+        row("best", "NbS2", delta_g_std_ev=0.1),
+        row("far, certain", "TaS2", delta_g_ev=1.0, delta_g_std_ev=0.1),
+        row("uncertain", "MoS2", delta_g_ev=0.6, delta_g_std_ev=0.6, layer_group_relaxed="p-6m2"),
+        row("uncertain, unstable", "WS2", delta_g_ev=0.6, delta_g_std_ev=0.7, e_above_hull_ev=0.4),
+    ]
+    assert [p.row.id for p in chosen(rows, 2, 0.5)[0]] == ["best", "uncertain"]
+    assert [p.row.id for p in chosen(rows, 1, 0.0)[0]] == ["best"]
+    assert [p.row.id for p in chosen(rows, 1, 1.0)[0]] == ["uncertain"]
+
+
+def test_learning_gain_is_zero_where_two_errors_do_not_reach_the_window():
+    assert learning_gain(row("a", delta_g_ev=0.71, delta_g_std_ev=0.3), SETTINGS) == 0.0
+    exact = row("a", delta_g_ev=0.69, delta_g_std_ev=0.3, e_above_hull_ev=0.1)  # on the limit: probability a half
+    assert learning_gain(exact, SETTINGS) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"valid": False}, "no valid sheet"),
+        ({"sheet_relaxed": False}, "no valid sheet"),
+        ({"dimensionality": validity.BULK}, "no valid sheet"),
+        ({"unique": False}, "duplicate"),
+        ({"novel": False}, "not novel"),
+        ({"hazards": "Tl"}, "hazards or price"),
+        ({"dynamically_stable": False}, "dynamically unstable"),
+        ({"water": "dissolves"}, "dissolves in water"),
+        ({"conductive": False}, "does not conduct"),
+        ({"h_desorbed": True}, "H desorbs or is not at rest"),
+        ({"h_relax_converged": False}, "H desorbs or is not at rest"),
+        ({"delta_g_std_ev": math.nan}, "no ΔG_H with an error, or no E_above_hull"),
+        ({"e_above_hull_ev": math.nan}, "no ΔG_H with an error, or no E_above_hull"),
+    ],
+)
+def test_who_may_not_be_chosen_is_counted_by_reason(change, reason):
+    assert design_fault(row("a"), SETTINGS) == ""
+    picks, refused = chosen([row("a", **change), row("b", "TaS2")], 2, 0.0)
+    assert [p.row.id for p in picks] == ["b"] and refused == {reason: 1}
+
+
+def test_large_cells_and_known_compositions_cost_nothing():
+    atoms = dft_atoms(SHEET)
+    assert atoms == 9 * 2 + 1, "graphene in 3 x 3, the smallest cell with 5.6 Å between images of H"
+    assert chosen([row("a")], limits=Limits(frozenset(), atoms - 1, 2))[1] == {f"more than {atoms - 1} atoms with H": 1}
+    assert len(chosen([row("a")], limits=Limits(frozenset(), atoms, 2))[0]) == 1
+    assert chosen([row("a", "Nb2S4")], limits=Limits({"NbS2"}, 100, 2))[1] == {"composition computed before": 1}
+    assert choose_batch([row("a")], {}, 1, 0.0, FREE, SETTINGS)[1] == {"no relaxed sheet": 1}
+
+
+def test_a_family_is_a_stoichiometry_in_a_layer_group():
+    assert family_of(row("a", "Nb2PdTe2")) == family_of(row("b", "Ta2CoSe2")) == "AB2C2 p-3m1"
+    assert family_of(row("a", "Nb2PdTe2", layer_group_relaxed="pmmn")) != family_of(row("b", "Ta2CoSe2"))
+
+
+def test_controls_are_drawn_without_a_look_at_predictions(small_cells):
+    rows = [row(f"u{k}", f"{metal}S2", delta_g_ev=3.0, novel=False) for k, metal in enumerate(METALS)]
+    rows += [row("dangerous", "NbSe2", hazards="Tl"), row("known", "NbTe2"), row("broken", "NbO2", valid=False)]
+    limits = Limits({"NbTe2"}, 100, 1)
+
+    def draw(seed, among=rows):
+        structures = {r.id: SHEET for r in rows}
+        return [p.row.id for p in draw_controls(among, structures, 3, limits, SETTINGS, np.random.default_rng(seed))]
+
+    counts = Counter(name for seed in range(300) for name in draw(seed))
+    assert set(counts) == {f"u{k}" for k in range(10)}
+    assert max(counts.values()) < 130 and min(counts.values()) > 55, "each of ten in about 90 of 300 draws of three"
+    assert draw(1) == draw(1, rows[::-1]) != draw(2)
+    assert len(draw_controls(rows[:2], {r.id: SHEET for r in rows}, 5, limits, SETTINGS, np.random.default_rng(0))) == 2
