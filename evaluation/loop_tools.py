@@ -114,15 +114,16 @@ def compute(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
 
 
 def _compute_by_processes(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
-    """Run ``verify_dft.py`` in several processes that share the work, then once more to collect."""
+    """Run ``verify_dft.py``; where in several processes that share the work, then once more to collect."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = cfg.loop
     command = [settings.dft_python or sys.executable, str(VERIFY_DFT), *map(str, inputs.values()), "--work-dir", str(folder)]
     command += ["--database", str(folder / POINTS_DB), "--calculator", settings.dft]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log.info("DFT on %d sheets in %d processes; their output is in %s", len(inputs), settings.dft_processes, relative_name(folder))
-    _run_together(command, [folder / f"process_{k + 1}.log" for k in range(settings.dft_processes)], environment)
-    _run_together(command, [folder / "collect.log"], environment)
+    if settings.dft_processes > 1:
+        _run_together(command, [folder / f"process_{k + 1}.log" for k in range(settings.dft_processes)], environment)
+    _run_together(command, [folder / "process.log"], environment)
 
 
 def _run_together(command: Sequence[str], logs: Sequence[Path], environment: Mapping[str, str]) -> None:

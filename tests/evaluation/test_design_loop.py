@@ -1,0 +1,313 @@
+"""The design loop with quick tools: what a round leaves, what a stopped loop does, and what it says of bad input."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from ase.db import connect
+from ase.io import read
+from loop_tools import ELEMENTS, QUICK, Killed, Stopping, write_cifs
+from vasp_files import vasprun
+
+from energetics.dft_points import read_truth
+from evaluation import loop_report, loop_tools
+from evaluation.design_loop import deciding_settings, known_compositions, run_loop
+from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice, Outcome
+from pipeline.errors import ConfigError, StageError
+from pipeline.loading import load_config
+from pipeline.provenance import check_inputs_unchanged, read_sidecar
+from pipeline.settings import EvaluationConfig
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def configuration(folder, *overrides):
+    """Settings of a small loop that starts without DFT points."""
+    checkpoint = folder / "first.pth"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text("weights")
+    if not (folder / "decorations").is_dir():
+        write_cifs(folder / "decorations", [f"{element} {element}" for element in ELEMENTS])
+    given = [
+        f"run.output_dir={folder}", f"dimenet.checkpoint={checkpoint}", f"denoiser.checkpoint={checkpoint}",
+        f"evaluation.dft_truth_path={folder}/none.db", "evaluation.dft_blind_path=",
+        f"evaluation.random_cif_dir={folder}/decorations",
+        "loop.rounds=2", "loop.candidates=10", "loop.control_candidates=6", "loop.batch=4", "loop.controls=2",
+        "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt",
+    ]  # fmt: skip
+    return load_config(None, [*given, *overrides])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a loop of two rounds that nothing has stopped, and the calls that it made."""
+    folder = tmp_path_factory.mktemp("whole")
+    watched = Stopping()
+    run_loop(configuration(folder), watched.tools)
+    return folder, watched.calls
+
+
+def rounds_of(folder):
+    return [folder / "loop" / f"round_{k}" for k in (1, 2)]
+
+
+def content(path):
+    return json.loads(path.read_text())
+
+
+def rows_of(path):
+    return [(row.key_value_pairs, row.positions.tolist()) for row in connect(path).select()]
+
+
+def same_products(one, other):
+    for a, b in zip(rounds_of(one), rounds_of(other), strict=True):
+        for name in ("choices.json", "results.json"):
+            assert content(a / name) == content(b / name)
+        assert rows_of(a / "points" / "h_on_2d_dft.db") == rows_of(b / "points" / "h_on_2d_dft.db")
+        assert content(a / "manifest.json")["metrics"] == content(b / "manifest.json")["metrics"]
+        assert content(a / "manifest.json")["counts"] == content(b / "manifest.json")["counts"]
+    assert content(one / "loop" / "rounds.json") == content(other / "loop" / "rounds.json")
+
+
+def test_a_round_chooses_computes_and_joins(whole):
+    folder, calls = whole
+    assert calls == 2 * ["generate", "generate", "judge", "judge", "judge", "prepare", "compute", "complete", "refit"]
+    first, second = rounds_of(folder)
+    results = content(first / "results.json")
+    sets = results["sets"]
+    assert sets[CHOSEN]["asked"] == 4 and sets[UNGUIDED]["asked"] == 2 and sets[RANDOM]["asked"] == 1
+    computed = {sheet["name"] for sheet in results["sheets"] if sheet["status"] == "computed"}
+    assert {point.name for point in read_truth(first / "dft" / "h_on_2d_dft.db", with_unbound=True)} == computed
+    before = rows_of(first / "points" / "h_on_2d_dft.db")
+    assert rows_of(second / "points" / "h_on_2d_dft.db")[: len(before)] == before
+    rows = [row for row, _ in rows_of(second / "points" / "h_on_2d_dft.db")]
+    assert {row["round"] for row in rows} == {1, 2} and {row["drawn_as"] for row in rows} >= {CHOSEN}
+    for sheet in results["sheets"]:
+        row = next((r for r in rows if r["name"] == sheet["name"] and r["kind"] == "slab_H"), None)
+        if row is not None:
+            assert sheet["delta_g_dft_ev"] == pytest.approx(row["dE_dft"] + 0.27) and row["family"] == sheet["family"]
+        else:
+            assert sheet["status"] == "no site" and sheet["hit_dft"] is False and "Ni" in sheet["formula"]
+
+
+def test_no_composition_is_computed_twice_in_a_loop(whole):
+    first, second = rounds_of(whole[0])
+    computed = [
+        {c["formula"] for c in content(path / "choices.json")["choices"] if "Ni" not in c["formula"]} for path in (first, second)
+    ]
+    assert not computed[0] & computed[1]
+
+
+def test_rounds_draw_other_seeds_and_learn_from_the_round_before(whole):
+    first, second = (load_config(path / "config.yaml") for path in rounds_of(whole[0]))
+    assert (first.run.seed, second.run.seed) == (0, 1)
+    assert second.evaluation.dft_truth_path == second.dimenet.dft_path == str(rounds_of(whole[0])[0] / "points" / "h_on_2d_dft.db")
+    assert second.dimenet.checkpoint == str(rounds_of(whole[0])[0] / "dimenet" / "dimenet.pth")
+    names = [{c["name"] for c in content(path / "choices.json")["choices"]} for path in rounds_of(whole[0])]
+    assert all(name.startswith("r1-") for name in names[0]) and all(name.startswith("r2-") for name in names[1])
+
+
+def test_the_sidecar_says_what_the_round_is_made_of(whole):
+    first, second = rounds_of(whole[0])
+    card = read_sidecar(second, stage="design_loop.py")
+    check_inputs_unchanged(card, second)
+    assert (
+        card["seed"] == 1 and card["settings"]["batch"] == 4 and card["counts"]["generate"] == {CHOSEN: 10, UNGUIDED: 6, RANDOM: 3}
+    )
+    assert str(first / "points" / "h_on_2d_dft.db") in card["inputs"] and str(second / "choices.json") in card["inputs"]
+    assert card["metrics"]["sets"] == content(second / "results.json")["sets"]
+    assert card["counts"]["choose"]["left_out"].keys() <= {"composition computed before"}
+
+
+def test_a_loop_that_is_stopped_at_every_call_ends_with_the_same_products(whole, tmp_path):
+    cfg, watched, starts = configuration(tmp_path), Stopping(everywhere=True), 1
+    while starts < 100:
+        try:
+            run_loop(cfg, watched.tools)
+        except Killed:
+            starts += 1
+        else:
+            break
+    assert starts == 2 * len(whole[1]) + 1 and set(watched.stops) == set(vars(QUICK)), "before and after the work of every call"
+    same_products(whole[0], tmp_path)
+
+
+@pytest.mark.parametrize("step", ["generate", "choose", "prepare", "compute", "join", "refit"])
+def test_a_step_without_its_record_is_done_again_with_the_same_result(whole, tmp_path, step):
+    shutil.copytree(whole[0], tmp_path / "copy", dirs_exist_ok=True)
+    second = tmp_path / "copy" / "loop" / "round_2"
+    for name in (f"steps/{step}.json", "manifest.json", "results.json"):
+        (second / name).unlink()
+    before = content(whole[0] / "loop" / "round_2" / "results.json")
+    # The copy stands in another folder: its own settings are those of the copy.
+    text = (second / "config.yaml").read_text().replace(str(whole[0]), str(tmp_path / "copy"))
+    (second / "config.yaml").write_text(text)
+    watched = Stopping()
+    run_loop(configuration(tmp_path / "copy"), watched.tools)
+    expected = {"choose": {"judge"}, "join": {"complete"}}.get(step, {step})
+    assert set(watched.calls) == expected and content(second / "results.json") == before
+
+
+def test_a_finished_loop_does_nothing_and_more_rounds_go_on(whole, tmp_path):
+    run_loop(configuration(tmp_path, "loop.rounds=1"), QUICK)
+    watched = Stopping()
+    run_loop(configuration(tmp_path, "loop.rounds=1"), watched.tools)
+    assert not watched.calls
+    run_loop(configuration(tmp_path), watched.tools)
+    assert len(watched.calls) == 9
+    same_products(whole[0], tmp_path)
+
+
+def test_a_round_that_was_begun_is_not_finished_with_other_settings(tmp_path):
+    with pytest.raises(Killed):
+        run_loop(configuration(tmp_path), Stopping(at=4).tools)
+    with pytest.raises(StageError, match=r"round_1 was begun with another loop.batch: set it back \(loop.batch=4\), or remove"):
+        run_loop(configuration(tmp_path, "loop.batch=5"), QUICK)
+    run_loop(configuration(tmp_path, "loop.rounds=1", "loop.dft_processes=2", "evaluation.workers=1"), QUICK)
+
+
+def test_settings_that_decide_are_compared_without_the_place_of_the_checkout():
+    settings = deciding_settings(load_config(None))
+    assert settings["evaluation.dft_truth_path"] == "data/h_on_2d_dft.db" and "loop.rounds" not in settings
+
+
+def test_compositions_of_the_blind_points_are_known_too():
+    known = known_compositions(load_config(None))
+    assert {"MoS2", "BaI2"} <= known
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["loop.dft=magic"], ConfigError, "loop.dft=magic: choose gpaw, vasp or MODULE:FUNCTION"),
+        (["loop.controls=7"], ConfigError, "loop.controls are drawn from"),
+        (["loop.max_dft_atoms=3"], StageError, "no sheet may be chosen: more than 3 atoms with H"),
+        (["evaluation.random_cif_dir=nowhere"], StageError, "no folder of CIFs"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        run_loop(configuration(tmp_path, *overrides), QUICK)
+
+
+def test_a_damaged_log_of_choices_is_named(tmp_path):
+    with pytest.raises(Killed):
+        run_loop(configuration(tmp_path), Stopping(at=6).tools)
+    (tmp_path / "loop" / "round_1" / "choices.json").write_text("{")
+    with pytest.raises(StageError, match="choose.json to choose again"):
+        run_loop(configuration(tmp_path), QUICK)
+
+
+def inputs_in(folder):
+    paths = sorted((folder / "loop" / "round_1" / "inputs").iterdir())
+    return {path.name: path / "dft.extxyz" for path in paths if content(path / "finalist.json")["sites"]}
+
+
+def test_dft_runs_in_processes_that_share_the_work(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    inputs = inputs_in(whole[0])
+    cfg = configuration(tmp_path, "loop.dft=dft_calculators:slow", "loop.dft_processes=2", f"loop.dft_python={sys.executable}")
+    loop_tools.compute(cfg, inputs, tmp_path / "dft")
+    found = {
+        (point.name, point.site): point.delta_e for point in read_truth(tmp_path / "dft" / loop_tools.POINTS_DB, with_unbound=True)
+    }
+    known = read_truth(whole[0] / "loop" / "round_1" / "dft" / loop_tools.POINTS_DB, with_unbound=True)
+    assert found == pytest.approx({(point.name, point.site): point.delta_e for point in known})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["loop.dft_python=/no/such/python"], "there is no such program"),
+        (
+            ["loop.dft=no_such_module:f", f"loop.dft_python={sys.executable}"],
+            "exit code 2: verify_dft.py: calculator no_such_module:f",
+        ),
+    ],
+)
+def test_a_calculator_that_cannot_be_started_is_named(whole, tmp_path, settings, message):
+    with pytest.raises(StageError, match=message):
+        loop_tools.compute(configuration(tmp_path, *settings), inputs_in(whole[0]), tmp_path / "dft")
+
+
+def test_vasp_stops_until_its_results_are_there(whole, tmp_path):
+    inputs, elsewhere = inputs_in(whole[0]), tmp_path / "from_cluster"
+    cfg = configuration(tmp_path, "loop.dft=vasp", f"loop.vasp_results={elsewhere}")
+    folder = tmp_path / "round_1" / "dft"
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"VASP calculations of round_1 have no result \(H2, .*start the same command again"):
+            loop_tools.compute(cfg, inputs, folder)
+    for poscar in (folder / "vasp").rglob("POSCAR"):
+        target = elsewhere / "round_1" / poscar.parent.relative_to(folder / "vasp")
+        target.mkdir(parents=True)
+        (target / "vasprun.xml").write_text(vasprun(read(poscar), -3.0 - len(target.name)))
+    loop_tools.compute(cfg, inputs, folder)
+    points = read_truth(folder / loop_tools.POINTS_DB, with_unbound=True)
+    assert {point.name for point in points} == set(inputs)
+    # H_topX or H_topXx against clean, less half of H2: the energies are -3 eV less the length of the name.
+    assert {round(p.delta_e, 6) for p in points} == {round(-3 - len(f"H_{p.site}") + 8 + 2.5, 6) for p in points}
+
+
+def choice(name="a", drawn_as=CHOSEN, delta_g=0.0, std=0.3, e_hull=0.0):
+    return Choice(
+        name, drawn_as, f"{name}.cif", "NbS2", "AB2 p-3m1", "p_hit 0.2", delta_g, std, "corrected potential", e_hull, 0.2, 13
+    )
+
+
+def outcome(delta_g_dft, delta_g=0.0, std=0.3):
+    return Outcome(choice(delta_g=delta_g, std=std), "computed", delta_g_dft, "topS", abs(delta_g_dft) <= 0.1, True)
+
+
+def test_the_error_of_the_judge_is_that_of_its_earlier_values():
+    found = loop_report.judge_error([outcome(0.1, 0.3), outcome(-0.2, -0.3), outcome(1.0, 0.1)])
+    assert found["mae_ev"] == pytest.approx((0.2 + 0.1 + 0.9) / 3) and found["bias_ev"] == pytest.approx((0.2 - 0.1 - 0.9) / 3)
+    assert found["within_1_sigma"] == pytest.approx(2 / 3) and found["n"] == 3
+    assert found["n_near_zero"] == 2 and found["mae_near_zero_ev"] == pytest.approx(0.15)
+    assert math.isnan(loop_report.judge_error([])["mae_ev"])
+
+
+def test_the_interval_of_a_rate_is_wilsons():
+    """Wilson's formula written out, and 1 of 10 as in Newcombe, Stat. Med. 17, 857 (1998), by the same formula."""
+    for hits, n in ((3, 12), (0, 5), (1, 10)):
+        z, p = 1.959964, hits / n
+        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        found = loop_report.rate([True] * hits + [False] * (n - hits) + [None])
+        assert (found["hits"], found["n"]) == (hits, n)
+        assert found["low"] == pytest.approx(max(0, (centre - half) / (1 + z * z / n)), abs=1e-4)
+        assert found["high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-4)
+
+
+def test_verdicts_of_dft_know_no_site_failures_and_h_that_is_not_bound():
+    class Point:
+        def __init__(self, name, site, delta_e):
+            self.name, self.site, self.delta_e = name, site, delta_e
+
+    choices = [choice("hit"), choice("unstable", e_hull=0.3), choice("no hull", e_hull=math.nan), choice("none"), choice("failed")]
+    choices.append(choice("unbound"))
+    points = [Point("hit", "b", 0.5), Point("hit", "a", -0.25), Point("unstable", "a", -0.3), Point("no hull", "a", -0.2)]
+    points.append(Point("unbound", "a", 3.5))
+    prepared = {"none": False} | {name: True for name in ("hit", "unstable", "no hull", "failed", "unbound")}
+    found = loop_report.outcomes_of(choices, points, prepared, EvaluationConfig(), 0.27)
+    by_name = {o.choice.name: o for o in found}
+    assert by_name["hit"].delta_g_dft_ev == pytest.approx(0.02) and by_name["hit"].site == "a" and by_name["hit"].hit is True
+    assert (by_name["unstable"].hit_dft, by_name["unstable"].hit) == (True, False)
+    assert (by_name["no hull"].hit_dft, by_name["no hull"].hit) == (True, None)
+    assert (by_name["none"].status, by_name["none"].hit_dft) == ("no site", False)
+    assert (by_name["failed"].status, by_name["failed"].hit_dft) == ("failed", None)
+    assert by_name["unbound"].hit_dft is False and math.isnan(by_name["unbound"].error_ev)
+    numbers = loop_report.summary(found)["sets"][CHOSEN]
+    assert numbers["hit_dft"]["n"] == 5 and numbers["hit_dft"]["hits"] == 3 and numbers["failed"] == 1 and numbers["unbound"] == 1
+    text = loop_report.rounds_table({"round_1": loop_report.summary(found)})
+    assert "3/5: 60 % [23, 88]" in text and "4/6" in text
+
+
+def test_a_database_of_relaxed_points_does_not_join(tmp_path):
+    from ase import Atoms
+
+    with connect(tmp_path / "relaxed.db") as db:
+        db.write(Atoms("H"), name="x", kind="slab_H", geometry="relaxed", dE_dft=0.0)
+    with pytest.raises(StageError, match="must not be mixed"):
+        loop_tools.join_points(tmp_path / "relaxed.db", tmp_path / "none.db", tmp_path / "joined.db", {})
