@@ -44,7 +44,6 @@ from evaluation.loop_tools import POINTS_DB, REAL, Judged, Tools, join_points
 from evaluation.vasp_points import VASP
 from pipeline.errors import ConfigError, StageError, first_line
 from pipeline.files import atomic_folder, atomic_path, relative_name, write_json
-from pipeline.loading import load_config
 from pipeline.locks import locked_folder
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
 from pipeline.settings import Config
@@ -93,8 +92,8 @@ def run_loop(cfg: Config, tools: Tools = REAL) -> None:
             current = Round(number, folder / f"round_{number}", settings_of_round(cfg, before, number, folder), tools)
             found[f"round_{number}"] = current.finish()
             before = current.learnt()
-            write_json(folder / "rounds.json", found)
-    print(loop_report.rounds_table(found))
+            write_json(folder / "rounds.json", found | {"all": loop_report.total(found.values())})
+    print(loop_report.rounds_table(found | {"all": loop_report.total(found.values())}))
 
 
 def settings_of_round(cfg: Config, before: Config, number: int, folder: Path) -> Config:
@@ -173,12 +172,21 @@ class Round:
             with atomic_path(self.config_path) as temporary:
                 temporary.write_text(yaml.safe_dump(dataclasses.asdict(self.cfg), allow_unicode=True), encoding="utf-8")
             return
-        own, begun = deciding_settings(self.cfg), deciding_settings(load_config(self.config_path))
-        if changed := sorted(key for key in own if own[key] != begun.get(key)):
+        begun = deciding_settings(self._settings_of_file())
+        own = {key: value for key, value in deciding_settings(dataclasses.asdict(self.cfg)).items() if key in begun}
+        if changed := sorted(key for key in own if own[key] != begun[key]):
             raise StageError(
                 f"{self.folder.name} was begun with another {', '.join(changed[:5])}: set it back "
-                f"({changed[0]}={begun.get(changed[0])}), or remove {relative_name(self.folder)} to begin the round anew"
+                f"({changed[0]}={begun[changed[0]]}), or remove {relative_name(self.folder)} to begin the round anew"
             )
+
+    def _settings_of_file(self) -> dict[str, Any]:
+        """Return the sections of the settings with which the round was begun."""
+        try:
+            return {name: dict(values) for name, values in yaml.safe_load(self.config_path.read_text(encoding="utf-8")).items()}
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+            name = relative_name(self.config_path)
+            raise StageError(f"{name} is damaged ({first_line(error)}): remove its folder to begin the round anew") from error
 
     def _generate(self) -> dict[str, Any]:
         """Make the candidates and the sheets from which the controls are drawn."""
@@ -212,7 +220,7 @@ class Round:
     def _choose(self) -> dict[str, Any]:
         """Choose the batch, draw the controls, and write the log of choices and the sheets."""
         settings, evaluation = self.cfg.loop, self.cfg.evaluation
-        known = known_compositions(self.cfg)
+        known = known_compositions(self.cfg) | self._chosen_before()
         picks: dict[str, list[Pick]] = {}
         sheets: dict[str, Atoms] = {}
         refused: Mapping[str, int] = {}
@@ -245,6 +253,11 @@ class Round:
         print(loop_report.choices_table(choices), flush=True)
         return {name: len(own) for name, own in picks.items()} | {"left_out": dict(refused)}
 
+    def _chosen_before(self) -> set[str]:
+        """Return the compositions that earlier rounds have chosen or drawn, those without a DFT value too."""
+        earlier = [Round(k, self.folder.with_name(f"round_{k}"), self.cfg, self.tools) for k in range(1, self.number)]
+        return {composition_key(choice.formula) for one in earlier for choice in one.choices()}
+
     def _name(self, drawn_as: str, row: CandidateResult) -> str:
         """Return the name of a sheet in the databases of points: unique over rounds and sets."""
         middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
@@ -271,16 +284,19 @@ class Round:
         self.tools.prepare(
             self.cfg, rows, {name: Atoms(**sheet) for name, sheet in written["sheets"].items()}, self.folder / "inputs"
         )
-        return {"with_sites": sum(self._has_sites().values()), "asked": len(rows)}
+        return {"with_sites": sum(bool(sites) for sites in self._sites().values()), "asked": len(rows)}
 
-    def _has_sites(self) -> dict[str, bool]:
-        """Return for every chosen sheet whether the potential keeps H on it."""
+    def _sites(self) -> dict[str, int | None]:
+        """Return for every chosen sheet at how many sites DFT is asked; None where the relaxation of H failed altogether."""
         folders = {choice.name: self.folder / "inputs" / choice.name for choice in self.choices()}
-        return {name: (path / "finalist.json").is_file() and bool(read_finalist(path)["sites"]) for name, path in folders.items()}
+        return {
+            name: len(read_finalist(path)["sites"]) if (path / "finalist.json").is_file() else None
+            for name, path in folders.items()
+        }
 
     def _compute(self) -> dict[str, Any]:
         """Compute the points of the round."""
-        inputs = {name: self.folder / "inputs" / name / "dft.extxyz" for name, has in self._has_sites().items() if has}
+        inputs = {name: self.folder / "inputs" / name / "dft.extxyz" for name, sites in self._sites().items() if sites}
         if inputs:
             self.tools.compute(self.cfg, inputs, self.folder / "dft")
         return {"sheets": len(inputs), "points": len(self._own_points())}
@@ -312,7 +328,7 @@ class Round:
         """Write what DFT said, and the sidecar, which ends the round."""
         cfg, counts = self.cfg, {step: dict(self.steps[step]) for step in self.steps}
         outcomes = loop_report.outcomes_of(
-            self.choices(), self._own_points(), self._has_sites(), cfg.evaluation, cfg.dataset.her_correction_ev
+            self.choices(), self._own_points(), self._sites(), cfg.evaluation, cfg.dataset.her_correction_ev
         )
         numbers = loop_report.summary(outcomes)
         write_json(self.folder / "results.json", {"sheets": loop_report.outcome_dicts(outcomes), **numbers})
@@ -346,11 +362,14 @@ def known_compositions(cfg: Config) -> set[str]:
     return {composition_key(point.host) for path in paths for point in read_truth(path, with_unbound=True)}
 
 
-def deciding_settings(cfg: Config) -> dict[str, Any]:
-    """Return the settings that decide what comes out of a round, by name; files are named relative to the project."""
+def deciding_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the settings that decide what comes out of a round, by name; files are named relative to the project.
+
+    sections: all settings, by section and name.
+    """
     found = {}
     for section in SECTIONS:
-        for name, value in dataclasses.asdict(getattr(cfg, section)).items():
+        for name, value in sections.get(section, {}).items():
             if name not in EXECUTION.get(section, ()):
                 is_path = isinstance(value, str) and Path(value).is_absolute()
                 found[f"{section}.{name}"] = relative_name(value) if is_path else value

@@ -2,7 +2,8 @@
 
 A sheet's ΔG_H by DFT is that of its lowest site. It is a DFT hit where |ΔG_H| is within the window; ``hit`` asks for E_above_hull
 by the judges too. A sheet on which the potential keeps H at no site is no hit. One whose calculations failed has no verdict and
-is left out, with its number beside the rate.
+is left out, with its number beside the rate. The judge's ΔG_H is that of its own site and coverage
+(``dataset.h_image_distance_angstrom``), as it is used; DFT's is in a smaller cell (``dft_inputs.IMAGE_DISTANCE``).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Outcome:
 def outcomes_of(
     choices: Sequence[Choice],
     points: Iterable[TruthPoint],
-    prepared: Mapping[str, bool],
+    prepared: Mapping[str, int | None],
     settings: EvaluationConfig,
     her_correction_ev: float,
 ) -> list[Outcome]:
@@ -97,7 +98,7 @@ def outcomes_of(
     Args:
         choices: sheets that DFT was asked for.
         points: of the round, unbound ones included.
-        prepared: name -> whether the potential keeps H on the sheet at one site at least.
+        prepared: name -> number of sites at which the potential keeps H; None where it could not be asked.
         settings: the limits of a hit.
         her_correction_ev: ΔG_H − ΔE_H.
     """
@@ -109,7 +110,7 @@ def outcomes_of(
     for choice in choices:
         point = lowest.get(choice.name)
         if point is None:
-            no_site = not prepared.get(choice.name, False)
+            no_site = prepared.get(choice.name) == 0
             found.append(Outcome(choice, NO_SITE, hit_dft=False, hit=False) if no_site else Outcome(choice, FAILED))
             continue
         delta_g = free_energy(point.delta_e, her_correction_ev)
@@ -170,6 +171,34 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"sets": sets, "judge": judge_error(outcomes)}
 
 
+def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of several rounds together, as ``summary`` has them; errors are means over all their sheets."""
+    rounds = list(rounds)
+    sets = {}
+    for drawn_as in (CHOSEN, UNGUIDED, RANDOM):
+        own = [found["sets"][drawn_as] for found in rounds if drawn_as in found["sets"]]
+        if own:
+            counts = {name: sum(numbers[name] for numbers in own) for name in ("asked", "computed", "no_site", "failed", "unbound")}
+            rates = {name: _joined_rate([numbers[name] for numbers in own]) for name in ("hit_dft", "hit")}
+            sets[drawn_as] = counts | rates | {"judge": _joined_error([numbers["judge"] for numbers in own])}
+    return {"sets": sets, "judge": _joined_error([found["judge"] for found in rounds])}
+
+
+def _joined_rate(rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    hits, n = (sum(found[name] for found in rates) for name in ("hits", "n"))
+    return rate([True] * hits + [False] * (n - hits))
+
+
+def _joined_error(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the errors of several sets together: means weighted by the number of sheets."""
+    weights = {"mae_ev": "n", "bias_ev": "n", "within_1_sigma": "n", "mae_near_zero_ev": "n_near_zero"}
+    joined: dict[str, Any] = {name: sum(error[name] for error in errors) for name in ("n", "n_near_zero")}
+    for name, weight in weights.items():
+        known = [(error[name], error[weight]) for error in errors if error[weight] and error[name] is not None]
+        joined[name] = sum(value * n for value, n in known) / sum(n for _, n in known) if known else math.nan
+    return joined
+
+
 def outcome_dicts(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """Return outcomes as JSON holds them: the choice with what DFT said."""
     names = ("status", "delta_g_dft_ev", "site", "hit_dft", "hit")
@@ -180,9 +209,11 @@ def choices_table(choices: Sequence[Choice]) -> str:
     """Return the log of choices as text, one line each."""
     rows = [("name", "formula", "family", "atoms", "ΔG_H (eV)", "E_hull", "p_hit", "why")]
     for c in choices:
-        value = f"{c.delta_g_ev:+.2f} ± {c.delta_g_std_ev:.2f}"
+        value = f"{_number(c.delta_g_ev, '+.2f')} ± {_number(c.delta_g_std_ev)}"
         why = c.reason if c.drawn_as == CHOSEN else f"{c.drawn_as}: {c.reason}"
-        rows.append((c.name, c.formula, c.family, str(c.dft_atoms), value, f"{c.e_above_hull_ev:.2f}", f"{c.p_hit:.3f}", why))
+        rows.append(
+            (c.name, c.formula, c.family, str(c.dft_atoms), value, _number(c.e_above_hull_ev), _number(c.p_hit, ".3f"), why)
+        )
     return as_table(rows)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.files import PROJECT_DIR
 
 STAGES = ("pretrain_dimenet", "material_dataset", "optimization", "structure_generator", "test", "evaluate_external")
-SCRIPTS = ("prepare_demo_data", "pretrain_csllm", "benchmark_generator")
+SCRIPTS = ("prepare_demo_data", "pretrain_csllm", "benchmark_generator", "design_loop")
 USAGE = f"""usage: her2d STAGE [--config config.yaml] [section.key=value ...]
 
 Stages: {", ".join(STAGES)}.
