@@ -238,7 +238,7 @@ class Round:
                 picks[drawn_as] = draw_controls(rows, structures, number, limits, evaluation, rng)
             sheets |= {self._name(drawn_as, pick.row): structures[pick.row.id] for pick in picks[drawn_as]}
         choices = [Choice.of(self._name(name, pick.row), name, pick) for name, own in picks.items() for pick in own]
-        if not choices:
+        if not picks[CHOSEN]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
             raise StageError(f"round_{self.number}: no sheet may be chosen: {reasons}; raise loop.candidates or loop.max_dft_atoms")
         write_json(

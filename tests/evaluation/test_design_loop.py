@@ -192,6 +192,15 @@ def test_what_cannot_be_used_is_one_line(tmp_path, overrides, error, message):
         run_loop(configuration(tmp_path, *overrides), QUICK)
 
 
+def test_a_round_of_controls_alone_is_none(tmp_path):
+    def nothing_new(cfg, cif_dir, output_dir, label):
+        rows, structures = QUICK.judge(cfg, cif_dir, output_dir, label)
+        return [dataclasses.replace(row, novel=False) for row in rows], structures
+
+    with pytest.raises(StageError, match=r"round_1: no sheet may be chosen: not novel \(10\)"):
+        run_loop(configuration(tmp_path), dataclasses.replace(QUICK, judge=nothing_new))
+
+
 @pytest.mark.parametrize("text", ["run: [", "nonsense", ""])
 def test_damaged_settings_of_a_round_are_named(tmp_path, text):
     with pytest.raises(Killed):
