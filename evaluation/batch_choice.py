@@ -9,9 +9,9 @@ can afford.
    sheet near zero with a small error comes first, one far away only if its error is large.
 2. The other places, a share ``explore`` of the batch, go to the sheets that DFT teaches most about: the highest standard error of
    ΔG_H times the probability of lying below the limit of E_above_hull, among those whose ΔG_H may be in the window within two
-   errors.
+   errors. Places that are left go by p_hit as well.
 
-In both parts a composition is taken once, and at most ``max_per_family`` sheets of one family, which is a stoichiometry in a layer
+Throughout, a composition is taken once, and at most ``max_per_family`` sheets of one family, which is a stoichiometry in a layer
 group (such as "A2BC2 p-3m1"), so that one good guess does not fill the batch. Places that nobody may take stay empty.
 
 Controls are drawn at random, without a look at any prediction, from sheets that are valid, free of hazards, new in composition and
@@ -97,7 +97,7 @@ def choose_batch(
         settings: limits of a hit, and hazards.
 
     Returns:
-        The picks, those by p_hit first, at most ``size``; and how many candidates were not eligible, by the first reason.
+        The picks, in the order of the rule, at most ``size``; and how many candidates were not eligible, by the first reason.
     """
     eligible, refused = [], Counter()
     for row in rows:
@@ -111,14 +111,23 @@ def choose_batch(
     open_ones = sorted((row for row in eligible if gain[row.id] > 0), key=lambda row: (-gain[row.id], row.id))
     formulas: set[str] = set()
     families: Counter[str] = Counter()
-    picks = []
+    picks: list[Pick] = []
     for ordered, places, reason in (
-        (best, size - exploring, lambda row: f"p_hit {row.p_hit:.3f}"),
-        (open_ones, exploring, lambda row: f"teaches: ± {row.delta_g_std_ev:.2f} eV at ΔG_H {row.delta_g_ev:+.2f} eV"),
+        (best, size - exploring, _by_chance),
+        (open_ones, size, _by_gain),
+        (best, size, _by_chance),
     ):
-        taken = _diverse(ordered, places, formulas, families, limits.max_per_family)
+        taken = _diverse(ordered, places - len(picks), formulas, families, limits.max_per_family)
         picks += [Pick(row, family_of(row), dft_atoms(structures[row.id]), reason(row)) for row in taken]
     return picks, refused
+
+
+def _by_chance(row: CandidateResult) -> str:
+    return f"p_hit {row.p_hit:.3f}"
+
+
+def _by_gain(row: CandidateResult) -> str:
+    return f"teaches: ± {row.delta_g_std_ev:.2f} eV at ΔG_H {row.delta_g_ev:+.2f} eV"
 
 
 def _diverse(

@@ -334,7 +334,7 @@ class Round:
         write_json(self.folder / "results.json", {"sheets": loop_report.outcome_dicts(outcomes), **numbers})
         print(loop_report.rounds_table({f"round_{self.number}": numbers}), flush=True)
         inputs = [cfg.evaluation.dft_truth_path, cfg.dimenet.checkpoint, cfg.denoiser.checkpoint]
-        inputs += [self.folder / "choices.json", self.folder / "dft" / POINTS_DB]
+        inputs += [self.config_path, self.folder / "choices.json", self.folder / "dft" / POINTS_DB]
         write_sidecar(
             self.folder,
             stage=STAGE,
