@@ -24,6 +24,7 @@ from pipeline.files import missing_file, relative_name
 
 log = logging.getLogger("her2d")
 STORED_GAP = "gap_gfn2"  # key under which the database holds the GFN2-xTB band gap of the sheet without H
+NO_GAP = "gap_gfn2_fails"  # true where the method was asked and found none, which takes it minutes
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
@@ -34,7 +35,8 @@ class TruthPoint:
     """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
-    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it.
+    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. no_gap: whether the method for it is
+    known to fail.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TruthPoint:
     clean: Atoms | None = None
     family: str = ""
     gap: float = np.nan
+    no_gap: bool = False
 
 
 def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
@@ -90,7 +93,8 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
             continue
         family = str(row.get("family", host))
         gap = float(row.get(STORED_GAP, np.nan))
-        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap))
+        no_gap = bool(row.get(NO_GAP, False))
+        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap, no_gap))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
     return points
@@ -134,7 +138,7 @@ def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
     sheets: dict[str, float] = {}
     for k in np.flatnonzero(np.isnan(values)):
         point = points[k]
-        if point.clean is not None and point.name not in sheets and band_gap.is_installed():
+        if not point.no_gap and point.clean is not None and point.name not in sheets and band_gap.is_installed():
             sheets[point.name] = band_gap.band_gap(point.clean)
         values[k] = sheets.get(point.name, np.nan)
     return values
@@ -158,9 +162,13 @@ def name_as_found(path: str | Path) -> int:
 
 
 def store_gaps(path: str | Path) -> int:
-    """Add the band gap of the sheet to the rows of the DFT database that lack it; return how many."""
+    """Add the band gap of the sheet to the rows of the DFT database that lack it; return how many.
+
+    Rows of sheets for which the method finds none are marked, so that it is not asked again.
+    """
     points = read_truth(path, with_unbound=True)
     by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
+    asked = {point.name for point in points if point.clean is not None and band_gap.is_installed()}
     added = 0
     database = connect(path)
     for row in list(database.select(kind=COVERED)):
@@ -168,6 +176,8 @@ def store_gaps(path: str | Path) -> int:
         if STORED_GAP not in row and np.isfinite(gap):
             database.update(row.id, **{STORED_GAP: gap})
             added += 1
+        elif STORED_GAP not in row and row.name in asked:
+            database.update(row.id, **{NO_GAP: True})
     return added
 
 

@@ -122,6 +122,21 @@ def test_stored_gaps_are_those_of_the_sheets(tmp_path, monkeypatch):
     assert dft_points.read_truth(tmp_path / "x.db")[0].gap == pytest.approx(1.2)
 
 
+def test_a_sheet_without_a_gap_is_asked_once(tmp_path, monkeypatch):
+    """Where the charges do not become self-consistent, the method takes minutes to say so."""
+    asked = []
+    monkeypatch.setattr(dft_points.band_gap, "is_installed", lambda: True)
+    monkeypatch.setattr(dft_points.band_gap, "band_gap", lambda sheet: asked.append(len(sheet)) or np.nan)
+    sheet = Atoms("Pt2", [[0, 0, 8.0], [1.5, 1.5, 6.5]], cell=[4.5, 4.5, 16.0], pbc=(True, True, False))
+    with connect(tmp_path / "x.db") as db:
+        db.write(sheet, name="Pt", kind="clean")
+        db.write(sheet + Atoms("H", [[0, 0, 9.5]]), name="Pt", kind="slab_H", site="top", dE_dft=0.1)
+    assert dft_points.store_gaps(tmp_path / "x.db") == 0 and len(asked) == 1
+    points = dft_points.read_truth(tmp_path / "x.db")
+    assert np.isnan(dft_points.sheet_gaps(points)).all() and dft_points.store_gaps(tmp_path / "x.db") == 0
+    assert len(asked) == 1
+
+
 def test_the_committed_points():
     points = dft_points.read_truth(TRUTH)
     assert len(points) >= 25 and len({p.host for p in points}) >= 20
