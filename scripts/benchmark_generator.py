@@ -477,8 +477,8 @@ def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[
             "stage": STAGE,
             "git_commit": git_commit(),
             "seed": cfg.run.seed,
-            "settings": _without_machine(dataclasses.asdict(cfg.benchmark)),
-            "generation": _without_machine(dataclasses.asdict(cfg.generation)),
+            "settings": _without_machine(cfg.benchmark),
+            "generation": _without_machine(cfg.generation),
             "evaluation": {name: getattr(cfg.evaluation, name) for name in ("potential", *JUDGED_SETTINGS)},
             "inputs": {relative_name(p): file_sha256(p) for p in inputs},
         }
@@ -486,10 +486,11 @@ def _write(cfg: Config, path: Path, inputs: Sequence[str | Path], content: dict[
     )
 
 
-def _without_machine(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with their paths relative to the project."""
-    paths = ("output_dir", "judge_checkpoint", "refiner_checkpoint", "ranker_checkpoint")
-    return {key: relative_name(value) if key in paths else value for key, value in settings.items()}
+def _without_machine(settings: BenchmarkConfig | GenerationConfig) -> dict[str, Any]:
+    """Return the settings of a section with their paths relative to the project."""
+    paths = {field.name for field in dataclasses.fields(settings) if field.metadata["path"]}
+    values = dataclasses.asdict(settings)
+    return {name: relative_name(value) if name in paths and value else value for name, value in values.items()}
 
 
 if __name__ == "__main__":

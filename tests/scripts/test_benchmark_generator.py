@@ -127,6 +127,7 @@ def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch, undrawn
     assert [row["formula"] for row in found["rows"]] == ["MoSe2", "WSe2"] and found["left_out"] == 1
     assert 0 <= found["match@1"] <= found["match@2"] <= 1 and found["matcher"]["stol"] == 0.5
     assert found["within_0.1"]["match@2"] <= found["match@2"]
+    assert found["generation"]["elements_checkpoint"] == "weights/elements.pth", "paths are those of the project"
     monkeypatch.setattr("evaluation.structure_match.sample", lambda *a, **k: pytest.fail("sampled again"))
     benchmark.main(with_parts(cfg, "csp"))
     assert json.loads(path.read_text()) == found
