@@ -45,6 +45,7 @@ TINY = {
     "evaluation.finalists": 1,
     "evaluation.phonons": False,
     "evaluation.exfoliation": False,
+    "evaluation.all_sites": 1,
     "run.threads": 1,
     "run.device": "cpu",
 }

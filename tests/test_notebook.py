@@ -18,6 +18,7 @@ FAST = (
     "evaluation.relax=false",
     "evaluation.phonons=false",
     "evaluation.exfoliation=false",
+    "evaluation.all_sites=0",
     "evaluation.second_potential=",
     "evaluation.band_gap=",
     "evaluation.dft_truth_path=",

@@ -105,7 +105,7 @@ def records(world: Path, split: str) -> dict[int, dict]:
 
 
 def judged_by_hand(world: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of 0.4 learnt + 0.6 network, and the sizes of error that the learnt hull expects, of the stored relaxations."""
+    """Errors of 0.125 (learnt + potential) + 0.75 network, and the sizes of error that the learnt hull expects, of the stored relaxations."""
     references = References.load(world / "references.json.gz", EMT_POTENTIAL)
     learnt = LearntHull.load(world / "hull.pth", references, EMT_POTENTIAL)
     network = HullNetwork([load_refiner(world / f"{seed}.pth")[0] for seed in (0, 1)], 1.0)
@@ -117,7 +117,8 @@ def judged_by_hand(world: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         if UNKNOWN in set(atoms.symbols):
             continue
         value, std = learnt.e_above_hull(atoms, references.e_form(atoms, found["energy"]))
-        errors.append(abs(0.4 * value + 0.6 * network.e_above_hull(atoms) - truth[k]))
+        potential = max(0.0, references.e_above_hull(atoms, found["energy"]))
+        errors.append(abs(0.125 * (value + potential) + 0.75 * network.e_above_hull(atoms) - truth[k]))
         sizes.append(std["learnt"] / 1.2)
     return np.array(errors), np.array(sizes)
 
