@@ -105,7 +105,7 @@ def records(world: Path, split: str) -> dict[int, dict]:
 
 
 def judged_by_hand(world: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of 0.125 (learnt + potential) + 0.75 network, and the sizes of error that the learnt hull expects, of the stored relaxations."""
+    """Errors of 0.125 (learnt + potential) + 0.75 network, and their sizes by the learnt hull, of the stored relaxations."""
     references = References.load(world / "references.json.gz", EMT_POTENTIAL)
     learnt = LearntHull.load(world / "hull.pth", references, EMT_POTENTIAL)
     network = HullNetwork([load_refiner(world / f"{seed}.pth")[0] for seed in (0, 1)], 1.0)
