@@ -65,7 +65,7 @@ def write_sidecar(
         "git_commit": git_commit(),
         "seed": seed,
         "settings": {
-            key: relative_name(value) if isinstance(value, str) and os.path.isabs(value) else value
+            key: _without_machine(value)
             for key, value in (dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) else dict(settings)).items()
         },
         "inputs": {relative_name(path): file_sha256(path) for path in inputs},
@@ -75,6 +75,13 @@ def write_sidecar(
     }
     write_json(sidecar_path(product), content)
     return content
+
+
+def _without_machine(value: Any) -> Any:
+    """Return a setting, absolute paths relative to the project, in a list too."""
+    if isinstance(value, list | tuple):
+        return [_without_machine(one) for one in value]
+    return relative_name(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def read_sidecar(product: str | os.PathLike, *, stage: str) -> dict[str, Any]:

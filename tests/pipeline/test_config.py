@@ -162,6 +162,15 @@ def test_sidecar_says_what_is_stale(tmp_path):
         read_sidecar(product, stage="a.py")
 
 
+def test_paths_in_a_sidecar_are_those_of_the_project(tmp_path):
+    product = tmp_path / "out.pt"
+    product.write_text("product")
+    inside = [str(ROOT / "weights" / name) for name in ("a.pth", "b.pth")]
+    write_sidecar(product, stage="a.py", seed=0, settings={"one": inside[0], "several": inside, "words": ["x"], "number": 2})
+    written = read_sidecar(product, stage="a.py")["settings"]
+    assert written == {"one": "weights/a.pth", "several": ["weights/a.pth", "weights/b.pth"], "words": ["x"], "number": 2}
+
+
 def test_a_gpu_that_is_not_there_is_refused():
     import torch
 
