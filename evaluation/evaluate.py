@@ -42,7 +42,7 @@ from evaluation.element_facts import mark_elements
 from evaluation.exfoliation_verdict import mark_exfoliation
 from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
 from evaluation.judging import Judges, judge_candidate
-from evaluation.near_hull import QUESTIONS, answers_store
+from evaluation.near_hull import ALL_SITES, EXFOLIATION, PHONONS, QUESTIONS, answers_store
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
 from evaluation.result_files import write_distorted, write_structures, write_table
 from evaluation.water_verdict import mark_water
@@ -135,19 +135,14 @@ def evaluate(
     sources = [cif_source(path) for path in find_cifs(cif_dir)] if sources is None else sources
     output_dir = Path(output_dir)
     cache = Path(cache_dir) if cache_dir is not None else output_dir / "cache"
-    store = record_store(cache, [Path(p) for p in also_cached])
+    earlier = [Path(folder) for folder in also_cached]
+    store = record_store(cache, earlier)
     keys = {source: content_key(source.cif, judges.identity, settings) for source in sources if source.cif}
     with _workers(judges, workers) as pool:
         found = _results({key: source.cif for source, key in keys.items()}, pool, settings, store, label)
         rows, structures = _rows({source: found[keys[source]] if source in keys else _unreadable(source) for source in sources})
-        mark_unique(rows, structures)
-        decide(rows, settings)
-        phonons, exfoliation, sites = (answers_store(name, cache, [Path(p) for p in also_cached]) for name in QUESTIONS)
-        mark_all_sites(rows, structures, pool, settings, sites)
-        distorted = mark_dynamics(rows, structures, pool, settings, phonons)
-        mark_exfoliation(rows, structures, pool, settings, exfoliation)
-    mark_water(rows, settings)
-    mark_elements(rows, settings)
+        stores = {name: answers_store(name, cache, earlier) for name in QUESTIONS}
+        distorted = _mark(rows, structures, pool, settings, stores)
     rows_2d, bulk = [r for r in rows if not r.is_bulk], [r for r in rows if r.is_bulk]
     evaluation = Evaluation(
         label=label,
@@ -163,6 +158,27 @@ def evaluate(
     write_structures(rows, structures, output_dir / "relaxed.extxyz")
     write_distorted(distorted, output_dir / "distorted.extxyz")
     return evaluation
+
+
+def _mark(
+    rows: list[CandidateResult],
+    structures: dict[str, Atoms],
+    judges: Judges | JudgePool,
+    settings: EvaluationConfig,
+    stores: Mapping[str, FolderStore],
+) -> dict[str, Atoms]:
+    """Set what is decided over a whole set or asked about some of its rows; return what ``mark_dynamics`` does.
+
+    stores: of the answers to ``QUESTIONS``; those of a question without one are not kept.
+    """
+    mark_unique(rows, structures)
+    decide(rows, settings)
+    mark_all_sites(rows, structures, judges, settings, stores.get(ALL_SITES))
+    distorted = mark_dynamics(rows, structures, judges, settings, stores.get(PHONONS))
+    mark_exfoliation(rows, structures, judges, settings, stores.get(EXFOLIATION))
+    mark_water(rows, settings)
+    mark_elements(rows, settings)
+    return distorted
 
 
 @contextmanager
@@ -292,13 +308,7 @@ def score(structure: Atoms | Structure | str | os.PathLike, *overrides: str) -> 
         source = _one_source(structure, Path(folder))
         found = _result(judge_candidate(source.cif, judges, settings)) if source.cif else _unreadable(source)
     rows, structures = _rows({source: found})
-    mark_unique(rows, structures)
-    decide(rows, settings)
-    mark_all_sites(rows, structures, judges, settings)
-    mark_dynamics(rows, structures, judges, settings)
-    mark_exfoliation(rows, structures, judges, settings)
-    mark_water(rows, settings)
-    mark_elements(rows, settings)
+    _mark(rows, structures, judges, settings, {})
     return {**dataclasses.asdict(rows[0]), "verdict": verdict(rows[0], settings)}
 
 

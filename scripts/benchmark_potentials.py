@@ -17,6 +17,7 @@ import torch
 
 from energetics.potentials import load_potential
 from evaluation.potential_benchmark import PAIRS, benchmark
+from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import POTENTIALS
 
@@ -35,8 +36,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TABLE)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    potentials = [load_potential(name) for name in chosen.potentials]
-    benchmark(chosen.c2db, chosen.laboratory, potentials, chosen.pairs, chosen.seed, chosen.work_dir, chosen.output)
+    try:
+        potentials = [load_potential(name) for name in chosen.potentials]
+        benchmark(chosen.c2db, chosen.laboratory, potentials, chosen.pairs, chosen.seed, chosen.work_dir, chosen.output)
+    except StageError as error:
+        parser.exit(1, f"benchmark_potentials.py: {error}\n")
 
 
 if __name__ == "__main__":

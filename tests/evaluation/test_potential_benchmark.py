@@ -19,6 +19,7 @@ from geo_utils import standard_sheet
 from pipeline import potential_table
 from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR
+from scripts import benchmark_potentials
 
 
 def record(energy, metal=None, status="ok", strain=(0.0, 0.0), **more):
@@ -123,3 +124,12 @@ def test_the_tables_hold_one_column_for_each_potential():
     lines = potential_table.potentials(content).splitlines()
     assert len({line.count("|") for line in lines}) == 1 and all(name in lines[0] for name in content["potentials"])
     assert "1T′-MoS2" in potential_table.phases(content) and "2H-MoS2" in potential_table.published(content)
+
+
+def test_a_missing_release_is_one_line(tmp_path, monkeypatch, capsys):
+    missing = str(tmp_path / "none.db")
+    monkeypatch.setattr("sys.argv", ["benchmark_potentials", "--c2db", missing, "--laboratory", missing, "--potentials"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark_potentials.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1 and "none.db" in said and said.startswith("benchmark_potentials.py: ")
