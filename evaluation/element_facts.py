@@ -13,6 +13,8 @@ from typing import Any
 from evaluation.candidate import CandidateResult
 from pipeline.settings import EvaluationConfig
 
+SCARCE_HHI = 2500.0  # above it the reserves are concentrated in few countries (``supply_risk``)
+
 
 def mark_elements(rows: Iterable[CandidateResult], settings: EvaluationConfig) -> None:
     """Set price, supply risk and hazards of every row with a formula."""

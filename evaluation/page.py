@@ -51,7 +51,7 @@ def write_page(output_dir: str | os.PathLike) -> Path:
     report = read_report(folder)
     if report is None:
         raise StageError(f"no report.json in {relative_name(folder)}: run the evaluation first")
-    page = _environment().get_template("report.html.j2").render(_page_content(report, folder))
+    page = page_environment().get_template("report.html.j2").render(_page_content(report, folder))
     path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page + "\n", encoding="utf-8")
@@ -60,11 +60,12 @@ def write_page(output_dir: str | os.PathLike) -> Path:
 
 def candidate_table(candidates: Sequence[Mapping[str, Any]], cif_folder: str) -> str:
     """Return the table of candidates as HTML, without verdicts. cif_folder: path of the CIFs from the page's folder."""
-    return _environment().get_template("candidates.html.j2").render(table=page_table.table_content(candidates, cif_folder, []))
+    return page_environment().get_template("candidates.html.j2").render(table=page_table.table_content(candidates, cif_folder, []))
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return what renders the files of ``templates/``: every text is escaped, and a name that is not given is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

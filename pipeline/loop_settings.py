@@ -34,3 +34,5 @@ class LoopConfig:
         "vasp: folder with the vasprun.xml or OUTCAR of every calculation, as ROUND/NAME/CALCULATION; empty: where inputs are",
         path=True,
     )
+    designs_dir: str = setting("${run.output_dir}/designs", "scripts.deliver_designs: where the designs go", path=True)
+    design_sites: int = setting(4, "scripts.deliver_designs: H sites of a design that DFT computes at most, within 0.25 eV", low=1)

@@ -18,7 +18,8 @@ from evaluation.candidate import CandidateResult
 from evaluation.decisions import hit_probability
 from evaluation.loop_tools import POINTS_DB, Tools
 from pipeline.files import atomic_folder, write_json
-from pipeline.settings import EvaluationConfig
+from pipeline.loading import load_config
+from pipeline.settings import Config, EvaluationConfig
 from scripts import verify_dft
 
 ELEMENTS = ("Cu", "Ag", "Au", "Pt", "Pd", "Ni", "Al")  # those that EMT knows
@@ -33,6 +34,23 @@ def write_cifs(folder: Path, texts: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for k, text in enumerate(texts):
         (folder / f"gen_{k:05d}.cif").write_text(text)
+
+
+def configuration(folder: Path, *overrides: str) -> Config:
+    """Settings of a small loop that starts without DFT points."""
+    checkpoint = folder / "first.pth"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text("weights")
+    if not (folder / "decorations").is_dir():
+        write_cifs(folder / "decorations", [f"{element} {element}" for element in ELEMENTS])
+    given = [
+        f"run.output_dir={folder}", f"dimenet.checkpoint={checkpoint}", f"denoiser.checkpoint={checkpoint}",
+        f"evaluation.dft_truth_path={folder}/none.db", "evaluation.dft_blind_path=",
+        f"evaluation.random_cif_dir={folder}/decorations",
+        "loop.rounds=2", "loop.candidates=10", "loop.control_candidates=6", "loop.batch=4", "loop.controls=2",
+        "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt",
+    ]  # fmt: skip
+    return load_config(None, [*given, *overrides])
 
 
 def generate(config_path: Path, folder: Path, number: int, guided: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ase.db import connect
 from ase.io import read
-from loop_tools import ELEMENTS, QUICK, Killed, Stopping, write_cifs
+from loop_tools import QUICK, Killed, Stopping, configuration
 from vasp_files import vasprun
 
 from energetics.dft_points import read_truth
@@ -23,23 +23,6 @@ from pipeline.provenance import check_inputs_unchanged, read_sidecar
 from pipeline.settings import EvaluationConfig
 
 TESTS = Path(__file__).resolve().parents[1]
-
-
-def configuration(folder, *overrides):
-    """Settings of a small loop that starts without DFT points."""
-    checkpoint = folder / "first.pth"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text("weights")
-    if not (folder / "decorations").is_dir():
-        write_cifs(folder / "decorations", [f"{element} {element}" for element in ELEMENTS])
-    given = [
-        f"run.output_dir={folder}", f"dimenet.checkpoint={checkpoint}", f"denoiser.checkpoint={checkpoint}",
-        f"evaluation.dft_truth_path={folder}/none.db", "evaluation.dft_blind_path=",
-        f"evaluation.random_cif_dir={folder}/decorations",
-        "loop.rounds=2", "loop.candidates=10", "loop.control_candidates=6", "loop.batch=4", "loop.controls=2",
-        "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt",
-    ]  # fmt: skip
-    return load_config(None, [*given, *overrides])
 
 
 @pytest.fixture(scope="module")

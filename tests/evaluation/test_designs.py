@@ -1,0 +1,195 @@
+"""Designs of a loop with quick tools: what is delivered, what is left out and why, and what a stopped delivery does."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from ase.io import read
+from loop_tools import QUICK, Killed, Stopping, configuration
+
+from energetics.coverage import DESORBS, STAYS, Coverage
+from evaluation import loop_tools
+from evaluation.candidate import CandidateResult
+from evaluation.design_loop import run_loop
+from evaluation.designs import SiteValue, arguments_against, deliver, finished_rounds
+from evaluation.water_verdict import AS_STABLE, CORRODES
+from pipeline.errors import StageError
+from pipeline.provenance import read_sidecar
+from pipeline.settings import EvaluationConfig
+
+WIDE = ("evaluation.hit_delta_g_ev=5", "evaluation.hit_e_hull_ev=0.2")  # so that made-up verdicts and EMT have hits
+
+
+def curves(cfg, sheets):
+    """The tool that computes coverage: two points for every sheet."""
+    return {name: [Coverage(1, 0.5, 0.1, 0.1, STAYS), Coverage(2, 1.0, 0.3, 0.5, STAYS)] for name in sheets}
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("designs")
+    cfg = configuration(folder, *WIDE)
+    run_loop(cfg, QUICK)
+    return cfg, folder
+
+
+@pytest.fixture(scope="module")
+def delivered(loop):
+    cfg, folder = loop
+    return deliver(cfg, QUICK, curves), folder / "designs"
+
+
+def results(folder):
+    return [json.loads((folder / "loop" / f"round_{k}" / "results.json").read_text()) for k in (1, 2)]
+
+
+def test_every_hit_of_the_rounds_is_a_design_or_named_with_a_reason(loop, delivered):
+    designs, target = delivered
+    hits = {sheet["name"] for found in results(loop[1]) for sheet in found["sheets"] if sheet["hit"]}
+    written = json.loads((target / "designs.json").read_text())
+    assert len(designs) >= 2
+    assert {design.round_name for design in designs} | set(written["left_out"]) == hits
+    assert not {design.round_name for design in designs} & set(written["left_out"])
+    values = [abs(design.delta_g_dft_ev) for design in designs]
+    assert values == sorted(values)
+
+
+def test_values_are_those_of_the_rounds(loop, delivered):
+    by_name = {sheet["name"]: sheet for found in results(loop[1]) for sheet in found["sheets"]}
+    for design in delivered[0]:
+        before = by_name[design.round_name]
+        assert design.delta_g_dft_ev == pytest.approx(before["delta_g_dft_ev"]) and design.sites[0].site == before["site"]
+        assert design.before == before
+
+
+def test_a_folder_has_what_somebody_needs_to_compute_it_anew(delivered):
+    designs, target = delivered
+    for design in designs:
+        folder = target / design.name
+        clean, *covered = read(folder / "dft.extxyz", index=":")
+        energies = json.loads((folder / "energies.json").read_text())
+        assert set(energies) == {"H2", "clean", *(site.site for site in design.sites)}
+        for frame in covered:
+            delta_e = energies[frame.info["site"]]["energy"] - energies["clean"]["energy"] - energies["H2"]["energy"] / 2
+            assert delta_e + 0.27 == pytest.approx(next(s.delta_g_dft_ev for s in design.sites if s.site == frame.info["site"]))
+        assert len(covered[0]) == len(clean) + 1
+        assert {path.name for path in folder.iterdir()} >= {"card.png", "card.pdf"}
+
+
+def test_the_page_names_every_design_and_links_files_that_are_there(delivered):
+    designs, target = delivered
+    page = (target / "index.html").read_text()
+    for design in designs:
+        assert f'id="{design.name}"' in page
+    links = re.findall(r'(?:src|href)="([^"#]+)"', page)
+    links = [link for link in links if not link.endswith("sheet.cif")]  # which quick tools do not write
+    assert links and all((target / link).is_file() for link in links)
+    assert "<script" not in page
+    card = read_sidecar(target, stage="deliver_designs")
+    assert card["counts"]["designs"] == len(designs)
+
+
+def test_a_second_delivery_computes_nothing_and_writes_the_same(loop, delivered, monkeypatch):
+    cfg, folder = loop
+    before = (folder / "designs" / "designs.json").read_text()
+
+    def nothing(*_):
+        raise AssertionError("a calculation that exists was asked again")
+
+    monkeypatch.setattr("energetics.dft_calculation.calculate", nothing)
+    deliver(cfg, QUICK, curves)
+    assert (folder / "designs" / "designs.json").read_text() == before
+
+
+def test_a_delivery_that_is_stopped_goes_on(loop, delivered):
+    cfg, folder = loop
+    other = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, designs_dir=str(folder / "again")))
+    for call in (1, 2, 3):
+        with pytest.raises(Killed):
+            deliver(other, Stopping(at=call).tools, curves)
+        assert not (folder / "again").exists()
+    deliver(other, QUICK, curves)
+    assert (folder / "again" / "designs.json").read_text() == (folder / "designs" / "designs.json").read_text()
+
+
+def test_a_hit_with_a_fault_and_one_with_a_lower_site_are_left_out(loop, delivered):
+    cfg, folder = loop
+    first, second = (design.round_name for design in delivered[0][:2])
+
+    def judge(*arguments):
+        rows, structures = QUICK.judge(*arguments)
+        return [dataclasses.replace(row, conductive=False) if row.id == first else row for row in rows], structures
+
+    def compute(cfg, inputs, target):
+        QUICK.compute(cfg, inputs, target)
+        path = target / loop_tools.POINTS_DB
+        with loop_tools.connect(path) as db:
+            for row in list(db.select(kind="slab_H", name=second)):
+                db.update(row.id, dE_dft=-9.0)
+
+    other = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, designs_dir=str(folder / "fewer")))
+    designs = deliver(other, dataclasses.replace(QUICK, judge=judge, compute=compute), curves)
+    left_out = json.loads((folder / "fewer" / "designs.json").read_text())["left_out"]
+    assert left_out[first] == "does not conduct" and re.fullmatch(r"ΔG_H -8.73 eV by DFT at \S+", left_out[second])
+    assert not {first, second} & {design.round_name for design in designs}
+    (folder / "loop" / "designs" / "dft" / loop_tools.POINTS_DB).unlink()
+
+
+def test_without_hits_there_is_a_page_that_says_so(tmp_path):
+    cfg = configuration(tmp_path, "loop.rounds=1", "evaluation.hit_delta_g_ev=1e-9")
+    run_loop(cfg, QUICK)
+    assert deliver(cfg, QUICK, curves) == []
+    assert "none yet" in (tmp_path / "designs" / "index.html").read_text()
+
+
+def test_a_loop_without_a_finished_round_is_named(tmp_path):
+    with pytest.raises(StageError, match="has no finished round: run scripts.design_loop first"):
+        deliver(configuration(tmp_path), QUICK, curves)
+    assert list(finished_rounds(tmp_path / "loop")) == []
+
+
+def test_a_cif_that_is_gone_is_named(tmp_path):
+    cfg = configuration(tmp_path, "loop.rounds=1", *WIDE)
+    run_loop(cfg, QUICK)
+    for path in (tmp_path / "loop" / "round_1").glob("*/gen_*.cif"):
+        path.unlink()
+    with pytest.raises(StageError, match=r"round_1/\S+.cif is missing, which r1-\S+ was generated as"):
+        deliver(cfg, QUICK, curves)
+
+
+GOOD = CandidateResult(
+    reduced_formula="NbS2", e_above_hull_ev=0.01, e_above_hull_std_ev=0.03, dynamically_stable=True, conductive=True,
+    water=AS_STABLE, p_synth=0.9, price_usd_per_kg=50.0, hhi_reserve=1000.0, exfoliable="easily",
+)  # fmt: skip
+FLAT = [Coverage(1, 0.5, 0.0, 0.0, STAYS), Coverage(2, 1.0, 0.05, 0.1, STAYS)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "delta_g", "curve", "said"),
+    [
+        ({}, 0.0, FLAT, None),
+        ({}, 0.08, FLAT, "nearer to the limit"),
+        ({"e_above_hull_ev": 0.09}, 0.0, FLAT, "E_hull may be above"),
+        ({"dynamically_stable": None}, 0.0, FLAT, "dynamic stability"),
+        ({"conductive": None}, 0.0, FLAT, "conductivity"),
+        ({"water": CORRODES}, 0.0, FLAT, "in water: likely corrodes"),
+        ({"p_synth": 0.3}, 0.0, FLAT, "P_synth 0.30"),
+        ({"p_synth": math.nan}, 0.0, FLAT, "synthesizability is not known"),
+        ({"exfoliable": "hardly", "exfoliation_mev_per_a2": 150.0}, 0.0, FLAT, "150 meV"),
+        ({"price_usd_per_kg": 40000.0}, 0.0, FLAT, "40,000 US dollars"),
+        ({"hhi_reserve": 3000.0}, 0.0, FLAT, "HHI 3,000"),
+        ({}, 0.0, [FLAT[0], Coverage(2, 1.0, 0.3, 0.6, STAYS)], r"changes by \+0.60 eV"),
+        ({}, 0.0, [FLAT[0], Coverage(2, 1.0, math.nan, math.nan, DESORBS)], "at 1.00 H per cell: H desorbs"),
+    ],
+)
+def test_what_argues_against_a_design(changes, delta_g, curve, said):
+    row = dataclasses.replace(GOOD, **changes)
+    found = arguments_against(row, [SiteValue("topS", 0.1, delta_g)], curve, EvaluationConfig())
+    assert (not found) if said is None else (len(found) == 1 and re.search(said, found[0]))
+
+
+def test_a_site_without_dft_argues_against():
+    sites = [SiteValue("topS", 0.1, 0.0), SiteValue("hollow", 0.2, math.nan)]
+    assert arguments_against(GOOD, sites, FLAT, EvaluationConfig()) == ["1 competing sites without a DFT value"]
