@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_table, generator_tables, potential_table
+from pipeline import batch_table, design_table, generator_tables, potential_table
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -434,6 +434,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "potentials paired": lambda: potential_table.paired(load("results/benchmark/potentials.json")),
     "phases": lambda: potential_table.phases(load("results/benchmark/potentials.json")),
     "published": lambda: potential_table.published(load("results/benchmark/potentials.json")),
+    "designs": lambda: design_table.designs(load("results/designs/designs.json")),
+    "design rounds": lambda: design_table.rounds(load("results/designs/designs.json")),
     "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
 }
 

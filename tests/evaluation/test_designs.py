@@ -15,6 +15,7 @@ from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
 from evaluation.designs import SiteValue, arguments_against, deliver, finished_rounds
 from evaluation.water_verdict import AS_STABLE, CORRODES
+from pipeline import design_table
 from pipeline.errors import StageError
 from pipeline.provenance import read_sidecar
 from pipeline.settings import EvaluationConfig
@@ -89,6 +90,18 @@ def test_the_page_names_every_design_and_links_files_that_are_there(delivered):
     assert "<script" not in page
     card = read_sidecar(target, stage="deliver_designs")
     assert card["counts"]["designs"] == len(designs)
+
+
+def test_the_tables_of_the_documents_have_every_design_and_every_set(delivered):
+    content = json.loads((delivered[1] / "designs.json").read_text())
+    lines = design_table.designs(content).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in lines] == [f"{design.delta_g_dft_ev:+.2f}" for design in delivered[0]]
+    lines = design_table.rounds(content).splitlines()[2:]
+    asked = [(name, drawn_as) for name, found in content["rounds"].items() for drawn_as in found["sets"]]
+    assert len(lines) == len(asked) == 9
+    for line, (name, drawn_as) in zip(lines, asked, strict=True):
+        hits = content["rounds"][name]["sets"][drawn_as]["hit"]
+        assert name.replace("_", " ") in line and drawn_as in line and f"{hits['hits']} of {hits['n']}: " in line
 
 
 def test_a_second_delivery_computes_nothing_and_writes_the_same(loop, delivered, monkeypatch):

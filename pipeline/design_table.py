@@ -1,0 +1,65 @@
+"""Writes the tables of ``results/designs/designs.json`` for the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.number_texts import formatted, interval, table
+
+SETS = ("chosen", "unguided", "random decoration")
+
+
+def designs(content: Mapping[str, Any]) -> str:
+    """Return the designs, each with DFT's value and what the judges say."""
+    body = []
+    for design in content["designs"]:
+        row, before, sites = design["judged"], design["before"], design["sites"]
+        body.append(
+            [
+                row["reduced_formula"],
+                row["layer_group_relaxed"],
+                f"{design['delta_g_dft_ev']:+.2f}",
+                f"{sites[0]['site']} ({sum(site['delta_g_dft_ev'] is not None for site in sites)} of {len(sites)})",
+                f"{formatted(before['delta_g_ev'], '+.2f')} ± {formatted(before['delta_g_std_ev'])}",
+                f"{formatted(row['e_above_hull_ev'])} ± {formatted(row['e_above_hull_std_ev'])}",
+                row["water"] or "not known",
+                formatted(row["p_synth"]),
+                f"[{design['name']}](../results/designs/{design['name']}/card.png)",
+            ]
+        )
+    head = ["sheet", "layer group", "ΔG_H, DFT (eV)", "lowest site (computed)", "judge before (eV)", "E_hull (eV/atom)"]
+    return table([*head, "in water", "P_synth", "card"], body)
+
+
+def rounds(content: Mapping[str, Any]) -> str:
+    """Return hits by DFT and errors of the judge, round by round."""
+    body = []
+    for name, found in content["rounds"].items():
+        for drawn_as in SETS:
+            if drawn_as in found["sets"]:
+                numbers = found["sets"][drawn_as]
+                error = numbers["judge"]
+                body.append(
+                    [
+                        name.replace("_", " "),
+                        drawn_as,
+                        f"{numbers['computed']} of {numbers['asked']}",
+                        _rate(numbers["hit_dft"]),
+                        _rate(numbers["hit"]),
+                        formatted(error["mae_ev"]),
+                        formatted(error["bias_ev"], "+.2f"),
+                        formatted(error["within_1_sigma"], ".0%"),
+                        f"{formatted(error['mae_near_zero_ev'])} (n {error['n_near_zero']})",
+                    ]
+                )
+    head = ["round", "sheets", "computed", "in the window by DFT", "hits", "judge's MAE (eV)", "bias (eV)", "within 1σ"]
+    return table([*head, "MAE, ΔG_H within 0.5 eV"], body)
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    """Return hits of all with the share and its interval."""
+    if not found["n"]:
+        return "–"
+    share = interval({"value": found["rate"], "low": found["low"], "high": found["high"]}, ".0%")
+    return f"{found['hits']} of {found['n']}: {share}"
