@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
@@ -97,7 +97,12 @@ def reduced_formula(numbers: tuple[int, ...]) -> str:
     return Composition(Counter(chemical_symbols[z] for z in numbers)).reduced_formula
 
 
-SOLUBLE = frozenset(atomic_numbers[symbol] for symbol in (*HALOGENS, *ALKALI_METALS))  # most compounds of them dissolve in water
+SOLUBLE = frozenset((*HALOGENS, *ALKALI_METALS))  # most compounds of these elements dissolve in water
+
+
+def is_soluble(elements: Iterable[str]) -> bool:
+    """Return whether one of the elements makes a halide or a compound of an alkali metal, most of which water dissolves."""
+    return not SOLUBLE.isdisjoint(elements)
 
 
 def allowed_elements(trained: set[int], only: Sequence[str], never: Sequence[str]) -> set[int]:
@@ -145,7 +150,7 @@ class Recipe:
     @property
     def is_soluble(self) -> bool:
         """Return whether it is a halide or a compound of an alkali metal, most of which water dissolves."""
-        return not SOLUBLE.isdisjoint(self.atomic_numbers)
+        return is_soluble(chemical_symbols[number] for number in self.atomic_numbers)
 
 
 def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recipe]:

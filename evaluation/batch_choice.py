@@ -12,7 +12,8 @@ can afford.
    errors. Places that are left go by p_hit as well.
 
 Throughout, a composition is taken once, and at most ``max_per_family`` sheets of one family, which is a stoichiometry in a layer
-group (such as "A2BC2 p-3m1"), so that one good guess does not fill the batch. Places that nobody may take stay empty.
+group (such as "A2BC2 p-3m1"), so that one good guess does not fill the batch; of halides and compounds of alkali metals, most of
+which no electrolyte leaves alone, ``max_soluble``. Places that nobody may take stay empty.
 
 Controls are drawn at random, without a look at any prediction, from sheets that are valid, free of hazards, new in composition and
 affordable.
@@ -30,6 +31,7 @@ from ase import Atoms
 from pymatgen.core import Composition
 
 from crystals.formulas import composition_key
+from crystals.recipes import is_soluble
 from energetics.dft_inputs import IMAGE_DISTANCE
 from energetics.sites import h_supercell
 from evaluation.candidate import CandidateResult
@@ -57,12 +59,13 @@ class Limits:
     """What a sheet must keep to.
 
     known: compositions (``composition_key``) that DFT has computed. max_dft_atoms: of the cell with H. max_per_family: sheets of
-    one family in a batch.
+    one family in a batch. max_soluble: halides and compounds of alkali metals in a batch.
     """
 
     known: Collection[str]
     max_dft_atoms: int
     max_per_family: int
+    max_soluble: int
 
 
 def family_of(row: CandidateResult) -> str:
@@ -109,15 +112,14 @@ def choose_batch(
     best = sorted((row for row in eligible if row.p_hit > 0), key=lambda row: (-row.p_hit, row.id))
     gain = {row.id: learning_gain(row, settings) for row in eligible}
     open_ones = sorted((row for row in eligible if gain[row.id] > 0), key=lambda row: (-gain[row.id], row.id))
-    formulas: set[str] = set()
-    families: Counter[str] = Counter()
+    taken_so_far = _Taken(limits)
     picks: list[Pick] = []
     for ordered, places, reason in (
         (best, size - exploring, _by_chance),
         (open_ones, size, _by_gain),
         (best, size, _by_chance),
     ):
-        taken = _diverse(ordered, places - len(picks), formulas, families, limits.max_per_family)
+        taken = taken_so_far.next_of(ordered, places - len(picks))
         picks += [Pick(row, family_of(row), dft_atoms(structures[row.id]), reason(row)) for row in taken]
     return picks, refused
 
@@ -130,17 +132,26 @@ def _by_gain(row: CandidateResult) -> str:
     return f"teaches: ± {row.delta_g_std_ev:.2f} eV at ΔG_H {row.delta_g_ev:+.2f} eV"
 
 
-def _diverse(
-    ordered: Iterable[CandidateResult], places: int, formulas: set[str], families: Counter[str], most: int
-) -> Iterator[CandidateResult]:
-    """Yield the first rows of new formulas, at most ``most`` of a family; formulas and families are those taken so far."""
-    for row in ordered:
-        formula, family = composition_key(row.formula), family_of(row)
-        if places and formula not in formulas and families[family] < most:
-            formulas.add(formula)
-            families[family] += 1
-            places -= 1
-            yield row
+class _Taken:
+    """Formulas, families and the number of soluble sheets of a batch that is being filled."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.formulas: set[str] = set()
+        self.families: Counter[str] = Counter()
+        self.soluble = 0
+
+    def next_of(self, ordered: Iterable[CandidateResult], places: int) -> Iterator[CandidateResult]:
+        """Yield and take the first rows, at most ``places``, that the limits still allow."""
+        for row in ordered:
+            formula, family, soluble = composition_key(row.formula), family_of(row), is_soluble(row.elements())
+            full = self.families[family] >= self.limits.max_per_family or (soluble and self.soluble >= self.limits.max_soluble)
+            if places and not full and formula not in self.formulas:
+                self.formulas.add(formula)
+                self.families[family] += 1
+                self.soluble += soluble
+                places -= 1
+                yield row
 
 
 def learning_gain(row: CandidateResult, settings: EvaluationConfig) -> float:

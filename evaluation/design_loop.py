@@ -42,6 +42,7 @@ from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Judged, Tools, join_points
 from evaluation.vasp_points import VASP
+from generation.search import at_most
 from pipeline.errors import ConfigError, StageError, first_line
 from pipeline.files import atomic_folder, atomic_path, relative_name, write_json
 from pipeline.locks import locked_folder
@@ -227,7 +228,8 @@ class Round:
         for place, drawn_as in enumerate(self._sets()):
             rows, structures = self._judge(drawn_as)
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
-            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family)
+            most_soluble = at_most(self.cfg.generation.max_soluble_share * settings.batch)
+            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(
                     rows, structures, settings.batch, settings.explore_share, limits, evaluation

@@ -193,9 +193,9 @@ def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversam
     """
     structures = oversample * settings.num_structures
     limits = {
-        "family": _at_most(settings.max_family_share * structures),
-        "composition": _at_most(settings.max_per_composition * oversample) or len(recipes),
-        "soluble": _at_most(settings.max_soluble_share * structures),
+        "family": at_most(settings.max_family_share * structures),
+        "composition": at_most(settings.max_per_composition * oversample) or len(recipes),
+        "soluble": at_most(settings.max_soluble_share * structures),
     }
     counts: Counter[tuple[str, str]] = Counter()
     exceeding = []
@@ -208,7 +208,7 @@ def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversam
     return np.array(exceeding, dtype=bool)
 
 
-def _at_most(share: float) -> int:
+def at_most(share: float) -> int:
     """Return a number of structures rounded up, but for rounding errors: 3 of 0.1 x 3.0 x 10."""
     return math.ceil(round(share, 9))
 

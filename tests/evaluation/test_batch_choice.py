@@ -27,7 +27,7 @@ SETTINGS = EvaluationConfig()
 METALS = ["Nb", "Ta", "Mo", "W", "Pd", "Pt", "Ni", "Co", "Ti", "Zr"]
 GROUPS = ["p-3m1", "p-6m2", "pmmn"]
 SHEET = honeycomb("C", "C")
-FREE = Limits(frozenset(), 100, 2)
+FREE = Limits(frozenset(), 100, 2, 100)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def chosen(rows, size=8, explore=0.25, limits=FREE):
 def test_a_batch_keeps_every_limit_and_no_better_sheet_is_passed_over(seed, small_cells):
     rows = random_rows(seed)
     known = {composition_key(rows[k].formula) for k in (1, 5, 9)}
-    limits = Limits(known, 100, 2)
+    limits = Limits(known, 100, 2, 100)
     picks, refused = chosen(rows, limits=limits)
     formulas = [composition_key(pick.row.formula) for pick in picks]
     families = Counter(pick.family for pick in picks)
@@ -118,6 +118,15 @@ def test_the_order_of_the_candidates_does_not_matter(seed, small_cells):
     rows = random_rows(seed)
     mixed = [rows[k] for k in np.random.default_rng(seed).permutation(len(rows))]
     assert [p.row.id for p in chosen(rows)[0]] == [p.row.id for p in chosen(mixed)[0]]
+
+
+def test_halides_and_compounds_of_alkali_metals_take_few_places(small_cells):
+    soluble = [row(f"a{k}", formula) for k, formula in enumerate(["NbCl2", "TaBr2", "LiNbS2", "MoI3"])]
+    others = [row(f"b{k}", f"{metal}S2", delta_g_ev=0.3, layer_group_relaxed=f"g{k}") for k, metal in enumerate(METALS)]
+    for most in (0, 1, 2):
+        picks, _ = chosen([*soluble, *others], 6, limits=Limits(frozenset(), 100, 9, most))
+        assert [pick.row.id for pick in picks[:most]] == [r.id for r in soluble[:most]], "the best of them come first"
+        assert len(picks) == 6 and sum(pick.row.id.startswith("a") for pick in picks) == most
 
 
 def test_the_first_places_go_by_p_hit_and_the_others_by_what_dft_teaches():
@@ -167,9 +176,9 @@ def test_who_may_not_be_chosen_is_counted_by_reason(change, reason):
 def test_large_cells_and_known_compositions_cost_nothing():
     atoms = dft_atoms(SHEET)
     assert atoms == 9 * 2 + 1, "graphene in 3 x 3, the smallest cell with 5.6 Å between images of H"
-    assert chosen([row("a")], limits=Limits(frozenset(), atoms - 1, 2))[1] == {f"more than {atoms - 1} atoms with H": 1}
-    assert len(chosen([row("a")], limits=Limits(frozenset(), atoms, 2))[0]) == 1
-    assert chosen([row("a", "Nb2S4")], limits=Limits({"NbS2"}, 100, 2))[1] == {"composition computed before": 1}
+    assert chosen([row("a")], limits=Limits(frozenset(), atoms - 1, 2, 100))[1] == {f"more than {atoms - 1} atoms with H": 1}
+    assert len(chosen([row("a")], limits=Limits(frozenset(), atoms, 2, 100))[0]) == 1
+    assert chosen([row("a", "Nb2S4")], limits=Limits({"NbS2"}, 100, 2, 100))[1] == {"composition computed before": 1}
     assert choose_batch([row("a")], {}, 1, 0.0, FREE, SETTINGS)[1] == {"no relaxed sheet": 1}
 
 
@@ -181,7 +190,7 @@ def test_a_family_is_a_stoichiometry_in_a_layer_group():
 def test_controls_are_drawn_without_a_look_at_predictions(small_cells):
     rows = [row(f"u{k}", f"{metal}S2", delta_g_ev=3.0, novel=False) for k, metal in enumerate(METALS)]
     rows += [row("dangerous", "NbSe2", hazards="Tl"), row("known", "NbTe2"), row("broken", "NbO2", valid=False)]
-    limits = Limits({"NbTe2"}, 100, 1)
+    limits = Limits({"NbTe2"}, 100, 1, 100)
 
     def draw(seed, among=rows):
         structures = {r.id: SHEET for r in rows}
