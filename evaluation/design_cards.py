@@ -124,14 +124,14 @@ def draw_hit_rates(rounds: Mapping[str, Mapping[str, Any]], path: str | os.PathL
             shares = [100 * rate["rate"] for rate in found.values()]
             below = [share - 100 * rate["low"] for share, rate in zip(shares, found.values(), strict=True)]
             above = [100 * rate["high"] - share for share, rate in zip(shares, found.values(), strict=True)]
-            axis.errorbar(places, shares, [below, above], fmt="o", color=COLORS[drawn_as], capsize=3, label=drawn_as)
+            axis.errorbar(places, shares, [below, above], fmt="o", color=COLORS[drawn_as], capsize=3, label=drawn_as, clip_on=False)
             for place, share, rate in zip(places, shares, found.values(), strict=True):
                 axis.annotate(f"{rate['hits']}/{rate['n']}", (place, share), (5, 4), textcoords="offset points", fontsize=7)
         axis.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
         axis.set_xlim(-0.5, len(names) - 0.4)
         axis.set_ylim(bottom=0)
         axis.set_ylabel("hits by DFT (%)")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 def write_page(
