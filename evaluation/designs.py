@@ -5,6 +5,7 @@
     LOOP/designs/dft/              single calculations: those of the rounds, and those of sites that no round has computed
     DESIGNS/NAME/                  card, CIFs, inputs for GPAW and VASP, energies
     DESIGNS/designs.json           everything that the cards say; hit rates of the rounds and of the controls
+    DESIGNS/rounds/round_N/        of every round the log of choices, what DFT said, and its points
     DESIGNS/index.html, overview.png, hit_rates.png
 
 A design is new, valid, stays one sheet, has |ΔG_H| <= ``evaluation.hit_delta_g_ev`` by DFT at its lowest site and E_above_hull <=
@@ -324,6 +325,11 @@ def _write(
             (folder / "finalist.json").unlink()
             write_json(folder / "energies.json", _energies(design, work))
             design_cards.draw_card(design, folder / "card.png")
+        for name, path in rounds.items():
+            (new / "rounds" / name).mkdir(parents=True)
+            for file in (path / "choices.json", path / "results.json", path / "dft" / POINTS_DB):
+                if file.is_file():  # a round without a site to compute has no points
+                    shutil.copyfile(file, new / "rounds" / name / file.name)
         write_json(new / "designs.json", {"designs": [d.as_dict() for d in designs], "left_out": dict(left_out), "rounds": numbers})
         design_cards.draw_overview(designs, new / "overview.png")
         design_cards.draw_hit_rates(numbers, new / "hit_rates.png")

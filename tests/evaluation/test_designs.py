@@ -10,6 +10,7 @@ from ase.io import read
 from loop_tools import QUICK, Killed, Stopping, configuration
 
 from energetics.coverage import DESORBS, STAYS, Coverage
+from energetics.dft_points import read_truth
 from evaluation import loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
@@ -102,6 +103,17 @@ def test_the_tables_of_the_documents_have_every_design_and_every_set(delivered):
     for line, (name, drawn_as) in zip(lines, asked, strict=True):
         hits = content["rounds"][name]["sets"][drawn_as]["hit"]
         assert name.replace("_", " ") in line and drawn_as in line and f"{hits['hits']} of {hits['n']}: " in line
+
+
+def test_the_log_of_choices_and_the_points_of_every_round_are_delivered(loop, delivered):
+    for k in (1, 2):
+        own, given = loop[1] / "loop" / f"round_{k}", delivered[1] / "rounds" / f"round_{k}"
+        assert (given / "choices.json").read_text() == (own / "choices.json").read_text()
+        assert (given / "results.json").read_text() == (own / "results.json").read_text()
+        points = read_truth(given / loop_tools.POINTS_DB, with_unbound=True)
+        assert points and [p.delta_e for p in points] == [
+            p.delta_e for p in read_truth(own / "dft" / loop_tools.POINTS_DB, with_unbound=True)
+        ]
 
 
 def test_a_second_delivery_computes_nothing_and_writes_the_same(loop, delivered, monkeypatch):
