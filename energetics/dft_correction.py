@@ -9,7 +9,8 @@ physical:
 - the mean covalent radius of the other elements, which grows as their bonds to that element soften;
 - the band gap of the sheet (``band_gap.py``), over which the electron of H has to go.
 
-Every error quoted for it is from hosts, or whole families, left out of the fit.
+Every error quoted for it is from hosts, whole families or all sites of one chemistry (``site_chemistry.py``) left out of the fit.
+Its standard error grows with the distance from the points and on sites of a chemistry that they lack; ``complaints`` names these.
 
 A network that learnt from a potential's relaxations takes the correction of that potential, its teacher: fitted on the teacher's
 own ΔE_H at the DFT geometries and applied to the network's. Fitted on the network's values, the network's noise would flatten the
@@ -19,7 +20,8 @@ slope (regression dilution), and every sheet would be drawn towards the mean.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,9 +31,12 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.distance import cdist
 
 from crystals.elements import electronegativity_and_group
 from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
+from energetics.site_chemistry import bound_element, chemistry_of
 from energetics.sites import adsorbed_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import relative_name
@@ -40,8 +45,13 @@ log = logging.getLogger("her2d")
 
 MIN_POINTS = 12
 # The prior, in eV per standardised descriptor; fixed, because some tens of points cannot tell hyperparameters apart: a linear
-# trend, deviations from it of AMPLITUDE over LENGTH standard deviations, and the scatter of single points.
-LINEAR, AMPLITUDE, LENGTH, NOISE = 0.5, 0.4, 2.0, 0.25
+# trend, deviations from it of AMPLITUDE over LENGTH standard deviations, what the sites of one chemistry have in common, and the
+# scatter of single points. By errors and likelihoods of points whose host, family or chemistry was left out.
+LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 2.0, 0.2, 0.25
+SITE_DESCRIPTORS = 3  # of the element that H binds to and of the others
+MIN_SITE_POINTS = 5  # DFT points of a chemistry from which it counts as known
+KNOWN_SHARE = 0.95  # of the points are as near to another one as a site must be to the nearest, to count as known
+WITHIN_ONE_STD = 0.6827
 
 
 def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
@@ -56,11 +66,9 @@ def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
         the other elements, each counted once. In a sheet of one element the element itself stands for the others. NaN for
         elements without an electronegativity.
     """
-    hydrogen = adsorbed_hydrogen(atoms)
-    others = [i for i in range(len(atoms)) if i != hydrogen]
-    nearest = others[int(np.argmin(atoms.get_distances(hydrogen, others, mic=True)))]
-    host = atoms.symbols[nearest]
-    rest = sorted({atoms.symbols[i] for i in others} - {host}) or [host]
+    host = bound_element(atoms)
+    sheet = atoms.symbols[np.arange(len(atoms)) != adsorbed_hydrogen(atoms)]
+    rest = sorted(set(sheet) - {host}) or [host]
     radius = np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in rest])
     return np.array([*energies, *electronegativity_and_group(host), radius])
 
@@ -106,7 +114,7 @@ class DftCorrection:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
         left_out, sigma = leave_out(features, truth, hosts, with_gap)
         error = left_out - truth
-        scale = float(np.quantile(np.abs(error) / sigma, 0.6827))
+        scale = error_scale(truth, left_out, sigma)
         as_tuples = tuple(tuple(float(v) for v in row) for row in features)
         return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap, teacher)
 
@@ -129,12 +137,9 @@ class DftCorrection:
             Corrected ΔE_H (n,) eV and its standard error (n,) eV: ``std`` times the slope of the process, and the process's own
             error, in quadrature. NaN for elements without an electronegativity.
         """
-        energies = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
-        if not len(energies):
+        if not len(atoms):
             return np.zeros(0), np.zeros(0)
-        features = np.array([descriptors(a, row) for a, row in zip(atoms, energies, strict=True)])
-        if self.with_gap:
-            features = np.column_stack([features, np.full(len(atoms), np.nan) if gaps is None else gaps])
+        features = self._features(atoms, energies, gaps)
         value, sigma = self._regression.predict(features)
         step = np.zeros_like(features)
         step[:, 0] = 0.05
@@ -142,48 +147,132 @@ class DftCorrection:
         slope = (above - below) / (2 * step[:, 0])
         return value, np.hypot(slope * np.asarray(std), self.scale * sigma)
 
+    def complaints(self, atoms: Sequence[Atoms], energies: np.ndarray, gaps: np.ndarray | None = None) -> list[str]:
+        """Return why the DFT points do not cover each sheet; empty where they do. atoms, energies, gaps: as for ``apply``."""
+        return self._regression.complaints(self._features(atoms, energies, gaps)) if len(atoms) else []
+
+    def _features(self, atoms: Sequence[Atoms], energies: np.ndarray, gaps: np.ndarray | None) -> np.ndarray:
+        rows = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
+        features = np.array([descriptors(a, row) for a, row in zip(atoms, rows, strict=True)])
+        if not self.with_gap:
+            return features
+        return np.column_stack([features, np.full(len(atoms), np.nan) if gaps is None else gaps])
+
+
+def error_scale(truth: np.ndarray, left_out: np.ndarray, sigma: np.ndarray) -> float:
+    """Return the factor that makes 68 % of the errors of left-out predictions fall within ``sigma``. All (n,) eV, NaN left out."""
+    away = np.abs(left_out - truth) / sigma
+    return float(np.quantile(away[np.isfinite(away)], WITHIN_ONE_STD))
+
 
 class _Regression:
-    """Two processes: one of all descriptors, and one of those before the band gap, for sheets whose gap is not known."""
+    """Two processes: one of all descriptors, and one of those before the band gap, for sheets whose gap is not known.
+
+    The prior, which suits the first, makes the second too sure of itself: its σ is widened by how much more often it is wrong.
+    """
 
     def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool) -> None:
         known = np.isfinite(features).all(1)
         enough = known.sum() >= (MIN_POINTS if with_gap else 1)  # a few gaps say less than the other descriptors of all points
-        self.parts = [(slice(None), GaussianProcess(features[known], truth[known]))] if enough else []
+        self.parts = [(slice(None), GaussianProcess(features[known], truth[known], with_gap))] if enough else []
         if with_gap:
             self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth)))
+        of_errors = [process.scale_of_errors for _, process in self.parts]
+        self.widening = max(1.0, of_errors[-1] / of_errors[0]) if enough and with_gap else 1.0
+
+    def _shared_out(self, features: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, GaussianProcess]]:
+        """Yield (rows (n,) bool, their descriptors, the process for them); a row without a process is in none."""
+        free = np.ones(len(features), dtype=bool)
+        for columns, process in self.parts:
+            rows = np.isfinite(features[:, columns]).all(1) & free
+            free &= ~rows
+            if rows.any():
+                yield rows, features[rows][:, columns], process
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predict (mean, standard deviation), (n,) eV each; NaN where a descriptor other than the gap is NaN."""
         value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
-        for columns, process in self.parts:
-            rows = np.isfinite(features[:, columns]).all(1) & np.isnan(value)
-            if rows.any():
-                value[rows], sigma[rows] = process.predict(features[rows][:, columns])
+        for rows, chosen, process in self._shared_out(features):
+            value[rows], sigma[rows] = process.predict(chosen)
+            if process is not self.parts[0][1]:
+                sigma[rows] *= self.widening
         return value, sigma
+
+    def complaints(self, features: np.ndarray) -> list[str]:
+        """Return why the points do not cover each row, empty where they do."""
+        said = np.full(len(features), "an element without an electronegativity", dtype=object)
+        for rows, chosen, process in self._shared_out(features):
+            said[rows] = process.complaints(chosen)
+        return said.tolist()
 
 
 class GaussianProcess:
-    """scikit-learn's regression of truth (n,) eV on standardised features (n, d), with the prior of the constants above.
+    """Regression of truth (n,) eV on features (n, d), with the prior of the constants above.
 
-    k(x, x') = LINEAR² x·x' + AMPLITUDE² exp(−|x − x'|² / (2 LENGTH²)) around the mean of the points, and NOISE² on the diagonal:
-    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25 and 2.26.
+    k(x, x') = LINEAR² u·u' + AMPLITUDE² exp(−|x − x'|² / (2 LENGTH²)) + SITE² [x and x' of one site chemistry] around the mean of
+    the points, and NOISE² on the diagonal: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25
+    and 2.26. x are the standardised features. u are energies and gap alone: a straight line over the descriptors of the site would
+    go on to elements that no point has. The third term is an offset of each chemistry with variance SITE² (ibid., equation 2.40,
+    with one indicator for each as basis), of which the points of other chemistries say nothing.
     """
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray) -> None:
-        from sklearn.gaussian_process import GaussianProcessRegressor  # takes a second to import, and few commands need it
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
+    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False) -> None:
+        self.features, self.mean, self.spread, self.offset = features, features.mean(0), features.std(0) + 1e-9, truth.mean()
+        end = features.shape[1] - with_gap
+        self.site = slice(end - SITE_DESCRIPTORS, end)
+        self.factor = cho_factor(self._covariance(features) + NOISE**2 * np.eye(len(truth)))
+        self.weights = cho_solve(self.factor, truth - self.offset)
 
-        self.mean, self.spread, self.offset = features.mean(0), features.std(0) + 1e-9, truth.mean()
-        trend = ConstantKernel(LINEAR**2, "fixed") * DotProduct(0.0, "fixed")
-        deviations = ConstantKernel(AMPLITUDE**2, "fixed") * RBF(LENGTH, "fixed")
-        self.regressor = GaussianProcessRegressor(trend + deviations, alpha=NOISE**2, optimizer=None)
-        self.regressor.fit((features - self.mean) / self.spread, truth - self.offset)
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        return (features - self.mean) / self.spread
+
+    def _chemistries(self, features: np.ndarray) -> np.ndarray:
+        """Name the chemistry of every site, (n,)."""
+        return np.array([chemistry_of(*row[:2]) for row in features[:, self.site]])
+
+    def _covariance(self, features: np.ndarray) -> np.ndarray:
+        """Return k between features (m, d) and those of the points, (m, n) eV²."""
+        at, points = self._scaled(features), self._scaled(self.features)
+        of_sheet = [np.delete(x, np.r_[self.site], axis=1) for x in (at, points)]
+        same_site = self._chemistries(features)[:, None] == self._chemistries(self.features)
+        deviations = np.exp(-cdist(at, points, "sqeuclidean") / (2 * LENGTH**2))
+        return LINEAR**2 * of_sheet[0] @ of_sheet[1].T + AMPLITUDE**2 * deviations + SITE**2 * same_site
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predict mean and standard deviation, (n,) eV each, the scatter of single points included."""
-        mean, std = self.regressor.predict((features - self.mean) / self.spread, return_std=True)
-        return self.offset + mean, np.hypot(std, NOISE)
+        """Predict mean and standard deviation, (m,) eV each, the scatter of single points included."""
+        covariance = self._covariance(features)
+        of_sheet = np.delete(self._scaled(features), np.r_[self.site], axis=1)
+        prior = LINEAR**2 * np.square(of_sheet).sum(1) + AMPLITUDE**2 + SITE**2
+        variance = prior - np.einsum("mn,nm->m", covariance, cho_solve(self.factor, covariance.T))
+        return self.offset + covariance @ self.weights, np.sqrt(np.maximum(variance, 0.0) + NOISE**2)
+
+    @cached_property
+    def scale_of_errors(self) -> float:
+        """Return the factor that makes 68 % of the errors on single points left out fall within σ (ibid., equation 5.12)."""
+        inverse = np.diag(cho_solve(self.factor, np.eye(len(self.weights))))
+        return float(np.quantile(np.abs(self.weights) / np.sqrt(inverse), WITHIN_ONE_STD))
+
+    @cached_property
+    def reach(self) -> float:
+        """Return the distance to the nearest other point that KNOWN_SHARE of the points do not exceed, in standard deviations."""
+        return float(np.quantile(np.sort(cdist(*[self._scaled(self.features)] * 2), axis=1)[:, 1], KNOWN_SHARE))
+
+    def complaints(self, features: np.ndarray) -> list[str]:
+        """Return why the points do not cover each row of features (m, d); empty where they do.
+
+        A site is not covered where H binds to a chemistry of fewer than MIN_SITE_POINTS points, or where the nearest point, in
+        standard deviations of the descriptors, is farther than ``reach``.
+        """
+        counts = Counter(self._chemistries(self.features).tolist())
+        distances = cdist(self._scaled(features), self._scaled(self.features)).min(1)
+        said = []
+        for chemistry, distance in zip(self._chemistries(features).tolist(), distances.tolist(), strict=True):
+            reasons = [f"{counts[chemistry]} DFT points with H on {chemistry}"] if counts[chemistry] < MIN_SITE_POINTS else []
+            if distance > self.reach:
+                known = f"{KNOWN_SHARE * 100:.0f} % of the points within {self.reach:.1f}"
+                reasons.append(f"{distance:.1f} standard deviations from the nearest DFT point, {known}")
+            said.append("; ".join(reasons))
+        return said
 
 
 def leave_out(
@@ -198,7 +287,7 @@ def leave_out(
     Args:
         features: (n, d), what is fitted.
         truth: (n,) eV.
-        groups: (n,) host or family of each point.
+        groups: (n,) host, family or site chemistry of each point.
         with_gap: whether the last feature is the band gap.
         predict_at: (n, d) features of the points to predict, where they are not those that are fitted.
 
@@ -287,17 +376,17 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
 def left_out_predictions(
     points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False, teacher: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correct every point by a fit without its host, or without its family.
+    """Correct every point by a fit without its host, its family, or all sites of its chemistry.
 
     Args:
         points: n DFT points.
         raw: (n,) or (n, k) eV, the ΔE_H to correct.
-        by: "host" or "family".
+        by: "host", "family" or "chemistry".
         with_gap: whether the band gap is a descriptor too.
         teacher: potential on whose ΔE_H the fits are made; points without one get no prediction.
 
     Returns:
-        (prediction, σ), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
+        (prediction, σ of the process), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
     """
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
     fitted_on = teacher_delta_e(points, teacher) if teacher else raw

@@ -18,6 +18,7 @@ from crystals.prototypes import name_as_relaxed
 from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_rows import CLEAN, COVERED, GIVEN, STORED_ENERGIES
+from energetics.site_chemistry import site_chemistry
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
@@ -49,6 +50,11 @@ class TruthPoint:
     family: str = ""
     gap: float = np.nan
     no_gap: bool = False
+
+    @property
+    def chemistry(self) -> str:
+        """Return what H binds to (``site_chemistry``)."""
+        return site_chemistry(self.atoms)
 
 
 def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:

@@ -27,7 +27,8 @@ class HydrogenAtSite:
     """H relaxed from one site.
 
     delta_e: ΔE_H, eV. desorbed: H left the sheet. converged, given_up: how the relaxation ended. corrected, corrected_std: ΔE_H
-    after the correction from DFT and its standard error, eV, NaN without a correction.
+    after the correction from DFT and its standard error, eV, NaN without a correction. complaint: why the DFT points do not cover
+    the site, empty where they do.
     """
 
     delta_e: float
@@ -36,6 +37,7 @@ class HydrogenAtSite:
     corrected: float = NAN
     corrected_std: float = NAN
     given_up: bool = False
+    complaint: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -149,8 +151,9 @@ class StabilityJudge:
             energies.append(self._second_delta_e(relaxed.atoms, sheet, supercell))
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
             return HydrogenAtSite(*outcome)
-        value, error = self.correction.apply([relaxed.atoms], np.array([energies]), np.zeros(1), np.array([gap]))
-        return HydrogenAtSite(*outcome, float(value[0]), float(error[0]))
+        described = [relaxed.atoms], np.array([energies]), np.array([gap])
+        value, error = self.correction.apply(*described[:2], np.zeros(1), described[2])
+        return HydrogenAtSite(*outcome, float(value[0]), float(error[0]), complaint=self.correction.complaints(*described)[0])
 
     def _second_delta_e(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
         """Compute ΔE_H (eV) by the second potential at the geometries of the first."""

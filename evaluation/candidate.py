@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 7
+JUDGEMENT_VERSION = 8
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (
@@ -48,7 +48,9 @@ class CandidateResult:
     ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull. ``delta_g_ev`` is
     ΔG_H by the best judge at hand, which ``delta_g_source`` names
     (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
-    ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT.
+    ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT;
+    ``correction_in_domain`` says whether the DFT points cover the site of that value (``DftCorrection.complaints``), and
+    ``correction_domain_note`` why not.
     ``dynamically_stable`` and what stands behind it are of sheets near the hull (``dynamics.mark_dynamics``): the probability
     ``p_dynamic`` by phonons and ``dynamics_model.DynamicsModel`` together, the lowest eigenvalues of Hessian and stiffness and the
     lowest frequency, negative where it is imaginary. ``distortion_gain_ev`` (eV/atom) is what a sheet with an unstable mode gains
@@ -129,6 +131,8 @@ class CandidateResult:
     band_gap_gfn2_ev: float = NAN
     delta_g_h_corrected_ev: float = NAN
     delta_g_h_corrected_std_ev: float = NAN
+    correction_in_domain: bool | None = None
+    correction_domain_note: str = ""
     h_desorbed: bool | None = None
     h_relax_converged: bool | None = None
     delta_g_ev: float = NAN
@@ -241,6 +245,7 @@ QUANTITIES = {
     "conductive": Quantity("conducts"),
     "band_gap_gfn2_ev": Quantity("GFN2 gap", "eV", name="band gap, GFN2-xTB"),
     "delta_g_h_corrected_ev": Quantity("ΔG_H corrected", "eV", name="ΔG_H, corrected"),
+    "correction_in_domain": Quantity("correction in domain"),
     "p_synth": Quantity("P_synth"),
     "synthesis_method": Quantity("method"),
     "synthesis_precursors": Quantity("precursors"),
@@ -275,6 +280,7 @@ QUANTITIES = {
     "h_sites_relaxed": Quantity("relaxed H sites"),
     "h_coverage": Quantity("coverage", "H/cell"),
     "h_domain_note": Quantity("why not in domain"),
+    "correction_domain_note": Quantity("why correction not in domain"),
     "delta_g_h_corrected_std_ev": Quantity("± corrected", "eV"),
     "h_desorbed": Quantity("H desorbs"),
     "h_relax_converged": Quantity("H at rest"),

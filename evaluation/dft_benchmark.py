@@ -22,6 +22,12 @@ from pipeline.files import file_sha256, relative_name
 log = logging.getLogger("her2d")
 
 NAN = float("nan")
+# What is left out of the fits of the potential's correction, and the column of the values that these predict.
+LEFT_OUT = {
+    "host": "delta_e_potential_corrected_ev",
+    "family": "delta_e_potential_family_left_out_ev",
+    "chemistry": "delta_e_potential_chemistry_left_out_ev",
+}
 
 
 def dft_benchmark(
@@ -48,8 +54,9 @@ def dft_benchmark(
         her_correction_ev: ΔG_H − ΔE_H, to tell which points are near zero.
 
     Returns:
-        ``{n, mae_ev, spearman, ..., coverage, uncorrected, potential, potential_corrected, rows, source}``. None without a
-        database; the report then says "unverified".
+        ``{n, mae_ev, spearman, ..., coverage, uncorrected, potential, potential_corrected, rows, source}``; potential_corrected
+        holds the errors with hosts left out of the fit, and as ``family_left_out`` and ``chemistry_left_out`` the others, all of
+        them by chemistry of the site too. None without a database; the report then says "unverified".
     """
     path = Path(truth_db_path)
     points = _points_of(path)
@@ -59,15 +66,13 @@ def dft_benchmark(
     stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = _by_potentials(points, potentials)
-    corrected, corrected_std = dft_correction.left_out_predictions(points, energies, with_gap=with_gap)
-    by_family, _ = dft_correction.left_out_predictions(points, energies, by="family", with_gap=with_gap)
+    left_out = _left_out(points, energies, with_gap)
     columns = {
         "delta_e_dimenet_ev": predicted,
         "std_ev": std,
         "delta_e_uncorrected_ev": raw,
         "delta_e_potential_ev": energies[:, 0],
-        "delta_e_potential_corrected_ev": corrected,
-        "delta_e_potential_family_left_out_ev": by_family,
+        **{key: left_out[by][0] for by, key in LEFT_OUT.items()},
     }
     rows = _benchmark_rows(points, columns)
     table = read_table(table_path) if table_path is not None and Path(table_path).is_file() else []
@@ -80,9 +85,13 @@ def dft_benchmark(
         "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
-    errors = {"delta_e_dimenet_ev": (report, std), "delta_e_potential_corrected_ev": (report["potential_corrected"], corrected_std)}
-    for key, (scores, error) in errors.items():
-        scores["coverage"] = metrics.coverage([point.delta_e for point in points], columns[key], error, her_correction_ev)
+    truth = np.array([point.delta_e for point in points])
+    report["coverage"] = metrics.coverage(truth, predicted, std, her_correction_ev)
+    corrected = report["potential_corrected"]
+    for by, found in left_out.items():
+        scores = corrected if by == "host" else corrected[f"{by}_left_out"]
+        scores["coverage"] = metrics.coverage(truth, *found, her_correction_ev)
+        scores["by_chemistry"] = by_chemistry(points, *found, her_correction_ev)
     if table:
         report["table"] = literature_table(rows, table, table_path)
     return report
@@ -110,8 +119,9 @@ def _scores(
         "potential": {"name": potentials[0] if potentials else "none", **agreement("delta_e_potential_ev")},
         "potential_corrected": {
             "name": " + ".join([*potentials, *(["band gap"] if with_gap else [])]),
-            **agreement("delta_e_potential_corrected_ev"),
-            "family_left_out": agreement("delta_e_potential_family_left_out_ev"),
+            **agreement(LEFT_OUT["host"]),
+            "family_left_out": agreement(LEFT_OUT["family"]),
+            "chemistry_left_out": agreement(LEFT_OUT["chemistry"]),
         },
     }
 
@@ -144,6 +154,43 @@ def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.nda
     return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
 
 
+def _left_out(points: Sequence[Any], energies: np.ndarray, with_gap: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Correct every point by fits without its host, its family or its chemistry.
+
+    Returns:
+        Each of LEFT_OUT -> (prediction, standard error), (N,) eV each. The errors have the scale of the shipped fit, by which 68 %
+        of the left-out hosts are within them; families and chemistries test it.
+    """
+    found = {by: dft_correction.left_out_predictions(points, energies, by, with_gap) for by in LEFT_OUT}
+    predicted, sigma = found["host"]
+    if not np.isfinite(predicted).any():
+        return found
+    scale = dft_correction.error_scale(np.array([point.delta_e for point in points]), predicted, sigma)
+    return {by: (values, scale * errors) for by, (values, errors) in found.items()}
+
+
+def by_chemistry(
+    points: Sequence[Any], predicted: np.ndarray, std: np.ndarray, her_correction_ev: float = 0.27
+) -> dict[str, dict[str, Any]]:
+    """Measure predictions by what H binds to.
+
+    Args:
+        points: N DFT points.
+        predicted, std: (N,) eV each.
+        her_correction_ev: ΔG_H − ΔE_H.
+
+    Returns:
+        Site chemistry -> what ``metrics.agreement`` returns, and ``coverage``.
+    """
+    truth, chemistry = np.array([p.delta_e for p in points]), np.array([p.chemistry for p in points])
+    found = {}
+    for name in sorted(set(chemistry.tolist())):
+        own = chemistry == name
+        found[name] = metrics.agreement(truth[own].tolist(), predicted[own].tolist())
+        found[name]["coverage"] = metrics.coverage(truth[own], predicted[own], std[own], her_correction_ev)
+    return found
+
+
 def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarray:
     """Return ΔE_H (N, number of potentials) in eV; one column of NaN where there is no potential."""
     energies = np.full((len(points), max(1, len(potentials))), np.nan)
@@ -153,11 +200,11 @@ def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarr
 
 
 def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Make one dictionary per point: its name, DFT's value, the columns, its family."""
+    """Make one dictionary per point: its name, DFT's value, the columns, its family and what H binds to."""
     return [
         {"name": point.name, "host": point.host, "site": point.site, "delta_e_dft_ev": point.delta_e}
         | {key: float(values[k]) for key, values in columns.items()}
-        | {"family": point.family}
+        | {"family": point.family, "chemistry": point.chemistry}
         for k, point in enumerate(points)
     ]
 

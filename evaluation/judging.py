@@ -297,6 +297,8 @@ def potential_hydrogen(at_sites: Sequence[HydrogenAtSite], correction_ev: float)
     fields["delta_g_h_potential_ev"] = free_energy(best.delta_e, correction_ev)
     fields["delta_g_h_corrected_ev"] = free_energy(corrected.corrected, correction_ev)
     fields["delta_g_h_corrected_std_ev"] = corrected.corrected_std
+    if math.isfinite(corrected.corrected):
+        fields["correction_in_domain"], fields["correction_domain_note"] = not corrected.complaint, corrected.complaint
     fields["h_relax_converged"] = corrected.converged if math.isfinite(corrected.corrected) else best.converged
     return fields, "" if fields["h_relax_converged"] else "H relaxation not converged"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.decisions import all_of
-from evaluation.statistics import Metric, mean_metric, rate_metric
+from evaluation.statistics import Metric, mean_metric, rate_metric, wilson_interval
 from evaluation.water_verdict import DISSOLVES
 
 
@@ -271,16 +271,20 @@ def coverage(truth: Sequence[float], predicted: Sequence[float], std: Sequence[f
         free_energy_ev: ΔG_H − ΔE_H.
 
     Returns:
-        ``{n, within_1, within_2}`` over all, and the same as ``near_zero`` over those with |ΔG_H| by DFT below NEAR_ZERO_EV; shares
-        are NaN where there is no value.
+        ``{n, within_1, within_1_interval, within_2, within_2_interval}``, with 95 % Wilson intervals [low, high], over all, and the
+        same as ``near_zero`` over those with |ΔG_H| by DFT below NEAR_ZERO_EV; NaN where there is no value.
     """
     t, p, s = (np.asarray(values, dtype=float) for values in (truth, predicted, std))
     usable = np.isfinite(t) & np.isfinite(p) & np.isfinite(s) & (s > 0)
 
     def shares(chosen: np.ndarray) -> dict[str, Any]:
         away = np.abs(p - t)[chosen] / s[chosen]
-        some = len(away) > 0
-        return {"n": len(away), **{f"within_{k}": float((away <= k).mean()) if some else math.nan for k in (1, 2)}}
+        found: dict[str, Any] = {"n": len(away)}
+        for k in (1, 2):
+            inside = int((away <= k).sum())
+            found[f"within_{k}"] = inside / len(away) if len(away) else math.nan
+            found[f"within_{k}_interval"] = list(wilson_interval(inside, len(away)))
+        return found
 
     return {**shares(usable), "near_zero": shares(usable & (np.abs(t + free_energy_ev) < NEAR_ZERO_EV))}
 

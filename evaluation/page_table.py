@@ -30,8 +30,9 @@ GROUPS = {
     ),
     "Hydrogen": (
         "delta_g_ev", "delta_g_std_ev", "delta_g_source", "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev",
-        "delta_g_h_potential_ev", "delta_g_h_ev", "delta_g_h_std_ev", "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note",
-        "h_n_sites", "h_sites_relaxed", "h_coverage", "h_desorbed", "h_relax_converged",
+        "correction_in_domain", "correction_domain_note", "delta_g_h_potential_ev", "delta_g_h_ev", "delta_g_h_std_ev",
+        "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note", "h_n_sites", "h_sites_relaxed", "h_coverage", "h_desorbed",
+        "h_relax_converged",
     ),
     "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
     "Elements": ("price_usd_per_kg", "hhi_reserve", "hazards"),
@@ -62,20 +63,20 @@ ERRORS = {
     "delta_g_h_ev": "delta_g_h_std_ev",
     "delta_g_h_corrected_ev": "delta_g_h_corrected_std_ev",
 }
-BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note"}
+BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note", "correction_in_domain": "correction_domain_note"}
 # Single values beside the 3D view.
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
-    "delta_g_h_corrected_ev", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_sites_relaxed", "h_in_domain",
-    "h_coverage", "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable", "water", "dg_pbx_ev",
-    "water_products", "price_usd_per_kg", "hazards", "band_gap_ev", "p_synth", "synthesis_method", "synthesis_precursors",
-    "p_hit", "novel_match", "status",
+    "delta_g_h_corrected_ev", "correction_in_domain", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_sites_relaxed",
+    "h_in_domain", "h_coverage", "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable",
+    "water", "dg_pbx_ev", "water_products", "price_usd_per_kg", "hazards", "band_gap_ev", "p_synth", "synthesis_method",
+    "synthesis_precursors", "p_hit", "novel_match", "status",
 )  # fmt: skip
 # What the search looks at: not what names other materials, such as the products of decomposition.
 SEARCHED = (
     "id", "source_file", "reduced_formula", "formula", "dimensionality", "layer_group_relaxed", "space_group_relaxed",
-    "layer_group", "space_group", "delta_g_source", "h_site_kind", "h_site_face", "h_domain_note", "synthesis_method",
-    "synthesis_precursors", "duplicate_of", "novel_match", "status",
+    "layer_group", "space_group", "delta_g_source", "h_site_kind", "h_site_face", "h_domain_note", "correction_domain_note",
+    "synthesis_method", "synthesis_precursors", "duplicate_of", "novel_match", "status",
 )  # fmt: skip
 LONG_TEXT = 24  # characters; a longer one gets a wider column
 VERDICT_ABOUT = "What our judges found: the first condition of a hit that fails, or hit"

@@ -71,6 +71,8 @@ ABOUT = {
     "band_gap_gfn2_ev": "Gap by GFN2-xTB at few k-points; only the correction of ΔG_H uses it",
     "delta_g_h_corrected_ev": "The potential's ΔG_H after its correction from DFT, ± one standard error",
     "delta_g_h_corrected_std_ev": "Standard error of the corrected ΔG_H",
+    "correction_in_domain": "Whether the correction was learnt on such sites of H; if not, why, and the standard error is larger",
+    "correction_domain_note": "Why the correction was not learnt on such sites of H",
     "h_desorbed": "H left the sheet in the potential's relaxation at every site",
     "h_relax_converged": "The relaxation of H at its best site reached its limit on the forces",
     "p_synth": "Probability that it can be synthesized",

@@ -120,6 +120,8 @@ def test_coverage_of_normal_errors_is_that_of_the_normal_distribution():
     found = metrics.coverage(truth, truth + std * rng.normal(size=20_000), std, 0.27)
     assert found["n"] == 20_000 and found["within_1"] == pytest.approx(0.683, abs=0.01)
     assert found["within_2"] == pytest.approx(0.954, abs=0.005)
+    low, high = found["within_1_interval"]
+    assert low < found["within_1"] < high and high - low == pytest.approx(2 * 1.96 * (0.683 * 0.317 / 20_000) ** 0.5, rel=0.02)
     assert found["near_zero"]["n"] == (abs(truth + 0.27) < 0.5).sum()
     none = metrics.coverage([0.0, 1.0], [math.nan, 1.0], [0.1, 0.0], 0.27)
-    assert none["n"] == 0 and math.isnan(none["within_1"])
+    assert none["n"] == 0 and math.isnan(none["within_1"]) and np.isnan(none["within_2_interval"]).all()
