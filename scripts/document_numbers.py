@@ -27,7 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_table, design_table, generator_tables, potential_table
+from pipeline import batch_table, design_table, generator_tables, judge_table, potential_table
 from pipeline.number_texts import MISSING, Metric, database_counts, formatted, interval, metric_table, table
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -230,29 +230,7 @@ def steps() -> str:
 
 def her_judges() -> str:
     """Return how the judges of ΔE_H agree with values that they had not seen."""
-    truth, test = load("results/report.json")["truth"], load("weights/dimenet.json")["metrics"]["test"]
-    left_out, corrected, blind = "DFT, hosts left out", truth["potential_corrected"], truth["blind"]
-    rows: list[tuple[str, str, Mapping[str, Any]]] = [
-        ("DimeNet++", "its potential's own values, formulas held out", test),
-        ("DimeNet++, uncorrected", left_out, truth["uncorrected"]),
-        ("DimeNet++, corrected", left_out, truth),
-        (truth["potential"]["name"], left_out, truth["potential"]),
-        (corrected["name"], left_out, corrected),
-        (corrected["name"], "DFT, families left out", corrected["family_left_out"]),
-        ("DimeNet++, corrected", "DFT, blind", blind),
-        (truth["potential"]["name"], "DFT, blind", blind["potential"]),
-        (corrected["name"], "DFT, blind", blind["potential_corrected"]),
-    ]
-    body = []
-    for name, measured, m in rows:
-        body.append([name, measured, str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"]), right_order(m)])
-    return table(["judge", "measured on", "n", "MAE (eV)", "Spearman", "inert above active"], body)
-
-
-def right_order(measured: Mapping[str, Any]) -> str:
-    """Return how many pairs of an inert and an active sheet are in the right order."""
-    pairs = measured.get("inert_above_active")
-    return f"{pairs['pairs'] - len(pairs['violations'])} of {pairs['pairs']}" if pairs else MISSING
+    return judge_table.judges(load("results/report.json")["truth"], load("weights/dimenet.json")["metrics"]["test"])
 
 
 def heads() -> str:

@@ -33,6 +33,28 @@ def test_dft_benchmark_pairs_predictions_with_dft(tmp_path):
     assert dft_benchmark.dft_benchmark(simple.Hydrogen(), tmp_path / "missing.db") is None
 
 
+def test_errors_with_a_whole_site_chemistry_left_out(tmp_path):
+    """The truth is that of the potential, but for an offset on oxygen that nothing else tells of."""
+    rng, energy = np.random.default_rng(2), np.linspace(-0.5, 1.5, 18)
+    truth = energy + 0.05 * rng.normal(size=18)
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        for k in range(18):
+            slab = simple.sheet(f"{('Mo', 'W', 'Nb', 'Ta', 'V', 'Cr')[k % 6]}{('S2', 'Se2', 'O2')[k // 6]}")
+            slab += Atoms("H", [slab.positions[slab.positions[:, 2].argmax()] + [0, 0, 1.2]])
+            slab.pbc = (True, True, False)
+            delta_e = float(truth[k] + (1.0 if k >= 12 else 0.0))
+            database.write(slab, kind="slab_H", name=f"s{k}", site="top", dE_dft=delta_e, dE_7net0=float(energy[k]))
+    found = dft_benchmark.dft_benchmark(simple.Hydrogen(), tmp_path / "truth.db")["potential_corrected"]
+    by_site = found["chemistry_left_out"]
+    assert set(by_site["by_chemistry"]) == {"chalcogen", "oxygen"} and by_site["n"] == found["n"] == found["coverage"]["n"] == 18
+    assert found["by_chemistry"]["oxygen"]["n"] == by_site["by_chemistry"]["oxygen"]["n"] == 6
+    assert by_site["by_chemistry"]["oxygen"]["mean_error_ev"] == pytest.approx(-1.0, abs=0.3)
+    assert abs(found["by_chemistry"]["oxygen"]["mean_error_ev"]) < 0.4 and found["mae_ev"] < 0.5 * by_site["mae_ev"]
+    assert by_site["coverage"]["within_1"] < found["coverage"]["within_1"] == pytest.approx(0.683, abs=0.06)
+    low, high = by_site["coverage"]["within_1_interval"]
+    assert 0 <= low <= by_site["coverage"]["within_1"] < high < 1
+
+
 def test_inert_sheets_must_come_out_above_active_ones():
     table = [
         {"structure": "db#MoS2", "activity": "inert"},

@@ -12,7 +12,8 @@ from ase import Atoms
 from simple_judges import SETTINGS, evaluated
 
 from crystals import matching
-from evaluation import candidate
+from energetics.potential_adsorption import HydrogenAtSite
+from evaluation import candidate, judging
 from evaluation.page import candidate_table
 
 
@@ -25,6 +26,7 @@ def test_row_against_hand_computed_numbers(tmp_path):
     assert row.delta_g_h_ev == pytest.approx(-0.05) and row.delta_g_h_std_ev == pytest.approx(0.1)
     assert row.delta_g_h_potential_ev == pytest.approx(0.02 + 0.27)
     assert row.delta_g_h_corrected_ev == pytest.approx(0.42 + 0.27) and row.delta_g_h_corrected_std_ev == 0.3
+    assert row.correction_in_domain is True and row.correction_domain_note == ""
     assert row.h_coverage == pytest.approx(1 / 9)
     assert row.score_stab == pytest.approx(math.exp(-0.05))
     assert (row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source) == (row.delta_g_h_corrected_ev, 0.3, "corrected potential")
@@ -35,6 +37,16 @@ def test_row_against_hand_computed_numbers(tmp_path):
     table = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert table[0].split(",") == [f.name for f in dataclasses.fields(candidate.CandidateResult)]
     assert len(table) == 2
+
+
+def test_a_site_unlike_the_dft_points_keeps_its_value_and_is_flagged():
+    known = HydrogenAtSite(0.1, desorbed=False, converged=True, corrected=0.3, corrected_std=0.3)
+    flagged = dataclasses.replace(known, corrected=0.2, corrected_std=0.6, complaint="3 DFT points with H on halogen")
+    fields, problem = judging.potential_hydrogen([known, flagged], 0.27)
+    assert not problem and fields["delta_g_h_corrected_ev"] == pytest.approx(0.47) and fields["delta_g_h_corrected_std_ev"] == 0.6
+    assert fields["correction_in_domain"] is False and fields["correction_domain_note"] == "3 DFT points with H on halogen"
+    fields, _ = judging.potential_hydrogen([dataclasses.replace(known, corrected=math.nan)], 0.27)
+    assert "correction_in_domain" not in fields, "without a corrected value there is nothing to say"
 
 
 class Routes(simple.Synthesis):

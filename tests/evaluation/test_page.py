@@ -51,12 +51,15 @@ def test_cells_by_hand():
         "h_site_face": "upper",
         "h_in_domain": False,
         "h_domain_note": "Xe is not in training",
+        "correction_in_domain": False,
+        "correction_domain_note": "3 DFT points with H on halogen",
         "natoms": 6,
         "p_synth": None,
         "hit": True,
     }
     said = {key: page_table.cell_text(row, key) for key in row}
     assert said["delta_g_h_corrected_ev"] == "0.158 ± 0.355" and said["h_site_kind"] == "top, upper"
+    assert said["correction_in_domain"] == "no: 3 DFT points with H on halogen"
     assert said["h_in_domain"] == "no: Xe is not in training" and (said["natoms"], said["p_synth"], said["hit"]) == ("6", "", "yes")
 
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from pipeline import judge_table
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import Config, section_fields
 from scripts import document_numbers
@@ -185,3 +186,27 @@ def test_a_set_without_sheets_has_no_metric_of_sheets(tmp_path, monkeypatch):
         assert "baseline" not in document_numbers.TABLES["comparison"]()
     finally:
         document_numbers.load.cache_clear()
+
+
+def test_the_table_of_judges_has_the_rows_that_the_report_has():
+    scores = {"n": 91, "mae_ev": 0.27, "spearman": 0.9}
+    old = {"within_1": 0.65, "within_2": 0.9}
+    corrected = {"name": "both", **scores, "coverage": old, "family_left_out": scores}
+    blind = {**scores, "potential": scores, "potential_corrected": scores}
+    truth = {
+        **scores,
+        "uncorrected": scores,
+        "potential": {"name": "one", **scores},
+        "potential_corrected": corrected,
+        "blind": blind,
+    }
+    before = judge_table.judges(truth, scores).splitlines()
+    assert "| both | DFT, hosts left out | 91 | 0.27 | 0.90 | 65 % | 90 % | – |" in before and len(before) == 11
+    coverage = old | {"within_1_interval": [0.55, 0.74], "within_2_interval": [0.82, 0.95]}
+    metals = {"n": 3, "mae_ev": 0.5, "spearman": None, "coverage": coverage}
+    corrected["chemistry_left_out"] = {**scores, "coverage": coverage, "by_chemistry": {"metal": metals}}
+    now = judge_table.judges(truth, scores).splitlines()
+    assert set(now) - set(before) == {
+        "| both | DFT, site chemistries left out | 91 | 0.27 | 0.90 | 65 % [55, 74] | 90 % [82, 95] | – |",
+        "| both | of these, H on metal | 3 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
+    }

@@ -1,0 +1,56 @@
+"""Writes the table of the judges of ΔE_H for the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.number_texts import MISSING, formatted, interval, table
+
+HEAD = ("judge", "measured on", "n", "MAE (eV)", "Spearman", "within 1σ", "within 2σ", "inert above active")
+
+
+def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """Return how the judges agree with values that they had not seen.
+
+    Args:
+        truth: key ``truth`` of ``report.json``.
+        test: errors of DimeNet++ on held-out records of its potential.
+    """
+    left_out, corrected, blind = "DFT, hosts left out", truth["potential_corrected"], truth["blind"]
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("DimeNet++", "its potential's own values, formulas held out", test),
+        ("DimeNet++, uncorrected", left_out, truth["uncorrected"]),
+        ("DimeNet++, corrected", left_out, truth),
+        (truth["potential"]["name"], left_out, truth["potential"]),
+        (corrected["name"], left_out, corrected),
+        (corrected["name"], "DFT, families left out", corrected["family_left_out"]),
+    ]
+    if by_site := corrected.get("chemistry_left_out"):
+        rows.append((corrected["name"], "DFT, site chemistries left out", by_site))
+        rows += [(corrected["name"], f"of these, H on {name}", found) for name, found in by_site["by_chemistry"].items()]
+    rows += [
+        ("DimeNet++, corrected", "DFT, blind", blind),
+        (truth["potential"]["name"], "DFT, blind", blind["potential"]),
+        (corrected["name"], "DFT, blind", blind["potential_corrected"]),
+    ]
+    body = []
+    for name, measured, m in rows:
+        agreement = [str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"])]
+        body.append([name, measured, *agreement, _within(m, 1), _within(m, 2), _right_order(m)])
+    return table(HEAD, body)
+
+
+def _within(measured: Mapping[str, Any], sigmas: int) -> str:
+    """Return the share of DFT values within so many standard errors, with its interval where the report has one."""
+    found = measured.get("coverage")
+    if not found:
+        return MISSING
+    low, high = found.get(f"within_{sigmas}_interval", (None, None))
+    return interval({"value": found[f"within_{sigmas}"], "low": low, "high": high}, ".0%")
+
+
+def _right_order(measured: Mapping[str, Any]) -> str:
+    """Return how many pairs of an inert and an active sheet are in the right order."""
+    pairs = measured.get("inert_above_active")
+    return f"{pairs['pairs'] - len(pairs['violations'])} of {pairs['pairs']}" if pairs else MISSING
