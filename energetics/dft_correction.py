@@ -178,7 +178,7 @@ class _Regression:
         if with_gap:
             self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth)))
         of_errors = [process.scale_of_errors for _, process in self.parts]
-        self.widening = max(1.0, of_errors[-1] / of_errors[0]) if enough and with_gap else 1.0
+        self.widening = max(1.0, of_errors[-1] / max(of_errors[0], 1e-9)) if enough and with_gap else 1.0
 
     def _shared_out(self, features: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, GaussianProcess]]:
         """Yield (rows (n,) bool, their descriptors, the process for them); a row without a process is in none."""
