@@ -47,7 +47,11 @@ MIN_POINTS = 12
 # The prior, in eV per standardised descriptor; fixed, because some tens of points cannot tell hyperparameters apart: a linear
 # trend, deviations from it of AMPLITUDE over LENGTH standard deviations, what the sites of one chemistry have in common, and the
 # scatter of single points. By errors and likelihoods of points whose host, family or chemistry was left out.
-LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 2.0, 0.2, 0.25
+LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 2.0, 0.2, 0.2
+# Of the scatter, by Student's distribution: where a potential tears a sheet apart, DFT at its geometry may be off by eV, and one
+# such point must not bend the fit of all others.
+DEGREES_OF_FREEDOM = 4
+FIT_STEPS, FIT_TOLERANCE = 100, 1e-6  # of the variances of the points, eV²
 SITE_DESCRIPTORS = 3  # of the element that H binds to and of the others
 MIN_SITE_POINTS = 5  # DFT points of a chemistry from which it counts as known
 KNOWN_SHARE = 0.95  # of the points are as near to another one as a site must be to the nearest, to count as known
@@ -214,14 +218,27 @@ class GaussianProcess:
     and 2.26. x are the standardised features. u are energies and gap alone: a straight line over the descriptors of the site would
     go on to elements that no point has. The third term is an offset of each chemistry with variance SITE² (ibid., equation 2.40,
     with one indicator for each as basis), of which the points of other chemistries say nothing.
+
+    The scatter of the points around k is Student's, a normal distribution whose variance differs from point to point: their
+    expectations and the regression are found in turn (Lange, Little, Taylor, J. Am. Stat. Assoc. 84, 881 (1989)). NOISE² on the
+    diagonal becomes NOISE² (ν + ⟨(y − f)²⟩ / NOISE²) / (ν + 1), with ν = DEGREES_OF_FREEDOM.
     """
 
     def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False) -> None:
         self.features, self.mean, self.spread, self.offset = features, features.mean(0), features.std(0) + 1e-9, truth.mean()
         end = features.shape[1] - with_gap
         self.site = slice(end - SITE_DESCRIPTORS, end)
-        self.factor = cho_factor(self._covariance(features) + NOISE**2 * np.eye(len(truth)))
-        self.weights = cho_solve(self.factor, truth - self.offset)
+        covariance, deviation = self._covariance(features), truth - self.offset
+        self.scatter = np.full(len(truth), NOISE**2)
+        for _ in range(FIT_STEPS):
+            self.factor = cho_factor(covariance + np.diag(self.scatter))
+            self.weights = cho_solve(self.factor, deviation)
+            variance = np.diag(covariance) - np.einsum("ij,ji->i", covariance, cho_solve(self.factor, covariance))
+            squares = np.square(deviation - covariance @ self.weights) + variance
+            scatter = (DEGREES_OF_FREEDOM * NOISE**2 + squares) / (DEGREES_OF_FREEDOM + 1)
+            if np.abs(scatter - self.scatter).max() < FIT_TOLERANCE:
+                break
+            self.scatter = scatter
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return (features - self.mean) / self.spread

@@ -135,17 +135,38 @@ def test_the_process_is_that_of_the_formula():
     c = dft_correction
     same = (features[:, 1, None] > 3) == (features[:, 1] > 3)
     k = c.LINEAR**2 * np.outer(scaled[:, 0], scaled[:, 0]) + c.AMPLITUDE**2 * np.exp(-square / 2 / c.LENGTH**2) + c.SITE**2 * same
-    inverse = np.linalg.inv(k[:12, :12] + c.NOISE**2 * np.eye(12))
+    inverse = np.linalg.inv(k[:12, :12] + np.diag(process.scatter))
     mean, sigma = process.predict(new)
     np.testing.assert_allclose(mean, truth[:12].mean() + k[12:, :12] @ inverse @ (truth[:12] - truth[:12].mean()), rtol=1e-9)
     np.testing.assert_allclose(sigma**2, np.diag(k[12:, 12:] - k[12:, :12] @ inverse @ k[:12, 12:]) + c.NOISE**2, rtol=1e-9)
     away = []
     for one in range(12):
         rest = np.delete(np.arange(12), one)
-        weights = np.linalg.solve(k[np.ix_(rest, rest)] + c.NOISE**2 * np.eye(11), k[rest, one])
+        weights = np.linalg.solve(k[np.ix_(rest, rest)] + np.diag(process.scatter[rest]), k[rest, one])
         error = weights @ (truth[rest] - truth[:12].mean()) - (truth[one] - truth[:12].mean())
-        away.append(abs(error) / np.sqrt(k[one, one] + c.NOISE**2 - weights @ k[rest, one]))
+        away.append(abs(error) / np.sqrt(k[one, one] + process.scatter[one] - weights @ k[rest, one]))
     assert process.scale_of_errors == pytest.approx(np.quantile(away, 0.6827))
+
+
+def test_one_point_that_is_off_by_eV_does_not_bend_the_fit():
+    """The scatter is that of Student's distribution at its maximum, and large for the one point."""
+    rng = np.random.default_rng(8)
+    site = [np.full(40, 2.58), np.full(40, 16.0), rng.uniform(1.0, 2.0, 40)]
+    features = np.column_stack([rng.normal(size=40), *site])
+    truth = 0.8 * features[:, 0] + rng.normal(scale=0.1, size=40)
+    spoilt = truth + np.eye(40)[5] * 4.0
+    rest = np.delete(np.arange(40), 5)
+    whole, without = dft_correction.GaussianProcess(features, spoilt), dft_correction.GaussianProcess(features[rest], truth[rest])
+    change = whole.predict(features[rest])[0] - without.predict(features[rest])[0]
+    assert np.abs(change).max() < 0.1 and np.abs(change).mean() < 0.03
+    c = dft_correction
+    assert whole.scatter[5] > 20 * np.median(whole.scatter) and np.median(whole.scatter) < 1.1 * c.NOISE**2
+    covariance = whole._covariance(features)
+    gain = covariance @ np.linalg.inv(covariance + np.diag(whole.scatter))
+    deviation = spoilt - spoilt.mean()
+    squares = np.square(deviation - gain @ deviation) + np.diag(covariance - gain @ covariance)
+    weights = (c.DEGREES_OF_FREEDOM + 1) / (c.DEGREES_OF_FREEDOM + squares / c.NOISE**2)  # of a mixture of normal distributions
+    np.testing.assert_allclose(whole.scatter, c.NOISE**2 / weights, atol=1e-5)
 
 
 def test_sites_unlike_the_points_are_named_and_have_larger_errors():
