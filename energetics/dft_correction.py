@@ -7,6 +7,7 @@ physical:
 - the predicted ΔE_H of one potential, or of two, whose difference says how far to trust them;
 - electronegativity and group of the element that H binds to;
 - the mean covalent radius of the other elements, which grows as their bonds to that element soften;
+- for the potentials, which relax H: its bond-valence sum and its height, which tell a top site from a hollow;
 - the band gap of the sheet (``band_gap.py``), over which the electron of H has to go.
 
 Every error quoted for it is from hosts, whole families or all sites of one chemistry (``site_chemistry.py``) left out of the fit.
@@ -47,34 +48,50 @@ MIN_POINTS = 12
 # The prior, in eV per standardised descriptor; fixed, because some tens of points cannot tell hyperparameters apart: a linear
 # trend, deviations from it of AMPLITUDE over LENGTH standard deviations, what the sites of one chemistry have in common, and the
 # scatter of single points. By errors and likelihoods of points whose host, family or chemistry was left out.
-LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 2.0, 0.2, 0.2
+LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 1.75, 0.2, 0.2
 # Of the scatter, by Student's distribution: where a potential tears a sheet apart, DFT at its geometry may be off by eV, and one
 # such point must not bend the fit of all others.
 DEGREES_OF_FREEDOM = 4
 FIT_STEPS, FIT_TOLERANCE = 100, 1e-6  # of the variances of the points, eV²
-SITE_DESCRIPTORS = 3  # of the element that H binds to and of the others
+SITE_DESCRIPTORS, PLACE_DESCRIPTORS = 3, 2  # of the element that H binds to and of the others; of the place of H
+BOND_VALENCE_LENGTH = 0.37  # Å: Brown, Altermatt, Acta Cryst. B 41, 244 (1985)
 MIN_SITE_POINTS = 5  # DFT points of a chemistry from which it counts as known
 KNOWN_SHARE = 0.95  # of the points are as near to another one as a site must be to the nearest, to count as known
 WITHIN_ONE_STD = 0.6827
 
 
-def descriptors(atoms: Atoms, energies: Sequence[float]) -> np.ndarray:
+def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = False) -> np.ndarray:
     """Describe H on a sheet for the correction.
 
     Args:
         atoms: a sheet with one tagged H.
         energies: k predicted ΔE_H, eV.
+        with_place: whether H is where it is bound, so that its place says something too.
 
     Returns:
         (k + 3,): the k energies; electronegativity (Pauling) and group of the element that H binds to; mean covalent radius (Å) of
         the other elements, each counted once. In a sheet of one element the element itself stands for the others. NaN for
-        elements without an electronegativity.
+        elements without an electronegativity. With the place (k + 5,): the bond-valence sum of H, Σ exp((r_H + r_X − d) / 0.37 Å)
+        with covalent radii, and its height above the outermost atom on its side (Å) as well.
     """
     host = bound_element(atoms)
     sheet = atoms.symbols[np.arange(len(atoms)) != adsorbed_hydrogen(atoms)]
     rest = sorted(set(sheet) - {host}) or [host]
     radius = np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in rest])
-    return np.array([*energies, *electronegativity_and_group(host), radius])
+    place = place_of_hydrogen(atoms) if with_place else ()
+    return np.array([*energies, *electronegativity_and_group(host), radius, *place])
+
+
+def place_of_hydrogen(atoms: Atoms) -> tuple[float, float]:
+    """Return bond-valence sum and height (Å) of the tagged H, as ``descriptors`` has them."""
+    hydrogen = adsorbed_hydrogen(atoms)
+    others = np.delete(np.arange(len(atoms)), hydrogen)
+    distances = atoms.get_distances(hydrogen, others, mic=True)
+    touching = covalent_radii[atoms.numbers[others]] + covalent_radii[1]
+    heights = atoms.positions[others, 2]
+    side = 1.0 if atoms.positions[hydrogen, 2] > heights.mean() else -1.0
+    height = side * atoms.positions[hydrogen, 2] - (side * heights).max()
+    return float(np.exp((touching - distances) / BOND_VALENCE_LENGTH).sum()), float(height)
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,8 @@ class DftCorrection:
     features: (n, d), as ``descriptors`` gives them, with the band gap as a last column where ``with_gap``. truth: (n,) eV.
     rmse_ev: error on hosts left out of the fit, eV. scale: factor that makes 68 % of these errors fall within the process's own σ.
     with_gap: whether the last descriptor is the band gap; a sheet without one is corrected by the others alone. teacher: the
-    potential whose ΔE_H the correction was fitted on, where that is not the one corrected.
+    potential whose ΔE_H the correction was fitted on, where that is not the one corrected. with_place: whether the place of H is
+    among the descriptors.
     """
 
     features: tuple[tuple[float, ...], ...]
@@ -93,6 +111,7 @@ class DftCorrection:
     scale: float
     with_gap: bool = False
     teacher: str = ""
+    with_place: bool = False
 
     @property
     def n(self) -> int:
@@ -101,7 +120,13 @@ class DftCorrection:
 
     @classmethod
     def fit(
-        cls, features: np.ndarray, truth: np.ndarray, hosts: Sequence[str], with_gap: bool = False, teacher: str = ""
+        cls,
+        features: np.ndarray,
+        truth: np.ndarray,
+        hosts: Sequence[str],
+        with_gap: bool = False,
+        teacher: str = "",
+        with_place: bool = False,
     ) -> DftCorrection:
         """Fit the process, and measures its error on hosts left out of the fit.
 
@@ -109,22 +134,24 @@ class DftCorrection:
             features: (n, d) descriptors.
             truth: (n,) eV, ΔE_H by DFT.
             hosts: (n,) group of each point; a group is left out as a whole.
-            with_gap, teacher: as the attributes.
+            with_gap, teacher, with_place: as the attributes.
 
         Raises:
             ValueError: there are fewer than MIN_POINTS points.
         """
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
-        left_out, sigma = leave_out(features, truth, hosts, with_gap)
+        left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place)
         error = left_out - truth
         scale = error_scale(truth, left_out, sigma)
         as_tuples = tuple(tuple(float(v) for v in row) for row in features)
-        return cls(as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap, teacher)
+        return cls(
+            as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap, teacher, with_place
+        )
 
     @cached_property
     def _regression(self) -> _Regression:
-        return _Regression(np.array(self.features), np.array(self.truth), self.with_gap)
+        return _Regression(np.array(self.features), np.array(self.truth), self.with_gap, self.with_place)
 
     def apply(
         self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
@@ -157,7 +184,7 @@ class DftCorrection:
 
     def _features(self, atoms: Sequence[Atoms], energies: np.ndarray, gaps: np.ndarray | None) -> np.ndarray:
         rows = np.asarray(energies, dtype=float).reshape(len(atoms), -1)
-        features = np.array([descriptors(a, row) for a, row in zip(atoms, rows, strict=True)])
+        features = np.array([descriptors(a, row, self.with_place) for a, row in zip(atoms, rows, strict=True)])
         if not self.with_gap:
             return features
         return np.column_stack([features, np.full(len(atoms), np.nan) if gaps is None else gaps])
@@ -175,12 +202,12 @@ class _Regression:
     The prior, which suits the first, makes the second too sure of itself: its σ is widened by how much more often it is wrong.
     """
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool) -> None:
+    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool, with_place: bool = False) -> None:
         known = np.isfinite(features).all(1)
         enough = known.sum() >= (MIN_POINTS if with_gap else 1)  # a few gaps say less than the other descriptors of all points
-        self.parts = [(slice(None), GaussianProcess(features[known], truth[known], with_gap))] if enough else []
+        self.parts = [(slice(None), GaussianProcess(features[known], truth[known], with_gap, with_place))] if enough else []
         if with_gap:
-            self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth)))
+            self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth, with_place=with_place)))
         of_errors = [process.scale_of_errors for _, process in self.parts]
         self.widening = max(1.0, of_errors[-1] / max(of_errors[0], 1e-9)) if enough and with_gap else 1.0
 
@@ -224,10 +251,10 @@ class GaussianProcess:
     diagonal becomes NOISE² (ν + ⟨(y − f)²⟩ / NOISE²) / (ν + 1), with ν = DEGREES_OF_FREEDOM.
     """
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False) -> None:
+    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False, with_place: bool = False) -> None:
         self.features, self.mean, self.spread, self.offset = features, features.mean(0), features.std(0) + 1e-9, truth.mean()
         end = features.shape[1] - with_gap
-        self.site = slice(end - SITE_DESCRIPTORS, end)
+        self.site = slice(end - SITE_DESCRIPTORS - PLACE_DESCRIPTORS * with_place, end)
         covariance, deviation = self._covariance(features), truth - self.offset
         self.scatter = np.full(len(truth), NOISE**2)
         for _ in range(FIT_STEPS):
@@ -298,6 +325,7 @@ def leave_out(
     groups: Sequence[str],
     with_gap: bool = False,
     predict_at: np.ndarray | None = None,
+    with_place: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict every point by a fit without any point of its group.
 
@@ -307,6 +335,7 @@ def leave_out(
         groups: (n,) host, family or site chemistry of each point.
         with_gap: whether the last feature is the band gap.
         predict_at: (n, d) features of the points to predict, where they are not those that are fitted.
+        with_place: whether the place of H is among the features.
 
     Returns:
         (prediction, σ), (n,) eV each.
@@ -317,7 +346,7 @@ def leave_out(
     for group in sorted(set(groups)):
         held_out = labels == group
         if not held_out.all():
-            regression = _Regression(features[~held_out], truth[~held_out], with_gap)
+            regression = _Regression(features[~held_out], truth[~held_out], with_gap, with_place)
             predicted[held_out], sigma[held_out] = regression.predict(at[held_out])
     return predicted, sigma
 
@@ -384,14 +413,19 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:
-        return DftCorrection.fit(*fit_arguments(points, raw, with_gap), with_gap)
+        return DftCorrection.fit(*fit_arguments(points, raw, with_gap, True), with_gap, with_place=True)
     except ValueError as error:
         log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
 
 
 def left_out_predictions(
-    points: Sequence[TruthPoint], raw: np.ndarray, by: str = "host", with_gap: bool = False, teacher: str = ""
+    points: Sequence[TruthPoint],
+    raw: np.ndarray,
+    by: str = "host",
+    with_gap: bool = False,
+    teacher: str = "",
+    with_place: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct every point by a fit without its host, its family, or all sites of its chemistry.
 
@@ -401,6 +435,7 @@ def left_out_predictions(
         by: "host", "family" or "chemistry".
         with_gap: whether the band gap is a descriptor too.
         teacher: potential on whose ΔE_H the fits are made; points without one get no prediction.
+        with_place: whether the place of H is a descriptor too.
 
     Returns:
         (prediction, σ of the process), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
@@ -411,21 +446,23 @@ def left_out_predictions(
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         chosen = [points[k] for k in known]
-        predict_at, truth, _ = fit_arguments(chosen, raw[known], with_gap)
-        fitted = fit_arguments(chosen, fitted_on[known], with_gap)[0]
-        predicted[known], sigma[known] = leave_out(fitted, truth, [getattr(p, by) for p in chosen], with_gap, predict_at)
+        predict_at, truth, _ = fit_arguments(chosen, raw[known], with_gap, with_place)
+        fitted = fit_arguments(chosen, fitted_on[known], with_gap, with_place)[0]
+        groups = [getattr(point, by) for point in chosen]
+        predicted[known], sigma[known] = leave_out(fitted, truth, groups, with_gap, predict_at, with_place)
     return predicted, sigma
 
 
 def fit_arguments(
-    points: Sequence[TruthPoint], raw: np.ndarray, with_gap: bool = False
+    points: Sequence[TruthPoint], raw: np.ndarray, with_gap: bool = False, with_place: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return the arguments of ``DftCorrection.fit``: features (n, d), ΔE_H by DFT (n,) eV and the host of each point.
 
-    raw: (n,) or (n, k) eV, predicted ΔE_H. with_gap: whether the band gap is the last feature.
+    raw: (n,) or (n, k) eV, predicted ΔE_H. with_gap: whether the band gap is the last feature. with_place: whether the place of H
+    is among the features.
     """
     rows = np.asarray(raw, dtype=float).reshape(len(points), -1)
-    features = np.array([descriptors(p.atoms, row) for p, row in zip(points, rows, strict=True)])
+    features = np.array([descriptors(p.atoms, row, with_place) for p, row in zip(points, rows, strict=True)])
     if with_gap:
         features = np.column_stack([features, sheet_gaps(points)])
     return features, np.array([p.delta_e for p in points]), [p.host for p in points]

@@ -161,7 +161,7 @@ def _left_out(points: Sequence[Any], energies: np.ndarray, with_gap: bool) -> di
         Each of LEFT_OUT -> (prediction, standard error), (N,) eV each. The errors have the scale of the shipped fit, by which 68 %
         of the left-out hosts are within them; families and chemistries test it.
     """
-    found = {by: dft_correction.left_out_predictions(points, energies, by, with_gap) for by in LEFT_OUT}
+    found = {by: dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True) for by in LEFT_OUT}
     predicted, sigma = found["host"]
     if not np.isfinite(predicted).any():
         return found

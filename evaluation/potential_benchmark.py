@@ -32,7 +32,6 @@ RESAMPLES = 2000
 KEPT = 0.5  # a distortion is kept where at least this share of C2DB's spread of metal-metal distances is left
 SAME_EV = 0.01  # eV/atom; polymorphs closer in C2DB have no order that a potential could get wrong
 DFT_POINTS = {"DFT points": PROJECT_DIR / "data" / "h_on_2d_dft.db", "blind": PROJECT_DIR / "data" / "h_on_2d_blind.db"}
-FURTHER_SITES = PROJECT_DIR / "data" / "h_on_2d_sites.db"  # of sheets of the first file
 PUBLISHED = PROJECT_DIR / "data" / "published_delta_e.csv"
 SOURCE = "C2DB (Haastrup et al. 2018, Gjerding et al. 2021): geometries and hform of the sheets, CC BY 4.0"
 NO_REFERENCES = "left out: only SevenNet-0 has elemental references and a hull; polymorph differences need none"
@@ -209,10 +208,10 @@ def paired_differences(errors: Mapping[str, np.ndarray], seed: int) -> dict[str,
     return {f"{first} - {second}": triple(errors[first] - errors[second], np.mean, seed) for first, second in pairs}
 
 
-def published_table(path: Path, *truths: Path) -> list[dict[str, Any]]:
+def published_table(path: Path, truth: Path) -> list[dict[str, Any]]:
     """Return published ΔE_H (eV) beside the lowest of our DFT points on the same sheet, and its site; None where there is none."""
     points = defaultdict(list)
-    for point in (point for truth in truths for point in dft_points.read_truth(truth, with_unbound=True)):
+    for point in dft_points.read_truth(truth, with_unbound=True):
         points[point.name].append(point)
     with path.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
@@ -266,7 +265,7 @@ def benchmark(
         content["potentials"][potential.name] = _measured(potential, sets, stores[potential.name], points, seed, errors)
     content["paired"] = {name: paired_differences(found, seed) for name, found in errors.items()}
     content["seconds_per_relaxation"] = seconds_table(stores, [*sets["phases"], *sets["pairs"], *sets["lattice"]])
-    content["published"] = published_table(PUBLISHED, DFT_POINTS["DFT points"], FURTHER_SITES)
+    content["published"] = published_table(PUBLISHED, DFT_POINTS["DFT points"])
     write_json(result, content)
 
 
@@ -292,7 +291,7 @@ def _measured(
         errors[f"polymorphs, {name} (eV/atom)"][potential.name] = np.abs(found[name] - found["truth"])
     for name, own in points.items():
         values = potential_trials.adsorption_energies(own, potential, store)
-        corrected = dft_correction.left_out_predictions(own, values)[0] if name != "blind" else None
+        corrected = dft_correction.left_out_predictions(own, values, with_place=True)[0] if name != "blind" else None
         table["delta_e"][name] = adsorption_table(own, values, corrected, seed)
         truth = np.array([point.delta_e for point in own])
         errors[f"ΔE_H, {name} (eV)"][potential.name] = np.abs(values - truth)

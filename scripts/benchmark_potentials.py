@@ -1,7 +1,7 @@
 """Compares the potentials inside the sevenn wheel as judges: phases, lattice constants, polymorphs, ΔE_H, seconds.
 
 Reads   --c2db (a release of C2DB with lgnum and hform as ASE db), --laboratory (the release of 2022, with the uids of
-        data/laboratory_sheets.csv), data/h_on_2d_dft.db, h_on_2d_blind.db, h_on_2d_sites.db, published_delta_e.csv.
+        data/laboratory_sheets.csv), data/h_on_2d_dft.db, h_on_2d_blind.db, published_delta_e.csv.
 Writes  results/benchmark/potentials.json, which docs/results.md shows; relaxations in --work-dir, one line each.
 Run     python -m scripts.benchmark_potentials --c2db c2db.db --laboratory c2db_2022.db
 

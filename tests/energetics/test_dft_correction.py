@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 import geo_utils as geo
 from energetics import dft_correction, dft_points, sites
-from energetics.dft_correction import DftCorrection
+from energetics.dft_correction import DftCorrection, descriptors
 from pipeline.errors import StageError
 
 TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
@@ -35,6 +35,27 @@ def test_descriptors_of_a_known_sheet():
     top = next(s for s in sites.adsorption_sites(carbon) if s.kind == "top")
     on_carbon = dft_correction.descriptors(sites.add_hydrogen(carbon, top, (3, 3)), [1.5])
     np.testing.assert_allclose(on_carbon, [1.5, 2.55, 14, 0.76], err_msg="an element stands for the others where it is alone")
+
+
+@pytest.mark.parametrize("face", [1, -1])
+def test_the_place_of_h_is_its_bond_valence_and_its_height(face):
+    sheet = Atoms("C3H", [[1, 0, 0], [-0.5, 0.75**0.5, 0], [-0.5, -(0.75**0.5), 0], [0, 0, face * 0.8]], cell=[20, 20, 20])
+    sheet.pbc = (True, True, False)
+    sheet.set_tags([1, 1, 1, 2])
+    valence, height = descriptors(sheet, [0.1], with_place=True)[-2:]
+    assert height == pytest.approx(0.8) and valence == pytest.approx(3 * np.exp((0.76 + 0.31 - np.hypot(1, 0.8)) / 0.37))
+    np.testing.assert_array_equal(descriptors(sheet, [0.1], with_place=True)[:-2], descriptors(sheet, [0.1]))
+
+
+def test_a_law_of_the_place_is_learnt_where_the_place_is_described():
+    rng = np.random.default_rng(4)
+    energies, height = rng.normal(size=60), rng.choice([0.0, 1.0], 60)
+    plain = np.column_stack([energies, np.full(60, 2.58), np.full(60, 16.0), np.full(60, 1.5)])
+    place = np.column_stack([plain, rng.normal(1, 0.1, 60), height])
+    truth = 0.7 * energies + 0.8 * height + rng.normal(scale=0.03, size=60)
+    hosts = [str(k % 20) for k in range(60)]
+    with_place, without = DftCorrection.fit(place, truth, hosts, with_place=True), DftCorrection.fit(plain, truth, hosts)
+    assert with_place.rmse_ev < 0.12 < 0.3 < without.rmse_ev
 
 
 def test_a_law_is_recovered_on_left_out_hosts_with_its_uncertainty():
