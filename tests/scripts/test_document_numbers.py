@@ -210,3 +210,16 @@ def test_the_table_of_judges_has_the_rows_that_the_report_has():
         "| both | DFT, site chemistries left out | 91 | 0.27 | 0.90 | 65 % [55, 74] | 90 % [82, 95] | – |",
         "| both | of these, H on metal | 3 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
     }
+
+
+def test_the_table_of_defects_has_defects_only():
+    families = ("vacancy in 2H-MoS2", "single atom in graphene")
+    values = {
+        "delta_e_dft_ev": -0.303,
+        "delta_e_potential_corrected_ev": 0.1,
+        "delta_e_potential_ev": -0.55,
+        "delta_e_dimenet_ev": None,
+    }
+    rows = [{"name": f"sheet {k}", "site": "topS", "family": family, **values} for k, family in enumerate(families)]
+    lines = judge_table.defects({"rows": [*rows, {**rows[0], "family": "2H-MX2"}]}).splitlines()[2:]
+    assert lines == [f"| sheet {k} | topS | -0.30 | +0.10 | -0.55 | – |" for k in range(2)]
