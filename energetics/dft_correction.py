@@ -33,6 +33,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotri
 from scipy.spatial.distance import cdist
 
 from crystals.elements import electronegativity_and_group
@@ -260,8 +261,8 @@ class GaussianProcess:
         for _ in range(FIT_STEPS):
             self.factor = cho_factor(covariance + np.diag(self.scatter))
             self.weights = cho_solve(self.factor, deviation)
-            variance = np.diag(covariance) - np.einsum("ij,ji->i", covariance, cho_solve(self.factor, covariance))
-            squares = np.square(deviation - covariance @ self.weights) + variance
+            # y − f and the variance of f, with K = (K + S) − S, so that only the diagonal of (K + S)⁻¹ is needed.
+            squares = np.square(self.scatter * self.weights) + self.scatter - self.scatter**2 * self._inverse_diagonal()
             scatter = (DEGREES_OF_FREEDOM * NOISE**2 + squares) / (DEGREES_OF_FREEDOM + 1)
             if np.abs(scatter - self.scatter).max() < FIT_TOLERANCE:
                 break
@@ -290,10 +291,15 @@ class GaussianProcess:
         variance = prior - np.einsum("mn,nm->m", covariance, cho_solve(self.factor, covariance.T))
         return self.offset + covariance @ self.weights, np.sqrt(np.maximum(variance, 0.0) + NOISE**2)
 
+    def _inverse_diagonal(self) -> np.ndarray:
+        """Return the diagonal (n,) of the inverse of the covariance of the points, scatter included."""
+        factor, is_lower = self.factor
+        return np.diag(dpotri(factor, lower=is_lower)[0])
+
     @cached_property
     def scale_of_errors(self) -> float:
         """Return the factor that makes 68 % of the errors on single points left out fall within σ (ibid., equation 5.12)."""
-        inverse = np.diag(cho_solve(self.factor, np.eye(len(self.weights))))
+        inverse = self._inverse_diagonal()
         return float(np.quantile(np.abs(self.weights) / np.sqrt(inverse), WITHIN_ONE_STD))
 
     @cached_property
