@@ -12,7 +12,7 @@ from evaluation.batch_choice import family_of
 from evaluation.figures import subscripts
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, rate_text
 from evaluation.page import page_environment
-from evaluation.structure_figures import draw_sheet
+from evaluation.structure_figures import draw_grid, draw_sheet
 from pipeline.files import atomic_path
 from pipeline.plotting import figure
 from pipeline.settings import Config
@@ -20,7 +20,6 @@ from pipeline.settings import Config
 if TYPE_CHECKING:
     from evaluation.designs import Design
 
-COLUMNS = 4
 COLORS = {CHOSEN: "#1f5fa8", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
 
 
@@ -93,21 +92,9 @@ def draw_coverage(axis: Any, design: Design) -> None:
 
 def draw_overview(designs: Sequence[Design], path: str | os.PathLike) -> None:
     """Draw all designs, with H, from above and from the side."""
-    columns = min(COLUMNS, max(1, len(designs)))
-    lines = max(1, math.ceil(len(designs) / columns))
-    with figure(path, nrows=2 * lines, ncols=columns, figsize=(max(3.3 * columns, 4.6), 4.6 * lines), squeeze=False,
-                gridspec_kw={"height_ratios": [3, 1.5] * lines}) as (fig, axes):  # fmt: skip
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for index, design in enumerate(designs):
-            line, column = 2 * (index // columns), index % columns
-            draw_sheet(axes[line, column], axes[line + 1, column], design.with_h)
-            axes[line, column].set_title(title_of(design), fontsize=8.5)
-        if not designs:
-            axes[0, 0].text(0.5, 0.5, "no design yet", ha="center", transform=axes[0, 0].transAxes)
-        fig.suptitle(
-            "Designs with H at the lowest site by DFT, from above and from the side; dashed: cell of the calculation", fontsize=10
-        )
+    shown = [(title_of(design), design.with_h) for design in designs]
+    heading = ("designs with H at the lowest site by DFT", "from above and from the side", "dashed: cell of the calculation")
+    draw_grid(shown, heading, "no design yet", path)
 
 
 def draw_hit_rates(rounds: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:

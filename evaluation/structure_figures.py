@@ -25,31 +25,46 @@ from pipeline.settings import EvaluationConfig
 def generated_structures(evaluation: Evaluation, settings: EvaluationConfig, path: str | os.PathLike) -> list[str]:
     """Draw top and side view of the ``settings.top_k`` best candidates after relaxation, and return their ids."""
     rows = rank(evaluation.rows, settings.top_k)
-    columns = min(4, max(1, len(rows)))
-    lines = max(1, math.ceil(len(rows) / columns))
+    shown = []
+    for row in rows:
+        group = row.layer_group_relaxed or row.space_group_relaxed
+        chance = "" if math.isnan(row.p_hit) else f", p_hit = {row.p_hit:.2f}"
+        title = (
+            f"{row.id}: {subscripts(row.reduced_formula or row.formula)}, {group}\n{delta_g_text(row)}\n"
+            f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom{chance}{'   hit' if row.hit else ''}"
+        )
+        shown.append((title, evaluation.structures[row.id]))
+    heading = (
+        f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)} after relaxation",
+        "from above and from the side",
+        "dashed: primitive cell",
+    )
+    draw_grid(shown, heading, "no sheet could be scored", path)
+    return [row.id for row in rows]
+
+
+def draw_grid(shown: Sequence[tuple[str, Atoms]], heading: Sequence[str], if_none: str, path: str | os.PathLike) -> None:
+    """Draw sheets from above and from the side, in lines of four.
+
+    Args:
+        shown: title and sheet of each.
+        heading: its parts, on one line where there is room.
+        if_none: what is written where there is no sheet.
+        path: of the PNG.
+    """
+    columns = min(4, max(1, len(shown)))
+    lines = max(1, math.ceil(len(shown) / columns))
     with figure(path, nrows=2 * lines, ncols=columns, figsize=(max(3.1 * columns, 4.6), 4.9 * lines), squeeze=False,
                 gridspec_kw={"height_ratios": [3, 1.5] * lines}) as (fig, axes):  # fmt: skip
         for axis in axes.flat:
             axis.set_axis_off()
-        for index, row in enumerate(rows):
+        for index, (title, sheet) in enumerate(shown):
             top, side = axes[2 * (index // columns), index % columns], axes[2 * (index // columns) + 1, index % columns]
-            draw_sheet(top, side, evaluation.structures[row.id])
-            group = row.layer_group_relaxed or row.space_group_relaxed
-            chance = "" if math.isnan(row.p_hit) else f", p_hit = {row.p_hit:.2f}"
-            top.set_title(
-                f"{row.id}: {subscripts(row.reduced_formula or row.formula)}, {group}\n{delta_g_text(row)}\n"
-                f"E_hull = {row.e_above_hull_ev:+.2f} eV/atom{chance}{'   hit' if row.hit else ''}",
-                fontsize=9,
-            )
-        if not rows:
-            axes[0, 0].text(0.5, 0.5, "no sheet could be scored", ha="center", transform=axes[0, 0].transAxes)
-        lines_of_title = (
-            f"{evaluation.label}: best {len(rows)} of {len(evaluation.rows_2d)} after relaxation",
-            "from above and from the side",
-            "dashed: primitive cell",
-        )
-        fig.suptitle((", " if columns > 2 else "\n").join(lines_of_title), fontsize=10)
-    return [row.id for row in rows]
+            draw_sheet(top, side, sheet)
+            top.set_title(title, fontsize=9)
+        if not shown:
+            axes[0, 0].text(0.5, 0.5, if_none, ha="center", transform=axes[0, 0].transAxes)
+        fig.suptitle((", " if columns > 2 else "\n").join(heading), fontsize=10)
 
 
 def delta_g_text(row: CandidateResult) -> str:
