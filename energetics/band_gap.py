@@ -7,6 +7,7 @@ strongly as to metallic 1T-MoS2. GFN2-xTB: Bannwarth et al., J. Chem. Theory Com
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import math
@@ -28,6 +29,11 @@ DECIMALS = 3
 def is_installed() -> bool:
     """Return whether the tblite package is installed; it has no build for some platforms."""
     return importlib.util.find_spec("tblite") is not None
+
+
+def identity() -> str:
+    """Return the method and its version."""
+    return f"GFN2-xTB at cells of {MIN_LENGTH:g} Å, tblite {importlib.metadata.version('tblite')}"
 
 
 def band_gap(sheet: Atoms) -> float:

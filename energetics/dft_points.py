@@ -29,6 +29,7 @@ NO_GAP = "gap_gfn2_fails"  # true where the method was asked and found none, whi
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
+DFT_ERROR_EV = 0.05  # convergence of ΔE_H with the settings of energetics/dft_calculation.py
 
 
 @dataclass(frozen=True)

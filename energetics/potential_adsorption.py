@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,15 @@ from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from energetics.exfoliation import Exfoliation, exfoliate
+from energetics.relaxation_memory import RelaxationMemory, number, plain
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
 MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 LEGACY_FMAX = 0.05  # eV/Å
+NO_MEMORY = RelaxationMemory(None)
+RELAXED = ("energy", "converged", "steps", "status", "forces")  # fields of a ``Relaxation`` that its record has
+RELAXED_H = ("delta_e", "desorbed", "converged", "status")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class StabilityJudge:
     """Relaxation and hydrogen adsorption by one interatomic potential.
 
     correction: of its ΔE_H, learnt from DFT. second: a potential whose ΔE_H at the relaxed geometry the correction needs beside it.
-    with_gap: whether band gaps are computed, for this correction and for that of DimeNet++.
+    with_gap: whether band gaps are computed, for this correction and for that of DimeNet++. memory: of relaxations and gaps.
     """
 
     def __init__(
@@ -78,21 +83,33 @@ class StabilityJudge:
         correction: DftCorrection | None = None,
         second: Any = None,
         with_gap: bool = False,
+        memory: RelaxationMemory = NO_MEMORY,
     ) -> None:
         self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
-        self.with_gap = with_gap
+        self.with_gap, self.memory = with_gap, memory
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """Relax a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
-        from energetics.relaxation import relax_bulk, relax_sheet
+        from energetics.relaxation import Relaxation, relax_bulk, relax_sheet
 
-        steps = self.settings.max_steps if self.settings.relax else 0
-        function = relax_bulk if bulk else relax_sheet
-        return function(atoms, self.potential, self.settings.fmax_ev_per_angstrom, steps)
+        fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_steps if self.settings.relax else 0
+
+        def find() -> dict[str, Any]:
+            found = (relax_bulk if bulk else relax_sheet)(atoms, self.potential, fmax, steps)
+            return {"atoms": plain(found.atoms)} | {name: getattr(found, name) for name in RELAXED}
+
+        about = {"potential": self.potential.identity, "bulk": bulk, "fmax": fmax, "steps": steps}
+        record = self.memory.recall("relaxation", about, atoms, find)
+        forces = None if record["forces"] is None else np.array(record["forces"], dtype=float)
+        energy, converged, taken = number(record["energy"]), record["converged"], record["steps"]
+        return Relaxation(Atoms(**record["atoms"]), energy, converged, taken, record["status"], forces=forces)
 
     def band_gap(self, sheet: Atoms) -> float:
         """Return the band gap in eV; NaN where none is wanted or the method finds none."""
-        return band_gap_module.band_gap(sheet) if self.with_gap else NAN
+        if not self.with_gap:
+            return NAN
+        about = {"method": band_gap_module.identity()}
+        return number(self.memory.recall("band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         """Judge a relaxed sheet by its phonons and its stiffness, with the second potential where there is one.
@@ -132,33 +149,57 @@ class StabilityJudge:
             best: eV, ΔE_H of a site that was relaxed before; this one is given up when it stays FAR_ABOVE_EV above.
             gap: eV, band gap of the sheet, for the correction.
         """
-        from energetics.relaxation import FAR_ABOVE_EV, relax_hydrogen, single_point
+        from energetics.relaxation import FAR_ABOVE_EV
 
-        energy = supercell[0] * supercell[1] * single_point(sheet, self.potential.calculator)
-        with_h = sites.beside_site(sheet, site, supercell)
-        fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps
-        relaxed = relax_hydrogen(with_h, energy, self.potential, fmax, steps, give_up_above=best + FAR_ABOVE_EV)
-        if relaxed.status == "not converged" and self.settings.more_h_steps:
-            # An H that has not come to rest is no verdict, so it goes on from where it is.
-            relaxed = relax_hydrogen(relaxed.atoms, energy, self.potential, fmax, self.settings.more_h_steps)
-        outcome = float(relaxed.delta_e), bool(relaxed.desorbed), bool(relaxed.converged)
-        if relaxed.status == "given up":
-            return HydrogenAtSite(*outcome, given_up=True)
-        if self.correction is None or not math.isfinite(relaxed.delta_e):
+        relaxed = self._relaxed_hydrogen(sheet, sites.beside_site(sheet, site, supercell), supercell, best + FAR_ABOVE_EV)
+        delta_e = number(relaxed["delta_e"])
+        outcome = delta_e, relaxed["desorbed"], relaxed["converged"]
+        # A record of a relaxation that went on says how far above it was when it would have been given up.
+        if not relaxed["desorbed"] and number(relaxed["early_delta_e"]) > best + FAR_ABOVE_EV:
+            return HydrogenAtSite(number(relaxed["early_delta_e"]), False, False, given_up=True)
+        if self.correction is None or not math.isfinite(delta_e):
             return HydrogenAtSite(*outcome)
-        energies = [relaxed.delta_e]
+        with_h, energies = Atoms(**relaxed["atoms"]), [delta_e]
         if self.second is not None:
-            energies.append(self._second_delta_e(relaxed.atoms, sheet, supercell))
+            energies.append(self._second_delta_e(with_h, sheet, supercell))
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
             return HydrogenAtSite(*outcome)
-        described = [relaxed.atoms], np.array([energies]), np.array([gap])
+        described = [with_h], np.array([energies]), np.array([gap])
         value, error = self.correction.apply(*described[:2], np.zeros(1), described[2])
         return HydrogenAtSite(*outcome, float(value[0]), float(error[0]), complaint=self.correction.complaints(*described)[0])
+
+    def _relaxed_hydrogen(self, sheet: Atoms, with_h: Atoms, supercell: tuple[int, int], limit: float) -> dict[str, Any]:
+        """Return the record of a relaxation of H: ``plain`` atoms, and the fields RELAXED_H of ``relaxation.HydrogenRelaxation``.
+
+        with_h: where it starts. limit: eV, ``give_up_above`` of ``relaxation.relax_hydrogen``.
+        """
+        from energetics.relaxation import relax_hydrogen, single_point
+
+        fmax, steps, more = self.settings.fmax_ev_per_angstrom, self.settings.max_h_steps, self.settings.more_h_steps
+
+        def find() -> dict[str, Any]:
+            energy = supercell[0] * supercell[1] * single_point(sheet, self.potential.calculator)
+            first = found = relax_hydrogen(with_h, energy, self.potential, fmax, steps, give_up_above=limit)
+            if first.status == "not converged" and more:
+                # An H that has not come to rest is no verdict, so it goes on from where it is.
+                found = relax_hydrogen(first.atoms, energy, self.potential, fmax, more)
+            record = {"atoms": plain(found.atoms)} | {name: getattr(found, name) for name in RELAXED_H}
+            return record | {"early_delta_e": first.early_delta_e}
+
+        def is_finished(record: Mapping[str, Any]) -> bool:
+            return record["status"] != "given up" or number(record["early_delta_e"]) > limit
+
+        about = {"potential": self.potential.identity, "fmax": fmax, "steps": steps, "more": more, "supercell": supercell}
+        return self.memory.recall("hydrogen", about, with_h, find, is_finished)
 
     def _second_delta_e(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
         """Compute ΔE_H (eV) by the second potential at the geometries of the first."""
         from energetics.relaxation import h2_energy, single_point
 
-        energy = single_point(with_h, self.second.calculator)
-        clean = supercell[0] * supercell[1] * single_point(sheet, self.second.calculator)
-        return adsorption_energy(energy, clean, h2_energy(self.second))
+        def find() -> dict[str, Any]:
+            energy = single_point(with_h, self.second.calculator)
+            clean = supercell[0] * supercell[1] * single_point(sheet, self.second.calculator)
+            return {"delta_e": adsorption_energy(energy, clean, h2_energy(self.second))}
+
+        about = {"potential": self.second.identity, "sheet": plain(sheet), "supercell": supercell}
+        return number(self.memory.recall("hydrogen of the second", about, with_h, find)["delta_e"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from energetics import band_gap, dft_correction
 from energetics.potential_adsorption import StabilityJudge
+from energetics.relaxation_memory import RelaxationMemory
 from pipeline.cli import resolve_device
 from pipeline.files import file_sha256, relative_name
 from pipeline.settings import Config, EvaluationConfig
@@ -77,7 +78,8 @@ def load_stability_judge(cfg: Config) -> StabilityJudge:
         second = load_second_potential(settings, device)
         both = [p for p in (potential, second) if p is not None]
         correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap)
-    return StabilityJudge(potential, settings, correction, second, with_gap)
+    memory = RelaxationMemory(Path(settings.relaxed_dir) if settings.relaxed_dir else None)
+    return StabilityJudge(potential, settings, correction, second, with_gap, memory)
 
 
 def load_second_potential(settings: EvaluationConfig, device: str = "cpu") -> Any:

@@ -97,11 +97,16 @@ def is_sane(energy: float, num_atoms: int) -> bool:
 
 @dataclass(frozen=True)
 class HydrogenRelaxation(Relaxation):
-    """A relaxation of H on a sheet. delta_e: eV, or nan. initial_delta_e: eV, at the starting geometry. desorbed: H has left."""
+    """A relaxation of H on a sheet.
+
+    delta_e: eV, or nan. initial_delta_e: eV, at the starting geometry. desorbed: H has left. early_delta_e: eV, after GIVE_UP_AFTER
+    steps; −inf where it had converged by then.
+    """
 
     delta_e: float
     initial_delta_e: float
     desorbed: bool
+    early_delta_e: float = -math.inf
 
 
 def relax_hydrogen(
@@ -138,7 +143,8 @@ def relax_hydrogen(
         initial = adsorption_energy(float(work.get_potential_energy()), sheet_energy, h2)
         converged = bool(optimiser.run(fmax=fmax, steps=min(max_steps, GIVE_UP_AFTER)))
         energy = float(work.get_potential_energy())
-        given_up = not converged and adsorption_energy(energy, sheet_energy, h2) > give_up_above
+        early = -math.inf if converged else adsorption_energy(energy, sheet_energy, h2)
+        given_up = early > give_up_above
         if not (converged or given_up) and max_steps > GIVE_UP_AFTER:
             converged = bool(optimiser.run(fmax=fmax, steps=max_steps - GIVE_UP_AFTER))
             energy = float(work.get_potential_energy())
@@ -153,7 +159,7 @@ def relax_hydrogen(
     desorbed = has_desorbed(final, hydrogen)
     status = "desorbed" if desorbed else "ok" if converged else "given up" if given_up else "not converged"
     delta_e = adsorption_energy(energy, sheet_energy, h2)
-    return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, delta_e, initial, desorbed)
+    return HydrogenRelaxation(final, energy, converged, optimiser.nsteps, status, delta_e, initial, desorbed, early)
 
 
 def hold_far_atoms(atoms: Atoms, free_radius: float = FREE_RADIUS) -> None:

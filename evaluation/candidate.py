@@ -47,7 +47,8 @@ class CandidateResult:
     GFN2-xTB at few k-points, only serves the correction from DFT. ``e_above_hull_ev`` is by the hull that
     ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull. ``delta_g_ev`` is
     ΔG_H by the best judge at hand, which ``delta_g_source`` names
-    (``decisions.choose_delta_g``); ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
+    (``decisions.choose_delta_g``); ``delta_g_h_dft_ev`` is DFT's, the lowest of the ``h_sites_dft`` sites that it has computed
+    (``dft_verdict.mark_dft``). ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
     ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT;
     ``correction_in_domain`` says whether the DFT points cover the site of that value (``DftCorrection.complaints``), and
     ``correction_domain_note`` why not.
@@ -135,6 +136,9 @@ class CandidateResult:
     correction_domain_note: str = ""
     h_desorbed: bool | None = None
     h_relax_converged: bool | None = None
+    delta_g_h_dft_ev: float = NAN
+    h_site_dft: str = ""
+    h_sites_dft: int = 0
     delta_g_ev: float = NAN
     delta_g_std_ev: float = NAN
     delta_g_source: str = ""
@@ -237,6 +241,7 @@ QUANTITIES = {
     "delta_g_ev": Quantity("ΔG_H", "eV", name="ΔG_H"),
     "delta_g_std_ev": Quantity("± ΔG_H", "eV"),
     "delta_g_source": Quantity("ΔG_H by"),
+    "delta_g_h_dft_ev": Quantity("ΔG_H DFT", "eV", name="ΔG_H, DFT"),
     "delta_g_h_ev": Quantity("ΔG_H DimeNet++", "eV", name="ΔG_H, DimeNet++"),
     "delta_g_h_std_ev": Quantity("± DimeNet++", "eV"),
     "h_in_domain": Quantity("in domain"),
@@ -276,6 +281,8 @@ QUANTITIES = {
     "energy_ev_per_atom": Quantity("energy", "eV/atom"),
     "h_site_kind": Quantity("H site"),
     "h_site_face": Quantity("H face"),
+    "h_site_dft": Quantity("H site, DFT"),
+    "h_sites_dft": Quantity("DFT sites"),
     "h_n_sites": Quantity("H sites"),
     "h_sites_relaxed": Quantity("relaxed H sites"),
     "h_coverage": Quantity("coverage", "H/cell"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from ase import Atoms
 
 from crystals import validity
 from crystals.matching import DifferentStructures, match_structure
+from energetics.dft_points import DFT_ERROR_EV
 from evaluation.candidate import CandidateResult
 from pipeline.settings import EvaluationConfig
 
@@ -43,20 +45,30 @@ def mark_unique(rows: Sequence[CandidateResult], structures: Mapping[str, Atoms]
             row.unique = not row.duplicate_of
 
 
-BY_CORRECTED_POTENTIAL, BY_DIMENET = "corrected potential", "DimeNet++"
+BY_DFT, BY_CORRECTED_POTENTIAL, BY_DIMENET = "DFT", "corrected potential", "DimeNet++"
 
 
 def choose_delta_g(row: CandidateResult) -> None:
     """Set ``delta_g_ev``, ``delta_g_std_ev`` and ``delta_g_source`` to those of the best judge that has a value.
 
-    The potential corrected from DFT is the better judge (docs/results.md); DimeNet++, which looks at a sheet without relaxing H, is
-    asked where that one has none.
+    DFT is the best one, where it has computed the sheet (``dft_verdict.mark_dft``). The potential corrected from DFT is the better
+    of the others (docs/results.md); DimeNet++, which looks at a sheet without relaxing H, is asked where that one has none.
     """
-    if math.isfinite(row.delta_g_h_corrected_ev):
+    if math.isfinite(row.delta_g_h_dft_ev):
+        row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source = row.delta_g_h_dft_ev, DFT_ERROR_EV, BY_DFT
+    elif math.isfinite(row.delta_g_h_corrected_ev):
         row.delta_g_ev, row.delta_g_std_ev = row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev
         row.delta_g_source = BY_CORRECTED_POTENTIAL
     elif math.isfinite(row.delta_g_h_ev):
         row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source = row.delta_g_h_ev, row.delta_g_h_std_ev, BY_DIMENET
+
+
+def without_dft(row: CandidateResult, settings: EvaluationConfig) -> CandidateResult:
+    """Return what the judges say of a sheet that DFT has computed: the row with the ΔG_H and p_hit that it would have otherwise."""
+    alone = dataclasses.replace(row, delta_g_h_dft_ev=math.nan, delta_g_ev=math.nan, delta_g_std_ev=math.nan, delta_g_source="")
+    choose_delta_g(alone)
+    alone.p_hit = hit_probability(alone, settings)
+    return alone
 
 
 def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
@@ -86,7 +98,12 @@ def probability_below(limit: float, value: float, std: float, inclusive: bool = 
 
 
 def h_at_rest(row: CandidateResult) -> bool | None:
-    """Return whether the potential's H stays on the sheet and its relaxation ended; None where the potential was not asked."""
+    """Return whether the potential's H stays on the sheet and its relaxation ended; None where the potential was not asked.
+
+    Where DFT has computed the sheet, H is where DFT found it bound.
+    """
+    if row.delta_g_source == BY_DFT:
+        return True
     if row.h_desorbed:
         return False
     return row.h_relax_converged

@@ -59,7 +59,7 @@ RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may b
 # Settings that say where and how fast work is done, not what comes out.
 EXECUTION = {
     "run": ("device", "threads", "scheduler", "walltime", "queue", "account", "worker_memory_gb", "gpus_per_worker"),
-    "evaluation": ("workers", "output_dir", "cif_dir", "unguided_cif_dir", "judged_before"),
+    "evaluation": ("workers", "output_dir", "cif_dir", "unguided_cif_dir", "judged_before", "relaxed_dir"),
     "generation": ("batch_size", "output_dir"),
     "loop": ("rounds", "dft_python", "dft_processes", "vasp_results"),
 }

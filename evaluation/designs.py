@@ -31,7 +31,7 @@ from ase.io import read
 from energetics.adsorption_energy import free_energy
 from energetics.coverage import STAYS, Coverage, coverage_curve
 from energetics.dft_inputs import IMAGE_DISTANCE
-from energetics.dft_points import TruthPoint, read_truth
+from energetics.dft_points import DFT_ERROR_EV, TruthPoint, read_truth
 from energetics.sites import h_supercell
 from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
@@ -52,7 +52,6 @@ from pipeline.shipped import with_shipped_weights
 log = logging.getLogger("her2d")
 
 NAME = "deliver_designs"
-DFT_ERROR_EV = 0.05  # convergence of ΔE_H with the settings of energetics/dft_calculation.py
 DEAR_USD_PER_KG = 10_000.0
 CHANGE_EV = 0.2  # of ΔG_H with coverage that is worth a word
 NEAR_THE_LIMIT = 0.16  # probability of lying above the limit of E_above_hull: one standard error

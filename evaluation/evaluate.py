@@ -37,6 +37,7 @@ from evaluation import metrics, statistics
 from evaluation.all_sites import mark_all_sites
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import decide, mark_unique, verdict
+from evaluation.dft_verdict import mark_dft
 from evaluation.dynamics import mark_dynamics
 from evaluation.element_facts import mark_elements
 from evaluation.exfoliation_verdict import mark_exfoliation
@@ -49,7 +50,7 @@ from evaluation.water_verdict import mark_water
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.loading import load_config, split_arguments
-from pipeline.settings import EvaluationConfig
+from pipeline.settings import DatasetConfig, EvaluationConfig
 from pipeline.shipped import with_shipped_weights
 from pipeline.store import FolderStore
 
@@ -172,6 +173,7 @@ def _mark(
     stores: of the answers to ``QUESTIONS``; those of a question without one are not kept.
     """
     mark_unique(rows, structures)
+    mark_dft(rows, structures, settings, _her_correction(judges.identity))
     decide(rows, settings)
     mark_all_sites(rows, structures, judges, settings, stores.get(ALL_SITES))
     distorted = mark_dynamics(rows, structures, judges, settings, stores.get(PHONONS))
@@ -179,6 +181,11 @@ def _mark(
     mark_water(rows, settings)
     mark_elements(rows, settings)
     return distorted
+
+
+def _her_correction(identity: Mapping[str, Any]) -> float:
+    """Return ΔG_H − ΔE_H (eV) of the judges; that of the default settings where they name none."""
+    return float(identity.get("her", {}).get("her_correction_ev", DatasetConfig().her_correction_ev))
 
 
 @contextmanager

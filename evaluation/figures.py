@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation import metrics, volcano
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import BY_DIMENET, rank
+from evaluation.decisions import BY_CORRECTED_POTENTIAL, BY_DFT, BY_DIMENET, rank
 from evaluation.evaluate import Evaluation
 from evaluation.water_verdict import DISSOLVES
 from pipeline.plotting import figure
@@ -38,6 +38,7 @@ SET_COLORS = {
     "external": "#b2182b",
 }
 CORRECTED_COLOR = "#e6850e"  # of the potential's ΔG_H after its correction
+DFT_COLOR = "#7a1f7a"
 SET_MARKERS = {"ours": "o", "unguided": "s", "random decoration": "^", "known": "*", "external": "D"}
 SET_LINES = {"ours": "-", "unguided": "--", "random decoration": "-.", "known": (0, (5, 1, 1, 1, 1, 1)), "external": ":"}
 
@@ -88,6 +89,7 @@ def _delta_g_by_judge(axis: Any, rows: Sequence[CandidateResult], window: float,
         ("DimeNet++, best site (±1σ)", "o", color, -0.12, "delta_g_h_ev", "delta_g_h_std_ev"),
         ("potential, H relaxed", "x", "0.25", 0.12, "delta_g_h_potential_ev", None),
         ("potential, corrected from DFT (±1σ)", "D", CORRECTED_COLOR, 0.12, "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev"),
+        ("DFT", "P", DFT_COLOR, 0.0, "delta_g_h_dft_ev", None),
     )
     x = np.arange(len(rows))
     axis.axhspan(-window, window, color="0.85", zorder=0)
@@ -129,8 +131,13 @@ def _volcano(
     others = np.array([as_float(row["delta_g_ev"]) for row in (*known, *surfaces)])
     low, high = padded_limits(np.concatenate([values, others, np.zeros(1)]), -0.8, 0.8, MAX_DELTA_G)
     volcano.set_up(axis, low, high, window)
-    by_dimenet = np.array([row.delta_g_source == BY_DIMENET for row in rows], dtype=bool)
-    for chosen, marker, shade in ((by_dimenet, "o", color), (~by_dimenet, "D", CORRECTED_COLOR)):
+    source = np.array([row.delta_g_source for row in rows], dtype=str)
+    for judge, marker, shade in (
+        (BY_DIMENET, "o", color),
+        (BY_CORRECTED_POTENTIAL, "D", CORRECTED_COLOR),
+        (BY_DFT, "P", DFT_COLOR),
+    ):
+        chosen = source == judge
         volcano.mark_candidates(axis, values[chosen], errors[chosen], marker, shade)
         list_off_scale(axis, values[chosen], low, high, shade)
     volcano.mark_known(axis, known, max(-low, high), surfaces)

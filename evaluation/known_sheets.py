@@ -21,6 +21,7 @@ from crystals.formulas import reduced_formula
 from crystals.symmetry import symmetry_symbols
 from crystals.validity import standardise
 from energetics.potential_loading import without_paths
+from evaluation.decisions import without_dft
 from evaluation.evaluate import Evaluation
 from evaluation.report_files import read_report
 from pipeline.files import PROJECT_DIR
@@ -95,20 +96,21 @@ def known_of_earlier_runs(folders: Sequence[str | os.PathLike], identity: Mappin
     return []
 
 
-def known_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return what the judges say of every sheet of a judged control, with its DFT value where the table has one.
+def known_rows(evaluation: Evaluation, settings: EvaluationConfig) -> list[dict[str, Any]]:
+    """Return what the judges say of every sheet of a judged control, with its DFT value beside it where the table has one.
 
     Args:
         evaluation: of a folder of CIFs whose names are those of the table; other names have no DFT value.
+        settings: limits of a hit.
 
     Returns:
-        ``name``, ``formula``, FIELDS, ``delta_g_dft_ev`` (eV, NaN where there is none) and ``place`` in the table of each, in the
-        order of ΔG_H.
+        ``name``, ``formula``, FIELDS without what DFT decides, ``delta_g_dft_ev`` (eV, NaN where there is none) and ``place`` in the
+        table of each, in the order of ΔG_H.
     """
     table = listed()
     places = {name: place for place, name in enumerate(table)}
     rows = []
-    for row in evaluation.rows:
+    for row in (without_dft(judged, settings) for judged in evaluation.rows):
         dft = table.get(row.id, {}).get("delta_g_dft_ev", "")
         values = {field: getattr(row, field) for field in FIELDS}
         own = {"delta_g_dft_ev": float(dft) if dft else math.nan, "place": places.get(row.id, len(places))}

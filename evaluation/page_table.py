@@ -29,10 +29,10 @@ GROUPS = {
         "layer_distance_angstrom",
     ),
     "Hydrogen": (
-        "delta_g_ev", "delta_g_std_ev", "delta_g_source", "delta_g_h_corrected_ev", "delta_g_h_corrected_std_ev",
-        "correction_in_domain", "correction_domain_note", "delta_g_h_potential_ev", "delta_g_h_ev", "delta_g_h_std_ev",
-        "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note", "h_n_sites", "h_sites_relaxed", "h_coverage", "h_desorbed",
-        "h_relax_converged",
+        "delta_g_ev", "delta_g_std_ev", "delta_g_source", "delta_g_h_dft_ev", "delta_g_h_corrected_ev",
+        "delta_g_h_corrected_std_ev", "correction_in_domain", "correction_domain_note", "delta_g_h_potential_ev", "delta_g_h_ev",
+        "delta_g_h_std_ev", "h_site_dft", "h_sites_dft", "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note", "h_n_sites",
+        "h_sites_relaxed", "h_coverage", "h_desorbed", "h_relax_converged",
     ),
     "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
     "Elements": ("price_usd_per_kg", "hhi_reserve", "hazards"),
@@ -67,7 +67,8 @@ BESIDE = {"h_site_kind": "h_site_face", "h_in_domain": "h_domain_note", "correct
 # Single values beside the 3D view.
 FACTS = (
     "formula", "layer_group_relaxed", "e_above_hull_ev", "e_above_hull_source", "delta_g_ev", "delta_g_source",
-    "delta_g_h_corrected_ev", "correction_in_domain", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind", "h_sites_relaxed",
+    "delta_g_h_dft_ev", "delta_g_h_corrected_ev", "correction_in_domain", "delta_g_h_potential_ev", "delta_g_h_ev", "h_site_kind",
+    "h_sites_relaxed",
     "h_in_domain", "h_coverage", "dynamically_stable", "p_dynamic", "min_phonon_thz", "exfoliation_mev_per_a2", "exfoliable",
     "water", "dg_pbx_ev", "water_products", "price_usd_per_kg", "hazards", "band_gap_ev", "p_synth", "synthesis_method",
     "synthesis_precursors", "p_hit", "novel_match", "status",

@@ -60,7 +60,7 @@ def write_report(
     settings = cfg.evaluation
     judged_controls = [found for found in (controls or {}).values() if isinstance(found, Evaluation)]
     control = next((found for found in judged_controls if found.label == KNOWN), None)
-    known_sheets = known_rows(control) if control else list(known)
+    known_sheets = known_rows(control, settings) if control else list(known)
     best, counts = _draw(evaluation, cfg, output_dir, judged_controls, truth, known_sheets)
     shown = sorted(rank(evaluation.rows)[:MOST_ROWS], key=lambda row: row.id)
     content: dict[str, Any] = {

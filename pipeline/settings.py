@@ -373,6 +373,11 @@ class EvaluationConfig:
         "folders with verdicts of earlier runs (their cache): what the same judges said of the same file is not asked again",
         path=True,
     )
+    relaxed_dir: str = setting(
+        "${run.output_dir}/cache/relaxed",
+        "what relaxations by the potential gave, so that judges that were fitted anew need not repeat them; empty: not kept",
+        path=True,
+    )
     relax: bool = setting(True, "relax before judging")
     fmax_ev_per_angstrom: float = setting(0.05, "force threshold of the relaxation", low=1e-4)
     max_steps: int = setting(150, "step cap of the relaxation", low=0)

@@ -69,7 +69,7 @@ MALFORMED = {
     "cartesian": (GOOD.replace("_fract_", "_Cartn_").encode(), "no atoms"),
 }
 
-SETTINGS = EvaluationConfig(bootstrap=50)
+SETTINGS = EvaluationConfig(bootstrap=50, dft_truth_path="")
 
 
 def sheet(formula: str = "MoS2", kind: str = "2H", a: float = 3.18, thickness: float = 3.19, vacuum: float = 10.0) -> Atoms:

@@ -15,7 +15,7 @@ import pytest
 
 from crystals.matching import match_structure, same_structure
 from energetics.embedded_data import write_known_sheets
-from evaluation import candidate, known_sheets, volcano
+from evaluation import candidate, decisions, known_sheets, volcano
 from evaluation.material_table import print_table
 from evaluation.page import known_cells
 from pipeline.files import PROJECT_DIR, write_json
@@ -54,10 +54,13 @@ def test_sheets_that_a_database_lacks_are_counted(tmp_path):
 
 def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
     def judged(name, value):
-        return candidate.CandidateResult(id=name, reduced_formula="X", delta_g_ev=value, delta_g_std_ev=0.2, p_synth=0.9)
+        by_potential = {"delta_g_h_corrected_ev": value, "delta_g_h_corrected_std_ev": 0.2}
+        row = candidate.CandidateResult(id=name, reduced_formula="X", delta_g_h_dft_ev=0.0, p_synth=0.9, **by_potential)
+        decisions.choose_delta_g(row)
+        return row
 
     evaluation = SimpleNamespace(rows=[judged("2H-MoS2", 1.9), judged("2H-NbS2", 0.4), judged("mine", math.nan)])
-    rows = known_sheets.known_rows(evaluation)
+    rows = known_sheets.known_rows(evaluation, EvaluationConfig())
     assert [row["name"] for row in rows] == ["2H-NbS2", "2H-MoS2", "mine"]
     assert rows[1]["delta_g_dft_ev"] == pytest.approx(2.06, abs=0.01) and math.isnan(rows[2]["delta_g_dft_ev"])
     figure, axis = plt.subplots()
