@@ -104,8 +104,8 @@ def known_rows(evaluation: Evaluation, settings: EvaluationConfig) -> list[dict[
         settings: limits of a hit.
 
     Returns:
-        ``name``, ``formula``, FIELDS without what DFT decides, ``delta_g_dft_ev`` (eV, NaN where there is none) and ``place`` in the
-        table of each, in the order of ΔG_H.
+        ``name``, ``formula``, FIELDS without what DFT decides, ``delta_g_dft_ev`` (eV, NaN where there is none) and ``place`` in
+        the table of each, in the order of ΔG_H.
     """
     table = listed()
     places = {name: place for place, name in enumerate(table)}
