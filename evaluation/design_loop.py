@@ -2,7 +2,7 @@
 
     LOOP/round_1/config.yaml         settings of the round, with which its stages run
     LOOP/round_1/generated/ unguided/ random/   CIFs: of stage 4 under guidance and without, and random decorations
-    LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz)
+    LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz); round_1/ in those of later rounds
     LOOP/round_1/choices.json        the log of choices: which sheets DFT computes, each with the reason, and who was left out
     LOOP/round_1/inputs/NAME/        H relaxed by the potential: dft.extxyz, finalist.json, inputs for VASP
     LOOP/round_1/dft/                single calculations, and the points of the round
@@ -214,9 +214,35 @@ class Round:
                 shutil.copyfile(path, new / path.name)
 
     def _judge(self, drawn_as: str) -> Judged:
-        """Judge a set; verdicts that are there are not asked again."""
-        name = FOLDERS[drawn_as]
-        return self.tools.judge(self.cfg, self.folder / name, self.folder / "judged" / name, f"round {self.number}, {drawn_as}")
+        """Judge a set, under its names in the databases of points; verdicts that are there are not asked again.
+
+        To the sheets of this round come those that earlier rounds generated for their batches: what they did not choose may be
+        worth it by what was learnt since.
+        """
+        rows, structures = self._judge_own(self.cfg, drawn_as, self.folder / "judged" / FOLDERS[drawn_as])
+        for earlier in self._earlier() if drawn_as == CHOSEN else ():
+            evaluation = self.cfg.evaluation
+            answers = str(earlier.folder / "judged" / FOLDERS[CHOSEN] / "cache")
+            cfg = dataclasses.replace(
+                self.cfg, evaluation=dataclasses.replace(evaluation, judged_before=[*evaluation.judged_before, answers])
+            )
+            found = earlier._judge_own(cfg, CHOSEN, self.folder / "judged" / earlier.folder.name)
+            rows, structures = rows + found[0], structures | found[1]
+        return rows, structures
+
+    def _judge_own(self, cfg: Config, drawn_as: str, judged: Path) -> Judged:
+        """Judge the sheets that this round has generated or drawn. cfg: of the round that asks. judged: where verdicts go."""
+        label = f"round {self.number}, {drawn_as}"
+        rows, structures = self.tools.judge(cfg, self.folder / FOLDERS[drawn_as], judged, label)
+        names = {row.id: self._name(drawn_as, row) for row in rows}
+        return (
+            [dataclasses.replace(row, id=names[row.id]) for row in rows],
+            {names[name]: sheet for name, sheet in structures.items()},
+        )
+
+    def _earlier(self) -> list[Round]:
+        """Return the rounds before this one."""
+        return [Round(k, self.folder.with_name(f"round_{k}"), self.cfg, self.tools) for k in range(1, self.number)]
 
     def _choose(self) -> dict[str, Any]:
         """Choose the batch, draw the controls, and write the log of choices and the sheets."""
@@ -238,8 +264,8 @@ class Round:
                 number = settings.controls if drawn_as == UNGUIDED else settings.random_controls
                 rng = np.random.default_rng([self.cfg.run.seed, place])
                 picks[drawn_as] = draw_controls(rows, structures, number, limits, evaluation, rng)
-            sheets |= {self._name(drawn_as, pick.row): structures[pick.row.id] for pick in picks[drawn_as]}
-        choices = [Choice.of(self._name(name, pick.row), name, pick) for name, own in picks.items() for pick in own]
+            sheets |= {pick.row.id: structures[pick.row.id] for pick in picks[drawn_as]}
+        choices = [Choice.of(name, pick) for name, own in picks.items() for pick in own]
         if not picks[CHOSEN]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
             raise StageError(f"round_{self.number}: no sheet may be chosen: {reasons}; raise loop.candidates or loop.max_dft_atoms")
@@ -248,7 +274,7 @@ class Round:
             {
                 "choices": [dataclasses.asdict(choice) for choice in choices],
                 "left_out": dict(refused),
-                "rows": {self._name(name, pick.row): dataclasses.asdict(pick.row) for name, own in picks.items() for pick in own},
+                "rows": {pick.row.id: dataclasses.asdict(pick.row) for own in picks.values() for pick in own},
                 "sheets": {name: _plain(atoms) for name, atoms in sheets.items()},
             },
         )
@@ -257,11 +283,10 @@ class Round:
 
     def _chosen_before(self) -> set[str]:
         """Return the compositions that earlier rounds have chosen or drawn, those without a DFT value too."""
-        earlier = [Round(k, self.folder.with_name(f"round_{k}"), self.cfg, self.tools) for k in range(1, self.number)]
-        return {composition_key(choice.formula) for one in earlier for choice in one.choices()}
+        return {composition_key(choice.formula) for earlier in self._earlier() for choice in earlier.choices()}
 
     def _name(self, drawn_as: str, row: CandidateResult) -> str:
-        """Return the name of a sheet in the databases of points: unique over rounds and sets."""
+        """Return the name of a sheet of this round in the databases of points: unique over rounds and sets."""
         middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
         return f"r{self.number}-{middle}{row.id}"
 
@@ -347,6 +372,11 @@ class Round:
             metrics=numbers,
         )
         return read_sidecar(self.folder, stage=STAGE)["metrics"]
+
+
+def generated_in(folder: Path, name: str) -> Path:
+    """Return the folder of the round that generated a sheet. folder: of a round of the same loop. name: as ``Round`` gives it."""
+    return folder.with_name(f"round_{name[1:].split('-')[0]}")
 
 
 def sidecar_path_of(folder: Path) -> Path:

@@ -51,11 +51,11 @@ class Choice:
     dft_atoms: int
 
     @classmethod
-    def of(cls, name: str, drawn_as: str, pick: Pick) -> Choice:
-        """Return the record of a pick."""
+    def of(cls, drawn_as: str, pick: Pick) -> Choice:
+        """Return the record of a pick, whose row is named as in the database of points."""
         row = pick.row
         judged = (row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source, row.e_above_hull_ev, row.p_hit)
-        return cls(name, drawn_as, row.source_file, row.reduced_formula, pick.family, pick.reason, *judged, pick.dft_atoms)
+        return cls(row.id, drawn_as, row.source_file, row.reduced_formula, pick.family, pick.reason, *judged, pick.dft_atoms)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choice:

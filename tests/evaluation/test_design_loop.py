@@ -15,7 +15,7 @@ from vasp_files import vasprun
 
 from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
-from evaluation.design_loop import deciding_settings, known_compositions, run_loop
+from evaluation.design_loop import deciding_settings, generated_in, known_compositions, run_loop
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice, Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config
@@ -58,7 +58,8 @@ def same_products(one, other):
 
 def test_a_round_chooses_computes_and_joins(whole):
     folder, calls = whole
-    assert calls == 2 * ["generate", "generate", "judge", "judge", "judge", "prepare", "compute", "complete", "refit"]
+    rest = ["judge", "judge", "judge", "prepare", "compute", "complete", "refit"]
+    assert calls == ["generate", "generate", *rest, "generate", "generate", "judge", *rest], "the first round's sheets once more"
     first, second = rounds_of(folder)
     results = content(first / "results.json")
     sets = results["sets"]
@@ -89,7 +90,12 @@ def test_rounds_draw_other_seeds_and_learn_from_the_round_before(whole):
     assert second.evaluation.dft_truth_path == second.dimenet.dft_path == str(rounds_of(whole[0])[0] / "points" / "h_on_2d_dft.db")
     assert second.dimenet.checkpoint == str(rounds_of(whole[0])[0] / "dimenet" / "dimenet.pth")
     names = [{c["name"] for c in content(path / "choices.json")["choices"]} for path in rounds_of(whole[0])]
-    assert all(name.startswith("r1-") for name in names[0]) and all(name.startswith("r2-") for name in names[1])
+    assert all(name.startswith("r1-") for name in names[0])
+    assert {name[:3] for name in names[1]} == {"r1-", "r2-"}, "sheets that the first round did not choose are there for the second"
+    for name in names[0] | names[1]:
+        drawn_as = "unguided" if "unguided" in name else "random" if "random" in name else "generated"
+        source = generated_in(rounds_of(whole[0])[1], name) / drawn_as / f"{name.rsplit('-')[-1]}.cif"
+        assert source.is_file(), "the name says which round generated it"
 
 
 def test_the_sidecar_says_what_the_round_is_made_of(whole):
@@ -139,7 +145,7 @@ def test_a_finished_loop_does_nothing_and_more_rounds_go_on(whole, tmp_path):
     run_loop(configuration(tmp_path, "loop.rounds=1"), watched.tools)
     assert not watched.calls
     run_loop(configuration(tmp_path), watched.tools)
-    assert len(watched.calls) == 9
+    assert len(watched.calls) == 10
     same_products(whole[0], tmp_path)
 
 
