@@ -23,6 +23,7 @@ from networks.sheet_trunk import BUFFERS, NUM_ELEMENTS
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.settings import GenerationConfig
+from pipeline.store import Store
 from pipeline.tasks import Backend, Serial, run
 
 KIND = "element_denoiser"
@@ -84,7 +85,12 @@ def conditions_of(settings: GenerationConfig) -> torch.Tensor:
 
 
 def element_recipes(
-    model: ElementModel, settings: GenerationConfig, elements: set[int], seed: int, where: Backend | None = None
+    model: ElementModel,
+    settings: GenerationConfig,
+    elements: set[int],
+    seed: int,
+    where: Backend | None = None,
+    store: Store | None = None,
 ) -> list[Recipe]:
     """Draw arrangements by their frequency in the training set, and elements on them; return the different ones, as drawn.
 
@@ -94,6 +100,7 @@ def element_recipes(
         elements: atomic numbers allowed. H never is, because the adsorption of H on a sheet that holds H is not judged.
         seed: of the draws.
         where: the draws are made, whose factory loads the same model; None: this process.
+        store: of the elements drawn, by the number of the batch, of a run with the same model and settings; None keeps nothing.
 
     Returns:
         Recipes whose ``start`` is the arrangement at the size of its elements.
@@ -115,32 +122,38 @@ def element_recipes(
     generator = seeded_generator("elements", seed)
     chosen = rows[torch.multinomial(arrangements.crystals[rows].double(), draws, replacement=True, generator=generator)]
     parts = dict(enumerate(chosen.split(BATCH)))
-    filled: dict[int, list[Recipe]] = {}
-    with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0) as bar:
+    drawn = {number: store[number] for number in parts if store is not None and number in store}
+    with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0, initial=sum(len(parts[k]) for k in drawn)) as bar:
         tasks = {number: (number, part) for number, part in parts.items()}
-        for number, recipes in run(partial(_filled, settings, allowed, seed), tasks, None, where or Serial(lambda: model)):
-            filled[number] = recipes
-            bar.update(len(recipes))
+        for number, record in run(partial(_drawn, settings, allowed, seed), tasks, store, where or Serial(lambda: model)):
+            drawn[number] = record
+            bar.update(len(parts[number]))
     found: dict[tuple[str, tuple[int, ...]], Recipe] = {}
-    for number in parts:
-        for recipe in filled[number]:
+    for number, part in parts.items():
+        for recipe in _filled(model.arrangements, part, torch.tensor(drawn[number]["atomic_numbers"])):
             found.setdefault((recipe.family, tuple(sorted(recipe.atomic_numbers))), recipe)
     return list(found.values())
 
 
-def _filled(
+def _drawn(
     settings: GenerationConfig, allowed: torch.Tensor, seed: int, model: ElementModel, task: tuple[int, torch.Tensor]
-) -> list[Recipe]:
-    """Return arrangements with elements drawn on them. task: number of the batch, and numbers (B,) of the arrangements."""
+) -> dict[str, Any]:
+    """Return the elements (B, N) drawn on arrangements. task: number of the batch, and numbers (B,) of the arrangements."""
     number, rows = task
     generator = seeded_generator("elements", seed, number)
     state = model.arrangements.state(rows)
     kinds = model.arrangements.kinds[rows][:, : state.mask.shape[1]]
     numbers, _ = draw_elements(model.network, state, kinds, conditions_of(settings), settings.cfg_scale, allowed, generator)
+    return {"atomic_numbers": numbers.tolist()}
+
+
+def _filled(arrangements: MeanArrangements, rows: torch.Tensor, numbers: torch.Tensor) -> list[Recipe]:
+    """Return the recipes of arrangements, numbers (B,), with elements (B, N)."""
+    state = arrangements.state(rows)
     sheets = with_elements(state, numbers, bond_ratio(state, numbers, radii_of_known_and_unknown()))
     result = []
     for row, sheet in zip(rows.tolist(), sheets, strict=True):
         composition = tuple(sheet.atomic_numbers.tolist())
         name = Symbols(composition).get_chemical_formula("metal")
-        result.append(Recipe(name, composition, model.arrangements.name(row), start=sheet))
+        result.append(Recipe(name, composition, arrangements.name(row), start=sheet))
     return result

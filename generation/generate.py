@@ -71,7 +71,7 @@ log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
 MOST_WORKERS = 16  # processes; each holds half a GB
-PREFILTER_DIR = "prefilter"  # of the partial results
+PREFILTER_DIR, ELEMENTS = "prefilter", "elements.jsonl"  # of the partial results
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 
 
@@ -168,7 +168,8 @@ def _generate(
     screened = partial(screen, crystals, settings, device) if by_sheets else None
     # Known crystals would travel to the workers with every batch; sheets of their own are small.
     near = workers if crystals is None or not by_sheets else None
-    recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened)
+    drawn = LineStore(partial_dir / ELEMENTS, {"fingerprint": fingerprint})
+    recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened, drawn)
     if by_sheets and prefilter is not None:
         recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage)
     plan = planner(recipes, library, cfg, crystals)

@@ -18,7 +18,7 @@ from generation.elements import element_recipes, load_elements
 from generation.search import Screen, StartVerdicts, order_recipes
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
-from pipeline.store import LineStore
+from pipeline.store import LineStore, Store
 from pipeline.tasks import Processes
 
 
@@ -32,8 +32,11 @@ def choose_recipes(
     store: LineStore | None = None,
     workers: Processes | None = None,
     screened: Screen | None = None,
+    drawn: Store | None = None,
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
+
+    drawn: store of elements drawn by this run. Everything else as in ``order_recipes``.
 
     Raises:
         StageError: no recipe is of elements of the training set and small enough.
@@ -44,7 +47,7 @@ def choose_recipes(
     elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     if uses_elements(settings):
-        recipes = drawn_recipes(settings, elements, seed, workers)
+        recipes = drawn_recipes(settings, elements, seed, workers, drawn)
         if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
             return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
         everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
@@ -64,10 +67,12 @@ def choose_recipes(
     return order_recipes(model, recipes, known, settings, seed, verdicts, substituted, store, workers, screened)
 
 
-def drawn_recipes(settings: GenerationConfig, elements: set[int], seed: int, workers: Processes | None) -> list[Recipe]:
+def drawn_recipes(
+    settings: GenerationConfig, elements: set[int], seed: int, workers: Processes | None, store: Store | None = None
+) -> list[Recipe]:
     """Return recipes by the diffusion of elements; as many processes draw as there are workers, where there is much to draw."""
     load = partial(load_elements, settings.elements_checkpoint)
     if workers is None or settings.guidance_scale == 0:
-        return element_recipes(load(), settings, elements, seed)
+        return element_recipes(load(), settings, elements, seed, None, store)
     with Processes(workers.workers, load) as where:
-        return element_recipes(load(), settings, elements, seed, where)
+        return element_recipes(load(), settings, elements, seed, where, store)

@@ -13,6 +13,7 @@ from element_tables import flat_ab, mx2
 from crystals.elements import covalent_radius_table
 from crystals.recipes import allowed_elements, reduced_formula
 from crystals.symmetry import symmetrise
+from generation import elements
 from generation.element_diffusion import draw_elements
 from generation.element_training import at_bond_length
 from generation.elements import (
@@ -34,6 +35,7 @@ from networks.element_denoiser import ElementDenoiserConfig
 from pipeline.errors import StageError
 from pipeline.files import PROJECT_DIR
 from pipeline.settings import GenerationConfig
+from pipeline.store import LineStore
 
 SIZES = {"channels": 12, "vectors": 3, "tensors": 3, "layers": 1, "neighbours": 10, "rbf": 6}
 UNGUIDED = GenerationConfig(num_structures=8, guidance_scale=0.0, cfg_scale=0.0)
@@ -159,6 +161,34 @@ def test_the_same_seed_gives_the_same_recipes(shipped):
     assert [(r.formula, r.family) for r in first] == [(r.formula, r.family) for r in again]
     assert all((a.start.lattice == b.start.lattice).all() for a, b in zip(first, again, strict=True))
     assert [r.formula for r in first] != [r.formula for r in other]
+
+
+def test_elements_that_were_drawn_are_not_drawn_again(shipped, tmp_path, monkeypatch):
+    settings = dataclasses.replace(UNGUIDED, num_structures=10)
+    monkeypatch.setattr(elements, "BATCH", 16)
+    whole = element_recipes(shipped, settings, trained_on(shipped), 0)
+
+    class Killed(BaseException):
+        pass
+
+    class Stopping(LineStore):
+        def add(self, key, record):
+            if key == 1:
+                raise Killed
+            return super().add(key, record)
+
+    with pytest.raises(Killed):
+        element_recipes(shipped, settings, trained_on(shipped), 0, store=Stopping(tmp_path / "drawn.jsonl", {"of": "this"}))
+    asked, draw = [], elements.draw_elements
+    monkeypatch.setattr(elements, "draw_elements", lambda *arguments: asked.append(1) or draw(*arguments))
+    for expected in (2, 0):
+        resumed = element_recipes(
+            shipped, settings, trained_on(shipped), 0, store=LineStore(tmp_path / "drawn.jsonl", {"of": "this"})
+        )
+        assert len(asked) == expected, "of three batches the first was there"
+        assert [(r.formula, r.family) for r in resumed] == [(r.formula, r.family) for r in whole]
+        assert all((a.start.heights == b.start.heights).all() for a, b in zip(resumed, whole, strict=True))
+        asked.clear()
 
 
 def test_guidance_draws_more_to_choose_from(checkpoint):
