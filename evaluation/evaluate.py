@@ -337,10 +337,10 @@ def _one_source(structure: Atoms | Structure | str | os.PathLike, folder: Path) 
 
 @lru_cache(maxsize=2)
 def _judges_for(overrides: tuple[str, ...]) -> tuple[Judges, EvaluationConfig]:
-    """Load the judges of ``config.yaml`` and the overrides."""
+    """Load the judges of ``config.yaml`` and the overrides; unless these name a folder for it, they write nothing."""
     from evaluation.judges import load_judges
 
-    cfg, line = with_shipped_weights(load_config(*split_arguments(overrides)), ("dimenet", "denoiser"))
+    cfg, line = with_shipped_weights(load_config(*split_arguments(("evaluation.relaxed_dir=", *overrides))), ("dimenet", "denoiser"))
     if line:
         log.info("%s", line)
     return load_judges(cfg), cfg.evaluation
