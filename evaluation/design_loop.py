@@ -2,8 +2,10 @@
 
     LOOP/round_1/config.yaml         settings of the round, with which its stages run
     LOOP/round_1/generated/ unguided/ random/   CIFs: of stage 4 under guidance and without, and random decorations
-    LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz); round_1/ in those of later rounds
+    LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz); more_1/ of the first of
+                                     loop.more_cif_dirs; in those of later rounds round_1/
     LOOP/round_1/choices.json        the log of choices: which sheets DFT computes, each with the reason, and who was left out
+    LOOP/round_1/asked/              the CIFs of the sheets that DFT computes
     LOOP/round_1/inputs/NAME/        H relaxed by the potential: dft.extxyz, finalist.json, inputs for VASP
     LOOP/round_1/dft/                single calculations, and the points of the round
     LOOP/round_1/points/             database of all points so far
@@ -24,7 +26,8 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from evaluation.candidate import CandidateResult
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice
-from evaluation.loop_tools import POINTS_DB, REAL, Judged, Tools, join_points
+from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
 from evaluation.vasp_points import VASP
 from generation.search import at_most
 from pipeline.errors import ConfigError, StageError, first_line
@@ -55,6 +58,7 @@ log = logging.getLogger("her2d")
 
 STAGE = "design_loop.py"
 FOLDERS = {CHOSEN: "generated", UNGUIDED: "unguided", RANDOM: "random"}
+ASKED = "asked"  # folder of the CIFs, by name, of the sheets that DFT is asked for
 RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may be drawn
 # Settings that say where and how fast work is done, not what comes out.
 EXECUTION = {
@@ -117,6 +121,15 @@ def settings_of_round(cfg: Config, before: Config, number: int, folder: Path) ->
         evaluation=dataclasses.replace(cfg.evaluation, **changes),
         generation=dataclasses.replace(cfg.generation, output_dir=str(own / FOLDERS[CHOSEN])),
     )
+
+
+@dataclass
+class _Pool:
+    """Sheets to choose from, with names that are unique in a loop. structures: relaxed sheets. cifs: the files they come from."""
+
+    rows: list[CandidateResult] = field(default_factory=list)
+    structures: dict[str, Atoms] = field(default_factory=dict)
+    cifs: dict[str, Path] = field(default_factory=dict)
 
 
 class Round:
@@ -213,32 +226,45 @@ class Round:
             for path in drawn:
                 shutil.copyfile(path, new / path.name)
 
-    def _judge(self, drawn_as: str) -> Judged:
+    def _judge(self, drawn_as: str) -> _Pool:
         """Judge a set, under its names in the databases of points; verdicts that are there are not asked again.
 
-        To the sheets of this round come those that earlier rounds generated for their batches: what they did not choose may be
-        worth it by what was learnt since.
+        To the sheets of this round come those of ``loop.more_cif_dirs``, and those that earlier rounds generated for their batches:
+        what these did not choose may be worth it by what was learnt since.
         """
-        rows, structures = self._judge_own(self.cfg, drawn_as, self.folder / "judged" / FOLDERS[drawn_as])
-        for earlier in self._earlier() if drawn_as == CHOSEN else ():
-            evaluation = self.cfg.evaluation
-            answers = str(earlier.folder / "judged" / FOLDERS[CHOSEN] / "cache")
-            cfg = dataclasses.replace(
-                self.cfg, evaluation=dataclasses.replace(evaluation, judged_before=[*evaluation.judged_before, answers])
-            )
-            found = earlier._judge_own(cfg, CHOSEN, self.folder / "judged" / earlier.folder.name)
-            rows, structures = rows + found[0], structures | found[1]
-        return rows, structures
+        middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
+        judged = self.folder / "judged"
+        pool = _Pool()
+        self._add(pool, f"r{self.number}-{middle}", self.folder / FOLDERS[drawn_as], judged / FOLDERS[drawn_as])
+        if drawn_as != CHOSEN:
+            return pool
+        for number, folder in enumerate(map(Path, self.cfg.loop.more_cif_dirs), 1):
+            before = [one.folder / "judged" / f"more_{number}" for one in self._earlier()]
+            self._add(pool, f"f{number}-", folder, judged / f"more_{number}", before)
+        for earlier in self._earlier():
+            before = [earlier.folder / "judged" / FOLDERS[CHOSEN]]
+            self._add(pool, f"r{earlier.number}-", earlier.folder / FOLDERS[CHOSEN], judged / earlier.folder.name, before)
+        return pool
 
-    def _judge_own(self, cfg: Config, drawn_as: str, judged: Path) -> Judged:
-        """Judge the sheets that this round has generated or drawn. cfg: of the round that asks. judged: where verdicts go."""
-        label = f"round {self.number}, {drawn_as}"
-        rows, structures = self.tools.judge(cfg, self.folder / FOLDERS[drawn_as], judged, label)
-        names = {row.id: self._name(drawn_as, row) for row in rows}
-        return (
-            [dataclasses.replace(row, id=names[row.id]) for row in rows],
-            {names[name]: sheet for name, sheet in structures.items()},
-        )
+    def _add(self, pool: _Pool, prefix: str, cif_dir: Path, output_dir: Path, before: Sequence[Path] = ()) -> None:
+        """Judge the CIFs of a folder and add them to a pool.
+
+        Args:
+            pool: of sheets.
+            prefix: of their names in the pool.
+            cif_dir: their folder.
+            output_dir: where verdicts go.
+            before: where those of earlier rounds are, whose answers to questions that nothing is learnt for still hold.
+        """
+        answers = [*self.cfg.evaluation.judged_before, *(str(folder / "cache") for folder in before)]
+        cfg = dataclasses.replace(self.cfg, evaluation=dataclasses.replace(self.cfg.evaluation, judged_before=answers))
+        rows, structures = self.tools.judge(cfg, cif_dir, output_dir, f"round {self.number}, {relative_name(cif_dir)}")
+        for row in rows:
+            name = f"{prefix}{row.id}"
+            pool.rows.append(dataclasses.replace(row, id=name))
+            pool.cifs[name] = cif_dir / row.source_file
+            if row.id in structures:
+                pool.structures[name] = structures[row.id]
 
     def _earlier(self) -> list[Round]:
         """Return the rounds before this one."""
@@ -250,25 +276,30 @@ class Round:
         known = known_compositions(self.cfg) | self._chosen_before()
         picks: dict[str, list[Pick]] = {}
         sheets: dict[str, Atoms] = {}
+        cifs: dict[str, Path] = {}
         refused: Mapping[str, int] = {}
         for place, drawn_as in enumerate(self._sets()):
-            rows, structures = self._judge(drawn_as)
+            pool = self._judge(drawn_as)
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             most_soluble = at_most(self.cfg.generation.max_soluble_share * settings.batch)
             limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(
-                    rows, structures, settings.batch, settings.explore_share, limits, evaluation
+                    pool.rows, pool.structures, settings.batch, settings.explore_share, limits, evaluation
                 )
             else:
                 number = settings.controls if drawn_as == UNGUIDED else settings.random_controls
                 rng = np.random.default_rng([self.cfg.run.seed, place])
-                picks[drawn_as] = draw_controls(rows, structures, number, limits, evaluation, rng)
-            sheets |= {pick.row.id: structures[pick.row.id] for pick in picks[drawn_as]}
+                picks[drawn_as] = draw_controls(pool.rows, pool.structures, number, limits, evaluation, rng)
+            sheets |= {pick.row.id: pool.structures[pick.row.id] for pick in picks[drawn_as]}
+            cifs |= {pick.row.id: pool.cifs[pick.row.id] for pick in picks[drawn_as]}
         choices = [Choice.of(name, pick) for name, own in picks.items() for pick in own]
         if not picks[CHOSEN]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
             raise StageError(f"round_{self.number}: no sheet may be chosen: {reasons}; raise loop.candidates or loop.max_dft_atoms")
+        with atomic_folder(self.folder / ASKED) as new:
+            for name, path in cifs.items():
+                shutil.copyfile(path, new / f"{name}.cif")
         write_json(
             self.folder / "choices.json",
             {
@@ -284,11 +315,6 @@ class Round:
     def _chosen_before(self) -> set[str]:
         """Return the compositions that earlier rounds have chosen or drawn, those without a DFT value too."""
         return {composition_key(choice.formula) for earlier in self._earlier() for choice in earlier.choices()}
-
-    def _name(self, drawn_as: str, row: CandidateResult) -> str:
-        """Return the name of a sheet of this round in the databases of points: unique over rounds and sets."""
-        middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
-        return f"r{self.number}-{middle}{row.id}"
 
     def _log_of_choices(self) -> dict[str, Any]:
         path = self.folder / "choices.json"
@@ -372,11 +398,6 @@ class Round:
             metrics=numbers,
         )
         return read_sidecar(self.folder, stage=STAGE)["metrics"]
-
-
-def generated_in(folder: Path, name: str) -> Path:
-    """Return the folder of the round that generated a sheet. folder: of a round of the same loop. name: as ``Round`` gives it."""
-    return folder.with_name(f"round_{name[1:].split('-')[0]}")
 
 
 def sidecar_path_of(folder: Path) -> Path:

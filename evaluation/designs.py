@@ -37,7 +37,7 @@ from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
 from evaluation.decisions import probability_below
-from evaluation.design_loop import FOLDERS, STAGE, generated_in, sidecar_path_of
+from evaluation.design_loop import ASKED, STAGE, sidecar_path_of
 from evaluation.element_facts import SCARCE_HHI
 from evaluation.finalists import read_finalist
 from evaluation.loop_tools import POINTS_DB, REAL, Tools
@@ -175,8 +175,8 @@ def _read_json(path: Path) -> Any:
 def _copy_cifs(hits: Mapping[str, tuple[Path, Mapping[str, Any]]], folder: Path) -> None:
     """Copy the CIFs of the hits, named as in the loop."""
     with atomic_folder(folder) as new:
-        for name, (path, sheet) in hits.items():
-            source = generated_in(path, name) / FOLDERS[sheet["drawn_as"]] / sheet["source"]
+        for name, (path, _) in hits.items():
+            source = path / ASKED / f"{name}.cif"
             if not source.is_file():
                 raise StageError(f"{relative_name(source)} is missing, which {name} was generated as")
             shutil.copyfile(source, new / f"{name}.cif")

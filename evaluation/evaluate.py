@@ -340,7 +340,9 @@ def _judges_for(overrides: tuple[str, ...]) -> tuple[Judges, EvaluationConfig]:
     """Load the judges of ``config.yaml`` and the overrides; unless these name a folder for it, they write nothing."""
     from evaluation.judges import load_judges
 
-    cfg, line = with_shipped_weights(load_config(*split_arguments(("evaluation.relaxed_dir=", *overrides))), ("dimenet", "denoiser"))
+    cfg, line = with_shipped_weights(
+        load_config(*split_arguments(("evaluation.relaxed_dir=", *overrides))), ("dimenet", "denoiser")
+    )
     if line:
         log.info("%s", line)
     return load_judges(cfg), cfg.evaluation

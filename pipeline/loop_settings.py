@@ -14,6 +14,9 @@ class LoopConfig:
     output_dir: str = setting("${run.output_dir}/loop", "where the rounds go, a folder each", path=True)
     rounds: int = setting(3, "rounds; those that are finished stay, so that a larger number goes on", low=1)
     candidates: int = setting(256, "sheets that stage 4 generates in a round", low=1)
+    more_cif_dirs: list[str] = setting(
+        [], "folders of CIFs that stage 4 wrote in other runs: rounds choose among them too", path=True
+    )
     control_candidates: int = setting(16, "unguided sheets from which the controls are drawn", low=0)
     batch: int = setting(12, "sheets chosen for DFT in a round", low=1)
     explore_share: float = setting(0.25, "share of these that are chosen for what DFT teaches, not for p_hit", low=0, high=1)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from ase.db import connect
 from ase.io import read
-from loop_tools import QUICK, Killed, Stopping, configuration
+from loop_tools import QUICK, Killed, Stopping, configuration, write_cifs
 from vasp_files import vasprun
 
 from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
-from evaluation.design_loop import deciding_settings, generated_in, known_compositions, run_loop
+from evaluation.design_loop import deciding_settings, known_compositions, run_loop
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice, Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config
@@ -92,10 +92,19 @@ def test_rounds_draw_other_seeds_and_learn_from_the_round_before(whole):
     names = [{c["name"] for c in content(path / "choices.json")["choices"]} for path in rounds_of(whole[0])]
     assert all(name.startswith("r1-") for name in names[0])
     assert {name[:3] for name in names[1]} == {"r1-", "r2-"}, "sheets that the first round did not choose are there for the second"
-    for name in names[0] | names[1]:
-        drawn_as = "unguided" if "unguided" in name else "random" if "random" in name else "generated"
-        source = generated_in(rounds_of(whole[0])[1], name) / drawn_as / f"{name.rsplit('-')[-1]}.cif"
-        assert source.is_file(), "the name says which round generated it"
+    for folder, own in zip(rounds_of(whole[0]), names, strict=True):
+        assert {path.stem for path in (folder / "asked").iterdir()} == own
+    for choice in content(rounds_of(whole[0])[1] / "choices.json")["choices"]:
+        asked = (rounds_of(whole[0])[1] / "asked" / f"{choice['name']}.cif").read_text()
+        assert asked.replace(" ", "") == choice["formula"]
+
+
+def test_rounds_choose_among_the_sheets_of_other_runs_too(tmp_path):
+    write_cifs(tmp_path / "other", ["Cu Pt", "Ag Pt"])
+    cfg = configuration(tmp_path, f"loop.more_cif_dirs=[{tmp_path}/other]", "loop.batch=8", "loop.explore_share=0")
+    run_loop(cfg, QUICK)
+    names = [choice["name"] for path in rounds_of(tmp_path) for choice in content(path / "choices.json")["choices"]]
+    assert len(set(names)) == len(names) and any(name.startswith("f1-gen_") for name in names)
 
 
 def test_the_sidecar_says_what_the_round_is_made_of(whole):

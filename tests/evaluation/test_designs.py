@@ -178,7 +178,7 @@ def test_a_loop_without_a_finished_round_is_named(tmp_path):
 def test_a_cif_that_is_gone_is_named(tmp_path):
     cfg = configuration(tmp_path, "loop.rounds=1", *WIDE)
     run_loop(cfg, QUICK)
-    for path in (tmp_path / "loop" / "round_1").glob("*/gen_*.cif"):
+    for path in (tmp_path / "loop" / "round_1" / "asked").iterdir():
         path.unlink()
     with pytest.raises(StageError, match=r"round_1/\S+.cif is missing, which r1-\S+ was generated as"):
         deliver(cfg, QUICK, curves)
