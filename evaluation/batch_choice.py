@@ -25,11 +25,13 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from pymatgen.core import Composition
 
+from crystals.cif import UnreadableCif, read_cif
 from crystals.formulas import composition_key
 from crystals.recipes import is_soluble
 from energetics.dft_inputs import IMAGE_DISTANCE
@@ -42,6 +44,7 @@ from geo_utils import NotTwoDimensional, primitive_sheet
 from pipeline.settings import EvaluationConfig
 
 STANDARD_ERRORS = 2.0  # within which a sheet may still be in the window
+NO_SHEET = "no relaxed sheet"
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def choose_batch(
     """
     eligible, refused = [], Counter()
     for row in rows:
-        if fault := design_fault(row, settings) or cost_fault(row, structures, limits):
+        if fault := design_fault(row, settings) or cost_fault(row.formula, structures.get(row.id), limits):
             refused[fault] += 1
         else:
             eligible.append(row)
@@ -185,17 +188,41 @@ def control_fault(row: CandidateResult, settings: EvaluationConfig) -> str:
     return "" if is_practical(row, settings) else "hazards or price"
 
 
-def cost_fault(row: CandidateResult, structures: Mapping[str, Atoms], limits: Limits) -> str:
-    """Return why DFT is not asked about a sheet: it knows the composition, or the cell is too large; empty where it may be."""
-    if composition_key(row.formula) in limits.known:
+def cost_fault(formula: str, sheet: Atoms | None, limits: Limits) -> str:
+    """Return why DFT is not asked about a sheet: it knows the composition, or the cell is too large; empty where it may be.
+
+    formula: of its cell. sheet: as the potential relaxed it; None where it has not.
+    """
+    if composition_key(formula) in limits.known:
         return "composition computed before"
-    if "H" in row.elements():
+    if "H" in Composition(formula):
         return "the sheet itself contains H"
     try:
-        atoms = dft_atoms(structures[row.id])
-    except (KeyError, NotTwoDimensional):
-        return "no relaxed sheet"
+        atoms = 0 if sheet is None else dft_atoms(sheet)
+    except NotTwoDimensional:
+        atoms = 0
+    if not atoms:
+        return NO_SHEET
     return f"more than {limits.max_dft_atoms} atoms with H" if atoms > limits.max_dft_atoms else ""
+
+
+def worth_judging(paths: Iterable[Path], limits: Limits) -> tuple[list[Path], Counter[str]]:
+    """Return the CIFs of sheets that DFT may be asked about, and how many others there are, by the reason.
+
+    A file that cannot be read, or not as a sheet, is left to the judges.
+    """
+    worth, refused = [], Counter()
+    for path in paths:
+        try:
+            sheet = read_cif(path)
+            fault = cost_fault(str(sheet.symbols), sheet, limits)
+        except UnreadableCif:
+            fault = NO_SHEET
+        if fault in ("", NO_SHEET):
+            worth.append(path)
+        else:
+            refused[fault] += 1
+    return worth, refused
 
 
 def draw_controls(
@@ -223,7 +250,9 @@ def draw_controls(
         row, formula = ordered[k], composition_key(ordered[k].formula)
         if len(picks) == number:
             break
-        if formula not in formulas and not (control_fault(row, settings) or cost_fault(row, structures, limits)):
+        if formula not in formulas and not (
+            control_fault(row, settings) or cost_fault(row.formula, structures.get(row.id), limits)
+        ):
             formulas.add(formula)
             picks.append(Pick(row, family_of(row), dft_atoms(structures[row.id]), "drawn at random"))
     return picks

@@ -26,6 +26,7 @@ import json
 import logging
 import random
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from ase import Atoms
 from crystals.formulas import composition_key
 from energetics.dft_points import read_truth
 from evaluation import loop_report
-from evaluation.batch_choice import Limits, Pick, choose_batch, draw_controls
+from evaluation.batch_choice import Limits, Pick, choose_batch, draw_controls, worth_judging
 from evaluation.candidate import CandidateResult
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
@@ -125,11 +126,17 @@ def settings_of_round(cfg: Config, before: Config, number: int, folder: Path) ->
 
 @dataclass
 class _Pool:
-    """Sheets to choose from, with names that are unique in a loop. structures: relaxed sheets. cifs: the files they come from."""
+    """Sheets to choose from, with names that are unique in a loop.
 
+    limits: what they must keep to. structures: relaxed sheets. cifs: the files they come from. refused: how many were not judged,
+    by the reason.
+    """
+
+    limits: Limits
     rows: list[CandidateResult] = field(default_factory=list)
     structures: dict[str, Atoms] = field(default_factory=dict)
     cifs: dict[str, Path] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
 
 
 class Round:
@@ -226,15 +233,16 @@ class Round:
             for path in drawn:
                 shutil.copyfile(path, new / path.name)
 
-    def _judge(self, drawn_as: str) -> _Pool:
+    def _judge(self, drawn_as: str, limits: Limits) -> _Pool:
         """Judge a set, under its names in the databases of points; verdicts that are there are not asked again.
 
+        Sheets that DFT cannot be asked about are not judged.
         To the sheets of this round come those of ``loop.more_cif_dirs``, and those that earlier rounds generated for their batches:
         what these did not choose may be worth it by what was learnt since.
         """
         middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
         judged = self.folder / "judged"
-        pool = _Pool()
+        pool = _Pool(limits)
         self._add(pool, f"r{self.number}-{middle}", self.folder / FOLDERS[drawn_as], judged / FOLDERS[drawn_as])
         if drawn_as != CHOSEN:
             return pool
@@ -247,7 +255,7 @@ class Round:
         return pool
 
     def _add(self, pool: _Pool, prefix: str, cif_dir: Path, output_dir: Path, before: Sequence[Path] = ()) -> None:
-        """Judge the CIFs of a folder and add them to a pool.
+        """Judge the CIFs of a folder that are worth it, and add them to a pool.
 
         Args:
             pool: of sheets.
@@ -258,7 +266,14 @@ class Round:
         """
         answers = [*self.cfg.evaluation.judged_before, *(str(folder / "cache") for folder in before)]
         cfg = dataclasses.replace(self.cfg, evaluation=dataclasses.replace(self.cfg.evaluation, judged_before=answers))
-        rows, structures = self.tools.judge(cfg, cif_dir, output_dir, f"round {self.number}, {relative_name(cif_dir)}")
+        paths, refused = worth_judging(find_cifs(cif_dir), pool.limits)
+        pool.refused += refused
+        if not paths:
+            return
+        with atomic_folder(output_dir / "cifs") as new:
+            for path in paths:
+                shutil.copyfile(path, new / path.name)
+        rows, structures = self.tools.judge(cfg, output_dir / "cifs", output_dir, f"round {self.number}, {relative_name(cif_dir)}")
         for row in rows:
             name = f"{prefix}{row.id}"
             pool.rows.append(dataclasses.replace(row, id=name))
@@ -277,16 +292,17 @@ class Round:
         picks: dict[str, list[Pick]] = {}
         sheets: dict[str, Atoms] = {}
         cifs: dict[str, Path] = {}
-        refused: Mapping[str, int] = {}
+        refused: Counter[str] = Counter()
         for place, drawn_as in enumerate(self._sets()):
-            pool = self._judge(drawn_as)
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             most_soluble = at_most(self.cfg.generation.max_soluble_share * settings.batch)
             limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble)
+            pool = self._judge(drawn_as, limits)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(
                     pool.rows, pool.structures, settings.batch, settings.explore_share, limits, evaluation
                 )
+                refused = refused + pool.refused
             else:
                 number = settings.controls if drawn_as == UNGUIDED else settings.random_controls
                 rng = np.random.default_rng([self.cfg.run.seed, place])
