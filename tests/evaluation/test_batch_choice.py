@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from simple_judges import sheet, write_cifs
 
 from crystals import validity
 from crystals.formulas import composition_key
@@ -18,6 +19,7 @@ from evaluation.batch_choice import (
     draw_controls,
     family_of,
     learning_gain,
+    worth_judging,
 )
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import hit_probability
@@ -201,3 +203,20 @@ def test_controls_are_drawn_without_a_look_at_predictions(small_cells):
     assert max(counts.values()) < 130 and min(counts.values()) > 55, "each of ten in about 90 of 300 draws of three"
     assert draw(1) == draw(1, rows[::-1]) != draw(2)
     assert len(draw_controls(rows[:2], {r.id: SHEET for r in rows}, 5, limits, SETTINGS, np.random.default_rng(0))) == 2
+
+
+def test_only_sheets_that_dft_may_be_asked_about_are_worth_judging(tmp_path):
+    """2H-MoS2 with H is a cell of 13 atoms, C2H2 holds H, WS2 is known; a file that is no crystal is left to the judges."""
+    structures = {"MoS2": sheet(), "known": sheet("WS2"), "large": sheet("NbS2").repeat((5, 1, 1)), "graphane": honeycomb("C", "H")}
+    for name, atoms in structures.items():
+        atoms.pbc = True
+        write_cifs(tmp_path, {name: atoms})
+    (tmp_path / "nothing.cif").write_text("data_x\n")
+    paths = sorted(tmp_path.glob("*.cif"))
+    limits = Limits({composition_key("WS2")}, 13, 1, 1)
+    assert dft_atoms(structures["MoS2"]) == 13
+    worth, refused = worth_judging(paths, limits)
+    assert {path.stem for path in worth} == {"MoS2", "large", "nothing"}, "five cells in a row are the same sheet"
+    assert refused == {"composition computed before": 1, "the sheet itself contains H": 1}
+    worth, refused = worth_judging(paths, Limits(frozenset(), 12, 1, 1))
+    assert {path.stem for path in worth} == {"nothing"} and refused["more than 12 atoms with H"] == 3
