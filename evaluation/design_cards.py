@@ -94,7 +94,7 @@ def draw_overview(designs: Sequence[Design], path: str | os.PathLike) -> None:
     """Draw all designs, with H, from above and from the side."""
     shown = [(title_of(design), design.with_h) for design in designs]
     heading = ("designs with H at the lowest site by DFT", "from above and from the side", "dashed: cell of the calculation")
-    draw_grid(shown, heading, "no design yet", path)
+    draw_grid(shown, heading, "", path)
 
 
 def draw_hit_rates(rounds: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:

@@ -330,7 +330,8 @@ def _write(
                 if file.is_file():  # a round without a site to compute has no points
                     shutil.copyfile(file, new / "rounds" / name / file.name)
         write_json(new / "designs.json", {"designs": [d.as_dict() for d in designs], "left_out": dict(left_out), "rounds": numbers})
-        design_cards.draw_overview(designs, new / "overview.png")
+        if designs:
+            design_cards.draw_overview(designs, new / "overview.png")
         design_cards.draw_hit_rates(numbers, new / "hit_rates.png")
         design_cards.write_page(designs, left_out, numbers, cfg, new / "index.html")
         write_sidecar(
