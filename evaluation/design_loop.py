@@ -236,9 +236,8 @@ class Round:
     def _judge(self, drawn_as: str, limits: Limits) -> _Pool:
         """Judge a set, under its names in the databases of points; verdicts that are there are not asked again.
 
-        Sheets that DFT cannot be asked about are not judged.
         To the sheets of this round come those of ``loop.more_cif_dirs``, and those that earlier rounds generated for their batches:
-        what these did not choose may be worth it by what was learnt since.
+        what these did not choose may be worth it by what was learnt since. Sheets that DFT cannot be asked about are not judged.
         """
         middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
         judged = self.folder / "judged"
