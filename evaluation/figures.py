@@ -113,7 +113,7 @@ def _delta_g_by_judge(axis: Any, rows: Sequence[CandidateResult], window: float,
     axis.set_ylabel(f"{DELTA_G} (eV)", parse_math=True)
     if drawn:
         # Below the formulas, where it covers no value.
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(drawn), fontsize=8)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)
     else:
         axis.text(0.5, 0.5, "no candidate has a ΔG_H", transform=axis.transAxes, ha="center")
 
@@ -128,7 +128,7 @@ def _volcano(
 ) -> None:
     """Draw the candidates on the volcano, each by its best judge, and well-known materials."""
     values, errors = (np.array([getattr(r, name) for r in rows], dtype=float) for name in ("delta_g_ev", "delta_g_std_ev"))
-    others = np.array([as_float(row["delta_g_ev"]) for row in (*known, *surfaces)])
+    others = np.array([volcano.best_value(row) for row in (*known, *surfaces)])
     low, high = padded_limits(np.concatenate([values, others, np.zeros(1)]), -0.8, 0.8, MAX_DELTA_G)
     volcano.set_up(axis, low, high, window)
     source = np.array([row.delta_g_source for row in rows], dtype=str)
@@ -144,7 +144,7 @@ def _volcano(
     axis.set_xlabel(f"{DELTA_G} by the best judge (eV)", parse_math=True)
     axis.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
     below = int((volcano.height(values) <= volcano.FLOOR).sum())
-    stars = "; stars: known sheets, open: metal surfaces" if len(others) else ""
+    stars = "\nstars: known sheets, by DFT where it has them; open: metal surfaces" if len(others) else ""
     axis.set_title(
         f"HER volcano, 298 K (Nørskov 2005): n = {len(rows)}, each by its best judge, ±1σ\n"
         f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}){stars}",

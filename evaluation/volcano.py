@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,20 +70,20 @@ def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surf
 
     Args:
         axis: of the volcano.
-        known: judged sheets as ``known_sheets.known_rows`` gives them, full stars with ±1σ where they stand on the curve.
+        known: judged sheets as ``known_sheets.known_rows`` gives them, full stars: at DFT's value, or at the judge's, with ±1σ
+            where it stands on the curve.
         limit: eV, largest |ΔG_H| of the axis.
         surfaces: ``name`` and ``delta_g_ev`` of metal surfaces in the literature, open stars.
     """
     sheets = sorted(known, key=lambda row: row["place"])
     marks = [(row, face) for rows, face in ((surfaces, "white"), (sheets, KNOWN_COLOR)) for row in rows]
-    shown = [(row, face) for row, face in marks if abs(row["delta_g_ev"]) < limit]
+    shown = [(row, face, value) for row, face in marks if abs(value := best_value(row)) < limit]
     named = []
-    for row, face in shown:
-        value = float(row["delta_g_ev"])
+    for row, face, value in shown:
         y = float(height(np.array([value]))[0])
         (star,) = axis.plot([value], [y], marker="*", ms=8, color=face, mec=KNOWN_COLOR, mew=0.7, ls="", zorder=5, clip_on=False)
         star.set_in_layout(False)
-        if (error := row.get("delta_g_std_ev")) and y > FLOOR:
+        if (error := row.get("delta_g_std_ev")) and y > FLOOR and value == row["delta_g_ev"]:
             axis.errorbar([value], [y], xerr=[[error], [error]], fmt="none", ecolor=KNOWN_COLOR, elinewidth=0.8, alpha=0.45)
         named.append((row["name"], value, y))
     for side in (-1, 1):
@@ -90,6 +91,12 @@ def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surf
         _name(axis, [mark for mark in on_side if mark[2] <= FLOOR], _name_upright)
         _name(axis, [mark for mark in on_side if mark[2] > FLOOR], _name_beside)
     return len(shown)
+
+
+def best_value(row: Mapping[str, Any]) -> float:
+    """Return ΔG_H of a known material (eV), by DFT where it has a value."""
+    dft, judge = (math.nan if row.get(name) is None else float(row[name]) for name in ("delta_g_dft_ev", "delta_g_ev"))
+    return judge if math.isnan(dft) else dft
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -69,7 +69,9 @@ def test_rows_carry_the_dft_value_and_are_marked_on_the_volcano():
     volcano.set_up(axis, -1.0, 1.0, 0.1)
     assert volcano.mark_known(axis, rows, 1.0, platinum) == 2
     assert [text.get_text() for text in axis.texts] == ["Pt(111)", "2H-NbS2"]
-    crowded = [row | {"delta_g_ev": 0.9 + 0.001 * k, "name": row["name"] + str(k)} for k in range(20) for row in rows]
+    places = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "*"]
+    assert places == [platinum[0]["delta_g_ev"], pytest.approx(0.421, abs=1e-3)], "DFT's value, not the judge's 0.40"
+    crowded = [row | {"delta_g_dft_ev": 0.9 + 0.001 * k, "name": row["name"] + str(k)} for k in range(20) for row in rows]
     volcano.mark_known(axis, sorted(crowded, key=lambda row: -row["place"]), 1.0)
     written = [text.get_text() for text in axis.texts[2:]]
     assert 1 < len(written) < 20 and all(name.startswith("2H-MoS2") for name in written), (
