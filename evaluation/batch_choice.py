@@ -62,13 +62,14 @@ class Limits:
     """What a sheet must keep to.
 
     known: compositions (``composition_key``) that DFT has computed. max_dft_atoms: of the cell with H. max_per_family: sheets of
-    one family in a batch. max_soluble: halides and compounds of alkali metals in a batch.
+    one family in a batch. max_soluble: halides and compounds of alkali metals in a batch. excluded: elements that none may have.
     """
 
     known: Collection[str]
     max_dft_atoms: int
     max_per_family: int
     max_soluble: int
+    excluded: Collection[str] = frozenset()
 
 
 def family_of(row: CandidateResult) -> str:
@@ -195,8 +196,11 @@ def cost_fault(formula: str, sheet: Atoms | None, limits: Limits) -> str:
     """
     if composition_key(formula) in limits.known:
         return "composition computed before"
-    if "H" in Composition(formula):
+    elements = {element.symbol for element in Composition(formula)}
+    if "H" in elements:
         return "the sheet itself contains H"
+    if elements & set(limits.excluded):
+        return "elements that are left out"
     try:
         atoms = 0 if sheet is None else dft_atoms(sheet)
     except NotTwoDimensional:

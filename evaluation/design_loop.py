@@ -295,7 +295,8 @@ class Round:
         for place, drawn_as in enumerate(self._sets()):
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             most_soluble = at_most(self.cfg.generation.max_soluble_share * settings.batch)
-            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble)
+            excluded = frozenset(self.cfg.generation.exclude_elements)
+            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble, excluded)
             pool = self._judge(drawn_as, limits)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(

@@ -220,3 +220,5 @@ def test_only_sheets_that_dft_may_be_asked_about_are_worth_judging(tmp_path):
     assert refused == {"composition computed before": 1, "the sheet itself contains H": 1}
     worth, refused = worth_judging(paths, Limits(frozenset(), 12, 1, 1))
     assert {path.stem for path in worth} == {"nothing"} and refused["more than 12 atoms with H"] == 3
+    worth, refused = worth_judging(paths, Limits(frozenset(), 13, 1, 1, {"Nb", "W"}))
+    assert {path.stem for path in worth} == {"MoS2", "nothing"} and refused["elements that are left out"] == 2
