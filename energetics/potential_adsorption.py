@@ -16,7 +16,8 @@ from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from energetics.exfoliation import Exfoliation, exfoliate
-from energetics.relaxation_memory import RelaxationMemory, number, plain
+from energetics.relaxation_memory import RelaxationMemory, plain
+from pipeline.files import as_float
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
@@ -101,7 +102,7 @@ class StabilityJudge:
         about = {"potential": self.potential.identity, "bulk": bulk, "fmax": fmax, "steps": steps}
         record = self.memory.recall("relaxation", about, atoms, find)
         forces = None if record["forces"] is None else np.array(record["forces"], dtype=float)
-        energy, converged, taken = number(record["energy"]), record["converged"], record["steps"]
+        energy, converged, taken = as_float(record["energy"]), record["converged"], record["steps"]
         return Relaxation(Atoms(**record["atoms"]), energy, converged, taken, record["status"], forces=forces)
 
     def band_gap(self, sheet: Atoms) -> float:
@@ -109,7 +110,7 @@ class StabilityJudge:
         if not self.with_gap:
             return NAN
         about = {"method": band_gap_module.identity()}
-        return number(self.memory.recall("band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
+        return as_float(self.memory.recall("band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         """Judge a relaxed sheet by its phonons and its stiffness, with the second potential where there is one.
@@ -152,11 +153,11 @@ class StabilityJudge:
         from energetics.relaxation import FAR_ABOVE_EV
 
         relaxed = self._relaxed_hydrogen(sheet, sites.beside_site(sheet, site, supercell), supercell, best + FAR_ABOVE_EV)
-        delta_e = number(relaxed["delta_e"])
+        delta_e = as_float(relaxed["delta_e"])
         outcome = delta_e, relaxed["desorbed"], relaxed["converged"]
         # A record of a relaxation that went on says how far above it was when it would have been given up.
-        if not relaxed["desorbed"] and number(relaxed["early_delta_e"]) > best + FAR_ABOVE_EV:
-            return HydrogenAtSite(number(relaxed["early_delta_e"]), False, False, given_up=True)
+        if not relaxed["desorbed"] and as_float(relaxed["early_delta_e"]) > best + FAR_ABOVE_EV:
+            return HydrogenAtSite(as_float(relaxed["early_delta_e"]), False, False, given_up=True)
         if self.correction is None or not math.isfinite(delta_e):
             return HydrogenAtSite(*outcome)
         with_h, energies = Atoms(**relaxed["atoms"]), [delta_e]
@@ -187,7 +188,7 @@ class StabilityJudge:
             return record | {"early_delta_e": first.early_delta_e}
 
         def is_finished(record: Mapping[str, Any]) -> bool:
-            return record["status"] != "given up" or number(record["early_delta_e"]) > limit
+            return record["status"] != "given up" or as_float(record["early_delta_e"]) > limit
 
         about = {"potential": self.potential.identity, "fmax": fmax, "steps": steps, "more": more, "supercell": supercell}
         return self.memory.recall("hydrogen", about, with_h, find, is_finished)
@@ -202,4 +203,4 @@ class StabilityJudge:
             return {"delta_e": adsorption_energy(energy, clean, h2_energy(self.second))}
 
         about = {"potential": self.second.identity, "sheet": plain(sheet), "supercell": supercell}
-        return number(self.memory.recall("hydrogen of the second", about, with_h, find)["delta_e"])
+        return as_float(self.memory.recall("hydrogen of the second", about, with_h, find)["delta_e"])

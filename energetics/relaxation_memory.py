@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,3 @@ def plain(atoms: Atoms) -> dict[str, Any]:
     """Return the keyword arguments of ``ase.Atoms``, tags among them, as plain Python values (Å)."""
     arrays = {**atoms.todict(), "tags": atoms.get_tags()}
     return {name: np.asarray(arrays[name]).tolist() for name in ("numbers", "positions", "cell", "pbc", "tags")}
-
-
-def number(value: float | None) -> float:
-    """Return a number of a record, NaN where it is null."""
-    return math.nan if value is None else float(value)

@@ -21,7 +21,6 @@ from evaluation.candidate import JUDGED_SETTINGS, JUDGEMENT_VERSION, CandidateRe
 from evaluation.decisions import choose_delta_g, decide, rank
 from evaluation.judge_pool import JudgePool
 from evaluation.judging import Judges, potential_hydrogen
-from evaluation.scores import composite_score
 from pipeline.settings import EvaluationConfig
 from pipeline.store import FolderStore
 
@@ -91,4 +90,3 @@ def _take(row: CandidateResult, answer: Mapping[str, Any]) -> None:
         if name not in near_hull.NEEDED:
             setattr(row, name, math.nan if value is None else value)
     choose_delta_g(row)
-    row.score_composite = composite_score(row.delta_g_ev, row.score_stab, row.p_synth)

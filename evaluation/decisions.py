@@ -15,6 +15,7 @@ from crystals import validity
 from crystals.matching import DifferentStructures, match_structure
 from energetics.dft_points import DFT_ERROR_EV
 from evaluation.candidate import CandidateResult
+from evaluation.scores import composite_score
 from pipeline.settings import EvaluationConfig
 
 log = logging.getLogger("her2d")
@@ -49,7 +50,8 @@ BY_DFT, BY_CORRECTED_POTENTIAL, BY_DIMENET = "DFT", "corrected potential", "Dime
 
 
 def choose_delta_g(row: CandidateResult) -> None:
-    """Set ``delta_g_ev``, ``delta_g_std_ev`` and ``delta_g_source`` to those of the best judge that has a value.
+    """Set ``delta_g_ev``, ``delta_g_std_ev`` and ``delta_g_source`` to those of the best judge that has a value, and the composite
+    score, which follows from it.
 
     DFT is the best one, where it has computed the sheet (``dft_verdict.mark_dft``). The potential corrected from DFT is the better
     of the others (docs/results.md); DimeNet++, which looks at a sheet without relaxing H, is asked where that one has none.
@@ -61,6 +63,7 @@ def choose_delta_g(row: CandidateResult) -> None:
         row.delta_g_source = BY_CORRECTED_POTENTIAL
     elif math.isfinite(row.delta_g_h_ev):
         row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source = row.delta_g_h_ev, row.delta_g_h_std_ev, BY_DIMENET
+    row.score_composite = composite_score(row.delta_g_ev, row.score_stab, row.p_synth)
 
 
 def without_dft(row: CandidateResult, settings: EvaluationConfig) -> CandidateResult:

@@ -23,7 +23,6 @@ from energetics.adsorption_energy import free_energy
 from energetics.dft_points import TruthPoint, read_truth
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import choose_delta_g
-from evaluation.scores import composite_score
 from pipeline.settings import EvaluationConfig
 
 log = logging.getLogger("her2d")
@@ -64,7 +63,6 @@ def mark_dft(
             row.delta_g_h_dft_ev = free_energy(found.lowest.delta_e, her_correction_ev)
             row.h_site_dft, row.h_sites_dft = found.lowest.site, found.sites
             choose_delta_g(row)
-            row.score_composite = composite_score(row.delta_g_ev, row.score_stab, row.p_synth)
 
 
 def _lowest_match(atoms: Atoms, sheets: Iterable[ComputedSheet]) -> ComputedSheet | None:

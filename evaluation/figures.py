@@ -18,6 +18,7 @@ from evaluation.candidate import CandidateResult
 from evaluation.decisions import BY_CORRECTED_POTENTIAL, BY_DFT, BY_DIMENET, rank
 from evaluation.evaluate import Evaluation
 from evaluation.water_verdict import DISSOLVES
+from pipeline.files import as_float
 from pipeline.plotting import figure
 from pipeline.settings import EvaluationConfig
 
@@ -430,8 +431,3 @@ def _comparison_panel(axis: Any, name: str, sets: Mapping[str, Mapping[str, Any]
     axis.set_xlim(-0.6, len(sets) - 0.4)
     axis.grid(axis="x", visible=False)
     axis.set_ylim(0, 1.25 * highest or 1.0)  # the numbers stand above the highest interval
-
-
-def as_float(value: float | None) -> float:
-    """Return a value of ``report.json`` as a number, NaN where it is missing."""
-    return math.nan if value is None else float(value)

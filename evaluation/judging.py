@@ -28,7 +28,7 @@ from energetics.potential_adsorption import HydrogenAtSite, hydrogen_at_best_sit
 from evaluation import h_site, legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
 from evaluation.decisions import choose_delta_g
-from evaluation.scores import composite_score, stability_score
+from evaluation.scores import stability_score
 from pipeline.errors import StageError
 from pipeline.settings import DatasetConfig, EvaluationConfig
 
@@ -154,7 +154,6 @@ def _ask_all(case: _Case) -> None:
     if row.valid and row.synthesizable and getattr(case.judges.synth, "suggests_routes", False):
         case.attempt("synthesis route", _route)
     choose_delta_g(row)
-    row.score_composite = composite_score(row.delta_g_ev, row.score_stab, row.p_synth)
     if row.is_sheet and case.judges.training_structures is not None:
         case.attempt("novelty", _novelty)
     if case.settings.legacy_columns:

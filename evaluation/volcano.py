@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import scores
+from pipeline.files import as_float
 
 FLOOR = -12.0  # log10 of the smallest exchange current on the axis, in units of the largest
 TOP = 1.0
@@ -95,7 +96,7 @@ def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surf
 
 def best_value(row: Mapping[str, Any]) -> float:
     """Return ΔG_H of a known material (eV), by DFT where it has a value."""
-    dft, judge = (math.nan if row.get(name) is None else float(row[name]) for name in ("delta_g_dft_ev", "delta_g_ev"))
+    dft, judge = as_float(row.get("delta_g_dft_ev")), as_float(row["delta_g_ev"])
     return judge if math.isnan(dft) else dft
 
 

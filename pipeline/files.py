@@ -101,6 +101,11 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         temporary.write_text(json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def as_float(value: float | None) -> float:
+    """Return a number that ``write_json`` wrote, NaN where it is null."""
+    return float("nan") if value is None else float(value)
+
+
 def _jsonable(value: Any) -> Any:
     """Return a value as JSON can hold it: arrays as lists, dataclasses as objects, paths as text, NaN and infinity as None."""
     if isinstance(value, dict):
