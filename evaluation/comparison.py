@@ -109,8 +109,9 @@ def _judged_by(report: Mapping[str, Any] | None) -> Any:
     """Return what has to be equal for two sets to be compared: the judges without their paths, and the settings that matter."""
     provenance = (report or {}).get("provenance", {})
     finalists = ("finalists", "hazards", "leave_out_hazards", "max_price_usd_per_kg")
+    places = ("relaxed_dir", "judged_before")  # where answers are kept, which does not change them
     # Further databases are named with the judges.
-    ignored = ("workers", "shard", "top_k", "hull_db", "hull_rows", "known_db", *finalists)
+    ignored = ("workers", "shard", "top_k", "hull_db", "hull_rows", "known_db", *places, *finalists)
     settings = {key: value for key, value in provenance.get("settings", {}).items() if key not in ignored}
     return without_paths(provenance.get("judges", {})), settings
 

@@ -279,6 +279,23 @@ def test_our_own_files_as_an_external_set_are_called_so(products, undrawn):
     assert found["same_as"] == "ours" and "set of ours" in found["note"]
 
 
+@pytest.mark.parametrize(("setting", "value", "is_compared"), [("relaxed_dir", "elsewhere", True), ("judged_before", [], True),
+                                                                ("max_steps", 7, False)])  # fmt: skip
+def test_sets_whose_answers_were_kept_elsewhere_are_compared(products, undrawn, setting, value, is_compared):
+    root, cfg, _, _ = products
+    path = root / "results_external" / "report.json"
+    saved = path.read_text(encoding="utf-8")
+    content = json.loads(saved)
+    content["provenance"]["settings"][setting] = value
+    write_json(path, content)
+    try:
+        found = comparison.update_comparison(cfg, cfg.evaluation.output_dir)["sets"]
+    finally:
+        path.write_text(saved, encoding="utf-8")
+        comparison.update_comparison(cfg, cfg.evaluation.output_dir)
+    assert bool(found["ours"]["metrics"] and found[cfg.external.name]["metrics"]) is is_compared
+
+
 def test_best_are_hits_before_scores(products):
     ours = products[2]
     ranked = decisions.rank(ours.rows, 8)
