@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from pipeline.errors import StageError
+from pipeline.files import relative_name
 from pipeline.store import FolderStore
+
+log = logging.getLogger("her2d")
 
 VERSION = 1  # raised whenever a relaxation of the same structure gives something else
 
@@ -26,10 +31,20 @@ class RelaxationMemory:
 
     Args:
         folder: one JSON file per record, below a folder of two hexadecimal digits; None keeps nothing.
+
+    Raises:
+        StageError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+        self.folder, self._has_warned = folder, False
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StageError(
+                    f"evaluation.relaxed_dir: {relative_name(folder)} cannot be made ({error.strerror}); empty keeps nothing"
+                ) from error
 
     def recall(
         self,
@@ -40,6 +55,8 @@ class RelaxationMemory:
         holds: Callable[[Mapping[str, Any]], bool] = lambda record: True,
     ) -> dict[str, Any]:
         """Return the record of a question about a structure; one that is missing is found and kept.
+
+        An answer that cannot be kept, because the disk is full, is an answer all the same; a warning says so once.
 
         Args:
             question: what is asked, such as "relaxation".
@@ -58,7 +75,14 @@ class RelaxationMemory:
         store = FolderStore(self.folder / key[:2])
         if key in store and holds(record := store[key]):
             return record
-        return store.add(key, find())
+        found = find()
+        try:
+            return store.add(key, found)
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("%s: relaxations are not kept (%s)", relative_name(self.folder), error.strerror)
+                self._has_warned = True
+            return found
 
 
 def plain(atoms: Atoms) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge
 from energetics.potentials import Potential
 from energetics.relaxation import FAR_ABOVE_EV
 from energetics.relaxation_memory import RelaxationMemory
+from pipeline.errors import StageError
 from pipeline.settings import EvaluationConfig
 
 SETTINGS = dataclasses.replace(EvaluationConfig(), max_h_steps=30, more_h_steps=30)
@@ -123,3 +124,21 @@ def test_a_damaged_record_is_found_anew(tmp_path, platinum):
         path.write_text(path.read_text()[:40])
     again, counted = judge(tmp_path)
     assert again.delta_e_hydrogen(sheet, found[0], SUPERCELL) == whole and counted.asked > 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StageError, match=r"evaluation.relaxed_dir: \S+file/sub cannot be made \(Not a directory\)"):
+        RelaxationMemory(tmp_path / "file" / "sub")
+
+
+def test_a_full_disk_costs_no_verdict(tmp_path, platinum, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    sheet, found = platinum
+    whole = judge(None, Shift(0.5))[0].delta_e_hydrogen(sheet, found[0], SUPERCELL)
+    monkeypatch.setattr("pipeline.store.write_json", full)
+    assert judge(tmp_path, Shift(0.5))[0].delta_e_hydrogen(sheet, found[0], SUPERCELL) == whole
+    assert [record.message for record in caplog.records if "No space left on device" in record.message][1:] == []
+    assert "relaxations are not kept" in caplog.text
