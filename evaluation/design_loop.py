@@ -2,8 +2,10 @@
 
     LOOP/round_1/config.yaml         settings of the round, with which its stages run
     LOOP/round_1/generated/ unguided/ random/   CIFs: of stage 4 under guidance and without, and random decorations
+    LOOP/round_1/neighbours/         CIFs: sheets that DFT found near zero, with one substitution (``neighbours``)
     LOOP/round_1/judged/SET/         what the judges say (metrics.csv, relaxed.extxyz); more_1/ of the first of
-                                     loop.more_cif_dirs; in those of later rounds round_1/
+                                     loop.more_cif_dirs; neighbours_1/ of those of round 1; in those
+                                     of later rounds round_1/
     LOOP/round_1/choices.json        the log of choices: which sheets DFT computes, each with the reason, and who was left out
     LOOP/round_1/asked/              the CIFs of the sheets that DFT computes
     LOOP/round_1/inputs/NAME/        H relaxed by the potential: dft.extxyz, finalist.json, inputs for VASP
@@ -39,12 +41,13 @@ from ase import Atoms
 from crystals.formulas import composition_key
 from energetics.dft_points import read_truth
 from evaluation import loop_report
-from evaluation.batch_choice import Limits, Pick, choose_batch, draw_controls, worth_judging
+from evaluation.batch_choice import Limits, Pick, choose_batch, cost_fault, draw_controls, worth_judging
 from evaluation.candidate import CandidateResult
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
+from evaluation.neighbours import neighbours, parents_of, write_neighbours
 from evaluation.vasp_points import VASP
 from generation.search import at_most
 from pipeline.errors import ConfigError, StageError, first_line
@@ -60,6 +63,7 @@ log = logging.getLogger("her2d")
 STAGE = "design_loop.py"
 FOLDERS = {CHOSEN: "generated", UNGUIDED: "unguided", RANDOM: "random"}
 ASKED = "asked"  # folder of the CIFs, by name, of the sheets that DFT is asked for
+NEIGHBOURS = "neighbours"  # folder of their CIFs
 RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may be drawn
 # Settings that say where and how fast work is done, not what comes out.
 EXECUTION = {
@@ -217,6 +221,8 @@ class Round:
             self.tools.generate(self.config_path, self.folder / FOLDERS[UNGUIDED], settings.control_candidates, False)
         if settings.random_controls:
             self._draw_random_decorations(settings.random_controls * RANDOM_PER_CONTROL)
+        if settings.neighbours:
+            self._make_neighbours()
         return {name: len(find_cifs(self.folder / folder)) for name, folder in self._sets().items()}
 
     def _sets(self) -> dict[str, str]:
@@ -233,11 +239,32 @@ class Round:
             for path in drawn:
                 shutil.copyfile(path, new / path.name)
 
+    def _make_neighbours(self) -> None:
+        """Write the neighbours of sheets that DFT has found near zero; there are none where it has found none."""
+        settings, limits = self.cfg.loop, self._limits(known_compositions(self.cfg) | self._chosen_before())
+        path = Path(self.cfg.evaluation.dft_truth_path)
+        points = read_truth(path) if path.is_file() else []
+        parents = parents_of(points, settings.neighbours_of, self.cfg.dataset.her_correction_ev)
+        found = neighbours(
+            parents, settings.neighbours, lambda sheet: not cost_fault(str(sheet.symbols), sheet, limits), limits.excluded
+        )
+        if found:
+            with atomic_folder(self.folder / NEIGHBOURS) as new:
+                write_neighbours(found, new)
+        log.info("%d neighbours of %d sheets that DFT has computed", len(found), len(parents))
+
+    def _limits(self, known: set[str]) -> Limits:
+        """Return what sheets must keep to. known: compositions that DFT is not asked for."""
+        settings, generation = self.cfg.loop, self.cfg.generation
+        most_soluble = at_most(generation.max_soluble_share * settings.batch)
+        return Limits(known, settings.max_dft_atoms, settings.max_per_family, most_soluble, frozenset(generation.exclude_elements))
+
     def _judge(self, drawn_as: str, limits: Limits) -> _Pool:
         """Judge a set, under its names in the databases of points; verdicts that are there are not asked again.
 
-        To the sheets of this round come those of ``loop.more_cif_dirs``, and those that earlier rounds generated for their batches:
-        what these did not choose may be worth it by what was learnt since. Sheets that DFT cannot be asked about are not judged.
+        To the sheets of this round come its neighbours of computed ones, those of ``loop.more_cif_dirs``, and those that earlier
+        rounds had for their batches: what these did not choose may be worth it by what was learnt since. Sheets that DFT cannot be
+        asked about are not judged.
         """
         middle = "" if drawn_as == CHOSEN else f"{FOLDERS[drawn_as]}-"
         judged = self.folder / "judged"
@@ -251,6 +278,11 @@ class Round:
         for earlier in self._earlier():
             before = [earlier.folder / "judged" / FOLDERS[CHOSEN]]
             self._add(pool, f"r{earlier.number}-", earlier.folder / FOLDERS[CHOSEN], judged / earlier.folder.name, before)
+        for one in (*self._earlier(), self):
+            if (own := one.folder / NEIGHBOURS).is_dir():
+                name = f"{NEIGHBOURS}_{one.number}"
+                before = [earlier.folder / "judged" / name for earlier in self._earlier()]
+                self._add(pool, f"n{one.number}-", own, judged / name, before)
         return pool
 
     def _add(self, pool: _Pool, prefix: str, cif_dir: Path, output_dir: Path, before: Sequence[Path] = ()) -> None:
@@ -294,9 +326,7 @@ class Round:
         refused: Counter[str] = Counter()
         for place, drawn_as in enumerate(self._sets()):
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
-            most_soluble = at_most(self.cfg.generation.max_soluble_share * settings.batch)
-            excluded = frozenset(self.cfg.generation.exclude_elements)
-            limits = Limits(known | taken, settings.max_dft_atoms, settings.max_per_family, most_soluble, excluded)
+            limits = self._limits(known | taken)
             pool = self._judge(drawn_as, limits)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(

@@ -17,6 +17,12 @@ class LoopConfig:
     more_cif_dirs: list[str] = setting(
         [], "folders of CIFs that stage 4 wrote in other runs: rounds choose among them too", path=True
     )
+    neighbours: int = setting(
+        64, "sheets made from ones that DFT has found near zero, by one substitution, that a round chooses among too", low=0
+    )
+    neighbours_of: list[str] = setting(
+        [], "names of these sheets in the DFT points; empty: all small cells with |ΔG_H| of at most 0.3 eV"
+    )
     control_candidates: int = setting(16, "unguided sheets from which the controls are drawn", low=0)
     batch: int = setting(12, "sheets chosen for DFT in a round", low=1)
     explore_share: float = setting(0.25, "share of these that are chosen for what DFT teaches, not for p_hit", low=0, high=1)
