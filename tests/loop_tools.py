@@ -12,6 +12,7 @@ import yaml
 from ase import Atoms
 
 from crystals import validity
+from crystals.cif import read_cif
 from crystals.prototypes import honeycomb
 from energetics.dft_inputs import write_dft_input
 from evaluation.candidate import CandidateResult
@@ -48,7 +49,7 @@ def configuration(folder: Path, *overrides: str) -> Config:
         f"evaluation.dft_truth_path={folder}/none.db", "evaluation.dft_blind_path=",
         f"evaluation.random_cif_dir={folder}/decorations",
         "loop.rounds=2", "loop.candidates=10", "loop.control_candidates=6", "loop.batch=4", "loop.controls=2",
-        "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt",
+        "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt", "loop.neighbours=0",
     ]  # fmt: skip
     return load_config(None, [*given, *overrides])
 
@@ -61,17 +62,20 @@ def generate(config_path: Path, folder: Path, number: int, guided: bool) -> None
 
 
 def row_of(path: Path, settings: EvaluationConfig) -> tuple[CandidateResult, Atoms]:
-    """Return a sheet of the two elements of a file, and a verdict drawn by its name and elements."""
-    first, second = path.read_text().split()
+    """Return a sheet of the two elements of a file, or that of a CIF, and a verdict drawn by its name and elements."""
+    text = path.read_text()
+    sheet = read_cif(path) if text.startswith("data_") else honeycomb(*text.split())
+    first, second = sheet.get_chemical_symbols()[:: len(sheet) - 1]
+    formula = first + second if len(sheet) == 2 else sheet.get_chemical_formula()
     rng = np.random.default_rng([*path.stem.encode(), *first.encode(), *second.encode()])
     row = CandidateResult(
-        id=path.stem, source_file=path.name, formula=first + second, reduced_formula=first + second, dimensionality=validity.SHEET,
+        id=path.stem, source_file=path.name, formula=formula, reduced_formula=formula, dimensionality=validity.SHEET,
         valid=True, sheet_relaxed=True, unique=True, novel=True, h_relax_converged=True,
         layer_group_relaxed=str(rng.choice(["p3m1", "p-3m1", "pmmn"])), delta_g_ev=float(rng.normal(0.2, 0.4)), delta_g_std_ev=0.3,
         delta_g_source="corrected potential", e_above_hull_ev=float(rng.exponential(0.1)), e_above_hull_std_ev=0.05,
     )  # fmt: skip
     row.p_hit = hit_probability(row, settings)
-    return row, honeycomb(first, second)
+    return row, sheet
 
 
 def judge(cfg: Any, cif_dir: Path, output_dir: Path, label: str) -> tuple[list[CandidateResult], dict[str, Atoms]]:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ase.data import chemical_symbols
 from ase.db import connect
 from ase.io import read
-from loop_tools import QUICK, Killed, Stopping, configuration, write_cifs
+from loop_tools import ELEMENTS, QUICK, Killed, Stopping, configuration, write_cifs
 from vasp_files import vasprun
 
 from energetics.dft_points import read_truth
@@ -105,6 +106,21 @@ def test_rounds_choose_among_the_sheets_of_other_runs_too(tmp_path):
     run_loop(cfg, QUICK)
     names = [choice["name"] for path in rounds_of(tmp_path) for choice in content(path / "choices.json")["choices"]]
     assert len(set(names)) == len(names) and any(name.startswith("f1-gen_") for name in names)
+
+
+def test_a_round_looks_around_sheets_that_dft_found_near_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.neighbours.NEAR_ZERO_EV", 2.0)  # EMT is farther off than DFT
+    others = [symbol for symbol in chemical_symbols[1:104] if symbol not in ELEMENTS]
+    cfg = configuration(tmp_path, "loop.neighbours=30", "loop.batch=12", "loop.explore_share=0", "loop.max_per_family=12")
+    run_loop(dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, exclude_elements=others)), QUICK)
+    first, second = rounds_of(tmp_path)
+    assert not (first / "neighbours").exists(), "DFT had computed nothing"
+    lowest = {sheet["name"]: sheet["delta_g_dft_ev"] for sheet in content(first / "results.json")["sheets"]}
+    near = {name for name, value in lowest.items() if value is not None and abs(value) <= 2.0}
+    about = content(second / "neighbours" / "neighbours.json")
+    assert about and {one["parent"] for one in about.values()} == near
+    names = [choice["name"] for choice in content(second / "choices.json")["choices"]]
+    assert any(name.startswith("n2-near_") for name in names)
 
 
 def test_the_sidecar_says_what_the_round_is_made_of(whole):
