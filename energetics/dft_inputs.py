@@ -17,13 +17,15 @@ from ase.geometry import find_mic
 
 from energetics.potentials import Potential
 from energetics.relaxation import FAR_ABOVE_EV, HydrogenRelaxation, relax_hydrogen, relax_positions
-from energetics.sites import adsorption_sites, beside_site, h_supercell
+from energetics.sites import adsorption_sites, beside_site, h_supercell, inner_sites
 from geo_utils import primitive_sheet
 from pipeline.files import atomic_path
 
 IMAGE_DISTANCE = 5.6  # Å between images of H, as in the DFT database: a cell that DFT can afford
 STRAIGHT_BELOW = 0.5  # Å, an atom this close to the vertical through H is straight below it
 COMPETING_EV = 0.25  # a second site is exported when the potential puts it this close to the best one
+SAME_KIND_EV = 0.1  # a second site of one kind, when it is this close
+SAME_SITE_EV = 0.01  # sites of one kind that are closer than this are one
 
 
 def relaxed_sites(
@@ -33,7 +35,7 @@ def relaxed_sites(
     fmax: float = 0.03,
     max_steps: int = 120,
 ) -> tuple[Atoms, list[tuple[str, HydrogenRelaxation]]]:
-    """Relax H from every symmetry-distinct site of a sheet, from the same start and with the same limit as stage 5.
+    """Relax H from every symmetry-distinct site of a sheet, on its faces and inside, as stage 5 does.
 
     Args:
         sheet: a relaxed monolayer.
@@ -51,7 +53,7 @@ def relaxed_sites(
     clean = primitive.repeat((*supercell, 1))
     energy = relax_positions(clean, potential, fmax, 0).energy
     relaxed: list[tuple[str, HydrogenRelaxation]] = []
-    for site in adsorption_sites(primitive):
+    for site in (*adsorption_sites(primitive), *inner_sites(primitive)):
         start = beside_site(primitive, site, supercell)
         best = min((other.delta_e for _, other in relaxed), default=math.inf)
         relaxation = relax_hydrogen(start, energy, potential, fmax, max_steps, give_up_above=best + FAR_ABOVE_EV)
@@ -62,17 +64,24 @@ def relaxed_sites(
 
 
 def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2) -> list[tuple[str, HydrogenRelaxation]]:
-    """Choose the most stable site, and up to ``most - 1`` others of another kind within COMPETING_EV of it.
+    """Choose the sites that may be the lowest by DFT: the most stable one, and up to ``most - 1`` others.
+
+    First come others of another kind within COMPETING_EV of it, then, most stable first, further ones of the same kinds within
+    SAME_KIND_EV, for which the potential's errors are more alike. In an alloy these are sites with other neighbours; those that
+    cannot be told apart by energy are one. The second of a kind is named such as topS_2.
 
     relaxed: ``(label, relaxation)``, most stable first.
     """
     chosen: list[tuple[str, HydrogenRelaxation]] = []
-    for label, relaxation in relaxed:
-        if chosen and relaxation.delta_e - chosen[0][1].delta_e > COMPETING_EV:
-            break
-        if label not in {name for name, _ in chosen} and len(chosen) < most:
-            chosen.append((label, relaxation))
-    return chosen
+    for most_above in (COMPETING_EV, SAME_KIND_EV):
+        for label, relaxation in relaxed:
+            if len(chosen) == most or (chosen and relaxation.delta_e - relaxed[0][1].delta_e > most_above):
+                break
+            same = [other.delta_e for name, other in chosen if name.split("_")[0] == label]
+            if same and (most_above == COMPETING_EV or min(abs(relaxation.delta_e - e) for e in same) < SAME_SITE_EV):
+                continue
+            chosen.append((f"{label}_{len(same) + 1}" if same else label, relaxation))
+    return sorted(chosen, key=lambda item: item[1].delta_e)
 
 
 def write_dft_input(

@@ -51,8 +51,8 @@ class HydrogenAtSite:
         return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
 
 
-def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> dict[int, HydrogenAtSite]:
-    """Relax H with the potential at the best sites of a prediction.
+def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> list[tuple[sites.AdsorptionSite, HydrogenAtSite]]:
+    """Relax H with the potential at the best sites of a prediction, and at all inside the sheet, which DimeNet++ has not learnt.
 
     Args:
         potential: a ``StabilityJudge``.
@@ -60,13 +60,14 @@ def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> d
         num_sites: how many of them, lowest ΔG_H first.
 
     Returns:
-        Number of the site in the prediction -> H relaxed from it, in the order of the relaxations.
+        (site, H relaxed from it), in the order of the relaxations.
     """
-    at_sites: dict[int, HydrogenAtSite] = {}
+    at_sites: list[tuple[sites.AdsorptionSite, HydrogenAtSite]] = []
     sheet, supercell, gap = prediction.sheet, prediction.supercell, prediction.band_gap
-    for index in np.argsort(np.asarray(prediction.delta_g, dtype=float), kind="stable")[:num_sites].tolist():
-        best = min((h.delta_e for h in at_sites.values() if h.is_bound), default=math.inf)
-        at_sites[index] = potential.delta_e_hydrogen(sheet, prediction.sites[index], supercell, best, gap)
+    order = np.argsort(np.asarray(prediction.delta_g, dtype=float), kind="stable")[:num_sites].tolist()
+    for site in (*(prediction.sites[index] for index in order), *sites.inner_sites(sheet)):
+        best = min((h.delta_e for _, h in at_sites if h.is_bound), default=math.inf)
+        at_sites.append((site, potential.delta_e_hydrogen(sheet, site, supercell, best, gap)))
     return at_sites
 
 

@@ -69,17 +69,17 @@ class SheetLabeller:
             return SheetHER(sheet=None, status=f"relaxation {relaxed.status}")
         ranked = self.her.predict_sheet(relaxed.atoms, self.dataset, self.potential.band_gap)
         hydrogen = hydrogen_at_best_sites(self.potential, ranked, self.num_sites)
-        bound = {index: h for index, h in hydrogen.items() if h.is_bound and math.isfinite(h.corrected)}
+        bound = [(site, h) for site, h in hydrogen if h.is_bound and math.isfinite(h.corrected)]
         about = {"sheet": ranked.sheet, "supercell": ranked.supercell, "coverage": ranked.coverage}
         if not bound:
             return SheetHER(**about, status="H is not bound")
-        delta_e = np.array([h.corrected for h in bound.values()])
+        delta_e = np.array([h.corrected for _, h in bound])
         return SheetHER(
             **about,
-            sites=[ranked.sites[k] for k in bound],
+            sites=[site for site, _ in bound],
             delta_e=delta_e,
             delta_g=free_energy(delta_e, self.dataset.her_correction_ev),
-            std=np.array([h.corrected_std for h in bound.values()]),
+            std=np.array([h.corrected_std for _, h in bound]),
             complaints=[""] * len(bound),
         )
 

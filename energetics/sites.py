@@ -16,6 +16,9 @@ from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
 
 SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
 TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
+LAYER_DEPTH = 0.5  # Å, atoms of a layer inside a sheet are this close to each other
+OPEN_CHANNEL = 0.8  # Å, lateral distance from any atom of a place that H can reach through the faces
+FITS_FROM = 0.95  # times the sum of the covalent radii: the nearest that an atom may be to H inside a sheet
 HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
 # Å, by which H starts off its site: exactly on top of an atom or in a hollow, symmetry can hold it where it is not stable.
 BESIDE_SITE = (0.08, 0.06, 0.0)
@@ -25,8 +28,8 @@ BESIDE_SITE = (0.08, 0.06, 0.0)
 class AdsorptionSite:
     """A starting position of H on a sheet.
 
-    position: (3,) Å in the frame of the sheet's cell. kind: top, bridge or hollow. face: upper or lower. neighbors: indices of the
-    atoms that define the site. multiplicity: equivalent sites per cell.
+    position: (3,) Å in the frame of the sheet's cell. kind: top, bridge or hollow. face: upper, lower or inner. neighbors: indices
+    of the atoms that define the site. multiplicity: equivalent sites per cell.
     """
 
     position: np.ndarray
@@ -56,14 +59,61 @@ def adsorption_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite
     return _symmetry_distinct(atoms, all_sites, symprec)
 
 
-def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[int, ...]]]:
-    numbers, lattice = atoms.numbers, atoms.cell.array[:2, :2]
+def inner_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite]:
+    """Find the symmetry-distinct hollows of the layers inside a standardised sheet that H can reach and fits into.
+
+    A hollow is a circumcentre of the periodic Delaunay triangulation of a layer, such as the metal layer of 2H-NbSe2, where H is
+    more stable than on the chalcogens. No atom stands above or below it, and none is nearer than bonds are long. The positions of
+    ``adsorption_sites`` are on the faces; a relaxation from there gets inside only by chance.
+    """
+    xy, z, index, contact = _repeated(atoms, +1)
+    found: list[AdsorptionSite] = []
+    for height in _inner_layers(atoms.positions[:, 2]):
+        members = np.flatnonzero(np.abs(z - height) < LAYER_DEPTH)
+        triangles = members[Delaunay(xy[members], qhull_options="Qbb Qc QJ Pp").simplices]
+        for centre, corners in _in_cell(_acute_circumcentres(xy[triangles]), atoms, xy[members]):
+            ring, lateral = members[corners], np.linalg.norm(xy - centre, axis=1)
+            point = np.array([*centre, z[ring].mean()])
+            fits = np.hypot(lateral, z - point[2]) >= FITS_FROM * contact
+            if len(ring) >= 3 and lateral.min() >= OPEN_CHANNEL and fits.all():
+                found.append(AdsorptionSite(point, "hollow", "inner", tuple(int(index[atom]) for atom in ring), 1))
+    return _symmetry_distinct(atoms, found, symprec)
+
+
+def _inner_layers(z: np.ndarray) -> list[float]:
+    """Return the mean heights of the layers that are no surface. z: (N,) Å."""
+    ordered = np.sort(z)
+    layers = np.split(ordered, np.flatnonzero(np.diff(ordered) > LAYER_DEPTH) + 1)
+    inner = [layer for layer in layers if layer.min() > z.min() + SURFACE_DEPTH and layer.max() < z.max() - SURFACE_DEPTH]
+    return [float(layer.mean()) for layer in inner]
+
+
+def _in_cell(points: np.ndarray, atoms: Atoms, xy: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the points (2,) Å that lie in the cell, each once, with the indices of the atoms (xy) nearest to it."""
+    found: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+    for point in points:
+        f = np.round(np.linalg.solve(atoms.cell.array[:2, :2].T, point), 4)
+        if (f >= 0).all() and (f < 1).all():
+            lateral = np.linalg.norm(xy - point, axis=1)
+            found.setdefault(tuple(np.round(f * 200).astype(int) % 200), (point, np.flatnonzero(lateral < lateral.min() + 0.1)))
+    return list(found.values())
+
+
+def _repeated(atoms: Atoms, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the atoms of a patch of cells, at least 6 Å around the first one: xy (P, 2) Å, z times ``sign``, their numbers in the
+    cell, and the sums of their covalent radii with H's, Å."""
+    lattice = atoms.cell.array[:2, :2]
     reach_a, reach_b = (int(np.ceil(6.0 / h)) for h in _line_spacings(lattice))
     shifts = np.array(list(product(range(-reach_a, reach_a + 1), range(-reach_b, reach_b + 1))))
     xy = (atoms.positions[None, :, :2] + (shifts @ lattice)[:, None]).reshape(-1, 2)
-    z = np.tile(sign * atoms.positions[:, 2], len(shifts))
     index = np.tile(np.arange(len(atoms)), len(shifts))
-    contact = covalent_radii[numbers[index]] + covalent_radii[1]
+    contact = covalent_radii[atoms.numbers[index]] + covalent_radii[1]
+    return xy, np.tile(sign * atoms.positions[:, 2], len(shifts)), index, contact
+
+
+def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[int, ...]]]:
+    numbers, lattice = atoms.numbers, atoms.cell.array[:2, :2]
+    xy, z, index, contact = _repeated(atoms, sign)
     surface_z = z.max()
 
     def height_above(point: np.ndarray) -> float:

@@ -78,7 +78,7 @@ def _relax_everywhere(settings: EvaluationConfig, judges: Judges, task: Mapping[
     """Return the fields that the potential fills, from H at every site."""
     found = judges.her.predict_sheet(Atoms(**task), judges.dataset, judges.potential.band_gap)
     at_sites = hydrogen_at_best_sites(judges.potential, found, len(found.sites))
-    fields, problem = potential_hydrogen(list(at_sites.values()), judges.dataset.her_correction_ev)
+    fields, problem = potential_hydrogen([h for _, h in at_sites], judges.dataset.her_correction_ev)
     if problem:
         raise ValueError(problem)
     return fields

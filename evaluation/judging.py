@@ -275,7 +275,7 @@ def _hydrogen_by_potential(case: _Case) -> None:
     """
     row, judges = case.row, case.judges
     at_sites = hydrogen_at_best_sites(judges.potential, case.hydrogen, case.settings.potential_h_sites)
-    fields, problem = potential_hydrogen(list(at_sites.values()), judges.dataset.her_correction_ev)
+    fields, problem = potential_hydrogen([h for _, h in at_sites], judges.dataset.her_correction_ev)
     for name, value in fields.items():
         setattr(row, name, value)
     if problem:
