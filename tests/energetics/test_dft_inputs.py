@@ -19,9 +19,18 @@ def test_competing_sites_are_of_different_kinds_and_close_in_energy():
     found = [("topS", relaxation(0.1)), ("topS", relaxation(0.15)), ("hollow", relaxation(0.3)), ("topMo", relaxation(0.34))]
     assert [label for label, _ in dft_inputs.competing_sites(found)] == ["topS", "hollow"]
     assert [label for label, _ in dft_inputs.competing_sites(found, most=3)] == ["topS", "hollow", "topMo"]
+    assert [label for label, _ in dft_inputs.competing_sites(found, most=4)] == ["topS", "topS_2", "hollow", "topMo"]
     far = [("topS", relaxation(0.1)), ("hollow", relaxation(0.1 + dft_inputs.COMPETING_EV + 0.01))]
     assert [label for label, _ in dft_inputs.competing_sites(far)] == ["topS"]
     assert dft_inputs.competing_sites([]) == []
+
+
+def test_sites_of_one_kind_compete_where_they_differ():
+    found = [("topS", relaxation(0.1)), ("topS", relaxation(0.105)), ("topS", relaxation(0.15)), ("hollow", relaxation(0.2))]
+    found += [("topS", relaxation(0.1 + dft_inputs.SAME_KIND_EV + 0.01))]
+    assert [label for label, _ in dft_inputs.competing_sites(found)] == ["topS", "hollow"], "other kinds first"
+    chosen = dft_inputs.competing_sites(found, most=9)
+    assert [(label, site.delta_e) for label, site in chosen] == [("topS", 0.1), ("topS_2", 0.15), ("hollow", 0.2)]
 
 
 def test_the_two_hollows_of_a_bare_mxene_have_names_of_their_own():

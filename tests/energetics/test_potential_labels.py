@@ -26,7 +26,8 @@ def test_a_label_is_the_corrected_energy_at_the_best_sites():
     found = labeller(num_sites=2).label(sheet("MoS2"))
     expected = Hydrogen().predict_sheet(sheet("MoS2"), DATASET).sites[:2]
     assert found.status == "ok" and found.in_domain
-    assert [site.kind for site in found.sites] == [site.kind for site in expected]
+    assert [site.kind for site in found.sites] == [site.kind for site in expected] + ["hollow"]
+    assert found.sites[-1].face == "inner", "the hollow of the metal layer"
     np.testing.assert_allclose(found.delta_e, 0.42)
     np.testing.assert_allclose(found.delta_g, 0.42 + DATASET.her_correction_ev)
     np.testing.assert_allclose(found.std, 0.3)

@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import graphene, mx2
 
 import geo_utils as geo
-from energetics.sites import add_hydrogen, adsorption_sites, h_supercell
+from energetics.sites import add_hydrogen, adsorption_sites, h_supercell, inner_sites
 
 
 def molybdenum_disulfide() -> Atoms:
@@ -20,6 +20,35 @@ def test_sites_of_known_sheets():
     carbon = geo.standard_sheet(graphene(vacuum=10))
     found = {site.kind: site.multiplicity for site in adsorption_sites(carbon)}
     assert found == {"top": 4, "hollow": 2, "bridge": 6}, "both faces of graphene are one by its mirror plane"
+
+
+def test_hydrogen_gets_inside_where_a_channel_is_open():
+    sheet = molybdenum_disulfide()
+    (inner,) = inner_sites(sheet)
+    assert inner.face == "inner" and [sheet.symbols[k] for k in inner.neighbors] == ["Mo"] * 3 and inner.multiplicity == 1
+    metal = sheet.positions[sheet.symbols == "Mo"][0]
+    assert inner.position[2] == pytest.approx(metal[2], abs=1e-6)
+    covered = add_hydrogen(sheet, inner, (2, 2))
+    distances = np.sort(covered.get_distances(-1, range(len(covered) - 1), mic=True))
+    np.testing.assert_allclose(distances[:3], 3.18 / np.sqrt(3), atol=1e-3)  # the middle of three metal atoms
+    assert distances[3] > 2.3, "sulfur stands above and below the other triangles only"
+
+
+def test_closed_flat_and_dense_sheets_have_no_site_inside():
+    octahedral = geo.standard_sheet(mx2("MoS2", kind="1T", a=3.18, thickness=3.13, vacuum=10))
+    assert not inner_sites(octahedral), "sulfur above one triangle, below the other"
+    assert not inner_sites(geo.standard_sheet(graphene(vacuum=10))), "no layer inside"
+    dense = geo.standard_sheet(mx2("MoS2", a=2.9, thickness=3.13, vacuum=10))
+    assert not inner_sites(dense), "bonds would be too short"
+
+
+def test_sites_inside_do_not_depend_on_the_cell():
+    turned = molybdenum_disulfide().repeat((2, 1, 1))
+    assert [site.multiplicity for site in inner_sites(turned)] == [2]
+    alloy = turned.copy()
+    alloy.symbols[int(np.flatnonzero(alloy.symbols == "Mo")[0])] = "W"
+    neighbours = sorted("".join(sorted(alloy.symbols[k] for k in site.neighbors)) for site in inner_sites(alloy))
+    assert neighbours == ["MoMoW", "MoWW"]
 
 
 def test_janus_faces_differ():

@@ -23,7 +23,7 @@ CORRECTION = 0.27
 
 
 class Hollow(simple.Springs):
-    """H at the first site: ΔE_H of the table; at every other one lower by what ``deeper`` says of the formula."""
+    """H at the first site and inside: ΔE_H of the table; at every other one lower by what ``deeper`` says of the formula."""
 
     def __init__(self, first: dict[str, float], deeper: dict[str, float]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Hollow(simple.Springs):
         self.asked.append(name)
         # The site that is asked about first is DimeNet++'s best, whichever it is.
         is_first = np.allclose(self.seen.setdefault(name, site.position), site.position)
-        value = self.first[name] - (0.0 if is_first else self.deeper[name])
+        value = self.first[name] - (0.0 if is_first or site.face == "inner" else self.deeper[name])
         return HydrogenAtSite(value, desorbed=False, converged=True, corrected=value, corrected_std=0.3)
 
 
@@ -51,15 +51,15 @@ def judges(monkeypatch):
 def test_a_first_candidate_with_a_better_site_falls_and_the_next_one_is_asked(tmp_path, judges):
     without = evaluated(tmp_path, SHEETS, judges, dataclasses.replace(SETTINGS, all_sites=0), name="few").rows
     before = {row.id: row for row in without}
-    assert before["a"].delta_g_ev == pytest.approx(0.0) and before["a"].hit is True
-    assert [row.h_sites_relaxed for row in without] == [1, 1, 1] and before["a"].h_n_sites > 1
+    assert before["a"].delta_g_ev == pytest.approx(0.0) and before["a"].hit is True and before["a"].h_n_sites > 1
+    assert [row.h_sites_relaxed for row in without] == [2, 2, 2], "the first one, and the hollow of the metal layer"
 
     judges.potential.asked.clear()
     found = {row.id: row for row in evaluated(tmp_path, SHEETS, judges, SETTINGS).rows}
     assert found["a"].delta_g_ev == pytest.approx(-0.8) == found["a"].delta_g_h_potential_ev and found["a"].hit is False
     assert found["a"].p_hit < before["a"].p_hit and found["a"].score_composite < before["a"].score_composite
     assert found["b"].delta_g_ev == pytest.approx(0.1), "it comes first now and no other site of it is better"
-    assert [found[k].h_sites_relaxed for k in "abc"] == [found["a"].h_n_sites, found["b"].h_n_sites, 1]
+    assert [found[k].h_sites_relaxed for k in "abc"] == [found["a"].h_n_sites + 1, found["b"].h_n_sites + 1, 2]
     assert found["c"].delta_g_ev == before["c"].delta_g_ev, "it never comes first"
 
 
@@ -84,7 +84,7 @@ def test_a_failure_is_named_and_leaves_the_value(tmp_path, judges, monkeypatch):
     hydrogen = judges.potential.delta_e_hydrogen
     monkeypatch.setattr(all_sites, "hydrogen_at_best_sites", lambda *_: 1 / 0)
     row = evaluated(tmp_path, {"a": SHEETS["a"]}, judges, SETTINGS).rows[0]
-    assert row.delta_g_ev == pytest.approx(0.0) and row.h_sites_relaxed == 1 and "all_sites: ZeroDivisionError" in row.status
+    assert row.delta_g_ev == pytest.approx(0.0) and row.h_sites_relaxed == 2 and "all_sites: ZeroDivisionError" in row.status
     assert hydrogen == judges.potential.delta_e_hydrogen
 
 
