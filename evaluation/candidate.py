@@ -64,9 +64,9 @@ class CandidateResult:
     (``water_verdict.mark_water``). ``price_usd_per_kg``, ``hhi_reserve`` and ``hazards`` are of the elements
     (``element_facts.mark_elements``).
     ``h_relax_converged`` is of the potential's H at its best site of ``h_sites_relaxed``: those inside the sheet, and some of the
-    ``h_n_sites`` on its faces, of the first candidates all (``all_sites.mark_all_sites``). ``synthesis_*`` are CSLLM's suggestions, for valid sheets that
-    it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline (``legacy.legacy_stability_score``), for
-    comparison only; no verdict uses them.
+    ``h_n_sites`` on its faces, of the first candidates all (``all_sites.mark_all_sites``). ``synthesis_*`` are CSLLM's suggestions,
+    for valid sheets that it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline
+    (``legacy.legacy_stability_score``), for comparison only; no verdict uses them.
     """
 
     id: str = ""
