@@ -30,6 +30,15 @@ def electronegativity_and_group(symbol: str) -> tuple[float, float]:
         return float(Element(symbol).X), float(Element(symbol).group)
 
 
+@cache
+def are_related(first: str, second: str) -> bool:
+    """Return whether two elements are of one block of the periodic table and at most one group apart; an element is to itself."""
+    from pymatgen.core import Element
+
+    one, other = Element(first), Element(second)
+    return one.block == other.block and abs(one.group - other.group) <= 1
+
+
 def covalent_radius_table() -> torch.Tensor:
     """Return the covalent radii of ASE in Å, (119,) float64, entry Z; entry 0 is unused."""
     import torch

@@ -1,25 +1,26 @@
 """How the adsorption energy of H changes as more sites of one kind are filled, by an interatomic potential.
 
-A site repeats once in every primitive cell, so that its full coverage is one monolayer: one H per primitive cell. The differential
-adsorption energy, of one further H, is the one that decides at which coverage H2 evolves (Nørskov et al., J. Electrochem. Soc. 152,
-J23 (2005)).
+A site repeats with the lattice, so that its full coverage is one monolayer: one H per repeat unit. In an alloy the lattice is that
+of the crystal in which related elements are one, and its sites are only nearly equal. The differential adsorption energy, of one
+further H, is the one that decides at which coverage H2 evolves (Nørskov et al., J. Electrochem. Soc. 152, J23 (2005)).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
+from crystals.elements import are_related
 from energetics.adsorption_energy import adsorption_energy
 from energetics.potentials import Potential
 from energetics.relaxation import h2_energy, has_desorbed, relax_positions
 
 H2_BELOW = 1.0  # Å, two H this close are a molecule
+NEAR_ANGSTROM = 0.5  # an atom of an alloy is this close to its place in the lattice
 STAYS, DESORBS, H2_FORMS, FAILS = "ok", "H desorbs", "H2 forms", "not relaxed"
 
 
@@ -27,7 +28,7 @@ STAYS, DESORBS, H2_FORMS, FAILS = "ok", "H desorbs", "H2 forms", "not relaxed"
 class Coverage:
     """n H on a supercell.
 
-    coverage: H per primitive cell. mean: ΔE_H per H, eV. differential: that of the last H, eV. status: STAYS, or why both are NaN.
+    coverage: H per repeat unit. mean: ΔE_H per H, eV. differential: that of the last H, eV. status: STAYS, or why both are NaN.
     """
 
     n: int
@@ -37,9 +38,7 @@ class Coverage:
     status: str
 
 
-def coverage_curve(
-    clean: Atoms, with_h: Atoms, cells: tuple[int, int], potential: Potential, fmax: float = 0.05, max_steps: int = 150
-) -> list[Coverage]:
+def coverage_curve(clean: Atoms, with_h: Atoms, potential: Potential, fmax: float = 0.05, max_steps: int = 150) -> list[Coverage]:
     """Fill the equivalent sites of a supercell one after another, each next H as far from the others as can be.
 
     All atoms relax in the fixed cell, the clean sheet too. The curve ends where H does not stay.
@@ -47,17 +46,16 @@ def coverage_curve(
     Args:
         clean: the supercell without H.
         with_h: the same cell with one H as its last atom, at the site.
-        cells: numbers (na, nb) of primitive cells of which ``clean`` consists along both vectors.
         potential: gives energies and forces.
         fmax: eV/Å, the largest force at the end.
         max_steps: of each relaxation.
 
     Returns:
-        Coverages 1/(na nb), 2/(na nb) ... 1, as far as H stays.
+        Coverages 1/M, 2/M ... 1, of M repeat units, as far as H stays.
     """
-    count = cells[0] * cells[1]
     hydrogen = with_h.positions[-1] + _frame_shift(clean, with_h)
-    places = spread_sites(clean, hydrogen, cells)
+    places = spread_sites(clean, hydrogen)
+    count = len(places)
     sheet = relax_positions(clean, potential, fmax, max_steps)
     h2, curve, before = h2_energy(potential), [], sheet.energy
     for n in range(1, count + 1):
@@ -76,18 +74,35 @@ def coverage_curve(
     return curve
 
 
-def spread_sites(clean: Atoms, hydrogen: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
-    """Return the copies (na nb, 3) Å of an H in every primitive cell, each next one as far from those before as can be.
+def spread_sites(clean: Atoms, hydrogen: np.ndarray) -> np.ndarray:
+    """Return the copies (M, 3) Å of an H in every repeat unit, each next one as far from those before as can be.
 
     hydrogen: (3,) Å, the first.
     """
-    a, b = clean.cell.array[0] / cells[0], clean.cell.array[1] / cells[1]
-    left = [hydrogen + i * a + j * b for i, j in product(range(cells[0]), range(cells[1]))]
+    left = list(hydrogen + repeats(clean))
     chosen = [left.pop(0)]
     while left:
         gaps = [find_mic(place - np.array(chosen), clean.cell, (True, True, False))[1].min() for place in left]
         chosen.append(left.pop(int(np.argmax(np.round(gaps, 6)))))
     return np.array(chosen)
+
+
+def repeats(clean: Atoms) -> np.ndarray:
+    """Return the translations (M, 3) Å in plane, zero first, that put every atom near one of a related element.
+
+    In a supercell these are the translations between its primitive cells, and in an alloy those of the lattice that it decorates.
+    """
+    positions, symbols = clean.positions, clean.get_chemical_symbols()
+    alike = np.array([[are_related(one, other) for other in symbols] for one in symbols])
+    steps = positions[alike[0]] - positions[0]
+    found = [np.zeros(3)]
+    for step in steps[np.abs(steps[:, 2]) < NEAR_ANGSTROM] * [1, 1, 0]:
+        gaps = positions[:, None] + step - positions[None]
+        distances = find_mic(gaps.reshape(-1, 3), clean.cell, (True, True, False))[1].reshape(alike.shape)
+        is_new = find_mic(step - np.array(found), clean.cell, (True, True, False))[1].min() > NEAR_ANGSTROM
+        if is_new and ((distances < NEAR_ANGSTROM) & alike).any(axis=1).all():
+            found.append(step)
+    return np.array(found)
 
 
 def _frame_shift(clean: Atoms, with_h: Atoms) -> np.ndarray:

@@ -82,7 +82,7 @@ def draw_coverage(axis: Any, design: Design) -> None:
     axis.axhspan(-0.1, 0.1, color="0.93", zorder=0)
     axis.plot([point.coverage for point in known], values, "o-", color=COLORS[CHOSEN])
     axis.plot([known[0].coverage], [values[0]], "o", ms=9, mfc="none", mec="black", label="DFT")
-    axis.set_xlabel("coverage (H per primitive cell)")
+    axis.set_xlabel("coverage (H per repeat unit of the lattice)")
     axis.set_ylabel("ΔG_H of the next H (eV)")
     axis.set_xlim(0, 1.05)
     axis.margins(y=0.25)

@@ -30,9 +30,7 @@ from ase.io import read
 
 from energetics.adsorption_energy import free_energy
 from energetics.coverage import STAYS, Coverage, coverage_curve
-from energetics.dft_inputs import IMAGE_DISTANCE
 from energetics.dft_points import DFT_ERROR_EV, TruthPoint, read_truth
-from energetics.sites import h_supercell
 from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
@@ -42,7 +40,6 @@ from evaluation.element_facts import SCARCE_HHI
 from evaluation.finalists import read_finalist
 from evaluation.loop_tools import POINTS_DB, REAL, Tools
 from evaluation.water_verdict import AS_STABLE
-from geo_utils import primitive_sheet
 from pipeline.errors import StageError, first_line
 from pipeline.files import atomic_folder, relative_name, write_json
 from pipeline.provenance import read_sidecar, write_sidecar
@@ -103,15 +100,15 @@ class Design:
         }
 
 
-CoverageTool = Callable[[Config, Mapping[str, tuple[Atoms, Atoms, tuple[int, int]]]], Mapping[str, Sequence[Coverage]]]
+CoverageTool = Callable[[Config, Mapping[str, tuple[Atoms, Atoms]]], Mapping[str, Sequence[Coverage]]]
 
 
-def coverage_by_potential(cfg: Config, sheets: Mapping[str, tuple[Atoms, Atoms, tuple[int, int]]]) -> dict[str, Sequence[Coverage]]:
+def coverage_by_potential(cfg: Config, sheets: Mapping[str, tuple[Atoms, Atoms]]) -> dict[str, Sequence[Coverage]]:
     """Return the coverage curve of every sheet by the potential that judges. sheets: name -> arguments of ``coverage_curve``."""
     from energetics.potential_loading import load_stability_judge
 
     potential = load_stability_judge(cfg).potential
-    return {name: coverage_curve(clean, with_h, cells, potential) for name, (clean, with_h, cells) in sheets.items()}
+    return {name: coverage_curve(clean, with_h, potential) for name, (clean, with_h) in sheets.items()}
 
 
 def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_by_potential) -> list[Design]:
@@ -146,7 +143,7 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
         more_sites = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, max_sites=cfg.loop.design_sites))
         tools.prepare(more_sites, rows, structures, work / "inputs")
         points = _points(more_sites, rows, rounds, work, tools)
-        designs, more_left_out = _designs(cfg, rows, structures, hits, points, work, coverage)
+        designs, more_left_out = _designs(cfg, rows, hits, points, work, coverage)
         left_out |= more_left_out
     _write(cfg, designs, left_out, rounds, work, target)
     return designs
@@ -218,7 +215,6 @@ def _points(
 def _designs(
     cfg: Config,
     rows: Sequence[CandidateResult],
-    structures: Mapping[str, Atoms],
     hits: Mapping[str, tuple[Path, Mapping[str, Any]]],
     points: Mapping[str, Sequence[TruthPoint]],
     work: Path,
@@ -238,8 +234,7 @@ def _designs(
     asked = {}
     for name in kept:
         clean = read(work / "inputs" / name / "dft.extxyz", index=0)
-        cells = h_supercell(primitive_sheet(structures[name]), IMAGE_DISTANCE)  # of which relaxed_sites has made ``clean``
-        asked[name] = (clean, points[name][0].atoms, cells)
+        asked[name] = (clean, points[name][0].atoms)
     curves = coverage(cfg, asked) if asked else {}
     designs = []
     for name, (row, sites) in kept.items():
@@ -302,7 +297,7 @@ def arguments_against(
         if abs(largest) > CHANGE_EV:
             found.append(f"ΔG_H of the next H changes by {largest:+.2f} eV on the way to a monolayer (potential)")
     if curve and curve[-1].status != STAYS:
-        found.append(f"at {curve[-1].coverage:.2f} H per cell: {curve[-1].status} (potential)")
+        found.append(f"at {curve[-1].coverage:.2f} H per repeat unit: {curve[-1].status} (potential)")
     return found
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import spglib
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
-from pymatgen.core import Element
 
 from crystals.cif_writer import in_cif_setting, symmetric_cif
+from crystals.elements import are_related, electronegativity_and_group
 from crystals.matching import DifferentStructures, match_structure
 from crystals.substitution import squared_distances, substituted
 from energetics.adsorption_energy import free_energy
@@ -131,13 +131,13 @@ def _kinds(sheet: Sheet) -> list[list[int]]:
 
 
 def _related(symbol: str, without: Collection[str]) -> list[tuple[float, str]]:
-    """Return the elements of the same block at most one group away, those of the same group first, each with its place."""
-    own = Element(symbol)
+    """Return the related elements of one, those of its group first, each with its place in the order."""
     found = []
-    for other in map(Element, chemical_symbols[1:NUM_ELEMENTS]):
-        step = abs(other.group - own.group)
-        if other != own and other.block == own.block and step <= 1 and other.symbol not in without and other.symbol != "H":
-            found.append((step + float(squared_distances()[own.Z, other.Z]) / FAR, other.symbol))
+    for other in chemical_symbols[1:NUM_ELEMENTS]:
+        if other not in (symbol, "H", *without) and are_related(symbol, other):
+            step = abs(electronegativity_and_group(symbol)[1] - electronegativity_and_group(other)[1])
+            distance = float(squared_distances()[atomic_numbers[symbol], atomic_numbers[other]])
+            found.append((step + distance / FAR, other))
     return sorted(found)
 
 

@@ -206,7 +206,7 @@ FLAT = [Coverage(1, 0.5, 0.0, 0.0, STAYS), Coverage(2, 1.0, 0.05, 0.1, STAYS)]
         ({"price_usd_per_kg": 40000.0}, 0.0, FLAT, "40,000 US dollars"),
         ({"hhi_reserve": 3000.0}, 0.0, FLAT, "HHI 3,000"),
         ({}, 0.0, [FLAT[0], Coverage(2, 1.0, 0.3, 0.6, STAYS)], r"changes by \+0.60 eV"),
-        ({}, 0.0, [FLAT[0], Coverage(2, 1.0, math.nan, math.nan, DESORBS)], "at 1.00 H per cell: H desorbs"),
+        ({}, 0.0, [FLAT[0], Coverage(2, 1.0, math.nan, math.nan, DESORBS)], "at 1.00 H per repeat unit: H desorbs"),
     ],
 )
 def test_what_argues_against_a_design(changes, delta_g, curve, said):
