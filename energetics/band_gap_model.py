@@ -27,6 +27,8 @@ from crystals.descriptors import (
     crystal_descriptors,
     element_row,
 )
+from crystals.elements import electronegativity_and_group
+from energetics.coverage import repeats
 from networks.boosted_trees import BoostedTrees
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint
 from pipeline.files import relative_name
@@ -43,6 +45,7 @@ ANGLE_NAMES = tuple(
     for kind in ("least electronegative", "most electronegative")
     for low, high in zip(ANGLE_EDGES, ANGLE_EDGES[1:], strict=False)
 )
+ALLOY_ANGSTROM = 0.15  # an atom of an alloy is this close to its place in the lattice
 PARITY_NAME = "odd number of electrons in the primitive cell"
 
 
@@ -84,7 +87,21 @@ def gap_descriptors(atoms: Atoms) -> np.ndarray:
         ValueError: an element without descriptors.
     """
     sheet = geo_utils.primitive_sheet(atoms, SYMPREC, MIN_SHEET_GAP)
-    return np.concatenate([crystal_descriptors(sheet), bond_angles(sheet), [float(sheet.numbers.sum() % 2)]])
+    return np.concatenate([crystal_descriptors(sheet), bond_angles(sheet), [float(not electrons_can_pair(sheet))]])
+
+
+def electrons_can_pair(sheet: Atoms) -> bool:
+    """Return whether a primitive cell has an even number of electrons.
+
+    In an alloy (``coverage.repeats``) it is the cell of the lattice that has to have it, on average: an ordered alloy of two metals
+    with an odd number each has an even number in its cell and is a metal all the same. A Peierls distortion moves atoms by more
+    than ALLOY_ANGSTROM, and counts.
+    """
+    count = len(repeats(sheet, ALLOY_ANGSTROM))
+    if count == 1:
+        return sheet.numbers.sum() % 2 == 0
+    electrons = sum(electronegativity_and_group(symbol)[1] for symbol in sheet.symbols)  # and full shells, equal in every cell
+    return electrons % (2 * count) == 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,22 +87,29 @@ def spread_sites(clean: Atoms, hydrogen: np.ndarray) -> np.ndarray:
     return np.array(chosen)
 
 
-def repeats(clean: Atoms) -> np.ndarray:
+def repeats(clean: Atoms, near: float = NEAR_ANGSTROM) -> np.ndarray:
     """Return the translations (M, 3) Å in plane, zero first, that put every atom near one of a related element.
 
     In a supercell these are the translations between its primitive cells, and in an alloy those of the lattice that it decorates.
+    Where they are no group, because atoms are too far from their places for some of them, only zero is left.
+
+    Args:
+        clean: a sheet.
+        near: Å, how far from the place an atom may be.
     """
     positions, symbols = clean.positions, clean.get_chemical_symbols()
     alike = np.array([[are_related(one, other) for other in symbols] for one in symbols])
     steps = positions[alike[0]] - positions[0]
     found = [np.zeros(3)]
-    for step in steps[np.abs(steps[:, 2]) < NEAR_ANGSTROM] * [1, 1, 0]:
+    for step in steps[np.abs(steps[:, 2]) < near] * [1, 1, 0]:
         gaps = positions[:, None] + step - positions[None]
         distances = find_mic(gaps.reshape(-1, 3), clean.cell, (True, True, False))[1].reshape(alike.shape)
-        is_new = find_mic(step - np.array(found), clean.cell, (True, True, False))[1].min() > NEAR_ANGSTROM
-        if is_new and ((distances < NEAR_ANGSTROM) & alike).any(axis=1).all():
+        is_new = find_mic(step - np.array(found), clean.cell, (True, True, False))[1].min() > near
+        if is_new and ((distances < near) & alike).any(axis=1).all():
             found.append(step)
-    return np.array(found)
+    sums = np.array([one + other for one in found for other in found])
+    away = [find_mic(total - np.array(found), clean.cell, (True, True, False))[1].min() for total in sums]
+    return np.array(found if max(away) < 2 * near else found[:1])
 
 
 def _frame_shift(clean: Atoms, with_h: Atoms) -> np.ndarray:
