@@ -92,6 +92,23 @@ def test_angles_and_parity_by_hand():
     assert odd == [0, 1], "of the primitive cell, however it is repeated: 42 + 2 * 16 and 41 + 2 * 16 electrons"
 
 
+def test_electrons_of_an_alloy_pair_on_the_lattice_that_it_decorates():
+    def alloy(metals, chalcogens, cells=(2, 1)):
+        sheet = dichalcogenide("NbSe2", "2H", 3.47, 3.36).repeat((*cells, 1))
+        for symbol, number in (("Nb", metals), ("Se", chalcogens)):
+            for place, other in zip(np.flatnonzero(sheet.symbols == symbol), number, strict=False):
+                sheet.symbols[int(place)] = other
+        return gap_descriptors(sheet)[-1]
+
+    assert alloy(["Ta"], []) == alloy([], ["S"]) == 1, "17 electrons for each metal atom, though 34 in the cell"
+    assert alloy(["Mo"], []) == 1 and alloy(["Ti", "Nb", "Nb", "Nb"], [], (2, 2)) == 1, "a fraction of an electron"
+    assert alloy(["Mo", "W"], ["S"]) == 0 and alloy(["Mo", "W", "W", "W"], [], (2, 2)) == 0, "18 for each"
+    dimers = dichalcogenide("ReS2", "1T", 3.1, 3.0).repeat((2, 1, 1))
+    assert gap_descriptors(dimers)[-1] == 1
+    dimers.positions[dimers.symbols == "Re"] += [[0.2, 0, 0], [-0.2, 0, 0]]
+    assert gap_descriptors(dimers)[-1] == 0, "two metal atoms share a bond"
+
+
 def test_what_is_not_judged(model):
     rare = KNOWN["2H-MoS2"][0].copy()
     rare.numbers[0] = 94
