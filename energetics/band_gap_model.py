@@ -45,7 +45,7 @@ ANGLE_NAMES = tuple(
     for kind in ("least electronegative", "most electronegative")
     for low, high in zip(ANGLE_EDGES, ANGLE_EDGES[1:], strict=False)
 )
-ALLOY_ANGSTROM = 0.15  # an atom of an alloy is this close to its place in the lattice
+ALLOY_ANGSTROM = 0.3  # an atom of an alloy is this close to its place in the lattice
 PARITY_NAME = "odd number of electrons in the primitive cell"
 
 

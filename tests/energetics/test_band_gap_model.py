@@ -105,7 +105,7 @@ def test_electrons_of_an_alloy_pair_on_the_lattice_that_it_decorates():
     assert alloy(["Mo", "W"], ["S"]) == 0 and alloy(["Mo", "W", "W", "W"], [], (2, 2)) == 0, "18 for each"
     dimers = dichalcogenide("ReS2", "1T", 3.1, 3.0).repeat((2, 1, 1))
     assert gap_descriptors(dimers)[-1] == 1
-    dimers.positions[dimers.symbols == "Re"] += [[0.2, 0, 0], [-0.2, 0, 0]]
+    dimers.positions[dimers.symbols == "Re"] += [[0.35, 0, 0], [-0.35, 0, 0]]
     assert gap_descriptors(dimers)[-1] == 0, "two metal atoms share a bond"
 
 
