@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.batch_choice import family_of
 from evaluation.figures import subscripts
-from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, rate_text
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, SETS, UNGUIDED, rate_text
 from evaluation.page import page_environment
 from evaluation.structure_figures import draw_grid, draw_sheet
 from pipeline.files import atomic_path
@@ -20,7 +20,7 @@ from pipeline.settings import Config
 if TYPE_CHECKING:
     from evaluation.designs import Design
 
-COLORS = {CHOSEN: "#1f5fa8", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
+COLORS = {CHOSEN: "#1f5fa8", NEIGHBOUR: "#1d7a46", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
 
 
 def title_of(design: Design) -> str:
@@ -104,10 +104,11 @@ def draw_hit_rates(rounds: Mapping[str, Mapping[str, Any]], path: str | os.PathL
     """
     names = list(rounds)
     with figure(path, figsize=(1.6 + 1.3 * len(names), 3.2)) as (_, axis):
-        for k, drawn_as in enumerate((CHOSEN, UNGUIDED, RANDOM)):
+        shown = [drawn_as for drawn_as in SETS if any(drawn_as in found["sets"] for found in rounds.values())]
+        for k, drawn_as in enumerate(shown):
             found = {i: rounds[name]["sets"][drawn_as]["hit"] for i, name in enumerate(names) if drawn_as in rounds[name]["sets"]}
             found = {i: rate for i, rate in found.items() if rate["n"]}
-            places = [i + 0.22 * (k - 1) for i in found]
+            places = [i + 0.22 * (k - (len(shown) - 1) / 2) for i in found]
             shares = [100 * rate["rate"] for rate in found.values()]
             below = [share - 100 * rate["low"] for share, rate in zip(shares, found.values(), strict=True)]
             above = [100 * rate["high"] - share for share, rate in zip(shares, found.values(), strict=True)]
@@ -118,7 +119,7 @@ def draw_hit_rates(rounds: Mapping[str, Mapping[str, Any]], path: str | os.PathL
         axis.set_xlim(-0.5, len(names) - 0.4)
         axis.set_ylim(bottom=0)
         axis.set_ylabel("hits by DFT (%)")
-        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 
 
 def write_page(

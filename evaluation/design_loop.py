@@ -45,7 +45,7 @@ from evaluation.batch_choice import Limits, Pick, choose_batch, cost_fault, draw
 from evaluation.candidate import CandidateResult
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
-from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
 from evaluation.neighbours import neighbours, parents_of, write_neighbours
 from evaluation.vasp_points import VASP
@@ -339,7 +339,10 @@ class Round:
                 picks[drawn_as] = draw_controls(pool.rows, pool.structures, number, limits, evaluation, rng)
             sheets |= {pick.row.id: pool.structures[pick.row.id] for pick in picks[drawn_as]}
             cifs |= {pick.row.id: pool.cifs[pick.row.id] for pick in picks[drawn_as]}
-        choices = [Choice.of(name, pick) for name, own in picks.items() for pick in own]
+        is_neighbour = {name for name, path in cifs.items() if path.parent.name == NEIGHBOURS}
+        choices = [
+            Choice.of(NEIGHBOUR if pick.row.id in is_neighbour else name, pick) for name, own in picks.items() for pick in own
+        ]
         if not picks[CHOSEN]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
             raise StageError(f"round_{self.number}: no sheet may be chosen: {reasons}; raise loop.candidates or loop.max_dft_atoms")

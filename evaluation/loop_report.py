@@ -23,7 +23,8 @@ from evaluation.decisions import all_of
 from evaluation.statistics import wilson_interval
 from pipeline.settings import EvaluationConfig
 
-CHOSEN, UNGUIDED, RANDOM = "chosen", "unguided", "random decoration"
+CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM = "chosen", "chosen neighbour", "unguided", "random decoration"
+SETS = (CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM)  # the first two were chosen by one rule: sheets of the generator, and neighbours
 COMPUTED, NO_SITE, FAILED = "computed", "no site", "failed"
 NEAR_ZERO_EV = 0.5  # |ΔG_H| by DFT below which errors of the judge decide who is a hit
 
@@ -32,7 +33,7 @@ NEAR_ZERO_EV = 0.5  # |ΔG_H| by DFT below which errors of the judge decide who 
 class Choice:
     """A sheet that DFT was asked for, with what the judges said before.
 
-    name: in the database of points. drawn_as: "chosen", "unguided" or "random decoration". source: its CIF. family: stoichiometry
+    name: in the database of points. drawn_as: one of SETS. source: its CIF. family: stoichiometry
     and layer group. reason: why it was taken. Energies in eV, E_above_hull in eV/atom, NaN where a judge gave none. dft_atoms: of
     the cell with H.
     """
@@ -157,7 +158,7 @@ def judge_error(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the numbers of every set that was asked for, and the judge's error over all of them."""
     sets = {}
-    for drawn_as in (CHOSEN, UNGUIDED, RANDOM):
+    for drawn_as in SETS:
         own = [o for o in outcomes if o.choice.drawn_as == drawn_as]
         if own:
             sets[drawn_as] = {
@@ -175,7 +176,7 @@ def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the numbers of several rounds together, as ``summary`` has them; errors are means over all their sheets."""
     rounds = list(rounds)
     sets = {}
-    for drawn_as in (CHOSEN, UNGUIDED, RANDOM):
+    for drawn_as in SETS:
         own = [found["sets"][drawn_as] for found in rounds if drawn_as in found["sets"]]
         if own:
             counts = {name: sum(numbers[name] for numbers in own) for name in ("asked", "computed", "no_site", "failed", "unbound")}
@@ -210,7 +211,7 @@ def choices_table(choices: Sequence[Choice]) -> str:
     rows = [("name", "formula", "family", "atoms", "ΔG_H (eV)", "E_hull", "p_hit", "why")]
     for c in choices:
         value = f"{_number(c.delta_g_ev, '+.2f')} ± {_number(c.delta_g_std_ev)}"
-        why = c.reason if c.drawn_as == CHOSEN else f"{c.drawn_as}: {c.reason}"
+        why = c.reason if c.drawn_as in (CHOSEN, NEIGHBOUR) else f"{c.drawn_as}: {c.reason}"
         rows.append(
             (c.name, c.formula, c.family, str(c.dft_atoms), value, _number(c.e_above_hull_ev), _number(c.p_hit, ".3f"), why)
         )

@@ -17,7 +17,7 @@ from vasp_files import vasprun
 from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
 from evaluation.design_loop import deciding_settings, known_compositions, run_loop
-from evaluation.loop_report import CHOSEN, RANDOM, UNGUIDED, Choice, Outcome
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice, Outcome
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config
 from pipeline.provenance import check_inputs_unchanged, read_sidecar
@@ -119,8 +119,12 @@ def test_a_round_looks_around_sheets_that_dft_found_near_zero(tmp_path, monkeypa
     near = {name for name, value in lowest.items() if value is not None and abs(value) <= 2.0}
     about = content(second / "neighbours" / "neighbours.json")
     assert about and {one["parent"] for one in about.values()} == near
-    names = [choice["name"] for choice in content(second / "choices.json")["choices"]]
-    assert any(name.startswith("n2-near_") for name in names)
+    choices = content(second / "choices.json")["choices"]
+    by_set = {choice["name"]: choice["drawn_as"] for choice in choices if choice["drawn_as"] in (CHOSEN, NEIGHBOUR)}
+    assert NEIGHBOUR in by_set.values()
+    assert all((drawn_as == NEIGHBOUR) == name.startswith("n2-near_") for name, drawn_as in by_set.items())
+    sets = content(second / "results.json")["sets"]
+    assert sets[NEIGHBOUR]["asked"] + sets[CHOSEN]["asked"] == len(by_set), "rates of their own"
 
 
 def test_the_sidecar_says_what_the_round_is_made_of(whole):
