@@ -249,6 +249,12 @@ def tag_last_hydrogen(atoms: Atoms) -> None:
     atoms.set_tags([*np.where(z >= z.max() - SURFACE_DEPTH, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
 
 
+def is_inside(atoms: Atoms) -> bool:
+    """Return whether H, the last atom, lies in the sheet, deeper than SURFACE_DEPTH below the outermost atoms of both faces."""
+    z, height = atoms.positions[:-1, 2], atoms.positions[-1, 2]
+    return bool(z.min() + SURFACE_DEPTH < height < z.max() - SURFACE_DEPTH)
+
+
 def adsorbed_hydrogen(atoms: Atoms) -> int:
     """Return the index of the H adatom.
 

@@ -31,6 +31,7 @@ from ase.io import read
 from energetics.adsorption_energy import free_energy
 from energetics.coverage import STAYS, Coverage, coverage_curve
 from energetics.dft_points import DFT_ERROR_EV, TruthPoint, read_truth
+from energetics.sites import is_inside
 from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
@@ -239,6 +240,8 @@ def _designs(
     designs = []
     for name, (row, sites) in kept.items():
         against = arguments_against(row, sites, curves[name], settings)
+        if is_inside(points[name][0].atoms):
+            against.insert(0, "H is inside the sheet, which it has to enter, and not on a face")
         folder = f"{row.reduced_formula}_{name}"
         designs.append(Design(folder, name, row, hits[name][1], sites, points[name][0].atoms, curves[name], against))
     return sorted(designs, key=lambda design: (abs(design.delta_g_dft_ev), design.name)), left_out

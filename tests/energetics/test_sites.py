@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import graphene, mx2
 
 import geo_utils as geo
-from energetics.sites import add_hydrogen, adsorption_sites, h_supercell, inner_sites
+from energetics.sites import add_hydrogen, adsorption_sites, h_supercell, inner_sites, is_inside
 
 
 def molybdenum_disulfide() -> Atoms:
@@ -31,6 +31,7 @@ def test_hydrogen_gets_inside_where_a_channel_is_open():
     covered = add_hydrogen(sheet, inner, (2, 2))
     distances = np.sort(covered.get_distances(-1, range(len(covered) - 1), mic=True))
     np.testing.assert_allclose(distances[:3], 3.18 / np.sqrt(3), atol=1e-3)  # the middle of three metal atoms
+    assert is_inside(covered) and not any(is_inside(add_hydrogen(sheet, site, (2, 2))) for site in adsorption_sites(sheet))
     assert distances[3] > 2.3, "sulfur stands above and below the other triangles only"
 
 
