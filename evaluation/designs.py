@@ -242,7 +242,7 @@ def _designs(
         against = arguments_against(row, sites, curves[name], settings)
         if is_inside(points[name][0].atoms):
             against.insert(0, "H is inside the sheet, which it has to enter, and not on a face")
-        folder = f"{row.reduced_formula}_{name}"
+        folder = f"{row.formula}_{name}"  # without brackets, for shells
         designs.append(Design(folder, name, row, hits[name][1], sites, points[name][0].atoms, curves[name], against))
     return sorted(designs, key=lambda design: (abs(design.delta_g_dft_ev), design.name)), left_out
 
