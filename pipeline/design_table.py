@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.number_texts import formatted, interval, table
 
-SETS = ("chosen", "unguided", "random decoration")
+SETS = ("chosen", "chosen neighbour", "unguided", "random decoration")
 
 
 def designs(content: Mapping[str, Any]) -> str:
