@@ -216,13 +216,13 @@ class Round:
     def _generate(self) -> dict[str, Any]:
         """Make the candidates and the sheets from which the controls are drawn."""
         settings = self.cfg.loop
+        if settings.neighbours:  # first, because a wrong name ends the loop
+            self._make_neighbours()
         self.tools.generate(self.config_path, self.folder / FOLDERS[CHOSEN], settings.candidates, True)
         if settings.controls:
             self.tools.generate(self.config_path, self.folder / FOLDERS[UNGUIDED], settings.control_candidates, False)
         if settings.random_controls:
             self._draw_random_decorations(settings.random_controls * RANDOM_PER_CONTROL)
-        if settings.neighbours:
-            self._make_neighbours()
         return {name: len(find_cifs(self.folder / folder)) for name, folder in self._sets().items()}
 
     def _sets(self) -> dict[str, str]:
