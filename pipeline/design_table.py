@@ -7,8 +7,6 @@ from typing import Any
 
 from pipeline.number_texts import formatted, interval, table
 
-SETS = ("chosen", "chosen neighbour", "unguided", "random decoration")
-
 
 def designs(content: Mapping[str, Any]) -> str:
     """Return the designs, each with DFT's value and what the judges say."""
@@ -36,23 +34,21 @@ def rounds(content: Mapping[str, Any]) -> str:
     """Return hits by DFT and errors of the judge, round by round."""
     body = []
     for name, found in content["rounds"].items():
-        for drawn_as in SETS:
-            if drawn_as in found["sets"]:
-                numbers = found["sets"][drawn_as]
-                error = numbers["judge"]
-                body.append(
-                    [
-                        name.replace("_", " "),
-                        drawn_as,
-                        f"{numbers['computed']} of {numbers['asked']}",
-                        _rate(numbers["hit_dft"]),
-                        _rate(numbers["hit"]),
-                        formatted(error["mae_ev"]),
-                        formatted(error["bias_ev"], "+.2f"),
-                        formatted(error["within_1_sigma"], ".0%"),
-                        f"{formatted(error['mae_near_zero_ev'])} (n {error['n_near_zero']})",
-                    ]
-                )
+        for drawn_as, numbers in found["sets"].items():
+            error = numbers["judge"]
+            body.append(
+                [
+                    name.replace("_", " "),
+                    drawn_as,
+                    f"{numbers['computed']} of {numbers['asked']}",
+                    _rate(numbers["hit_dft"]),
+                    _rate(numbers["hit"]),
+                    formatted(error["mae_ev"]),
+                    formatted(error["bias_ev"], "+.2f"),
+                    formatted(error["within_1_sigma"], ".0%"),
+                    f"{formatted(error['mae_near_zero_ev'])} (n {error['n_near_zero']})",
+                ]
+            )
     head = ["round", "sheets", "computed", "in the window by DFT", "hits", "judge's MAE (eV)", "bias (eV)", "within 1σ"]
     return table([*head, "MAE, ΔG_H within 0.5 eV"], body)
 
