@@ -112,7 +112,7 @@ def _repeated(atoms: Atoms, sign: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[int, ...]]]:
-    numbers, lattice = atoms.numbers, atoms.cell.array[:2, :2]
+    numbers = atoms.numbers
     xy, z, index, contact = _repeated(atoms, sign)
     surface_z = z.max()
 
@@ -137,22 +137,13 @@ def _face_sites(atoms: Atoms, sign: int) -> list[tuple[np.ndarray, str, tuple[in
     # QJ joggles by far less than any tolerance here. Which way a square or hexagon is cut does not matter: all its triangles share
     # one circumcentre, and only edges without another atom on their own circle count as bridges.
     triangles = members[Delaunay(xy[members], qhull_options="Qbb Qc QJ Pp").simplices]
-    candidates = [("hollow", centre) for centre in _acute_circumcentres(xy[triangles])]
     edges = np.unique(np.sort(np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]]), 1), axis=0)
-    candidates += [("bridge", xy[edge].mean(0)) for edge in edges]
-    seen: set[tuple[str, int, int]] = set()
-    for kind, point in candidates:
-        f = np.round(np.linalg.solve(lattice.T, point), 4)
-        if (f < 0).any() or (f >= 1).any():
-            continue
-        lateral = np.linalg.norm(xy[members] - point, axis=1)
-        ring = members[lateral < lateral.min() + 0.1]
-        key = (kind, *np.round(f * 200).astype(int) % 200)
-        if key in seen or len(ring) < (3 if kind == "hollow" else 2) or (kind == "bridge" and len(ring) > 2):
-            continue
-        seen.add(key)
-        height = max(height_above(point), float(z[ring].mean()) + HOLLOW_CLEARANCE)
-        sites.append((np.array([*point, sign * height]), kind, tuple(int(index[atom]) for atom in ring)))
+    for kind, points in (("hollow", _acute_circumcentres(xy[triangles])), ("bridge", xy[edges].mean(1))):
+        for point, corners in _in_cell(points, atoms, xy[members]):
+            ring = members[corners]
+            if len(ring) >= 3 if kind == "hollow" else len(ring) == 2:
+                height = max(height_above(point), float(z[ring].mean()) + HOLLOW_CLEARANCE)
+                sites.append((np.array([*point, sign * height]), kind, tuple(int(index[atom]) for atom in ring)))
     return sites
 
 
