@@ -127,7 +127,8 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
         if settings.finalists:
             practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
             best = decisions.rank(practical, settings.finalists)
-            finalists.export_finalists(best, ours.structures, pool.workers, output_dir / "finalists", 2 * settings.max_h_steps)
+            steps, folder = 2 * settings.max_h_steps, output_dir / "finalists"
+            finalists.export_finalists(best, ours.structures, pool.workers, folder, steps, geometry=settings.dft_geometry)
     summary.log_summary(report_files.read_report(output_dir), output_dir)
 
 

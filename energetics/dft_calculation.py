@@ -30,9 +30,11 @@ from pipeline.store import FolderStore
 
 # Converged to about 0.05 eV in ΔE_H against denser k-points, a larger basis and literature values.
 SETTINGS = {"mode": "PW", "ecut_ev": 350, "xc": "PBE", "smearing_ev": 0.1, "vacuum_angstrom": 6.0, "h2_bond_angstrom": 0.7514}
+NEAR_ANGSTROM = 0.3  # moves of atoms after which the density before is still a good start
 KPOINT_LENGTH = 18.0  # Å; k-points along a vector = ceil(18 Å / its length), at least 2
 MAGNETIC = {"V", "Cr", "Mn", "Fe", "Co", "Ni"}  # elements for which an unstated spin means "polarised"
 
+HESSIANS = "_hessians.npz"  # NAME_hessians.npz beside NAME.extxyz
 GPAW = "gpaw"
 ENERGY, FORCES, GAP = "energy", "forces", "gap"
 # FORCES: GPAW's own defaults for density and eigenstates, because errors of forces are of first order in the density, those of
@@ -132,8 +134,42 @@ def gpaw_calculator(task: Task, log_path: Path) -> Any:
     return Gpaw(**arguments)
 
 
-def calculate(method: Method, task: Task, log_path: Path) -> dict[str, Any]:
+class Warm:
+    """GPAW with density and orbitals of the last calculation of forces, a start from which the next geometry converges sooner.
+
+    Energies agree with those of a cold start within the convergence asked for.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] | None = None
+        self._calculator: Any = None
+
+    def take(self, task: Task) -> Any:
+        """Return the calculator where the last task differs from this one by a small move of the atoms only; None otherwise."""
+        calculator, of = self._calculator, self._of
+        self._of = self._calculator = None
+        if calculator is None or of is None or of[:-1] != _fixed_parts(task):
+            return None
+        return calculator if np.abs(task.atoms.positions - of[-1]).max() < NEAR_ANGSTROM else None
+
+    def keep(self, task: Task, calculator: Any) -> None:
+        """Remember the calculator of a finished task."""
+        self._of, self._calculator = (*_fixed_parts(task), task.atoms.positions.copy()), calculator
+
+
+def _fixed_parts(task: Task) -> tuple[Any, ...]:
+    cell = tuple(np.round(task.atoms.cell.array, 6).ravel().tolist())
+    return tuple(task.atoms.get_chemical_symbols()), cell, task.kpts, task.polarised, task.kind
+
+
+def calculate(method: Method, task: Task, log_path: Path, warm: Warm | None = None) -> dict[str, Any]:
     """Run one calculation.
+
+    Args:
+        method: the calculator.
+        task: what to compute.
+        log_path: of the calculator.
+        warm: what was computed before; only GPAW's forces start from it.
 
     Returns:
         ``energy`` in eV; of kind FORCES also ``forces``, (N, 3) eV/Å; of kind GAP ``gap`` in eV, 0 for a metal.
@@ -143,12 +179,23 @@ def calculate(method: Method, task: Task, log_path: Path) -> dict[str, Any]:
     """
     task = Task(task.atoms.copy(), task.kpts, task.polarised, task.kind)
     atoms = task.atoms
-    atoms.calc = method.make(task, log_path)
+    warm = warm if method.name == GPAW and task.kind == FORCES else None
+    if (before := warm and warm.take(task)) is not None:
+        try:
+            before.set(txt=str(log_path))
+            atoms.calc = before
+            atoms.get_potential_energy()
+        except Exception:  # such as a symmetry that is lost: a cold start decides
+            before = None
+    if before is None:
+        atoms.calc = method.make(task, log_path)
     found: dict[str, Any] = {"energy": float(atoms.get_potential_energy())}
     if not math.isfinite(found["energy"]):
         raise ValueError("the energy is not finite")
     if task.kind == FORCES:
         found["forces"] = np.asarray(atoms.get_forces(apply_constraint=False), dtype=float).tolist()
+        if warm is not None:
+            warm.keep(task, atoms.calc)
     if task.kind == GAP:
         from ase.dft.bandgap import bandgap
 
@@ -167,6 +214,7 @@ class WorkFolder:
 
     def __init__(self, path: Path, method: Method, deadline: float = math.inf) -> None:
         self.path, self.method, self.store, self.deadline = path, method, FolderStore(path), deadline
+        self.warm = Warm()
         path.mkdir(parents=True, exist_ok=True)
 
     def result(self, label: str, task: Task) -> dict | None:
@@ -190,7 +238,7 @@ class WorkFolder:
             if (found := self.store.get(key)) is not None:  # another process has finished it in the meantime
                 return found
             try:
-                result |= calculate(self.method, task, self.path / f"{key}.txt")
+                result |= calculate(self.method, task, self.path / f"{key}.txt", self.warm)
             except Exception as error:  # a calculation that does not converge is a result; the next one must not wait for it
                 result["error"] = f"{type(error).__name__}: {str(error)[:200]}"
             result["seconds"] = round(time.time() - started, 1)

@@ -1,13 +1,15 @@
-"""Prepares geometries for DFT: a sheet and its most stable H sites, relaxed with the potential, in one file for ``verify_dft.py``.
+"""Prepares geometries for DFT: a sheet and its most stable H sites, relaxed with potentials, in one file for ``verify_dft.py``.
 
-Frame 0 of the extxyz file is the clean sheet, every further frame the same supercell with one H. DFT needs single points only. In
-the potential's relaxation H and the atoms around it are free, and the others stay where they are in the clean sheet, so that errors
-of the potential in the lattice cancel in ΔE_H.
+Frame 0 of the extxyz file is the clean sheet, every further frame the same supercell with one H. DFT needs single points, or few
+steps. The judge's potential finds the sites; there H and the atoms around it are free, and the others stay where they are in the
+clean sheet. In an open sheet, and around H inside one, that is not enough: then all atoms of both cells go on to a minimum of a
+potential whose geometries are nearer to those of DFT (``in_minima_of``).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry import find_mic
 
+from energetics.dft_calculation import HESSIANS
 from energetics.potentials import Potential
-from energetics.relaxation import FAR_ABOVE_EV, HydrogenRelaxation, relax_hydrogen, relax_positions
+from energetics.relaxation import FAR_ABOVE_EV, HydrogenRelaxation, has_desorbed, relax_hydrogen, relax_positions
 from energetics.sites import adsorption_sites, beside_site, h_supercell, inner_sites
 from geo_utils import primitive_sheet
 from pipeline.files import atomic_path
@@ -26,6 +29,10 @@ STRAIGHT_BELOW = 0.5  # Å, an atom this close to the vertical through H is stra
 COMPETING_EV = 0.25  # a second site is exported when the potential puts it this close to the best one
 SAME_KIND_EV = 0.1  # a second site of one kind, when it is this close
 SAME_SITE_EV = 0.01  # sites of one kind that are closer than this are one
+HESSIAN_STEP = 0.01  # Å
+MINIMUM_FMAX = 0.02  # eV/Å
+MINIMUM_STEPS = 200
+OFF_CENTRE = np.array([0.03, 0.02, 0.05])  # Å; H leaves a point of high symmetry that is no minimum
 
 
 def relaxed_sites(
@@ -84,6 +91,43 @@ def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2
     return sorted(chosen, key=lambda item: item[1].delta_e)
 
 
+def in_minima_of(
+    potential: Potential, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]]
+) -> tuple[Atoms, list[tuple[str, HydrogenRelaxation]]]:
+    """Move all atoms of a sheet and of its sites to minima of a potential, in a fixed cell.
+
+    Args:
+        potential: whose minima.
+        clean: the supercell.
+        sites: ``(label, relaxation)`` in it, H last, most stable first.
+
+    Returns:
+        The clean supercell and the sites, labelled anew; ΔE_H stays that of the potential that found them. Sites that fall into one
+        are one, and those that H leaves are left out.
+
+    Raises:
+        ValueError: the potential has no minimum near a geometry.
+    """
+    ends: list[tuple[str, HydrogenRelaxation]] = []
+    energies: list[float] = []
+    for _, relaxation in sites:
+        start = relaxation.atoms.copy()
+        start.positions[-1] += OFF_CENTRE
+        end = relax_positions(start, potential, MINIMUM_FMAX, MINIMUM_STEPS)
+        if end.status == "exploded":
+            raise ValueError(f"{potential.name} has no minimum near the site")
+        kind = site_label(end.atoms)
+        same = [energy for (label, _), energy in zip(ends, energies, strict=True) if label.split("_")[0] == kind]
+        if has_desorbed(end.atoms, len(end.atoms) - 1) or any(abs(energy - end.energy) < SAME_SITE_EV for energy in same):
+            continue
+        ends.append((f"{kind}_{len(same) + 1}" if same else kind, replace(relaxation, atoms=end.atoms, converged=end.converged)))
+        energies.append(end.energy)
+    sheet = relax_positions(clean, potential, MINIMUM_FMAX, MINIMUM_STEPS)
+    if sheet.status == "exploded":
+        raise ValueError(f"{potential.name} has no minimum near the sheet")
+    return sheet.atoms, ends
+
+
 def write_dft_input(
     path: Path, name: str, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]], potential: str, **info: object
 ) -> None:
@@ -102,6 +146,38 @@ def write_dft_input(
         frames.append(frame)
     with atomic_path(path) as temporary:
         write(temporary, frames, format="extxyz")
+
+
+def write_hessians(path: Path, potential: Potential) -> Path:
+    """Write the Hessians of a potential for every frame of an input, from which ``verify_dft.py`` starts its relaxations.
+
+    Args:
+        path: NAME.extxyz, as ``write_dft_input`` writes it.
+        potential: near whose minima the frames are.
+
+    Returns:
+        The file: NAME_hessians.npz, of one array (3N, 3N), eV/Å², per frame, named as its site.
+    """
+    from ase.io import read
+
+    found = {str(frame.info["site"]): hessian(frame, potential).astype(np.float32) for frame in read(path, index=":")}
+    target = path.with_name(f"{path.stem}{HESSIANS}")
+    with atomic_path(target) as temporary, temporary.open("wb") as handle:
+        np.savez_compressed(handle, **found)
+    return target
+
+
+def hessian(atoms: Atoms, potential: Potential) -> np.ndarray:
+    """Return the second derivatives of the energy (3N, 3N), eV/Å², by central differences of the forces."""
+    work = atoms.copy()
+    work.calc = potential.calculator
+    rows = np.zeros((work.positions.size, work.positions.size))
+    for k, place in enumerate(np.ndindex(work.positions.shape)):
+        for sign in (1, -1):
+            work.positions[place] += sign * HESSIAN_STEP
+            rows[k] -= sign * work.get_forces().ravel() / (2 * HESSIAN_STEP)
+            work.positions[place] -= sign * HESSIAN_STEP
+    return (rows + rows.T) / 2
 
 
 def site_label(atoms: Atoms) -> str:

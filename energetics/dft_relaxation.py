@@ -1,10 +1,11 @@
-"""Relaxes H and its neighbours by DFT, finds the zero-point energy of H, and reads the band gap of the clean sheet.
+"""Relaxes a sheet and H on it by DFT, finds the zero-point energy of H, and reads the band gap of the clean sheet.
 
 Every force comes from a calculation of ``dft_calculation``, asked for through a function ``ask(label, task) -> result or None``.
 The relaxation is deterministic, so that one that was stopped repeats its finished steps from the work folder and goes on.
 
-H and the atoms that it is bonded to move; the others and the cell stay. In the clean sheet the same atoms move, so that ΔE_H
-compares two minima with the same freedom, and what the atoms gain without H does not count as binding.
+All atoms move, in a fixed cell, with H and without, so that ΔE_H compares two minima. BFGS starts from the Hessian of a potential
+where the inputs have one (``dft_inputs.write_hessians``), which halves the number of steps, else from one typical stiffness per
+element. Where the potential is soft or unstable, the Hessian is made stiff enough for a step to be short.
 
 ΔZPE = ½ Σ ħω_i − ½ ZPE(H2), i over the three modes of H with all other atoms at rest. They are those of the Hessian of H by central
 differences of its forces; H2's is measured. H is at least six times lighter than any atom that it binds to, so that the motion of
@@ -22,8 +23,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
-from ase.constraints import FixAtoms
-from ase.data import atomic_masses, atomic_numbers, covalent_radii
+from ase.data import atomic_masses, atomic_numbers
 from ase.geometry import find_mic
 from ase.optimize import BFGS
 
@@ -32,9 +32,11 @@ from energetics.dft_calculation import FORCES, GAP, InputError, Task
 
 Ask = Callable[[str, Task], "dict[str, Any] | None"]
 
-BOND_SCALE = 1.25  # as geo_utils.BOND_SCALE, whose module needs more libraries
 FMAX = 0.05  # eV/Å, at which a relaxation ends before its steps are used up
-MAX_STEP = 0.1  # Å, longest step of an atom
+MAX_STEP = 0.15  # Å, longest step of an atom
+STIFFNESS = {"H": 5.0}  # eV/Å², of an atom among resting ones
+STIFFNESS_OF_OTHERS = 20.0
+SOFTEST = 1.0  # eV/Å²
 DISPLACEMENT = 0.02  # Å, of H for the Hessian: large against the noise of forces, small against anharmonicity
 HYDROGEN_MASS = float(atomic_masses[atomic_numbers["H"]])
 # ħ sqrt(1 eV/Å² / 1 u) in eV
@@ -98,38 +100,49 @@ class Relaxed:
     steps: int
 
 
-def bonded_to_hydrogen(atoms: Atoms) -> list[int]:
-    """Return the indices of the atoms that the last atom, H, is bonded to; the nearest one where none is in reach."""
-    vectors = atoms.positions[:-1] - atoms.positions[-1]
-    _, distances = find_mic(vectors, atoms.cell, atoms.pbc)
-    ratios = distances / (covalent_radii[atoms.numbers[:-1]] + covalent_radii[1])
-    return np.flatnonzero(ratios <= max(BOND_SCALE, ratios.min())).tolist()
-
-
 def check_same_order(name: str, sheet: Atoms, covered: Atoms) -> None:
     """Raise InputError where the atoms of the sheet do not stand in the same order in the frame with H."""
     if sheet.get_chemical_symbols() != covered.get_chemical_symbols()[:-1]:
         raise InputError(f"{name}: the atoms of the frame with H stand in another order than those of the sheet")
 
 
-def relax(task: Task, free: Sequence[int], max_steps: int, ask: Ask, label: str) -> Relaxed:
-    """Relax some atoms of a cell by BFGS.
+def first_hessian(atoms: Atoms, known: np.ndarray | None = None) -> np.ndarray:
+    """Return the Hessian (3N, 3N), eV/Å², that BFGS starts from.
+
+    Args:
+        atoms: N atoms.
+        known: Hessian of a potential; None: not known.
+
+    Raises:
+        InputError: it is not of these atoms.
+    """
+    if known is None:
+        return np.diag(np.repeat([STIFFNESS.get(symbol, STIFFNESS_OF_OTHERS) for symbol in atoms.symbols], 3))
+    if known.shape != (3 * len(atoms), 3 * len(atoms)) or not np.isfinite(known).all():
+        raise InputError(f"the Hessian of {atoms.symbols} has the shape {known.shape}: write it anew, or remove its file")
+    stiffness, modes = np.linalg.eigh((known + known.T) / 2)
+    return (modes * np.maximum(np.abs(stiffness), SOFTEST)) @ modes.T
+
+
+def relax(task: Task, max_steps: int, ask: Ask, label: str, hessian: np.ndarray | None = None) -> Relaxed:
+    """Relax all atoms in a fixed cell by BFGS.
 
     Args:
         task: geometry, k-points and spin.
-        free: indices of the atoms that move.
         max_steps: at most; 0 gives energy and forces as they are.
         ask: returns the result of a task, or None.
         label: of the calculations.
+        hessian: (3N, 3N) eV/Å², of a potential at this geometry; None: not known.
 
     Raises:
         NotFinished: a calculation has no result yet.
         CalculationFailed: one ended without.
+        InputError: the Hessian is of other atoms.
     """
     work = task.atoms.copy()
-    work.set_constraint(FixAtoms([i for i in range(len(work)) if i not in set(free)]))
     work.calc = StoredForces(ask, label, task)
     optimiser = BFGS(work, logfile=None, maxstep=MAX_STEP)
+    optimiser.H0 = first_hessian(work, hessian)
     if max_steps:
         optimiser.run(fmax=FMAX, steps=max_steps)
     energy, forces = float(work.get_potential_energy()), work.get_forces()

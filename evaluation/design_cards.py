@@ -141,6 +141,7 @@ def write_page(
         "window": cfg.evaluation.hit_delta_g_ev,
         "limit": cfg.evaluation.hit_e_hull_ev,
         "correction": cfg.dataset.her_correction_ev,
+        "steps": cfg.loop.relax_steps,
     }
     with atomic_path(path) as temporary:
         temporary.write_text(page_environment().get_template("designs.html.j2").render(content) + "\n", encoding="utf-8")

@@ -1,14 +1,19 @@
 """Delivers the designs of a loop: sheets that are hits by DFT at the best of all competing sites, with what speaks against each.
 
-    LOOP/designs/cifs/ judged/     the hits of all rounds, judged once more by all judges of stage 5, the costly ones too
-    LOOP/designs/inputs/NAME/      H relaxed by the potential at every competing site
-    LOOP/designs/dft/              single calculations: those of the rounds, and those of sites that no round has computed
-    DESIGNS/NAME/                  card, CIFs, inputs for GPAW and VASP, energies
+    LOOP/designs/inputs/NAME/      H relaxed by the potentials at every competing site, of sheets near zero
+    LOOP/designs/dft/              single calculations: those of the rounds, of sites that no round has computed, of relaxations
+    LOOP/designs/cifs/ judged/     the hits, judged once more by all judges of stage 5, the costly ones too
+    DESIGNS/NAME/                  card, CIFs, inputs for GPAW and VASP, minima of DFT (relaxed.extxyz), energies
     DESIGNS/designs.json           everything that the cards say; hit rates of the rounds and of the controls
     DESIGNS/rounds/round_N/        of every round the log of choices, what DFT said, and its points
     DESIGNS/index.html, overview.png, hit_rates.png
 
-A design is new, valid, stays one sheet, has |ΔG_H| <= ``evaluation.hit_delta_g_ev`` by DFT at its lowest site and E_above_hull <=
+The rounds compute single points. Where all atoms relax by DFT, the sheet with H comes down by more than the sheet alone, and a hit
+by single points may be none. So every sheet whose ΔG_H by single points lies between −``evaluation.hit_delta_g_ev`` and
+``loop.relax_below_ev``, and whose E_above_hull is low enough, is relaxed by DFT (``loop.relax_steps``) at the sites near its
+lowest. A sheet that cannot be is no hit.
+
+A design is new, valid, stays one sheet, has |ΔG_H| <= ``evaluation.hit_delta_g_ev`` at its lowest site and E_above_hull <=
 ``evaluation.hit_e_hull_ev`` by the judges, and none of the faults of ``batch_choice.design_fault``. Each hit that is no design is
 named with the reason.
 """
@@ -20,17 +25,20 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
+from ase.db import connect
 from ase.io import read
 
 from energetics.adsorption_energy import free_energy
 from energetics.coverage import STAYS, Coverage, coverage_curve
+from energetics.dft_calculation import ENERGY
 from energetics.dft_points import DFT_ERROR_EV, TruthPoint, read_truth
+from energetics.dft_rows import COVERED
 from energetics.sites import is_inside
 from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
@@ -39,7 +47,7 @@ from evaluation.decisions import probability_below
 from evaluation.design_loop import ASKED, STAGE, sidecar_path_of
 from evaluation.element_facts import SCARCE_HHI
 from evaluation.finalists import read_finalist
-from evaluation.loop_tools import POINTS_DB, REAL, Tools
+from evaluation.loop_tools import POINTS_DB, REAL, RELAXED_DB, Tools
 from evaluation.water_verdict import AS_STABLE
 from pipeline.errors import StageError, first_line
 from pipeline.files import atomic_folder, relative_name, write_json
@@ -57,11 +65,35 @@ NEAR_THE_LIMIT = 0.16  # probability of lying above the limit of E_above_hull: o
 
 @dataclass(frozen=True)
 class SiteValue:
-    """H at one site: ΔE_H by the potential and ΔG_H by DFT, eV; NaN where DFT has no value."""
+    """H at one site, eV, NaN where there is no value.
+
+    delta_e_potential_ev: ΔE_H by the potential. delta_g_single_ev: ΔG_H by single points of DFT. delta_g_relaxed_ev: in minima of
+    DFT.
+    """
 
     site: str
     delta_e_potential_ev: float
-    delta_g_dft_ev: float
+    delta_g_single_ev: float
+    delta_g_relaxed_ev: float = math.nan
+
+    @property
+    def delta_g_dft_ev(self) -> float:
+        """ΔG_H by DFT: of the minimum where there is one, else of the single points."""
+        return self.delta_g_single_ev if math.isnan(self.delta_g_relaxed_ev) else self.delta_g_relaxed_ev
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values by name, with the one that counts."""
+        return dataclasses.asdict(self) | {"delta_g_dft_ev": self.delta_g_dft_ev}
+
+
+@dataclass(frozen=True)
+class Near:
+    """A sheet of a round that may be a hit. folder: of the round. outcome: what DFT said there. row, sheet: of its choice."""
+
+    folder: Path
+    outcome: Mapping[str, Any]
+    row: CandidateResult
+    sheet: Atoms
 
 
 @dataclass(frozen=True)
@@ -93,7 +125,7 @@ class Design:
             "name": self.name,
             "round_name": self.round_name,
             "delta_g_dft_ev": self.delta_g_dft_ev,
-            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "sites": [site.as_dict() for site in self.sites],
             "coverage": [dataclasses.asdict(point) for point in self.coverage],
             "against": list(self.against),
             "before": dict(self.before),
@@ -131,22 +163,28 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
     rounds = dict(finished_rounds(loop))
     if not rounds:
         raise StageError(f"{relative_name(loop)} has no finished round: run scripts.design_loop first")
-    hits = {sheet["name"]: (path, sheet) for path in rounds.values() for sheet in _sheets_of(path) if sheet["hit"]}
-    log.info("%d hits by DFT in %d rounds", len(hits), len(rounds))
-    left_out: dict[str, str] = {}
+    near = {name: one for path in rounds.values() for name, one in _near(path, cfg).items()}
+    log.info("%d sheets near zero by DFT in %d rounds", len(near), len(rounds))
+    more_sites = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, max_sites=cfg.loop.design_sites))
+    tools.prepare(more_sites, [one.row for one in near.values()], {n: one.sheet for n, one in near.items()}, work / "inputs")
+    points = _points(cfg, near, rounds, work, tools)
+    relaxed = _relax(cfg, points, work, tools)
+    values = {
+        name: site_values(work / "inputs" / name, points[name], relaxed.get(name, ()), cfg.dataset.her_correction_ev)
+        for name in near
+    }
+    hits = {name: one for name, one in near.items() if not _no_hit(values[name], cfg)}
+    left_out = {name: _no_hit(values[name], cfg) for name in near if name not in hits}
     designs: list[Design] = []
     if hits:
         _copy_cifs(hits, work / "cifs")
-        rows, structures = tools.judge(cfg, work / "cifs", work / "judged", "designs")
+        rows, _ = tools.judge(cfg, work / "cifs", work / "judged", "designs")
         rows = [row for row in rows if row.id in hits]
-        left_out = {row.id: fault for row in rows if (fault := _fault(row, cfg.evaluation))}
+        left_out |= {row.id: fault for row in rows if (fault := _fault(row, cfg.evaluation))}
         rows = [row for row in rows if row.id not in left_out]
-        more_sites = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, max_sites=cfg.loop.design_sites))
-        tools.prepare(more_sites, rows, structures, work / "inputs")
-        points = _points(more_sites, rows, rounds, work, tools)
-        designs, more_left_out = _designs(cfg, rows, hits, points, work, coverage)
-        left_out |= more_left_out
-    _write(cfg, designs, left_out, rounds, work, target)
+        minima = {row.id: _lowest(values[row.id], points[row.id], relaxed.get(row.id, ())) for row in rows}
+        designs = _designs(cfg, rows, hits, values, minima, work, coverage)
+    _write(cfg, designs, left_out, rounds, values, relaxed, work, target)
     return designs
 
 
@@ -170,11 +208,36 @@ def _read_json(path: Path) -> Any:
         raise StageError(f"{relative_name(path)} cannot be read ({first_line(error)})") from error
 
 
-def _copy_cifs(hits: Mapping[str, tuple[Path, Mapping[str, Any]]], folder: Path) -> None:
+def _near(folder: Path, cfg: Config) -> dict[str, Near]:
+    """Return the sheets of a round that may be hits, by name: those that DFT relaxes, or hits where it relaxes nothing."""
+    from evaluation.judge_pool import result_from_dict
+
+    choices = _read_json(folder / "choices.json")
+    found = {}
+    for outcome in _sheets_of(folder):
+        name = outcome["name"]
+        if outcome["hit_dft"] is not None and is_near(outcome["delta_g_dft_ev"], cfg) and is_stable(outcome, cfg):
+            row = dataclasses.replace(result_from_dict(choices["rows"][name]), id=name)
+            found[name] = Near(folder, outcome, row, Atoms(**choices["sheets"][name]))
+    return found
+
+
+def is_near(delta_g_ev: float | None, cfg: Config) -> bool:
+    """Return whether ΔG_H by single points is such that the minima of DFT may be a hit; without relaxations, whether it is one."""
+    window = cfg.evaluation.hit_delta_g_ev
+    return delta_g_ev is not None and -window <= delta_g_ev <= (cfg.loop.relax_below_ev if cfg.loop.relax_steps else window)
+
+
+def is_stable(outcome: Mapping[str, Any], cfg: Config) -> bool:
+    """Return whether E_above_hull, as judged when DFT was asked, is that of a hit."""
+    return outcome["e_above_hull_ev"] is not None and outcome["e_above_hull_ev"] <= cfg.evaluation.hit_e_hull_ev
+
+
+def _copy_cifs(hits: Mapping[str, Near], folder: Path) -> None:
     """Copy the CIFs of the hits, named as in the loop."""
     with atomic_folder(folder) as new:
-        for name, (path, _) in hits.items():
-            source = path / ASKED / f"{name}.cif"
+        for name, one in hits.items():
+            source = one.folder / ASKED / f"{name}.cif"
             if not source.is_file():
                 raise StageError(f"{relative_name(source)} is missing, which {name} was generated as")
             shutil.copyfile(source, new / f"{name}.cif")
@@ -188,17 +251,15 @@ def _fault(row: CandidateResult, settings: EvaluationConfig) -> str:
     return f"E_above_hull {row.e_above_hull_ev:.2f} eV/atom by the judges of today" if above else ""
 
 
-def _points(
-    cfg: Config, rows: Sequence[CandidateResult], rounds: Mapping[str, Path], work: Path, tools: Tools
-) -> dict[str, list[TruthPoint]]:
-    """Return name -> DFT points at all competing sites; what the rounds have computed is not computed again."""
+def _points(cfg: Config, names: Iterable[str], rounds: Mapping[str, Path], work: Path, tools: Tools) -> dict[str, list[TruthPoint]]:
+    """Return name -> single points of DFT at all competing sites; what the rounds have computed is not computed again."""
     folder = work / "dft"
     folder.mkdir(parents=True, exist_ok=True)
     for path in rounds.values():
         for record in (path / "dft").glob("*.json"):
             if not (folder / record.name).is_file():
                 shutil.copyfile(record, folder / record.name)
-    inputs = {row.id: work / "inputs" / row.id for row in rows}
+    inputs = {name: work / "inputs" / name for name in names}
     with_sites = {
         name: path / "dft.extxyz"
         for name, path in inputs.items()
@@ -206,59 +267,90 @@ def _points(
     }
     if with_sites:
         tools.compute(cfg, with_sites, folder)
-    found: dict[str, list[TruthPoint]] = {name: [] for name in inputs}
-    if (folder / POINTS_DB).is_file():
-        for point in read_truth(folder / POINTS_DB, with_unbound=True):
-            found.setdefault(point.name, []).append(point)
+    return {name: [] for name in inputs} | _by_name(folder / POINTS_DB)
+
+
+def _by_name(path: Path) -> dict[str, list[TruthPoint]]:
+    """Return the points of a database by the name of the sheet, lowest first; none where it is not there."""
+    found: dict[str, list[TruthPoint]] = {}
+    for point in read_truth(path, with_unbound=True) if path.is_file() else []:
+        found.setdefault(point.name, []).append(point)
     return {name: sorted(own, key=lambda point: point.delta_e) for name, own in found.items()}
+
+
+def _relax(cfg: Config, points: Mapping[str, Sequence[TruthPoint]], work: Path, tools: Tools) -> dict[str, list[TruthPoint]]:
+    """Relax the sheets whose single points at all competing sites are still near zero; return name -> minima of DFT."""
+    if not cfg.loop.relax_steps:
+        return {}
+    lowest = {name: free_energy(own[0].delta_e, cfg.dataset.her_correction_ev) for name, own in points.items() if own}
+    inputs = {name: work / "inputs" / name / "dft.extxyz" for name, delta_g in lowest.items() if is_near(delta_g, cfg)}
+    if inputs:
+        tools.relax(cfg, inputs, work / "dft")
+    found = _by_name(work / "dft" / RELAXED_DB)
+    return {name: found[name] for name in inputs if name in found}
+
+
+def _no_hit(values: Sequence[SiteValue], cfg: Config) -> str:
+    """Return why a sheet near zero is no hit; empty where it is one."""
+    if not values or math.isnan(values[0].delta_g_dft_ev):
+        return "no DFT value at a competing site"
+    lowest = values[0]
+    how = "single points of DFT" if cfg.loop.relax_steps and math.isnan(lowest.delta_g_relaxed_ev) else "DFT"
+    if abs(lowest.delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev:
+        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}"
+    if how != "DFT":
+        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}, and no relaxation by DFT"
+    return ""
+
+
+def _lowest(values: Sequence[SiteValue], points: Sequence[TruthPoint], relaxed: Sequence[TruthPoint]) -> Atoms:
+    """Return the cell with H at the lowest site: the minimum of DFT, or the geometry of the single point."""
+    known = {point.site: point.atoms for point in (*points, *relaxed)}
+    return known[values[0].site]
 
 
 def _designs(
     cfg: Config,
     rows: Sequence[CandidateResult],
-    hits: Mapping[str, tuple[Path, Mapping[str, Any]]],
-    points: Mapping[str, Sequence[TruthPoint]],
+    hits: Mapping[str, Near],
+    values: Mapping[str, Sequence[SiteValue]],
+    minima: Mapping[str, Atoms],
     work: Path,
     coverage: CoverageTool,
-) -> tuple[list[Design], dict[str, str]]:
-    """Return the designs, nearest to ΔG_H = 0 first, and name -> reason of the hits that are none."""
-    settings, left_out = cfg.evaluation, {}
-    kept: dict[str, tuple[CandidateResult, list[SiteValue]]] = {}
-    for row in rows:
-        sites = site_values(work / "inputs" / row.id, points[row.id], cfg.dataset.her_correction_ev)
-        if not sites or math.isnan(sites[0].delta_g_dft_ev):
-            left_out[row.id] = "no DFT value at a competing site"
-        elif abs(sites[0].delta_g_dft_ev) > settings.hit_delta_g_ev:
-            left_out[row.id] = f"ΔG_H {sites[0].delta_g_dft_ev:+.2f} eV by DFT at {sites[0].site}"
-        else:
-            kept[row.id] = row, sites
-    asked = {}
-    for name in kept:
-        clean = read(work / "inputs" / name / "dft.extxyz", index=0)
-        asked[name] = (clean, points[name][0].atoms)
+) -> list[Design]:
+    """Return the designs, nearest to ΔG_H = 0 first."""
+    asked = {row.id: (read(work / "inputs" / row.id / "dft.extxyz", index=0), minima[row.id]) for row in rows}
     curves = coverage(cfg, asked) if asked else {}
     designs = []
-    for name, (row, sites) in kept.items():
-        against = arguments_against(row, sites, curves[name], settings)
-        if is_inside(points[name][0].atoms):
+    for row in rows:
+        sites = values[row.id]
+        against = arguments_against(row, sites, curves[row.id], cfg.evaluation)
+        if is_inside(minima[row.id]):
             against.insert(0, "H is inside the sheet, which it has to enter, and not on a face")
-        folder = f"{row.formula}_{name}"  # without brackets, for shells
-        designs.append(Design(folder, name, row, hits[name][1], sites, points[name][0].atoms, curves[name], against))
-    return sorted(designs, key=lambda design: (abs(design.delta_g_dft_ev), design.name)), left_out
+        folder = f"{row.formula}_{row.id}"  # without brackets, for shells
+        designs.append(Design(folder, row.id, row, hits[row.id].outcome, sites, minima[row.id], curves[row.id], against))
+    return sorted(designs, key=lambda design: (abs(design.delta_g_dft_ev), design.name))
 
 
-def site_values(folder: Path, points: Sequence[TruthPoint], her_correction_ev: float) -> list[SiteValue]:
+def site_values(
+    folder: Path, points: Sequence[TruthPoint], relaxed: Sequence[TruthPoint], her_correction_ev: float
+) -> list[SiteValue]:
     """Return the competing sites of a sheet, lowest by DFT first, those without a DFT value last.
 
     Args:
         folder: of its inputs.
-        points: its DFT points.
+        points: its single points of DFT.
+        relaxed: its minima of DFT.
         her_correction_ev: ΔG_H − ΔE_H.
     """
-    by_dft = {point.site: free_energy(point.delta_e, her_correction_ev) for point in points}
-    frames = read(folder / "dft.extxyz", index="1:")
+    single, minimum = ({point.site: free_energy(point.delta_e, her_correction_ev) for point in some} for some in (points, relaxed))
+    path = folder / "dft.extxyz"
+    frames = read(path, index="1:") if path.is_file() else []
     given = {str(frame.info["site"]): float(frame.info.get("delta_e_potential_ev", math.nan)) for frame in frames}
-    sites = [SiteValue(site, given.get(site, math.nan), by_dft.get(site, math.nan)) for site in {**given, **by_dft}]
+    sites = [
+        SiteValue(site, given.get(site, math.nan), single.get(site, math.nan), minimum.get(site, math.nan))
+        for site in {**given, **single}
+    ]
     return sorted(sites, key=lambda s: (math.isnan(s.delta_g_dft_ev), s.delta_g_dft_ev))
 
 
@@ -309,11 +401,13 @@ def _write(
     designs: Sequence[Design],
     left_out: Mapping[str, str],
     rounds: Mapping[str, Path],
+    values: Mapping[str, Sequence[SiteValue]],
+    relaxed: Mapping[str, Sequence[TruthPoint]],
     work: Path,
     target: Path,
 ) -> None:
     """Write the folder of designs as a whole."""
-    numbers = {name: read_sidecar(path, stage=STAGE)["metrics"] for name, path in rounds.items()}
+    numbers = {name: _numbers_of(path, values, cfg) for name, path in rounds.items()}
     numbers |= {"all": loop_report.total(list(numbers.values()))}
     with atomic_folder(target) as new:
         for design in designs:
@@ -321,6 +415,8 @@ def _write(
             shutil.copytree(work / "inputs" / design.round_name, folder)
             (folder / "finalist.json").unlink()
             write_json(folder / "energies.json", _energies(design, work))
+            if minima := relaxed.get(design.round_name):
+                _write_minima(folder / "relaxed.extxyz", minima)
             design_cards.draw_card(design, folder / "card.png")
         for name, path in rounds.items():
             (new / "rounds" / name).mkdir(parents=True)
@@ -343,13 +439,47 @@ def _write(
         )
 
 
+def _numbers_of(folder: Path, values: Mapping[str, Sequence[SiteValue]], cfg: Config) -> dict[str, Any]:
+    """Return the numbers of a round, with hits by the minima of DFT where there are any."""
+    numbers = read_sidecar(folder, stage=STAGE)["metrics"]
+    if not cfg.loop.relax_steps:
+        return numbers
+    return loop_report.with_hits(numbers, _sheets_of(folder), lambda sheet: _is_hit(sheet, values, cfg))
+
+
+def _is_hit(sheet: Mapping[str, Any], values: Mapping[str, Sequence[SiteValue]], cfg: Config) -> bool | None:
+    """Return whether a sheet of a round is a hit by DFT; None where DFT has no value."""
+    own = values.get(sheet["name"])
+    return sheet["hit"] if own is None and sheet["hit"] is None else own is not None and not _no_hit(own, cfg)
+
+
+def _write_minima(path: Path, minima: Sequence[TruthPoint]) -> None:
+    """Write the clean sheet and the sheet with H at every site as DFT relaxed them."""
+    from ase.io import write
+
+    frames = [minima[0].clean.copy(), *(point.atoms.copy() for point in minima)]
+    for frame, label in zip(frames, ("clean", *(point.site for point in minima)), strict=True):
+        frame.info = {"site": label}
+        frame.calc = None
+    write(path, frames, format="extxyz")
+
+
 def _energies(design: Design, work: Path) -> dict[str, Any]:
-    """Return the energies of DFT (eV) of the sheet and of every site, from the records of its calculations."""
+    """Return the energies of DFT (eV) of the sheet and of every site: single points from their records, and minima.
+
+    Those of the minima are under "relaxed", with the energy of the sheet without H, steps, the largest force (eV/Å) and the move
+    of H (Å).
+    """
     labels = {f"{design.round_name} {site.site}": site.site for site in design.sites} | {f"{design.round_name} clean": "clean"}
-    found = {}
+    found: dict[str, Any] = {}
     for path in (work / "dft").glob("*.json"):
         record = _read_json(path)
-        if record.get("label") in labels or record.get("label") == "H2":
+        if record.get("kind") == ENERGY and (record.get("label") in labels or record.get("label") == "H2"):
             name = labels.get(record["label"], "H2")
             found[name] = {key: record.get(key) for key in ("energy", "kpts", "spin", "natoms", "seconds")}
+    if (path := work / "dft" / RELAXED_DB).is_file():
+        keys = ("energy_dft", "energy_clean_dft", "dE_dft", "relax_steps", "fmax_dft", "h_move")
+        rows = list(connect(path).select(name=design.round_name, kind=COVERED))
+        if rows:
+            found["relaxed"] = {row.site: {key: row.get(key) for key in keys} for row in rows}
     return found

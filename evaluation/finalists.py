@@ -26,7 +26,8 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, relaxed_sites, write_dft_input
+from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, in_minima_of, relaxed_sites, write_dft_input
+from energetics.potentials import load_potential
 from energetics.relaxation import HydrogenRelaxation
 from evaluation.candidate import CandidateResult
 from evaluation.judging import Judges
@@ -51,6 +52,7 @@ def export_finalists(
     max_h_steps: int,
     most_sites: int = MAX_SITES,
     go_on: bool = False,
+    geometry: str = "",
 ) -> list[str]:
     """Write one folder per candidate, and remove the folders of earlier finalists.
 
@@ -62,6 +64,7 @@ def export_finalists(
         max_h_steps: most steps of a relaxation with H.
         most_sites: exported of a candidate, the best by the potential first.
         go_on: whether folders that are there already are finished parts of this export, and stay as they are.
+        geometry: potential to whose minima the atoms go on (``in_minima_of``); empty: they stay in those of the judges' potential.
 
     Returns:
         Ids of the exported candidates on which the potential keeps H at one site at least.
@@ -74,8 +77,8 @@ def export_finalists(
     there = {identifier for identifier in by_id if go_on and (folder / identifier / "finalist.json").is_file()}
     exported = [identifier for identifier in there if read_finalist(folder / identifier)["sites"]]
     sheets = {identifier: structures[identifier] for identifier in by_id if identifier not in there}
-    relaxations = run(partial(_relax, max_h_steps), sheets, None, where, in_order=True, if_lost=_lost)
-    for identifier, (clean, relaxed, potential, problem) in tqdm(
+    relaxations = run(partial(_relax, max_h_steps, most_sites, geometry), sheets, None, where, in_order=True, if_lost=_lost)
+    for identifier, (clean, sites, potential, problem) in tqdm(
         relaxations, desc="finalists", unit="candidate", total=len(sheets), disable=not sheets
     ):
         if problem:
@@ -83,7 +86,7 @@ def export_finalists(
             continue
         order = site_order(clean)
         clean = clean[order]
-        sites = [(label, _reordered(relaxation, order)) for label, relaxation in competing_sites(relaxed, most_sites)]
+        sites = [(label, _reordered(relaxation, order)) for label, relaxation in sites]
         with atomic_folder(folder / identifier) as target:
             _write_finalist(target, folder / identifier, by_id[identifier], structures[identifier], clean, sites, potential)
         if sites:
@@ -106,14 +109,19 @@ def read_finalist(folder: Path) -> dict[str, Any]:
         raise StageError(f"{relative_name(path)} cannot be read ({first_line(error)}): remove its folder") from error
 
 
-def _relax(max_h_steps: int, judges: Judges, sheet: Atoms) -> tuple[Atoms | None, list[tuple[str, HydrogenRelaxation]], str, str]:
-    """Relax H on a sheet: the clean supercell, the sites, the potential's name, and what went wrong."""
+def _relax(
+    max_h_steps: int, most_sites: int, geometry: str, judges: Judges, sheet: Atoms
+) -> tuple[Atoms | None, list[tuple[str, HydrogenRelaxation]], str, str]:
+    """Relax H on a sheet: the clean supercell, the competing sites, the potential's name, and what went wrong."""
     potential = judges.potential.potential
     try:
         clean, relaxed = relaxed_sites(sheet, potential, IMAGE_DISTANCE, max_steps=max_h_steps)
+        sites = competing_sites(relaxed, most_sites)
+        if geometry:
+            clean, sites = in_minima_of(load_potential(geometry), clean, sites)
     except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
         return None, [], potential.name, str(error)
-    return clean, relaxed, potential.name, ""
+    return clean, sites, potential.name, ""
 
 
 def _lost(_: Atoms) -> tuple[None, list, str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,9 +180,27 @@ def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         own = [found["sets"][drawn_as] for found in rounds if drawn_as in found["sets"]]
         if own:
             counts = {name: sum(numbers[name] for numbers in own) for name in ("asked", "computed", "no_site", "failed", "unbound")}
-            rates = {name: _joined_rate([numbers[name] for numbers in own]) for name in ("hit_dft", "hit")}
+            names = [name for name in ("hit_dft", "hit", "hit_single") if name in own[0]]
+            rates = {name: _joined_rate([numbers[name] for numbers in own]) for name in names}
             sets[drawn_as] = counts | rates | {"judge": _joined_error([numbers["judge"] for numbers in own])}
     return {"sets": sets, "judge": _joined_error([found["judge"] for found in rounds])}
+
+
+def with_hits(
+    numbers: Mapping[str, Any], sheets: Sequence[Mapping[str, Any]], is_hit: Callable[[Mapping[str, Any]], bool | None]
+) -> dict[str, Any]:
+    """Return the numbers of a round with hits counted anew; those by single points stay as ``hit_single``.
+
+    Args:
+        numbers: ``summary`` of the round.
+        sheets: its outcomes, as ``outcome_dicts`` returns them.
+        is_hit: whether a sheet is a hit; None where that is not known.
+    """
+    sets = {}
+    for drawn_as, found in numbers["sets"].items():
+        anew = rate(is_hit(sheet) for sheet in sheets if sheet["drawn_as"] == drawn_as)
+        sets[drawn_as] = {**found, "hit": anew, "hit_single": found["hit"]}
+    return {**numbers, "sets": sets}
 
 
 def _joined_rate(rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from typing import Any
 from ase import Atoms
 from ase.db import connect
 
+from energetics.dft_calculation import HESSIANS
+from energetics.dft_inputs import write_hessians
 from energetics.dft_points import STORED_ENERGIES, read_truth, store_energies, store_gaps
-from energetics.dft_rows import GIVEN, add_points, check_unmixed
+from energetics.dft_rows import GIVEN, RELAXED, add_points, check_unmixed
 from evaluation.candidate import CandidateResult
 from evaluation.vasp_points import VASP, read_calculations, summary_of_missing, write_calculations
 from pipeline.errors import StageError
@@ -32,6 +34,8 @@ log = logging.getLogger("her2d")
 VERIFY_DFT = Path(__file__).resolve().parent.parent / "scripts" / "verify_dft.py"
 UNGUIDED = ("generation.guidance_scale=0", "generation.cfg_scale=0")
 POINTS_DB = "h_on_2d_dft.db"
+RELAXED_DB = "h_on_2d_relaxed.db"
+RELAX_WITHIN_EV = 0.15  # sites that single points put farther above the lowest one are not relaxed
 Judged = tuple[list[CandidateResult], dict[str, Atoms]]  # rows, and id -> relaxed sheet
 
 
@@ -41,7 +45,8 @@ class Tools:
 
     generate(config_path, folder, number, guided): writes CIFs to a folder. judge(cfg, cif_dir, output_dir, label) -> Judged.
     prepare(cfg, rows, structures, folder): relaxes H, and writes FOLDER/ID/dft.extxyz. compute(cfg, inputs, folder): computes the
-    points of inputs, id -> file, into FOLDER/h_on_2d_dft.db. complete(cfg, path): adds to a database of points what the judges
+    points of inputs, id -> file, into FOLDER/h_on_2d_dft.db. relax(cfg, inputs, folder): relaxes them by DFT at the sites near the
+    lowest, into FOLDER/h_on_2d_relaxed.db. complete(cfg, path): adds to a database of points what the judges
     need of them. refit(cfg, checkpoint, folder): fits the correction of DimeNet++ to ``dimenet.dft_path`` anew, into
     FOLDER/dimenet.pth.
     """
@@ -50,6 +55,7 @@ class Tools:
     judge: Callable[..., Judged]
     prepare: Callable[..., None]
     compute: Callable[..., None]
+    relax: Callable[..., None]
     complete: Callable[..., None]
     refit: Callable[..., None]
 
@@ -88,7 +94,8 @@ def prepare(cfg: Config, rows: Sequence[CandidateResult], structures: Mapping[st
     steps = cfg.evaluation.max_h_steps + cfg.evaluation.more_h_steps
     load = partial(_potential_alone, load_stability_judge, Judges, cfg)
     with start_workers(cfg.run, cfg.evaluation.workers, load) as workers:
-        export_finalists(rows, dict(structures), workers, folder, steps, cfg.loop.max_sites, go_on=True)
+        geometry = cfg.evaluation.dft_geometry
+        export_finalists(rows, dict(structures), workers, folder, steps, cfg.loop.max_sites, go_on=True, geometry=geometry)
 
 
 def _potential_alone(load: Callable[[Config], Any], judges: Callable[..., Any], cfg: Config) -> Any:
@@ -113,12 +120,40 @@ def compute(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
         _compute_by_processes(cfg, inputs, folder)
 
 
-def _compute_by_processes(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+def relax(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+    """Relax sheets by DFT, with H and without, by what ``loop.dft`` names.
+
+    Args:
+        cfg: sections ``loop`` and ``evaluation``.
+        inputs: name of a sheet -> its file for DFT, whose single points are computed.
+        folder: of the single calculations and of the database of the minima.
+
+    Raises:
+        StageError: the calculator is not there, or VASP has not computed everything yet.
+    """
+    if cfg.loop.dft == VASP:
+        _compute_by_vasp(cfg, inputs, folder, cfg.loop.relax_steps)
+        return
+    from energetics.potential_loading import load_stability_judge
+    from energetics.potentials import load_potential
+
+    geometry = cfg.evaluation.dft_geometry
+    potential = load_potential(geometry) if geometry else load_stability_judge(cfg).potential
+    for path in inputs.values():
+        if not path.with_name(f"{path.stem}{HESSIANS}").is_file():
+            write_hessians(path, potential)
+    options = ["--relax-steps", str(cfg.loop.relax_steps), "--relax-within", str(RELAX_WITHIN_EV)]
+    _compute_by_processes(cfg, inputs, folder, RELAXED_DB, options)
+
+
+def _compute_by_processes(
+    cfg: Config, inputs: Mapping[str, Path], folder: Path, database: str = POINTS_DB, options: Sequence[str] = ()
+) -> None:
     """Run ``verify_dft.py``; where in several processes that share the work, then once more to collect."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = cfg.loop
     command = [settings.dft_python or sys.executable, str(VERIFY_DFT), *map(str, inputs.values()), "--work-dir", str(folder)]
-    command += ["--database", str(folder / POINTS_DB), "--calculator", settings.dft]
+    command += ["--database", str(folder / database), "--calculator", settings.dft, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log.info("DFT on %d sheets in %d processes; their output is in %s", len(inputs), settings.dft_processes, relative_name(folder))
     if settings.dft_processes > 1:
@@ -152,13 +187,13 @@ def _run_together(command: Sequence[str], logs: Sequence[Path], environment: Map
             raise StageError(f"verify_dft.py ended with exit code {code}: {said}")
 
 
-def _compute_by_vasp(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
+def _compute_by_vasp(cfg: Config, inputs: Mapping[str, Path], folder: Path, relax_steps: int = 0) -> None:
     """Write VASP's inputs, or read its results where all are there."""
-    exported = folder / VASP
-    names = write_calculations(inputs, exported)
-    round_name = folder.parent.name
+    exported = folder / (f"{VASP}_relaxed" if relax_steps else VASP)
+    names = write_calculations(inputs, exported, relax_steps)
+    round_name = f"{folder.parent.name}_relaxed" if relax_steps else folder.parent.name
     results = Path(cfg.loop.vasp_results) / round_name if cfg.loop.vasp_results else exported
-    found = read_calculations(inputs, results)
+    found = read_calculations(inputs, results, relaxed=relax_steps > 0)
     if found.missing:
         raise StageError(
             f"{len(found.missing)} of {len(names)} VASP calculations of {round_name} have no result "
@@ -170,7 +205,8 @@ def _compute_by_vasp(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> N
         log.warning("%s: no DFT value: %s", name, reason)
     if "H2" in found.failed:
         raise StageError(f"the reference molecule has no energy: {found.failed['H2']}")
-    add_points(folder / POINTS_DB, found.systems, GIVEN, VASP)
+    database, geometry = (RELAXED_DB, RELAXED) if relax_steps else (POINTS_DB, GIVEN)
+    add_points(folder / database, found.systems, geometry, VASP)
 
 
 def complete(cfg: Config, path: Path) -> None:
@@ -232,4 +268,4 @@ def refit(cfg: Config, checkpoint: Path, folder: Path) -> None:
         train_stage(dataclasses.replace(cfg, dimenet=settings))
 
 
-REAL = Tools(generate, judge, prepare, compute, complete, refit)
+REAL = Tools(generate, judge, prepare, compute, relax, complete, refit)

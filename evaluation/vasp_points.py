@@ -3,9 +3,9 @@
     FOLDER/NAME/clean, FOLDER/NAME/H_SITE, FOLDER/H2      POSCAR, INCAR, KPOINTS, POTCAR.spec
 
 The settings are those of finalists (``finalists.write_vasp``, pymatgen's MPRelaxSet without Hubbard corrections), without steps of
-the ions: PBE single points at the potential's geometries, as ``verify_dft.py`` computes them. POTCAR.spec names the potentials,
-which need a licence. A result is a vasprun.xml or an OUTCAR, compressed or not, in the folder of its inputs or in one of the same
-name elsewhere.
+the ions: PBE single points at the potential's geometries, as ``verify_dft.py`` computes them; or, for designs, with some steps of
+the ions in a fixed cell. POTCAR.spec names the potentials, which need a licence. A result is a vasprun.xml or an OUTCAR, compressed
+or not, in the folder of its inputs or in one of the same name elsewhere.
 """
 
 from __future__ import annotations
@@ -66,22 +66,24 @@ def frames_of(path: Path) -> dict[str, Atoms]:
     return found
 
 
-def write_calculations(inputs: Mapping[str, Path], folder: Path) -> list[str]:
+def write_calculations(inputs: Mapping[str, Path], folder: Path, relax_steps: int = 0) -> list[str]:
     """Write the inputs of all calculations; those that are there stay.
 
     Args:
         inputs: name of a sheet -> its file for DFT.
         folder: where they go.
+        relax_steps: of the ions, at most; 0: single points.
 
     Returns:
         Names of the calculations, below ``folder``.
     """
     names = [MOLECULE]
     _write(folder / MOLECULE, hydrogen_molecule(), STATIC | FREE_OF_DIPOLE)
+    settings = {"NSW": relax_steps, "EDIFF": STATIC["EDIFF"]} if relax_steps else STATIC
     for name, path in inputs.items():
         for label, atoms in frames_of(path).items():
             names.append(f"{name}/{label}")
-            _write(folder / name / label, atoms, STATIC)
+            _write(folder / name / label, atoms, settings)
     return names
 
 
@@ -94,12 +96,13 @@ def _write(folder: Path, atoms: Atoms, settings: dict[str, Any]) -> None:
             write_vasp(new, AseAtomsAdaptor.get_structure(periodic), settings)
 
 
-def read_calculations(inputs: Mapping[str, Path], folder: Path) -> ReadBack:
+def read_calculations(inputs: Mapping[str, Path], folder: Path, relaxed: bool = False) -> ReadBack:
     """Read the results of all calculations.
 
     Args:
         inputs: name of a sheet -> its file for DFT.
         folder: with a folder for every calculation, as ``write_calculations`` names them.
+        relaxed: whether the atoms have moved; the results then are of their last places.
 
     Returns:
         The sheets whose own energy and at least one site are there, what is missing, and what failed.
@@ -107,44 +110,46 @@ def read_calculations(inputs: Mapping[str, Path], folder: Path) -> ReadBack:
     missing: list[str] = []
     failed: dict[str, str] = {}
 
-    def energy(name: str, atoms: Atoms) -> float | None:
+    def result(name: str, atoms: Atoms, may_move: bool) -> tuple[float, Atoms] | None:
         path = next((folder / name / file for file in RESULTS if (folder / name / file).is_file()), None)
         if path is None:
             missing.append(name)
             return None
         try:
-            return read_energy(path, atoms)
+            return read_result(path, atoms, may_move)
         except NoResult as error:
             failed[name] = str(error)
             return None
 
-    molecule = energy(MOLECULE, hydrogen_molecule())
+    molecule = result(MOLECULE, hydrogen_molecule(), False)
     systems = []
     for name, path in inputs.items():
         frames = frames_of(path)
-        energies = {label: energy(f"{name}/{label}", atoms) for label, atoms in frames.items()}
-        if molecule is not None and energies["clean"] is not None:
-            systems.append(_points(name, frames, energies, molecule))
+        ends = {label: result(f"{name}/{label}", atoms, relaxed) for label, atoms in frames.items()}
+        if molecule is not None and ends["clean"] is not None:
+            systems.append(_points(name, frames, ends, molecule[0]))
     return ReadBack([system for system in systems if system.sites], missing, failed)
 
 
-def _points(name: str, frames: Mapping[str, Atoms], energies: Mapping[str, float | None], molecule: float) -> SheetPoints:
-    """Return a sheet and its finished sites as rows hold them."""
-    clean = boxed(frames["clean"])
+def _points(name: str, frames: Mapping[str, Atoms], ends: Mapping[str, tuple[float, Atoms] | None], molecule: float) -> SheetPoints:
+    """Return a sheet and its finished sites as rows hold them. ends: energy and atoms of every frame."""
+    sheet_energy, sheet = ends["clean"]
+    clean = boxed(sheet)
     sites = []
     for label, atoms in frames.items():
-        if label != "clean" and (found := energies[label]) is not None:
-            delta_e = adsorption_energy(found, energies["clean"], molecule)
-            sites.append(SitePoint(label.removeprefix("H_"), boxed(atoms), found, delta_e, potential_values(atoms.info)))
-    return SheetPoints(name, clean, energies["clean"], kpoints(clean), True, sites)  # MPRelaxSet always polarises the spin
+        if label != "clean" and (found := ends[label]) is not None:
+            delta_e = adsorption_energy(found[0], sheet_energy, molecule)
+            sites.append(SitePoint(label.removeprefix("H_"), boxed(found[1]), found[0], delta_e, potential_values(atoms.info)))
+    return SheetPoints(name, clean, sheet_energy, kpoints(clean), True, sites)  # MPRelaxSet always polarises the spin
 
 
-def read_energy(path: Path, atoms: Atoms) -> float:
-    """Read the total energy, extrapolated to zero smearing, of a vasprun.xml or OUTCAR, eV.
+def read_result(path: Path, atoms: Atoms, may_move: bool = False) -> tuple[float, Atoms]:
+    """Read the total energy, extrapolated to zero smearing, of a vasprun.xml or OUTCAR, eV, and the atoms that it is of.
 
     Args:
         path: the file.
         atoms: of the inputs, in their order.
+        may_move: whether the atoms were relaxed.
 
     Raises:
         NoResult: it cannot be read, is of other atoms, or its electrons have not converged.
@@ -157,7 +162,7 @@ def read_energy(path: Path, atoms: Atoms) -> float:
     if found.get_chemical_symbols() != atoms.get_chemical_symbols():
         raise NoResult(f"{relative_name(path)} is of {found.symbols}, not of {atoms.symbols}")
     _, moved = find_mic(found.positions - atoms.positions, atoms.cell, pbc=True)
-    if moved.max() > SAME_PLACE:
+    if moved.max() > SAME_PLACE and not may_move:
         raise NoResult(
             f"{relative_name(path)}: an atom is {moved.max():.2f} Å from its place in the inputs; single points are needed"
         )
@@ -165,7 +170,10 @@ def read_energy(path: Path, atoms: Atoms) -> float:
         raise NoResult(f"{relative_name(path)}: the energy is not finite")
     if not _is_converged(path):
         raise NoResult(f"{relative_name(path)}: the electrons have not converged")
-    return energy
+    moved_atoms = atoms.copy()
+    if may_move:
+        moved_atoms.positions = found.positions
+    return energy, moved_atoms
 
 
 def _is_converged(path: Path) -> bool:

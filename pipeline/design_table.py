@@ -18,6 +18,7 @@ def designs(content: Mapping[str, Any]) -> str:
                 row["reduced_formula"],
                 row["layer_group_relaxed"],
                 f"{design['delta_g_dft_ev']:+.2f}",
+                formatted(sites[0].get("delta_g_single_ev"), "+.2f"),
                 f"{sites[0]['site']} ({sum(site['delta_g_dft_ev'] is not None for site in sites)} of {len(sites)})",
                 f"{formatted(before['delta_g_ev'], '+.2f')} ± {formatted(before['delta_g_std_ev'])}",
                 f"{formatted(row['e_above_hull_ev'])} ± {formatted(row['e_above_hull_std_ev'])}",
@@ -26,8 +27,8 @@ def designs(content: Mapping[str, Any]) -> str:
                 f"[{design['name']}](../results/designs/{design['name']}/card.png)",
             ]
         )
-    head = ["sheet", "layer group", "ΔG_H, DFT (eV)", "lowest site (computed)", "judge before (eV)", "E_hull (eV/atom)"]
-    return table([*head, "in water", "P_synth", "card"], body)
+    head = ["sheet", "layer group", "ΔG_H, DFT (eV)", "its single point (eV)", "lowest site (computed)", "judge before (eV)"]
+    return table([*head, "E_hull (eV/atom)", "in water", "P_synth", "card"], body)
 
 
 def rounds(content: Mapping[str, Any]) -> str:
@@ -42,14 +43,16 @@ def rounds(content: Mapping[str, Any]) -> str:
                     drawn_as,
                     f"{numbers['computed']} of {numbers['asked']}",
                     _rate(numbers["hit_dft"]),
-                    _rate(numbers["hit"]),
+                    _rate(numbers.get("hit_single", numbers["hit"])),
+                    _rate(numbers["hit"]) if "hit_single" in numbers else "–",
                     formatted(error["mae_ev"]),
                     formatted(error["bias_ev"], "+.2f"),
                     formatted(error["within_1_sigma"], ".0%"),
                     f"{formatted(error['mae_near_zero_ev'])} (n {error['n_near_zero']})",
                 ]
             )
-    head = ["round", "sheets", "computed", "in the window by DFT", "hits", "judge's MAE (eV)", "bias (eV)", "within 1σ"]
+    head = ["round", "sheets", "computed", "in the window by single points", "hits by single points", "hits, relaxed by DFT"]
+    head += ["judge's MAE (eV)", "bias (eV)", "within 1σ"]
     return table([*head, "MAE, ΔG_H within 0.5 eV"], body)
 
 

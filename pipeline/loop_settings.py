@@ -45,3 +45,9 @@ class LoopConfig:
     )
     designs_dir: str = setting("${run.output_dir}/designs", "scripts.deliver_designs: where the designs go", path=True)
     design_sites: int = setting(4, "scripts.deliver_designs: H sites of a design that DFT computes at most, within 0.25 eV", low=1)
+    relax_below_ev: float = setting(
+        0.35, "scripts.deliver_designs: DFT relaxes sheets whose ΔG_H by single points is at most this, and no deep binding", low=0
+    )
+    relax_steps: int = setting(
+        8, "scripts.deliver_designs: steps of these relaxations at most; 0: designs go by single points", low=0
+    )

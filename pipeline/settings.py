@@ -332,6 +332,9 @@ class EvaluationConfig:
     second_potential: str = setting(
         "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
     )
+    dft_geometry: str = setting(
+        "sevennet-mf-0", "potential in whose minima DFT is asked; empty: the stability judge", choices=("", *POTENTIALS[:3])
+    )
     band_gap: str = setting(
         "gfn2-xtb", "band gap that sharpens the DFT corrections too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
     )

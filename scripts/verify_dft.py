@@ -15,9 +15,10 @@ STRUCTURE  an extxyz file (or a folder of them): the clean sheet first, then the
 
 ΔE_H = E(sheet+H) − E(sheet) − ½E(H2), all PBE with plane waves and one setting for all three (``energetics/dft_calculation.py``;
 values with different settings must not be mixed). Without further options the energies are single points at the geometries given.
-With --relax-steps N, H and the atoms that it is bonded to take up to N steps of BFGS by DFT, the same atoms of the clean sheet too
-(``energetics/dft_relaxation.py``). Such points go to a database of their own. --zero-point adds ΔZPE of H, and ΔG_H with it; --gap
-the band gap of the clean sheet at the k-points of its cell.
+With --relax-steps N, all atoms take up to N steps of BFGS by DFT in the fixed cell, those of the clean sheet too
+(``energetics/dft_relaxation.py``), from the Hessians of NAME_hessians.npz beside NAME.extxyz where it is there. With
+--relax-within E only sites are relaxed whose single point is at most E above the lowest of the sheet. Such points go to a database
+of their own. --zero-point adds ΔZPE of H, and ΔG_H with it; --gap the band gap of the clean sheet at the k-points of its cell.
 
 Every single calculation is one file in the work folder, those of a relaxation too; a run that is killed goes on where it stopped,
 and several processes may share one folder (start one per core, each with OMP_NUM_THREADS=1). The database is written anew from all
@@ -27,8 +28,10 @@ finished calculations at the end of each process.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,7 @@ from energetics.dft_calculation import (
     ENERGY,
     FORCES,
     GPAW,
+    HESSIANS,
     InputError,
     Task,
     WorkFolder,
@@ -60,7 +64,6 @@ from energetics.dft_relaxation import (
     Relaxed,
     ZeroPoint,
     band_gap,
-    bonded_to_hydrogen,
     check_same_order,
     finished,
     move_of_hydrogen,
@@ -81,22 +84,28 @@ WAIT_SECONDS = 5.0  # between looks at the reference molecule that another proce
 class System:
     """A sheet and its sites, read and put into the cells of the calculation.
 
-    sheet: as given. clean: its task. sites: label -> (sheet with H as given, its task).
+    sheet: as given. clean: its task. sites: label -> (sheet with H as given, its task). hessians: "clean" or label -> Hessian of a
+    potential, eV/Å².
     """
 
     name: str
     sheet: Atoms
     clean: Task
     sites: dict[str, tuple[Atoms, Task]]
+    hessians: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of every site: steps of a relaxation (0: single points), ΔZPE of H, band gap of the sheet."""
+    """What is asked of every site: steps of a relaxation (0: single points), ΔZPE of H, band gap of the sheet.
+
+    relax_within: eV; sites whose single point is farther above the lowest of the sheet are not relaxed.
+    """
 
     relax_steps: int = 0
     zero_point: bool = False
     gap: bool = False
+    relax_within: float = math.inf
 
     @property
     def geometry(self) -> str:
@@ -162,7 +171,19 @@ def system_of(path: Path) -> System:
     name, sheet, sites = read_system(path)
     kpts, polarised = kpoints(sheet), is_polarised(sheet)
     tasks = {label: (atoms, Task(boxed(atoms), kpts, polarised)) for label, atoms in sites.items()}
-    return System(name, sheet, Task(boxed(sheet), kpts, polarised), tasks)
+    return System(name, sheet, Task(boxed(sheet), kpts, polarised), tasks, read_hessians(path))
+
+
+def read_hessians(path: Path) -> dict[str, np.ndarray]:
+    """Return the Hessians beside an input, by label; none where there is no file. Raises InputError."""
+    file = path.with_name(f"{path.stem}{HESSIANS}")
+    if not file.is_file():
+        return {}
+    try:
+        with np.load(file) as found:
+            return {label: found[label] for label in found.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: cannot be read ({str(error)[:100]}): remove it, the relaxation does without") from error
 
 
 def outcome_of(system: System, site: str, wanted: Wanted, ask: Ask) -> Outcome:
@@ -184,10 +205,9 @@ def outcome_of(system: System, site: str, wanted: Wanted, ask: Ask) -> Outcome:
     h2 = finished(ask("H2", reference(wanted)))["energy"]
     if wanted.relax_steps:
         check_same_order(label, system.clean.atoms, task.atoms)
-        bonded = bonded_to_hydrogen(task.atoms)
         clean, end = all_of(
-            lambda: relax(system.clean, bonded, wanted.relax_steps, ask, clean_label),
-            lambda: relax(task, [*bonded, len(task.atoms) - 1], wanted.relax_steps, ask, label),
+            lambda: relax(system.clean, wanted.relax_steps, ask, clean_label, system.hessians.get("clean")),
+            lambda: relax(task, wanted.relax_steps, ask, label, system.hessians.get(site)),
         )
     else:
         clean, end = all_of(lambda: as_given(system.clean, ask, clean_label), lambda: as_given(task, ask, label))
@@ -196,6 +216,23 @@ def outcome_of(system: System, site: str, wanted: Wanted, ask: Ask) -> Outcome:
     delta_e = adsorption_energy(end.energy, clean.energy, h2)
     move = move_of_hydrogen(task.atoms, end.atoms) if wanted.relax_steps else None
     return Outcome(system.name, site, given, end, clean.energy, delta_e, move, vibrations, gap)
+
+
+def sites_of(system: System, wanted: Wanted, ask: Ask) -> list[str]:
+    """Return the sites that are asked for: all, or for a relaxation those near the lowest by their single points.
+
+    Raises:
+        NotFinished: one of these has no result yet.
+    """
+    if not wanted.relax_steps or math.isinf(wanted.relax_within):
+        return list(system.sites)
+    energies = {}
+    for site, (_, task) in system.sites.items():
+        if (found := ask(f"{system.name} {site}", task)) is None:
+            raise NotFinished
+        if found.get("error") is None:
+            energies[site] = float(found["energy"])
+    return [site for site, energy in energies.items() if energy - min(energies.values()) <= wanted.relax_within]
 
 
 def as_given(task: Task, ask: Ask, label: str) -> Relaxed:
@@ -221,12 +258,20 @@ def reference(wanted: Wanted) -> Task:
     return Task(hydrogen_molecule(), None, False, FORCES if wanted.relax_steps else ENERGY)
 
 
+def known_sites(system: System, wanted: Wanted, folder: WorkFolder) -> list[str]:
+    """Return the sites that are asked for; all of the sheet where that cannot be told yet."""
+    try:
+        return sites_of(system, wanted, folder.result)
+    except NotFinished:
+        return list(system.sites)
+
+
 def collect(systems: list[System], wanted: Wanted, folder: WorkFolder) -> list[tuple[System, list[Outcome]]]:
     """Return the finished sites of every sheet, from the work folder alone."""
     found = []
     for system in systems:
         outcomes = []
-        for site in system.sites:
+        for site in known_sites(system, wanted, folder):
             try:
                 outcomes.append(outcome_of(system, site, wanted, folder.result))
             except (NotFinished, CalculationFailed, InputError):  # said where it was computed
@@ -289,7 +334,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--database", type=Path, help=f"ASE database to add to (default: WORK_DIR/{DATABASES[GIVEN]}, or {DATABASES[RELAXED]})"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new calculation after this time")
-    parser.add_argument("--relax-steps", type=int, default=0, metavar="N", help="relax H and its neighbours; 0: single points")
+    parser.add_argument("--relax-steps", type=int, default=0, metavar="N", help="relax all atoms; 0: single points")
+    parser.add_argument("--relax-within", type=float, default=math.inf, metavar="EV", help="relax only sites near the lowest (eV)")
     parser.add_argument("--zero-point", action="store_true", help="ΔZPE of H and ΔG_H with it; needs --relax-steps")
     parser.add_argument("--gap", action="store_true", help="band gap of the clean sheet")
     parser.add_argument("--calculator", default=GPAW, help="gpaw, or MODULE:FUNCTION that returns an ASE calculator")
@@ -329,7 +375,11 @@ def compute(systems: list[System], wanted: Wanted, folder: WorkFolder) -> str:
     if h2["energy"] is None:
         return str(h2["error"])
     for system in systems:
-        for site in system.sites:
+        try:
+            sites = sites_of(system, wanted, folder.compute)
+        except NotFinished:
+            continue
+        for site in sites:
             try:
                 outcome_of(system, site, wanted, folder.compute)
             except NotFinished:
@@ -344,7 +394,7 @@ def compute(systems: list[System], wanted: Wanted, folder: WorkFolder) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run every unfinished calculation; return 0 when all have succeeded, 1 when some failed, 2 for input that cannot be used."""
     options = read_options(arguments)
-    wanted = Wanted(options.relax_steps, options.zero_point, options.gap)
+    wanted = Wanted(options.relax_steps, options.zero_point, options.gap, options.relax_within)
     database = options.database or options.work_dir / DATABASES[wanted.geometry]
     systems = read_systems(options.structures)
     if not systems:
@@ -356,8 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
     except StageError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    total = sum(len(system.sites) for system in systems)
-    print(f"{method.about}, {len(systems)} sheets, {total} sites", flush=True)
+    print(f"{method.about}, {len(systems)} sheets, {sum(len(system.sites) for system in systems)} sites", flush=True)
     folder = WorkFolder(options.work_dir, method, time.time() + 60 * options.minutes)
     if problem := compute(systems, wanted, folder):
         print(f"{PROGRAM}: the reference molecule: {problem}", file=sys.stderr)
@@ -366,6 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_points(database, [points_of(s, o, wanted) for s, o in found if o], wanted.geometry, method.name)
     print_table(found, wanted)
     done = sum(len(outcomes) for _, outcomes in found)
+    total = sum(len(known_sites(system, wanted, folder)) for system in systems)
     print(f"{done} of {total} sites done; {database}")
     return 0 if done == total else 1
 

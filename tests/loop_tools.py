@@ -17,7 +17,7 @@ from crystals.prototypes import honeycomb
 from energetics.dft_inputs import write_dft_input
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import hit_probability
-from evaluation.loop_tools import POINTS_DB, Tools
+from evaluation.loop_tools import POINTS_DB, RELAXED_DB, Tools
 from pipeline.files import atomic_folder, write_json
 from pipeline.loading import load_config
 from pipeline.settings import Config, EvaluationConfig
@@ -50,6 +50,7 @@ def configuration(folder: Path, *overrides: str) -> Config:
         f"evaluation.random_cif_dir={folder}/decorations",
         "loop.rounds=2", "loop.candidates=10", "loop.control_candidates=6", "loop.batch=4", "loop.controls=2",
         "loop.random_controls=1", "loop.max_dft_atoms=60", "loop.dft=dft_calculators:emt", "loop.neighbours=0",
+        "loop.relax_steps=0",
     ]  # fmt: skip
     return load_config(None, [*given, *overrides])
 
@@ -104,6 +105,12 @@ def compute(cfg: Any, inputs: dict[str, Path], folder: Path) -> None:
     assert verify_dft.main([*arguments, "--calculator", "dft_calculators:emt"]) == 0
 
 
+def relax(cfg: Any, inputs: dict[str, Path], folder: Path) -> None:
+    arguments = [*map(str, inputs.values()), "--work-dir", str(folder), "--database", str(folder / RELAXED_DB)]
+    arguments += ["--calculator", "dft_calculators:emt", "--relax-steps", str(cfg.loop.relax_steps)]
+    assert verify_dft.main(arguments) == 0
+
+
 def complete(cfg: Any, path: Path) -> None:
     assert path.is_file()
 
@@ -113,7 +120,7 @@ def refit(cfg: Any, checkpoint: Path, folder: Path) -> None:
         shutil.copyfile(checkpoint, new / "dimenet.pth")
 
 
-QUICK = Tools(generate, judge, prepare, compute, complete, refit)
+QUICK = Tools(generate, judge, prepare, compute, relax, complete, refit)
 
 
 class Stopping:

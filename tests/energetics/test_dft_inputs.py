@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
 from crystals.prototypes import honeycomb, mxene
@@ -72,3 +73,55 @@ def test_verify_dft_reads_what_is_written(on_graphene, tmp_path):
     np.testing.assert_allclose(sheet.positions, clean.positions, atol=1e-6)
     first = next(iter(sites.values()))
     assert first.info["delta_e_potential_ev"] == pytest.approx(found[0][1].delta_e, abs=1e-3)
+
+
+class Wells(Calculator):
+    """H in a harmonic well about a place; the other atoms feel nothing."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, place, stiffness=4.0):
+        super().__init__()
+        self.place, self.stiffness = np.array(place), stiffness
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        forces = np.zeros((len(self.atoms), 3))
+        energy = 0.0
+        if self.atoms.symbols[-1] == "H":
+            away = self.atoms.positions[-1] - self.place
+            energy, forces[-1] = 0.5 * self.stiffness * float(away @ away), -self.stiffness * away
+        self.results = {"energy": energy, "forces": forces}
+
+
+def test_sites_that_fall_into_one_minimum_of_the_other_potential_are_one(on_graphene):
+    clean, _ = on_graphene
+    place = clean.positions[0] + [0, 0, 1.2]
+    sites = []
+    for k, shift in enumerate(([0.1, 0, 0], [0, 0.1, 0.1])):
+        atoms = clean.copy()
+        atoms.append("H")
+        atoms.positions[-1] = place + shift
+        sites.append((f"site{k}", relaxation(0.1 * k, atoms)))
+    before = [site.atoms.positions.copy() for _, site in sites]
+    sheet, found = dft_inputs.in_minima_of(Potential("wells", {}, Wells(place)), clean, sites)
+    assert [label for label, _ in found] == ["topC"] and found[0][1].delta_e == 0.0
+    np.testing.assert_allclose(found[0][1].atoms.positions[-1], place, atol=dft_inputs.MINIMUM_FMAX / 4.0)
+    np.testing.assert_array_equal(sheet.positions, clean.positions)
+    for (_, site), positions in zip(sites, before, strict=True):
+        np.testing.assert_array_equal(site.atoms.positions, positions)
+    away = Potential("wells", {}, Wells(place + [0, 0, 4.0]))
+    assert dft_inputs.in_minima_of(away, clean, sites)[1] == [], "H leaves"
+
+
+def test_the_hessian_is_that_of_springs_and_verify_dft_reads_it(on_graphene, tmp_path):
+    clean, found = on_graphene
+    potential = Potential("wells", {}, Wells([0, 0, 9.0], stiffness=7.0))
+    path = tmp_path / "dft.extxyz"
+    dft_inputs.write_dft_input(path, "x", clean, found[:1], "wells")
+    dft_inputs.write_hessians(path, potential)
+    hessians = verify_dft.read_hessians(path)
+    assert set(hessians) == {"clean", found[0][0]} and not hessians["clean"].any()
+    expected = np.zeros((27, 27))
+    expected[24:, 24:] = 7.0 * np.eye(3)
+    np.testing.assert_allclose(hessians[found[0][0]], expected, atol=1e-4)

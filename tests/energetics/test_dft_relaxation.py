@@ -13,14 +13,13 @@ from ase.build import fcc111
 from ase.db import connect
 from ase.io import write
 
-import geo_utils
 from energetics import adsorption_energy, dft_points, dft_relaxation
 from energetics.dft_calculation import FORCES, GAP, InputError, Task, WorkFolder, load_method
 from energetics.dft_relaxation import (
     CalculationFailed,
     NotFinished,
     band_gap,
-    bonded_to_hydrogen,
+    first_hessian,
     move_of_hydrogen,
     relax,
     vibrational_energies,
@@ -71,21 +70,60 @@ def run(tmp_path, frames, *options, name="springs", work="dft"):
     return verify_dft.main([str(path), "--work-dir", str(tmp_path / work), "--calculator", f"dft_calculators:{name}", *options])
 
 
-def test_h_goes_to_the_minimum_of_its_spring_and_the_far_atom_stays(tmp_path):
+def test_h_and_the_atom_below_it_share_the_way_to_the_minimum(tmp_path):
     task = spring_task()
-    free = [*bonded_to_hydrogen(task.atoms), 2]
-    assert free == [0, 2]
-    end = relax(task, free, 200, folder(tmp_path, "springs").compute, "x")
+    end = relax(task, 200, folder(tmp_path, "springs").compute, "x")
     away = end.atoms.positions[2] - end.atoms.positions[0]
     np.testing.assert_allclose(away, [0, 0, dft_calculators.HEIGHT], atol=0.05 / 3.0)  # fmax over the softest spring
-    np.testing.assert_array_equal(end.atoms.positions[1], task.atoms.positions[1])
+    np.testing.assert_allclose(end.atoms.positions[1], task.atoms.positions[1], atol=1e-12)  # no force acts on it
     assert end.fmax < 0.05 and end.energy == pytest.approx(dft_calculators.BINDING, abs=1e-3)
     moved = end.atoms.positions[2] - task.atoms.positions[2]
     assert move_of_hydrogen(task.atoms, end.atoms) == pytest.approx(np.linalg.norm(moved))
 
 
-def test_bonds_of_h_are_those_of_every_sheet():
-    assert dft_relaxation.BOND_SCALE == geo_utils.BOND_SCALE
+def hessian_of_springs(stiffness):
+    """Second derivatives of the springs between atoms 0 and 2."""
+    found = np.zeros((9, 9))
+    for i in (0, 2):
+        for j in (0, 2):
+            found[3 * i : 3 * i + 3, 3 * j : 3 * j + 3] = stiffness * (1 if i == j else -1)
+    return found
+
+
+def test_a_known_hessian_needs_fewer_steps(tmp_path):
+    ask = folder(tmp_path, "springs").compute
+    with_it = relax(spring_task(), 200, ask, "x", hessian_of_springs(dft_calculators.STIFFNESS))
+    without = relax(spring_task(), 200, ask, "x")
+    assert with_it.steps == 1 < without.steps
+    assert with_it.energy == pytest.approx(without.energy, abs=1e-3)
+
+
+def test_steps_are_short_where_the_known_hessian_is_soft_or_unstable():
+    soft = np.diag([-30.0, 0.001, 5.0, 20.0, 20.0, 20.0])
+    found = first_hessian(Atoms("HPt", [[0, 0, 0], [0, 0, 1.6]]), soft)
+    np.testing.assert_allclose(found, np.diag([30.0, dft_relaxation.SOFTEST, 5.0, 20.0, 20.0, 20.0]), atol=1e-9)
+    with pytest.raises(InputError, match="shape"):
+        first_hessian(Atoms("H"), soft)
+
+
+def test_hessians_beside_the_input_are_used_and_broken_ones_named(tmp_path, capsys):
+    frames = sheet_with_h()
+    stiff = {"clean": np.eye(6), "top": hessian_of_springs(dft_calculators.STIFFNESS)}
+    np.savez(tmp_path / "sheet_hessians.npz", **stiff)
+    assert run(tmp_path, frames, "--relax-steps", "9") == 0
+    (row,) = connect(tmp_path / "dft" / "h_on_2d_relaxed.db").select(kind="slab_H")
+    assert row.relax_steps == 1
+    (tmp_path / "sheet_hessians.npz").write_text("no")
+    assert run(tmp_path, frames, "--relax-steps", "9") == 2
+    assert "sheet_hessians.npz: cannot be read" in capsys.readouterr().err
+
+
+def test_only_sites_near_the_lowest_are_relaxed(tmp_path, capsys):
+    far = sheet_with_h(start=START + [0, 0, 0.4])[1]
+    far.info["site"] = "far"
+    assert run(tmp_path, sheet_with_h(extra=[far]), "--relax-steps", "9", "--relax-within", "0.3") == 0
+    assert "1 of 1 sites done" in capsys.readouterr().out
+    assert [row.site for row in connect(tmp_path / "dft" / "h_on_2d_relaxed.db").select(kind="slab_H")] == ["top"]
 
 
 def test_the_move_of_h_goes_the_short_way_through_the_cell():
@@ -96,7 +134,7 @@ def test_the_move_of_h_goes_the_short_way_through_the_cell():
 
 
 def test_steps_are_limited_and_the_largest_force_says_what_is_left(tmp_path):
-    end = relax(spring_task(), [0, 2], 1, folder(tmp_path, "springs").compute, "x")
+    end = relax(spring_task(), 1, folder(tmp_path, "springs").compute, "x")
     forces = dft_calculators.STIFFNESS @ (end.atoms.positions[2] - end.atoms.positions[0] - [0, 0, dft_calculators.HEIGHT])
     assert end.steps == 1 and end.fmax == pytest.approx(np.linalg.norm(forces)) and end.fmax > 0.05
 
@@ -221,9 +259,9 @@ def test_a_killed_relaxation_goes_on_to_the_same_result(tmp_path):
 
 def test_what_is_not_there_and_what_failed_are_different(tmp_path):
     with pytest.raises(NotFinished):
-        relax(spring_task(), [0, 2], 3, lambda label, task: None, "x")
+        relax(spring_task(), 3, lambda label, task: None, "x")
     with pytest.raises(CalculationFailed, match="did not converge"):
-        relax(spring_task(), [0, 2], 3, lambda label, task: {"error": "did not converge"}, "x")
+        relax(spring_task(), 3, lambda label, task: {"error": "did not converge"}, "x")
 
 
 def test_another_order_of_the_atoms_cannot_be_relaxed(tmp_path, capsys):

@@ -6,11 +6,13 @@ import math
 import re
 
 import pytest
+from ase.calculators.emt import EMT
 from ase.io import read
 from loop_tools import QUICK, Killed, Stopping, configuration
 
 from energetics.coverage import DESORBS, STAYS, Coverage
 from energetics.dft_points import read_truth
+from energetics.dft_relaxation import FMAX
 from evaluation import loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
@@ -160,6 +162,54 @@ def test_a_hit_with_a_fault_and_one_with_a_lower_site_are_left_out(loop, deliver
     assert left_out[first] == "does not conduct" and re.fullmatch(r"ΔG_H -8.73 eV by DFT at \S+", left_out[second])
     assert not {first, second} & {design.round_name for design in designs}
     (folder / "loop" / "designs" / "dft" / loop_tools.POINTS_DB).unlink()
+
+
+@pytest.fixture(scope="module")
+def relaxed(loop):
+    cfg, folder = loop
+    settings = dataclasses.replace(cfg.loop, relax_steps=30, relax_below_ev=5.0, designs_dir=str(folder / "relaxed"))
+    return deliver(dataclasses.replace(cfg, loop=settings), QUICK, curves), folder / "relaxed"
+
+
+def test_relaxed_designs_have_the_values_of_their_minima(loop, relaxed):
+    designs, target = relaxed
+    assert len(designs) >= 2
+    for design in designs:
+        lowest = design.sites[0]
+        assert design.delta_g_dft_ev == lowest.delta_g_relaxed_ev < lowest.delta_g_single_ev
+        frames = read(target / design.name / "relaxed.extxyz", index=":")
+        energies = json.loads((target / design.name / "energies.json").read_text())
+        found = energies["relaxed"][lowest.site]
+        for frame, energy in ((frames[0], found["energy_clean_dft"]), (frames[1], found["energy_dft"])):
+            frame.calc = EMT()
+            assert frame.get_potential_energy() == pytest.approx(energy, abs=1e-4)
+            assert found["fmax_dft"] <= FMAX or found["relax_steps"] == 30
+        delta_e = found["energy_dft"] - found["energy_clean_dft"] - energies["H2"]["energy"] / 2
+        assert delta_e + 0.27 == pytest.approx(design.delta_g_dft_ev)
+
+
+def test_hits_are_counted_by_minima_and_those_by_single_points_stay_beside(loop, relaxed):
+    designs, target = relaxed
+    content = json.loads((target / "designs.json").read_text())
+    hits = {design.round_name for design in designs} | {name for name, why in content["left_out"].items() if "ΔG_H" not in why}
+    for k, single in enumerate(results(loop[1]), 1):
+        for drawn_as, found in content["rounds"][f"round_{k}"]["sets"].items():
+            own = [sheet for sheet in single["sheets"] if sheet["drawn_as"] == drawn_as]
+            assert found["hit"]["hits"] == len(hits & {sheet["name"] for sheet in own})
+            assert found["hit"]["n"] == found["hit_single"]["n"] and found["hit_single"]["hits"] == sum(
+                s["hit"] is True for s in own
+            )
+    assert "in minima of DFT" in (target / "index.html").read_text()
+
+
+def test_a_sheet_that_could_not_be_relaxed_is_no_hit(loop):
+    cfg, folder = loop
+    settings = dataclasses.replace(cfg.loop, relax_steps=30, relax_below_ev=5.0, designs_dir=str(folder / "unrelaxed"))
+    tools = dataclasses.replace(QUICK, relax=lambda *_: None)
+    (folder / "loop" / "designs" / "dft" / loop_tools.RELAXED_DB).unlink(missing_ok=True)
+    assert deliver(dataclasses.replace(cfg, loop=settings), tools, curves) == []
+    left_out = json.loads((folder / "unrelaxed" / "designs.json").read_text())["left_out"]
+    assert left_out and all("single points" in reason for reason in left_out.values())
 
 
 def test_without_hits_there_is_a_page_that_says_so(tmp_path):

@@ -111,7 +111,7 @@ def test_a_result_that_cannot_be_used_says_why(tmp_path, text, file, complaint):
     atoms = hydrogen_molecule()
     (tmp_path / file).write_text(text(atoms))
     with pytest.raises(vasp_points.NoResult, match=complaint):
-        vasp_points.read_energy(tmp_path / file, atoms)
+        vasp_points.read_result(tmp_path / file, atoms)
 
 
 def shifted(atoms):
@@ -125,7 +125,22 @@ def test_an_atom_on_the_other_side_of_the_cell_is_the_same_atom(tmp_path):
     moved = atoms.copy()
     moved.positions[0] += atoms.cell[0]
     (tmp_path / "vasprun.xml").write_text(vasprun(moved, -6.75))
-    assert vasp_points.read_energy(tmp_path / "vasprun.xml", atoms) == pytest.approx(-6.75)
+    assert vasp_points.read_result(tmp_path / "vasprun.xml", atoms)[0] == pytest.approx(-6.75)
+
+
+def test_relaxed_results_are_of_the_last_places_of_the_atoms(sheet, tmp_path):
+    vasp_points.write_calculations({"x": sheet}, tmp_path, 5)
+    assert Incar.from_file(tmp_path / "x" / "clean" / "INCAR")["NSW"] == 5
+    frames = vasp_points.frames_of(sheet)
+    for label, energy in zip(frames, (-70.0, -73.2, -72.9), strict=True):
+        (tmp_path / "x" / label / "vasprun.xml").write_text(vasprun(shifted(frames[label]), energy))
+    (tmp_path / "H2" / "vasprun.xml").write_text(vasprun(hydrogen_molecule(), -6.75))
+    found = vasp_points.read_calculations({"x": sheet}, tmp_path, relaxed=True)
+    assert not found.missing and not found.failed
+    (system,) = found.systems
+    assert system.sites[0].delta_e == pytest.approx(-73.2 + 70 + 3.375)
+    for atoms, label in ((system.clean, "clean"), (system.sites[0].atoms, list(frames)[1])):
+        np.testing.assert_allclose(atoms.positions, boxed(shifted(frames[label])).positions, atol=1e-6)
 
 
 def test_a_file_that_is_no_input_is_named(tmp_path):
