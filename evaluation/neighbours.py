@@ -31,6 +31,7 @@ from pipeline.files import write_json
 NEAR_ZERO_EV = 0.3  # |ΔG_H| of a parent that nobody has named
 MAX_PARENT_ATOMS = 8  # of the primitive cell: defects and single atoms on a support are no parents
 NUM_ELEMENTS = 97  # up to Cm
+NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe", "Rn")
 FAR = 100.0  # above every squared chemical distance
 SYMPREC_ANGSTROM = 0.02
 VACUUM_ANGSTROM = 15.0
@@ -134,7 +135,7 @@ def _related(symbol: str, without: Collection[str]) -> list[tuple[float, str]]:
     """Return the related elements of one, those of its group first, each with its place in the order."""
     found = []
     for other in chemical_symbols[1:NUM_ELEMENTS]:
-        if other not in (symbol, "H", *without) and are_related(symbol, other):
+        if other not in (symbol, "H", *NOBLE_GASES, *without) and are_related(symbol, other):
             step = abs(electronegativity_and_group(symbol)[1] - electronegativity_and_group(other)[1])
             distance = float(squared_distances()[atomic_numbers[symbol], atomic_numbers[other]])
             found.append((step + distance / FAR, other))

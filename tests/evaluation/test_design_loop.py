@@ -150,8 +150,6 @@ def test_a_loop_that_is_stopped_at_every_call_ends_with_the_same_products(whole,
             break
     assert starts == 2 * len(whole[1]) + 1, "before and after the work of every call"
     assert set(watched.stops) == set(vars(QUICK)) - {"relax"}, "only designs are relaxed by DFT"
-        "before and after the work of every call"
-    )
     same_products(whole[0], tmp_path)
 
 
