@@ -17,9 +17,19 @@ from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry import find_mic
 
+from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_calculation import HESSIANS
+from energetics.dft_rows import STORED_ENERGIES
 from energetics.potentials import Potential
-from energetics.relaxation import FAR_ABOVE_EV, HydrogenRelaxation, has_desorbed, relax_hydrogen, relax_positions
+from energetics.relaxation import (
+    FAR_ABOVE_EV,
+    HydrogenRelaxation,
+    h2_energy,
+    has_desorbed,
+    relax_hydrogen,
+    relax_positions,
+    single_point,
+)
 from energetics.sites import adsorption_sites, beside_site, h_supercell, inner_sites
 from geo_utils import primitive_sheet
 from pipeline.files import atomic_path
@@ -91,6 +101,18 @@ def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2
     return sorted(chosen, key=lambda item: item[1].delta_e)
 
 
+def note_delta_e(potential: Potential, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]]) -> None:
+    """Put ΔE_H of another potential, eV, at the geometries as they are into ``info`` of the sites' atoms.
+
+    The correction towards DFT is asked about both potentials at the geometries of the first, and so has to learn from them there,
+    wherever DFT is asked.
+    """
+    sheet = single_point(clean, potential.calculator)
+    for _, relaxation in sites:
+        energy = single_point(relaxation.atoms, potential.calculator)
+        relaxation.atoms.info[STORED_ENERGIES[potential.name]] = adsorption_energy(energy, sheet, h2_energy(potential))
+
+
 def in_minima_of(
     potential: Potential, clean: Atoms, sites: list[tuple[str, HydrogenRelaxation]]
 ) -> tuple[Atoms, list[tuple[str, HydrogenRelaxation]]]:
@@ -143,6 +165,7 @@ def write_dft_input(
         frame.info = {"name": name, "site": label, "potential": potential, **info}
         if delta_e is not None:
             frame.info["delta_e_potential_ev"] = round(float(delta_e), 4)
+            frame.info |= {key: round(float(atoms.info[key]), 4) for key in STORED_ENERGIES.values() if key in atoms.info}
         frames.append(frame)
     with atomic_path(path) as temporary:
         write(temporary, frames, format="extxyz")

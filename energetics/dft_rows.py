@@ -23,7 +23,7 @@ from pipeline.errors import StageError
 
 GIVEN, RELAXED = "given", "relaxed"
 CLEAN, COVERED = "clean", "slab_H"  # ``kind`` of a row
-# Under which keys a row keeps the ΔE_H of the embedded potentials at its geometry.
+# Under which keys a row keeps the ΔE_H of the embedded potentials (``potential_values``).
 STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
 
 
@@ -123,11 +123,15 @@ def _rows(points: SheetPoints, geometry: str, calculator: str) -> list[tuple[str
 
 
 def potential_values(info: Mapping[str, Any]) -> dict[str, float]:
-    """Return the keys of a row that keep a potential's ΔE_H at its geometry, from the ``info`` of a frame of ``dft_inputs``."""
+    """Return the keys of a row that keep potentials' ΔE_H, from the ``info`` of a frame of ``dft_inputs``.
+
+    They are of the geometry that the judge's potential found, from which the frame may have gone on to another minimum.
+    """
+    found = {key: float(info[key]) for key in STORED_ENERGIES.values() if key in info}
     potential = info.get("potential")
-    if potential not in STORED_ENERGIES or "delta_e_potential_ev" not in info:
-        return {}
-    return {STORED_ENERGIES[potential]: float(info["delta_e_potential_ev"])}
+    if potential in STORED_ENERGIES and "delta_e_potential_ev" in info:
+        found[STORED_ENERGIES[potential]] = float(info["delta_e_potential_ev"])
+    return found
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

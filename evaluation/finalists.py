@@ -26,7 +26,8 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, in_minima_of, relaxed_sites, write_dft_input
+from energetics.dft_inputs import IMAGE_DISTANCE, competing_sites, in_minima_of, note_delta_e, relaxed_sites, write_dft_input
+from energetics.dft_rows import STORED_ENERGIES
 from energetics.potentials import load_potential
 from energetics.relaxation import HydrogenRelaxation
 from evaluation.candidate import CandidateResult
@@ -118,6 +119,8 @@ def _relax(
         clean, relaxed = relaxed_sites(sheet, potential, IMAGE_DISTANCE, max_steps=max_h_steps)
         sites = competing_sites(relaxed, most_sites)
         if geometry:
+            if (second := judges.potential.second) is not None and second.name in STORED_ENERGIES:
+                note_delta_e(second, clean, sites)
             clean, sites = in_minima_of(load_potential(geometry), clean, sites)
     except (ValueError, RuntimeError) as error:  # RuntimeError: Qhull on atoms that span no plane
         return None, [], potential.name, str(error)

@@ -1,5 +1,7 @@
 """Geometries for DFT: which sites are kept, and that verify_dft.py reads what is written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator
@@ -7,6 +9,7 @@ from ase.calculators.emt import EMT
 
 from crystals.prototypes import honeycomb, mxene
 from energetics import dft_inputs
+from energetics.dft_rows import potential_values
 from energetics.potentials import Potential
 from energetics.relaxation import HydrogenRelaxation
 from scripts import verify_dft
@@ -125,3 +128,18 @@ def test_the_hessian_is_that_of_springs_and_verify_dft_reads_it(on_graphene, tmp
     expected = np.zeros((27, 27))
     expected[24:, 24:] = 7.0 * np.eye(3)
     np.testing.assert_allclose(hessians[found[0][0]], expected, atol=1e-4)
+
+
+def test_another_potential_is_noted_at_the_geometries_of_the_first(on_graphene, tmp_path):
+    clean, found = on_graphene
+    place = found[0][1].atoms.positions[-1] + [0, 0, 0.5]
+    sites = [(found[0][0], replace(found[0][1], atoms=found[0][1].atoms.copy()))]
+    dft_inputs.note_delta_e(Potential("sevennet-l3i5", {"name": "second"}, Wells(place)), clean, sites)
+    sheet, moved = dft_inputs.in_minima_of(Potential("wells", {}, Wells(place)), clean, sites)
+    dft_inputs.write_dft_input(tmp_path / "dft.extxyz", "x", sheet, moved, "sevennet-0")
+    _, _, frames = verify_dft.read_system(tmp_path / "dft.extxyz")
+    (frame,) = frames.values()
+    np.testing.assert_allclose(frame.positions[-1], place, atol=dft_inputs.MINIMUM_FMAX / 4.0)
+    values = potential_values(frame.info)
+    assert values["dE_7net0"] == pytest.approx(found[0][1].delta_e, abs=1e-4)
+    assert values["dE_7netl3i5"] == pytest.approx(0.5 * 4.0 * 0.5**2, abs=1e-3), "H2 lies in the well, at 0 eV"
