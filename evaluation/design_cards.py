@@ -42,7 +42,7 @@ def facts_of(design: Design) -> list[tuple[str, str]]:
         ("by the judge before", f"{_number(before['delta_g_ev'], '+.2f')} ± {_number(before['delta_g_std_ev'])} eV"),
         ("E_hull", f"{row.e_above_hull_ev:.2f} ± {_number(row.e_above_hull_std_ev)} eV/atom ({row.e_above_hull_source})"),
         ("dynamically stable", f"{stable[row.dynamically_stable]} (p {_number(row.p_dynamic)})"),
-        ("conducts", f"{stable[row.conductive]} (gap {_number(row.band_gap_ev)} eV)"),
+        ("conducts", f"{stable[row.conductive]} (gap {_number(row.band_gap_ev)} eV{', PBE' if design.gap_by_dft else ''})"),
         ("in water", row.water or "not known"),
         ("P_synth", _number(row.p_synth)),
         ("peeling off", f"{_number(row.exfoliation_mev_per_a2, '.0f')} meV/Å² ({row.exfoliable or 'not known'})"),

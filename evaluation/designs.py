@@ -21,11 +21,10 @@ named with the reason.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,9 @@ from ase import Atoms
 from ase.db import connect
 from ase.io import read
 
-from energetics.adsorption_energy import free_energy
 from energetics.coverage import STAYS, Coverage, coverage_curve
 from energetics.dft_calculation import ENERGY
-from energetics.dft_points import DFT_ERROR_EV, TruthPoint, read_truth
+from energetics.dft_points import DFT_ERROR_EV, TruthPoint
 from energetics.dft_rows import COVERED
 from energetics.sites import is_inside
 from evaluation import design_cards, loop_report
@@ -45,11 +43,24 @@ from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
 from evaluation.decisions import probability_below
 from evaluation.design_loop import ASKED, STAGE, sidecar_path_of
+from evaluation.design_values import (
+    Near,
+    SiteValue,
+    gaps_of,
+    is_hit,
+    lowest_atoms,
+    near_sheets,
+    read_json,
+    relaxed_points,
+    sheets_of,
+    single_points,
+    site_values,
+    why_no_hit,
+)
 from evaluation.element_facts import SCARCE_HHI
-from evaluation.finalists import read_finalist
 from evaluation.loop_tools import POINTS_DB, REAL, RELAXED_DB, Tools
 from evaluation.water_verdict import AS_STABLE
-from pipeline.errors import StageError, first_line
+from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name, write_json
 from pipeline.provenance import read_sidecar, write_sidecar
 from pipeline.settings import Config, EvaluationConfig
@@ -64,45 +75,12 @@ NEAR_THE_LIMIT = 0.16  # probability of lying above the limit of E_above_hull: o
 
 
 @dataclass(frozen=True)
-class SiteValue:
-    """H at one site, eV, NaN where there is no value.
-
-    delta_e_potential_ev: ΔE_H by the potential. delta_g_single_ev: ΔG_H by single points of DFT. delta_g_relaxed_ev: in minima of
-    DFT.
-    """
-
-    site: str
-    delta_e_potential_ev: float
-    delta_g_single_ev: float
-    delta_g_relaxed_ev: float = math.nan
-
-    @property
-    def delta_g_dft_ev(self) -> float:
-        """ΔG_H by DFT: of the minimum where there is one, else of the single points."""
-        return self.delta_g_single_ev if math.isnan(self.delta_g_relaxed_ev) else self.delta_g_relaxed_ev
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the values by name, with the one that counts."""
-        return dataclasses.asdict(self) | {"delta_g_dft_ev": self.delta_g_dft_ev}
-
-
-@dataclass(frozen=True)
-class Near:
-    """A sheet of a round that may be a hit. folder: of the round. outcome: what DFT said there. row, sheet: of its choice."""
-
-    folder: Path
-    outcome: Mapping[str, Any]
-    row: CandidateResult
-    sheet: Atoms
-
-
-@dataclass(frozen=True)
 class Design:
     """A delivered sheet.
 
     name: of its folder. round_name: in the loop. row: what the judges say today. before: the record of its choice, with what they
     said before DFT. sites: lowest by DFT first. with_h: supercell with H at the lowest. coverage: by the potential. against: what
-    speaks against it.
+    speaks against it. gap_by_dft: whether the band gap of the row is PBE's at the k-points of the cell, or the learnt one.
     """
 
     name: str
@@ -113,6 +91,7 @@ class Design:
     with_h: Atoms
     coverage: Sequence[Coverage]
     against: Sequence[str]
+    gap_by_dft: bool = False
 
     @property
     def delta_g_dft_ev(self) -> float:
@@ -128,6 +107,7 @@ class Design:
             "sites": [site.as_dict() for site in self.sites],
             "coverage": [dataclasses.asdict(point) for point in self.coverage],
             "against": list(self.against),
+            "gap_by_dft": self.gap_by_dft,
             "before": dict(self.before),
             "judged": dataclasses.asdict(self.row),
         }
@@ -163,27 +143,28 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
     rounds = dict(finished_rounds(loop))
     if not rounds:
         raise StageError(f"{relative_name(loop)} has no finished round: run scripts.design_loop first")
-    near = {name: one for path in rounds.values() for name, one in _near(path, cfg).items()}
+    near = {name: one for path in rounds.values() for name, one in near_sheets(path, cfg).items()}
     log.info("%d sheets near zero by DFT in %d rounds", len(near), len(rounds))
     more_sites = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, max_sites=cfg.loop.design_sites))
     tools.prepare(more_sites, [one.row for one in near.values()], {n: one.sheet for n, one in near.items()}, work / "inputs")
-    points = _points(cfg, near, rounds, work, tools)
-    relaxed = _relax(cfg, points, work, tools)
+    points = single_points(cfg, near, rounds, work, tools)
+    relaxed = relaxed_points(cfg, points, work, tools)
     values = {
         name: site_values(work / "inputs" / name, points[name], relaxed.get(name, ()), cfg.dataset.her_correction_ev)
         for name in near
     }
-    hits = {name: one for name, one in near.items() if not _no_hit(values[name], cfg)}
-    left_out = {name: _no_hit(values[name], cfg) for name in near if name not in hits}
+    hits = {name: one for name, one in near.items() if not why_no_hit(values[name], cfg)}
+    left_out = {name: why_no_hit(values[name], cfg) for name in near if name not in hits}
     designs: list[Design] = []
     if hits:
         _copy_cifs(hits, work / "cifs")
         rows, _ = tools.judge(cfg, work / "cifs", work / "judged", "designs")
-        rows = [row for row in rows if row.id in hits]
+        gaps = gaps_of(work / "dft" / RELAXED_DB)
+        rows = [_with_gap(row, gaps.get(row.id), cfg.evaluation) for row in rows if row.id in hits]
         left_out |= {row.id: fault for row in rows if (fault := _fault(row, cfg.evaluation))}
         rows = [row for row in rows if row.id not in left_out]
-        minima = {row.id: _lowest(values[row.id], points[row.id], relaxed.get(row.id, ())) for row in rows}
-        designs = _designs(cfg, rows, hits, values, minima, work, coverage)
+        minima = {row.id: lowest_atoms(values[row.id], points[row.id], relaxed.get(row.id, ())) for row in rows}
+        designs = _designs(cfg, rows, hits, values, minima, gaps, work, coverage)
     _write(cfg, designs, left_out, rounds, values, relaxed, work, target)
     return designs
 
@@ -194,43 +175,6 @@ def finished_rounds(loop: Path) -> Iterator[tuple[str, Path]]:
     while sidecar_path_of(folder := loop / f"round_{number}").is_file():
         yield folder.name, folder
         number += 1
-
-
-def _sheets_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the outcomes of a round. Raises StageError."""
-    return _read_json(folder / "results.json")["sheets"]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(f"{relative_name(path)} cannot be read ({first_line(error)})") from error
-
-
-def _near(folder: Path, cfg: Config) -> dict[str, Near]:
-    """Return the sheets of a round that may be hits, by name: those that DFT relaxes, or hits where it relaxes nothing."""
-    from evaluation.judge_pool import result_from_dict
-
-    choices = _read_json(folder / "choices.json")
-    found = {}
-    for outcome in _sheets_of(folder):
-        name = outcome["name"]
-        if outcome["hit_dft"] is not None and is_near(outcome["delta_g_dft_ev"], cfg) and is_stable(outcome, cfg):
-            row = dataclasses.replace(result_from_dict(choices["rows"][name]), id=name)
-            found[name] = Near(folder, outcome, row, Atoms(**choices["sheets"][name]))
-    return found
-
-
-def is_near(delta_g_ev: float | None, cfg: Config) -> bool:
-    """Return whether ΔG_H by single points is such that the minima of DFT may be a hit; without relaxations, whether it is one."""
-    window = cfg.evaluation.hit_delta_g_ev
-    return delta_g_ev is not None and -window <= delta_g_ev <= (cfg.loop.relax_below_ev if cfg.loop.relax_steps else window)
-
-
-def is_stable(outcome: Mapping[str, Any], cfg: Config) -> bool:
-    """Return whether E_above_hull, as judged when DFT was asked, is that of a hit."""
-    return outcome["e_above_hull_ev"] is not None and outcome["e_above_hull_ev"] <= cfg.evaluation.hit_e_hull_ev
 
 
 def _copy_cifs(hits: Mapping[str, Near], folder: Path) -> None:
@@ -251,62 +195,11 @@ def _fault(row: CandidateResult, settings: EvaluationConfig) -> str:
     return f"E_above_hull {row.e_above_hull_ev:.2f} eV/atom by the judges of today" if above else ""
 
 
-def _points(cfg: Config, names: Iterable[str], rounds: Mapping[str, Path], work: Path, tools: Tools) -> dict[str, list[TruthPoint]]:
-    """Return name -> single points of DFT at all competing sites; what the rounds have computed is not computed again."""
-    folder = work / "dft"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in rounds.values():
-        for record in (path / "dft").glob("*.json"):
-            if not (folder / record.name).is_file():
-                shutil.copyfile(record, folder / record.name)
-    inputs = {name: work / "inputs" / name for name in names}
-    with_sites = {
-        name: path / "dft.extxyz"
-        for name, path in inputs.items()
-        if (path / "finalist.json").is_file() and read_finalist(path)["sites"]
-    }
-    if with_sites:
-        tools.compute(cfg, with_sites, folder)
-    return {name: [] for name in inputs} | _by_name(folder / POINTS_DB)
-
-
-def _by_name(path: Path) -> dict[str, list[TruthPoint]]:
-    """Return the points of a database by the name of the sheet, lowest first; none where it is not there."""
-    found: dict[str, list[TruthPoint]] = {}
-    for point in read_truth(path, with_unbound=True) if path.is_file() else []:
-        found.setdefault(point.name, []).append(point)
-    return {name: sorted(own, key=lambda point: point.delta_e) for name, own in found.items()}
-
-
-def _relax(cfg: Config, points: Mapping[str, Sequence[TruthPoint]], work: Path, tools: Tools) -> dict[str, list[TruthPoint]]:
-    """Relax the sheets whose single points at all competing sites are still near zero; return name -> minima of DFT."""
-    if not cfg.loop.relax_steps:
-        return {}
-    lowest = {name: free_energy(own[0].delta_e, cfg.dataset.her_correction_ev) for name, own in points.items() if own}
-    inputs = {name: work / "inputs" / name / "dft.extxyz" for name, delta_g in lowest.items() if is_near(delta_g, cfg)}
-    if inputs:
-        tools.relax(cfg, inputs, work / "dft")
-    found = _by_name(work / "dft" / RELAXED_DB)
-    return {name: found[name] for name in inputs if name in found}
-
-
-def _no_hit(values: Sequence[SiteValue], cfg: Config) -> str:
-    """Return why a sheet near zero is no hit; empty where it is one."""
-    if not values or math.isnan(values[0].delta_g_dft_ev):
-        return "no DFT value at a competing site"
-    lowest = values[0]
-    how = "single points of DFT" if cfg.loop.relax_steps and math.isnan(lowest.delta_g_relaxed_ev) else "DFT"
-    if abs(lowest.delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev:
-        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}"
-    if how != "DFT":
-        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}, and no relaxation by DFT"
-    return ""
-
-
-def _lowest(values: Sequence[SiteValue], points: Sequence[TruthPoint], relaxed: Sequence[TruthPoint]) -> Atoms:
-    """Return the cell with H at the lowest site: the minimum of DFT, or the geometry of the single point."""
-    known = {point.site: point.atoms for point in (*points, *relaxed)}
-    return known[values[0].site]
+def _with_gap(row: CandidateResult, gap: float | None, settings: EvaluationConfig) -> CandidateResult:
+    """Return a verdict with the gap by DFT, where there is one, in the place of the learnt one."""
+    if gap is None:
+        return row
+    return dataclasses.replace(row, band_gap_ev=gap, conductive=gap <= settings.conductive_gap_ev)
 
 
 def _designs(
@@ -315,6 +208,7 @@ def _designs(
     hits: Mapping[str, Near],
     values: Mapping[str, Sequence[SiteValue]],
     minima: Mapping[str, Atoms],
+    gaps: Collection[str],
     work: Path,
     coverage: CoverageTool,
 ) -> list[Design]:
@@ -328,30 +222,9 @@ def _designs(
         if is_inside(minima[row.id]):
             against.insert(0, "H is inside the sheet, which it has to enter, and not on a face")
         folder = f"{row.formula}_{row.id}"  # without brackets, for shells
-        designs.append(Design(folder, row.id, row, hits[row.id].outcome, sites, minima[row.id], curves[row.id], against))
+        design = Design(folder, row.id, row, hits[row.id].outcome, sites, minima[row.id], curves[row.id], against, row.id in gaps)
+        designs.append(design)
     return sorted(designs, key=lambda design: (abs(design.delta_g_dft_ev), design.name))
-
-
-def site_values(
-    folder: Path, points: Sequence[TruthPoint], relaxed: Sequence[TruthPoint], her_correction_ev: float
-) -> list[SiteValue]:
-    """Return the competing sites of a sheet, lowest by DFT first, those without a DFT value last.
-
-    Args:
-        folder: of its inputs.
-        points: its single points of DFT.
-        relaxed: its minima of DFT.
-        her_correction_ev: ΔG_H − ΔE_H.
-    """
-    single, minimum = ({point.site: free_energy(point.delta_e, her_correction_ev) for point in some} for some in (points, relaxed))
-    path = folder / "dft.extxyz"
-    frames = read(path, index="1:") if path.is_file() else []
-    given = {str(frame.info["site"]): float(frame.info.get("delta_e_potential_ev", math.nan)) for frame in frames}
-    sites = [
-        SiteValue(site, given.get(site, math.nan), single.get(site, math.nan), minimum.get(site, math.nan))
-        for site in {**given, **single}
-    ]
-    return sorted(sites, key=lambda s: (math.isnan(s.delta_g_dft_ev), s.delta_g_dft_ev))
 
 
 def arguments_against(
@@ -444,13 +317,7 @@ def _numbers_of(folder: Path, values: Mapping[str, Sequence[SiteValue]], cfg: Co
     numbers = read_sidecar(folder, stage=STAGE)["metrics"]
     if not cfg.loop.relax_steps:
         return numbers
-    return loop_report.with_hits(numbers, _sheets_of(folder), lambda sheet: _is_hit(sheet, values, cfg))
-
-
-def _is_hit(sheet: Mapping[str, Any], values: Mapping[str, Sequence[SiteValue]], cfg: Config) -> bool | None:
-    """Return whether a sheet of a round is a hit by DFT; None where DFT has no value."""
-    own = values.get(sheet["name"])
-    return sheet["hit"] if own is None and sheet["hit"] is None else own is not None and not _no_hit(own, cfg)
+    return loop_report.with_hits(numbers, sheets_of(folder), lambda sheet: is_hit(sheet, values, cfg))
 
 
 def _write_minima(path: Path, minima: Sequence[TruthPoint]) -> None:
@@ -473,7 +340,7 @@ def _energies(design: Design, work: Path) -> dict[str, Any]:
     labels = {f"{design.round_name} {site.site}": site.site for site in design.sites} | {f"{design.round_name} clean": "clean"}
     found: dict[str, Any] = {}
     for path in (work / "dft").glob("*.json"):
-        record = _read_json(path)
+        record = read_json(path)
         if record.get("kind") == ENERGY and (record.get("label") in labels or record.get("label") == "H2"):
             name = labels.get(record["label"], "H2")
             found[name] = {key: record.get(key) for key in ("energy", "kpts", "spin", "natoms", "seconds")}

@@ -142,7 +142,7 @@ def relax(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
     for path in inputs.values():
         if not path.with_name(f"{path.stem}{HESSIANS}").is_file():
             write_hessians(path, potential)
-    options = ["--relax-steps", str(cfg.loop.relax_steps), "--relax-within", str(RELAX_WITHIN_EV)]
+    options = ["--relax-steps", str(cfg.loop.relax_steps), "--relax-within", str(RELAX_WITHIN_EV), "--gap"]
     _compute_by_processes(cfg, inputs, folder, RELAXED_DB, options)
 
 

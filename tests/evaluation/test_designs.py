@@ -16,7 +16,8 @@ from energetics.dft_relaxation import FMAX
 from evaluation import loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
-from evaluation.designs import SiteValue, arguments_against, deliver, finished_rounds
+from evaluation.design_values import SiteValue
+from evaluation.designs import arguments_against, deliver, finished_rounds
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
 from pipeline.errors import StageError
@@ -210,6 +211,9 @@ def test_a_sheet_that_could_not_be_relaxed_is_no_hit(loop):
     assert deliver(dataclasses.replace(cfg, loop=settings), tools, curves) == []
     left_out = json.loads((folder / "unrelaxed" / "designs.json").read_text())["left_out"]
     assert left_out and all("single points" in reason for reason in left_out.values())
+    single, anew = (json.loads((folder / name / "designs.json").read_text())["rounds"]["all"] for name in ("relaxed", "unrelaxed"))
+    asked, known = ({name: found["hit"]["n"] for name, found in one["sets"].items()} for one in (single, anew))
+    assert sum(asked.values()) - sum(known.values()) == len(left_out), "what is not known is not counted"
 
 
 def test_without_hits_there_is_a_page_that_says_so(tmp_path):
