@@ -170,6 +170,13 @@ def test_the_gap_is_between_the_bands_of_both_spins(tmp_path):
     assert band_gap(Task(sheet_with_h("Ag")[0], (2, 2), True), ask, "x") == 0.0
 
 
+def test_an_odd_number_of_electrons_without_spin_is_a_metal(tmp_path):
+    ask = folder(tmp_path, "bands").compute
+    odd = Task(Atoms("NbS2", np.eye(3) * 2.0, cell=[4, 4, 16], pbc=(True, True, False)), (2, 2), False)  # 41 + 2 x 16
+    assert band_gap(odd, lambda label, task: None, "x") == 0.0, "nothing has to be computed"
+    assert band_gap(Task(sheet_with_h()[0], (2, 2), False), ask, "x") == pytest.approx(0.9), "Pt2: an even number"
+
+
 def test_a_relaxed_point_in_the_database(tmp_path, capsys):
     assert run(tmp_path, sheet_with_h(), "--relax-steps", "60", "--zero-point") == 0
     rows = list(connect(tmp_path / "dft" / "h_on_2d_relaxed.db").select())
