@@ -180,7 +180,7 @@ def read_hessians(path: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         return {}
     try:
-        with np.load(file) as found:
+        with np.load(file, allow_pickle=False) as found:
             return {label: found[label] for label in found.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: cannot be read ({str(error)[:100]}): remove it, the relaxation does without") from error

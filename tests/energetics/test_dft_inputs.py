@@ -107,19 +107,19 @@ def test_sites_that_fall_into_one_minimum_of_the_other_potential_are_one(on_grap
         atoms.positions[-1] = place + shift
         sites.append((f"site{k}", relaxation(0.1 * k, atoms)))
     before = [site.atoms.positions.copy() for _, site in sites]
-    sheet, found = dft_inputs.in_minima_of(Potential("wells", {}, Wells(place)), clean, sites)
+    sheet, found = dft_inputs.in_minima_of(Potential("wells", {"name": "wells"}, Wells(place)), clean, sites)
     assert [label for label, _ in found] == ["topC"] and found[0][1].delta_e == 0.0
     np.testing.assert_allclose(found[0][1].atoms.positions[-1], place, atol=dft_inputs.MINIMUM_FMAX / 4.0)
     np.testing.assert_array_equal(sheet.positions, clean.positions)
     for (_, site), positions in zip(sites, before, strict=True):
         np.testing.assert_array_equal(site.atoms.positions, positions)
-    away = Potential("wells", {}, Wells(place + [0, 0, 4.0]))
+    away = Potential("wells", {"name": "wells"}, Wells(place + [0, 0, 4.0]))
     assert dft_inputs.in_minima_of(away, clean, sites)[1] == [], "H leaves"
 
 
 def test_the_hessian_is_that_of_springs_and_verify_dft_reads_it(on_graphene, tmp_path):
     clean, found = on_graphene
-    potential = Potential("wells", {}, Wells([0, 0, 9.0], stiffness=7.0))
+    potential = Potential("wells", {"name": "wells"}, Wells([0, 0, 9.0], stiffness=7.0))
     path = tmp_path / "dft.extxyz"
     dft_inputs.write_dft_input(path, "x", clean, found[:1], "wells")
     dft_inputs.write_hessians(path, potential)
@@ -134,8 +134,8 @@ def test_another_potential_is_noted_at_the_geometries_of_the_first(on_graphene, 
     clean, found = on_graphene
     place = found[0][1].atoms.positions[-1] + [0, 0, 0.5]
     sites = [(found[0][0], replace(found[0][1], atoms=found[0][1].atoms.copy()))]
-    dft_inputs.note_delta_e(Potential("sevennet-l3i5", {"name": "second"}, Wells(place)), clean, sites)
-    sheet, moved = dft_inputs.in_minima_of(Potential("wells", {}, Wells(place)), clean, sites)
+    dft_inputs.note_delta_e(Potential("sevennet-l3i5", {"name": "wells beside"}, Wells(place)), clean, sites)
+    sheet, moved = dft_inputs.in_minima_of(Potential("wells", {"name": "wells"}, Wells(place)), clean, sites)
     dft_inputs.write_dft_input(tmp_path / "dft.extxyz", "x", sheet, moved, "sevennet-0")
     _, _, frames = verify_dft.read_system(tmp_path / "dft.extxyz")
     (frame,) = frames.values()
