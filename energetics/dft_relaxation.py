@@ -4,7 +4,7 @@ Every force comes from a calculation of ``dft_calculation``, asked for through a
 The relaxation is deterministic, so that one that was stopped repeats its finished steps from the work folder and goes on.
 
 All atoms move, in a fixed cell, with H and without, so that ΔE_H compares two minima. BFGS starts from the Hessian of a potential
-where the inputs have one (``dft_inputs.write_hessians``), which halves the number of steps, else from one typical stiffness per
+where the inputs have one (``dft_inputs.write_hessians``), which saves steps, else from one typical stiffness per
 element. Where the potential is soft or unstable, the Hessian is made stiff enough for a step to be short.
 
 ΔZPE = ½ Σ ħω_i − ½ ZPE(H2), i over the three modes of H with all other atoms at rest. They are those of the Hessian of H by central

@@ -176,10 +176,11 @@ def is_hit(sheet: Mapping[str, Any], values: Mapping[str, Sequence[SiteValue]], 
     own = values.get(sheet["name"])
     if own is None:
         return None if sheet["hit"] is None else False
-    if not why_no_hit(own, cfg):
-        return True
-    is_open = not own or not abs(own[0].delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev
-    return None if is_open else False
+    if not own or math.isnan(own[0].delta_g_dft_ev):
+        return None
+    if cfg.loop.relax_steps and math.isnan(own[0].delta_g_relaxed_ev) and is_near(own[0].delta_g_dft_ev, cfg):
+        return None
+    return not why_no_hit(own, cfg)
 
 
 def sheets_of(folder: Path) -> list[dict[str, Any]]:
@@ -188,6 +189,7 @@ def sheets_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a file of the loop. Raises StageError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

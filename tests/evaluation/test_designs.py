@@ -16,11 +16,12 @@ from energetics.dft_relaxation import FMAX
 from evaluation import loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
-from evaluation.design_values import SiteValue
+from evaluation.design_values import SiteValue, is_hit
 from evaluation.designs import arguments_against, deliver, finished_rounds
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
 from pipeline.errors import StageError
+from pipeline.loading import load_config
 from pipeline.provenance import read_sidecar
 from pipeline.settings import EvaluationConfig
 
@@ -272,3 +273,15 @@ def test_what_argues_against_a_design(changes, delta_g, curve, said):
 def test_a_site_without_dft_argues_against():
     sites = [SiteValue("topS", 0.1, 0.0), SiteValue("hollow", 0.2, math.nan)]
     assert arguments_against(GOOD, sites, FLAT, EvaluationConfig()) == ["1 competing sites without a DFT value"]
+
+
+@pytest.mark.parametrize(
+    ("single", "minimum", "hit"),
+    [
+        (0.2, math.nan, None), (0.05, math.nan, None), (-0.2, math.nan, False), (0.5, math.nan, False), (0.2, 0.05, True),
+        (0.3, 0.2, False), (math.nan, math.nan, None),
+    ],
+)  # fmt: skip
+def test_a_sheet_near_zero_that_dft_has_not_relaxed_is_open(single, minimum, hit):
+    values = {"a": [SiteValue("topS", 0.0, single, minimum)]}
+    assert is_hit({"name": "a", "hit": True}, values, load_config(None, [])) is hit
