@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import yaml
 from ase import Atoms
+from ase.data import atomic_numbers
 
 from crystals.formulas import composition_key
 from energetics.dft_points import read_truth
@@ -84,7 +85,7 @@ def run_loop(cfg: Config, tools: Tools = REAL) -> None:
         tools: what the work is done with.
 
     Raises:
-        ConfigError: ``loop.dft`` names nothing.
+        ConfigError: ``loop.dft`` names nothing, or another setting of the loop makes no sense.
         StageError: a step cannot be done, or a round was begun with other settings.
     """
     settings = cfg.loop
@@ -92,6 +93,8 @@ def run_loop(cfg: Config, tools: Tools = REAL) -> None:
         raise ConfigError(f"loop.dft={settings.dft}: choose gpaw, {VASP} or MODULE:FUNCTION")
     if settings.controls > settings.control_candidates:
         raise ConfigError("loop.controls are drawn from loop.control_candidates sheets, which are fewer")
+    if unknown := [symbol for symbol in settings.neighbour_elements if symbol not in atomic_numbers]:
+        raise ConfigError(f"loop.neighbour_elements: {', '.join(unknown)} is no element")
     folder = Path(settings.output_dir)
     with locked_folder(folder, "loop.output_dir"):
         cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
@@ -245,9 +248,12 @@ class Round:
         path = Path(self.cfg.evaluation.dft_truth_path)
         points = read_truth(path) if path.is_file() else []
         parents = parents_of(points, settings.neighbours_of, self.cfg.dataset.her_correction_ev)
-        found = neighbours(
-            parents, settings.neighbours, lambda sheet: not cost_fault(str(sheet.symbols), sheet, limits), limits.excluded
-        )
+        wanted = frozenset(settings.neighbour_elements)
+
+        def allowed(sheet: Atoms) -> bool:
+            return not (wanted and set(sheet.symbols) - wanted) and not cost_fault(str(sheet.symbols), sheet, limits)
+
+        found = neighbours(parents, settings.neighbours, allowed, limits.excluded)
         if found:
             with atomic_folder(self.folder / NEIGHBOURS) as new:
                 write_neighbours(found, new)

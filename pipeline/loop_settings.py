@@ -23,6 +23,7 @@ class LoopConfig:
     neighbours_of: list[str] = setting(
         [], "names of these sheets in the DFT points; empty: all small cells with |ΔG_H| of at most 0.3 eV"
     )
+    neighbour_elements: list[str] = setting([], "elements that they may have; empty: all but generation.exclude_elements")
     control_candidates: int = setting(16, "unguided sheets from which the controls are drawn", low=0)
     batch: int = setting(12, "sheets chosen for DFT in a round", low=1)
     explore_share: float = setting(0.25, "share of these that are chosen for what DFT teaches, not for p_hit", low=0, high=1)

@@ -162,7 +162,7 @@ def test_learning_gain_is_zero_where_two_errors_do_not_reach_the_window():
         ({"hazards": "Tl"}, "hazards or price"),
         ({"dynamically_stable": False}, "dynamically unstable"),
         ({"water": "dissolves"}, "dissolves in water"),
-        ({"conductive": False}, "does not conduct"),
+        ({"conductive": False, "formula": "MoS2"}, "does not conduct"),
         ({"h_desorbed": True}, "H desorbs or is not at rest"),
         ({"h_relax_converged": False}, "H desorbs or is not at rest"),
         ({"delta_g_std_ev": math.nan}, "no ΔG_H with an error, or no E_above_hull"),
@@ -173,6 +173,13 @@ def test_who_may_not_be_chosen_is_counted_by_reason(change, reason):
     assert design_fault(row("a"), SETTINGS) == ""
     picks, refused = chosen([row("a", **change), row("b", "TaS2")], 2, 0.0)
     assert [p.row.id for p in picks] == ["b"] and refused == {reason: 1}
+
+
+def test_dft_decides_whether_a_sheet_with_an_odd_number_of_electrons_conducts():
+    niobium_41_and_two_sulfur_16 = row("odd", "NbS2", conductive=False)
+    assert design_fault(niobium_41_and_two_sulfur_16, SETTINGS) == "does not conduct", "as a design it needs a gap that is right"
+    picks, refused = chosen([niobium_41_and_two_sulfur_16, row("even", "MoS2", conductive=False)], 2, 0.0)
+    assert [p.row for p in picks] == [niobium_41_and_two_sulfur_16] and refused == {"does not conduct": 1}
 
 
 def test_large_cells_and_known_compositions_cost_nothing():

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from ase.data import chemical_symbols
 from ase.db import connect
 from ase.io import read
 from loop_tools import ELEMENTS, QUICK, Killed, Stopping, configuration, write_cifs
@@ -110,9 +109,9 @@ def test_rounds_choose_among_the_sheets_of_other_runs_too(tmp_path):
 
 def test_a_round_looks_around_sheets_that_dft_found_near_zero(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.neighbours.NEAR_ZERO_EV", 2.0)  # EMT is farther off than DFT
-    others = [symbol for symbol in chemical_symbols[1:104] if symbol not in ELEMENTS]
-    cfg = configuration(tmp_path, "loop.neighbours=30", "loop.batch=12", "loop.explore_share=0", "loop.max_per_family=12")
-    run_loop(dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, exclude_elements=others)), QUICK)
+    elements = f"loop.neighbour_elements=[{','.join(ELEMENTS)}]"
+    cfg = configuration(tmp_path, "loop.neighbours=30", elements, "loop.batch=12", "loop.explore_share=0", "loop.max_per_family=12")
+    run_loop(cfg, QUICK)
     first, second = rounds_of(tmp_path)
     assert not (first / "neighbours").exists(), "DFT had computed nothing"
     lowest = {sheet["name"]: sheet["delta_g_dft_ev"] for sheet in content(first / "results.json")["sheets"]}
@@ -201,6 +200,7 @@ def test_compositions_of_the_blind_points_are_known_too():
     ("overrides", "error", "message"),
     [
         (["loop.dft=magic"], ConfigError, "loop.dft=magic: choose gpaw, vasp or MODULE:FUNCTION"),
+        (["loop.neighbour_elements=[Nb,Xx]"], ConfigError, "loop.neighbour_elements: Xx is no element"),
         (["loop.controls=7"], ConfigError, "loop.controls are drawn from"),
         (["loop.max_dft_atoms=3"], StageError, "no sheet may be chosen: more than 3 atoms with H"),
         (["evaluation.random_cif_dir=nowhere"], StageError, "no folder of CIFs"),
