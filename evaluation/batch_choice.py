@@ -7,7 +7,8 @@ can afford. A sheet with an odd number of electrons that the learnt gap calls in
 metal, and 665 of the 721 such sheets with a PBE gap in C2DB (2022) have one of at most 0.1 eV.
 
 1. The first places go to the highest p_hit, the probability that the sheet is a hit. It holds value and uncertainty at once: a
-   sheet near zero with a small error comes first, one far away only if its error is large.
+   sheet near zero with a small error comes first, one far away only if its error is large. Where DFT has relaxed sheets of earlier
+   rounds, the mean change of ΔG_H from their single points, and its scatter, are added first: what counts is the minimum of DFT.
 2. The other places, a share ``explore`` of the batch, go to the sheets that DFT teaches most about: the highest standard error of
    ΔG_H times the probability of lying below the limit of E_above_hull, among those whose ΔG_H may be in the window within two
    errors. Places that are left go by p_hit as well.
@@ -39,7 +40,8 @@ from crystals.recipes import is_soluble
 from energetics.dft_inputs import IMAGE_DISTANCE
 from energetics.sites import h_supercell
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import h_at_rest, probability_below
+from evaluation.decisions import h_at_rest, hit_probability, probability_below
+from evaluation.design_values import UNKNOWN_CHANGE, RelaxationChange
 from evaluation.element_facts import is_practical
 from evaluation.water_verdict import DISSOLVES
 from geo_utils import NotTwoDimensional, primitive_sheet
@@ -94,6 +96,7 @@ def choose_batch(
     explore: float,
     limits: Limits,
     settings: EvaluationConfig,
+    change: RelaxationChange = UNKNOWN_CHANGE,
 ) -> tuple[list[Pick], Counter[str]]:
     """Choose a batch for DFT by the rule above.
 
@@ -104,6 +107,7 @@ def choose_batch(
         explore: share of the places, rounded, that do not go by p_hit.
         limits: what a chosen sheet must keep to.
         settings: limits of a hit, and hazards.
+        change: of ΔG_H from single points, which the judges were fitted to, to minima of DFT, which decide who is a hit.
 
     Returns:
         The picks, in the order of the rule, at most ``size``; and how many candidates were not eligible, by the first reason.
@@ -115,15 +119,20 @@ def choose_batch(
         else:
             eligible.append(row)
     exploring = round(size * explore)
-    best = sorted((row for row in eligible if row.p_hit > 0), key=lambda row: (-row.p_hit, row.id))
+    chance = {row.id: hit_probability(_in_minimum(row, change), settings) if change.n else row.p_hit for row in eligible}
+    best = sorted((row for row in eligible if chance[row.id] > 0), key=lambda row: (-chance[row.id], row.id))
+
+    def by_chance(row: CandidateResult) -> str:
+        return f"p_hit {chance[row.id]:.3f}" + (f" with ΔG_H {change.mean_ev:+.2f} eV in a minimum of DFT" if change.n else "")
+
     gain = {row.id: learning_gain(row, settings) for row in eligible}
     open_ones = sorted((row for row in eligible if gain[row.id] > 0), key=lambda row: (-gain[row.id], row.id))
     taken_so_far = _Taken(limits)
     picks: list[Pick] = []
     for ordered, places, reason in (
-        (best, size - exploring, _by_chance),
+        (best, size - exploring, by_chance),
         (open_ones, size, _by_gain),
-        (best, size, _by_chance),
+        (best, size, by_chance),
     ):
         taken = taken_so_far.next_of(ordered, places - len(picks))
         picks += [Pick(row, family_of(row), dft_atoms(structures[row.id]), reason(row)) for row in taken]
@@ -136,8 +145,10 @@ def _with_open_gap(row: CandidateResult) -> CandidateResult:
     return dataclasses.replace(row, conductive=None) if is_odd else row
 
 
-def _by_chance(row: CandidateResult) -> str:
-    return f"p_hit {row.p_hit:.3f}"
+def _in_minimum(row: CandidateResult, change: RelaxationChange) -> CandidateResult:
+    """Return a verdict with ΔG_H as expected in a minimum of DFT."""
+    std = math.hypot(row.delta_g_std_ev, change.std_ev)
+    return dataclasses.replace(row, delta_g_ev=row.delta_g_ev + change.mean_ev, delta_g_std_ev=std)
 
 
 def _by_gain(row: CandidateResult) -> str:

@@ -44,6 +44,7 @@ from energetics.dft_points import read_truth
 from evaluation import loop_report
 from evaluation.batch_choice import Limits, Pick, choose_batch, cost_fault, draw_controls, worth_judging
 from evaluation.candidate import CandidateResult
+from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, relaxation_change
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice
@@ -330,13 +331,14 @@ class Round:
         sheets: dict[str, Atoms] = {}
         cifs: dict[str, Path] = {}
         refused: Counter[str] = Counter()
+        change = relaxation_change(self.folder.parent / DESIGNS / "dft") if settings.relax_steps else UNKNOWN_CHANGE
         for place, drawn_as in enumerate(self._sets()):
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             limits = self._limits(known | taken)
             pool = self._judge(drawn_as, limits)
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(
-                    pool.rows, pool.structures, settings.batch, settings.explore_share, limits, evaluation
+                    pool.rows, pool.structures, settings.batch, settings.explore_share, limits, evaluation, change
                 )
                 refused = refused + pool.refused
             else:
@@ -360,6 +362,7 @@ class Round:
             {
                 "choices": [dataclasses.asdict(choice) for choice in choices],
                 "left_out": dict(refused),
+                "relaxation_change": dataclasses.asdict(change),
                 "rows": {pick.row.id: dataclasses.asdict(pick.row) for own in picks.values() for pick in own},
                 "sheets": {name: _plain(atoms) for name, atoms in sheets.items()},
             },

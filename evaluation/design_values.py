@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.db import connect
 from ase.io import read
@@ -27,6 +28,9 @@ from evaluation.loop_tools import POINTS_DB, RELAXED_DB, Tools
 from pipeline.errors import StageError, first_line
 from pipeline.files import relative_name
 from pipeline.settings import Config
+
+DESIGNS = "designs"  # folder of a loop with the sheets near zero: their inputs and what DFT says
+FEWEST_RELAXED = 5  # sites from which a mean change is taken
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,32 @@ def relaxed_points(
         tools.relax(cfg, inputs, work / "dft")
     found = _by_name(work / "dft" / RELAXED_DB)
     return {name: found[name] for name in inputs if name in found}
+
+
+@dataclass(frozen=True)
+class RelaxationChange:
+    """How far ΔG_H in minima of DFT lies from its single points at the same sites, eV: mean and standard deviation of n sites."""
+
+    n: int = 0
+    mean_ev: float = 0.0
+    std_ev: float = 0.0
+
+
+UNKNOWN_CHANGE = RelaxationChange()
+
+
+def relaxation_change(folder: Path) -> RelaxationChange:
+    """Return what the relaxations of DFT have changed so far; nothing where fewer than ``FEWEST_RELAXED`` sites are known.
+
+    folder: with the points and the relaxed points of the sheets near zero.
+    """
+    relaxed = _by_name(folder / RELAXED_DB)
+    single = {(point.name, point.site): point.delta_e for own in _by_name(folder / POINTS_DB).values() for point in own}
+    minima = [point for own in relaxed.values() for point in own if (point.name, point.site) in single]
+    changes = [point.delta_e - single[point.name, point.site] for point in minima]
+    if len(changes) < FEWEST_RELAXED:
+        return UNKNOWN_CHANGE
+    return RelaxationChange(len(changes), float(np.mean(changes)), float(np.std(changes, ddof=1)))
 
 
 def gaps_of(path: Path) -> dict[str, float]:

@@ -44,6 +44,7 @@ from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
 from evaluation.decisions import probability_below
 from evaluation.design_loop import ASKED, STAGE, sidecar_path_of
 from evaluation.design_values import (
+    DESIGNS,
     Near,
     SiteValue,
     gaps_of,
@@ -139,7 +140,7 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
     if shipped:
         log.info("%s", shipped)
     loop = Path(cfg.loop.output_dir)
-    work, target = loop / "designs", Path(cfg.loop.designs_dir)
+    work, target = loop / DESIGNS, Path(cfg.loop.designs_dir)
     rounds = dict(finished_rounds(loop))
     if not rounds:
         raise StageError(f"{relative_name(loop)} has no finished round: run scripts.design_loop first")

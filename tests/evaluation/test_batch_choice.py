@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from evaluation.batch_choice import (
 )
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import hit_probability
+from evaluation.design_values import UNKNOWN_CHANGE, RelaxationChange
 from pipeline.settings import EvaluationConfig
 
 SETTINGS = EvaluationConfig()
@@ -143,6 +145,23 @@ def test_the_first_places_go_by_p_hit_and_the_others_by_what_dft_teaches():
     assert [p.row.id for p in chosen(rows, 1, 1.0)[0]] == ["uncertain"]
     certain = [rows[0], row("far", "TaS2", delta_g_ev=1.0, delta_g_std_ev=0.3)]
     assert [p.row.id for p in chosen(certain, 2, 0.5)[0]] == ["best", "far"], "a place for learning that nobody takes goes by p_hit"
+
+
+def test_what_dft_relaxations_changed_so_far_moves_the_window():
+    rows = [row("at zero", "NbS2", delta_g_std_ev=0.05), row("above", "TaS2", delta_g_ev=0.15, delta_g_std_ev=0.05)]
+    structures = {r.id: SHEET for r in rows}
+
+    def first(change):
+        pick = choose_batch(rows, structures, 1, 0.0, FREE, SETTINGS, change)[0][0]
+        assert pick.row in rows, "what the judges said stays in the log"
+        return pick
+
+    assert first(UNKNOWN_CHANGE).row.id == "at zero"
+    fallen = first(RelaxationChange(6, -0.15, 0.0))
+    window = NormalDist(0.0, 0.05).cdf(0.1) - NormalDist(0.0, 0.05).cdf(-0.1)
+    stable = NormalDist(0.0, 0.05).cdf(SETTINGS.hit_e_hull_ev)
+    assert fallen.row.id == "above" and fallen.reason == f"p_hit {window * stable:.3f} with ΔG_H -0.15 eV in a minimum of DFT"
+    assert float(first(RelaxationChange(6, -0.15, 0.3)).reason.split()[1]) < 0.4, "scatter makes it less certain"
 
 
 def test_learning_gain_is_zero_where_two_errors_do_not_reach_the_window():

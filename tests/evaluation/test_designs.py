@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from ase.io import read
@@ -13,10 +14,10 @@ from loop_tools import QUICK, Killed, Stopping, configuration
 from energetics.coverage import DESORBS, STAYS, Coverage
 from energetics.dft_points import read_truth
 from energetics.dft_relaxation import FMAX
-from evaluation import loop_tools
+from evaluation import design_values, loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
-from evaluation.design_values import SiteValue, is_hit
+from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, SiteValue, is_hit, relaxation_change
 from evaluation.designs import arguments_against, deliver, finished_rounds
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
@@ -188,6 +189,23 @@ def test_relaxed_designs_have_the_values_of_their_minima(loop, relaxed):
             assert found["fmax_dft"] <= FMAX or found["relax_steps"] == 30
         delta_e = found["energy_dft"] - found["energy_clean_dft"] - energies["H2"]["energy"] / 2
         assert delta_e + 0.27 == pytest.approx(design.delta_g_dft_ev)
+
+
+def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed, monkeypatch):
+    folder = loop[1] / "loop" / DESIGNS / "dft"
+    given, minima = (
+        {(point.name, point.site): point.delta_e for point in read_truth(folder / name, with_unbound=True)}
+        for name in (loop_tools.POINTS_DB, loop_tools.RELAXED_DB)
+    )
+    changes = [energy - given[site] for site, energy in minima.items()]
+    monkeypatch.setattr(design_values, "FEWEST_RELAXED", 2)
+    found = relaxation_change(folder)
+    assert found.n == len(changes) >= len(relaxed[0]) >= 2
+    assert found.mean_ev == pytest.approx(np.mean(changes)) and found.mean_ev < 0
+    assert found.std_ev == pytest.approx(np.std(changes, ddof=1))
+    monkeypatch.setattr(design_values, "FEWEST_RELAXED", found.n + 1)
+    assert relaxation_change(folder) == UNKNOWN_CHANGE, "too few for a mean"
+    assert relaxation_change(loop[1]) == UNKNOWN_CHANGE, "no points"
 
 
 def test_hits_are_counted_by_minima_and_those_by_single_points_stay_beside(loop, relaxed):
