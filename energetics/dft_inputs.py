@@ -30,7 +30,7 @@ from energetics.relaxation import (
     relax_positions,
     single_point,
 )
-from energetics.sites import adsorption_sites, beside_site, h_supercell, inner_sites
+from energetics.sites import INNER, adsorption_sites, beside_site, h_supercell, inner_sites, is_inside
 from geo_utils import primitive_sheet
 from pipeline.files import atomic_path
 
@@ -72,7 +72,7 @@ def relaxed_sites(
     relaxed: list[tuple[str, HydrogenRelaxation]] = []
     for site in (*adsorption_sites(primitive), *inner_sites(primitive)):
         start = beside_site(primitive, site, supercell)
-        best = min((other.delta_e for _, other in relaxed), default=math.inf)
+        best = min((other.delta_e for _, other in relaxed if is_inside(other.atoms) == (site.face == INNER)), default=math.inf)
         relaxation = relax_hydrogen(start, energy, potential, fmax, max_steps, give_up_above=best + FAR_ABOVE_EV)
         if relaxation.status == "ok":
             relaxed.append((site_label(relaxation.atoms), relaxation))
@@ -83,18 +83,24 @@ def relaxed_sites(
 def competing_sites(relaxed: list[tuple[str, HydrogenRelaxation]], most: int = 2) -> list[tuple[str, HydrogenRelaxation]]:
     """Choose the sites that may be the lowest by DFT: the most stable one, and up to ``most - 1`` others.
 
-    First come others of another kind within COMPETING_EV of it, then, most stable first, further ones of the same kinds within
-    SAME_KIND_EV, for which the potential's errors are more alike. In an alloy these are sites with other neighbours; those that
-    cannot be told apart by energy are one. The second of a kind is named such as topS_2.
+    Energies on the faces and inside are not compared: the potentials put H inside sheets of 4d and 5d metals 0.4 to 0.8 eV too high
+    and on faces nearly right. The lowest of both is taken first. Then come others of another kind within COMPETING_EV of it, then,
+    most stable first, further ones of the same kinds within SAME_KIND_EV, for which the potential's errors are more alike. In an
+    alloy these are sites with other neighbours; those that cannot be told apart by energy are one. The second of a kind is named
+    such as topS_2.
 
     relaxed: ``(label, relaxation)``, most stable first.
     """
+    lowest: dict[bool, float] = {}
+    for _, relaxation in relaxed:
+        lowest.setdefault(is_inside(relaxation.atoms), relaxation.delta_e)
+    above = {id(relaxation): relaxation.delta_e - lowest[is_inside(relaxation.atoms)] for _, relaxation in relaxed}
     chosen: list[tuple[str, HydrogenRelaxation]] = []
     for most_above in (COMPETING_EV, SAME_KIND_EV):
-        for label, relaxation in relaxed:
-            if len(chosen) == most or (chosen and relaxation.delta_e - relaxed[0][1].delta_e > most_above):
-                break
+        for label, relaxation in sorted(relaxed, key=lambda item: above[id(item[1])] > 0):
             same = [other.delta_e for name, other in chosen if name.split("_")[0] == label]
+            if len(chosen) == most or above[id(relaxation)] > most_above:
+                continue
             if same and (most_above == COMPETING_EV or min(abs(relaxation.delta_e - e) for e in same) < SAME_SITE_EV):
                 continue
             chosen.append((f"{label}_{len(same) + 1}" if same else label, relaxation))

@@ -54,6 +54,9 @@ class HydrogenAtSite:
 def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> list[tuple[sites.AdsorptionSite, HydrogenAtSite]]:
     """Relax H with the potential at the best sites of a prediction, and at all inside the sheet, which DimeNet++ has not learnt.
 
+    A site is given up by the best one of its kind, on a face or inside: potentials put H inside sheets of 4d and 5d metals 0.4 to
+    0.8 eV too high, and on their faces nearly right, so that only the correction tells these apart.
+
     Args:
         potential: a ``StabilityJudge``.
         prediction: sites of a sheet with their predicted ΔG_H (``SheetHER``).
@@ -66,7 +69,8 @@ def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> l
     sheet, supercell, gap = prediction.sheet, prediction.supercell, prediction.band_gap
     order = np.argsort(np.asarray(prediction.delta_g, dtype=float), kind="stable")[:num_sites].tolist()
     for site in (*(prediction.sites[index] for index in order), *sites.inner_sites(sheet)):
-        best = min((h.delta_e for _, h in at_sites if h.is_bound), default=math.inf)
+        like = [h for other, h in at_sites if h.is_bound and (other.face == sites.INNER) == (site.face == sites.INNER)]
+        best = min((h.delta_e for h in like), default=math.inf)
         at_sites.append((site, potential.delta_e_hydrogen(sheet, site, supercell, best, gap)))
     return at_sites
 

@@ -17,6 +17,7 @@ from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
 SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
 TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
 LAYER_DEPTH = 0.5  # Å, atoms of a layer inside a sheet are this close to each other
+INNER = "inner"  # face of a site inside a sheet
 OPEN_CHANNEL = 0.8  # Å, lateral distance from any atom of a place that H can reach through the faces
 FITS_FROM = 0.95  # times the sum of the covalent radii: the nearest that an atom may be to H inside a sheet
 HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
@@ -76,7 +77,7 @@ def inner_sites(atoms: Atoms, symprec: float = 0.05) -> list[AdsorptionSite]:
             point = np.array([*centre, z[ring].mean()])
             fits = np.hypot(lateral, z - point[2]) >= FITS_FROM * contact
             if len(ring) >= 3 and lateral.min() >= OPEN_CHANNEL and fits.all():
-                found.append(AdsorptionSite(point, "hollow", "inner", tuple(int(index[atom]) for atom in ring), 1))
+                found.append(AdsorptionSite(point, "hollow", INNER, tuple(int(index[atom]) for atom in ring), 1))
     return _symmetry_distinct(atoms, found, symprec)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
@@ -15,8 +16,10 @@ from energetics.relaxation import HydrogenRelaxation
 from scripts import verify_dft
 
 
-def relaxation(delta_e, atoms=None):
-    return HydrogenRelaxation(atoms, 0.0, True, 3, "ok", delta_e, delta_e, False)
+def relaxation(delta_e, atoms=None, height=1.5):
+    """A relaxation to atoms, or to H at a height in Å over the uppermost atoms of a sheet that is 3 Å thick."""
+    given = Atoms("SMoSH", positions=[[0, 0, 0], [1.8, 0, 1.5], [0, 0, 3.0], [0, 0, 3.0 + height]]) if atoms is None else atoms
+    return HydrogenRelaxation(given, 0.0, True, 3, "ok", delta_e, delta_e, False)
 
 
 def test_competing_sites_are_of_different_kinds_and_close_in_energy():
@@ -27,6 +30,16 @@ def test_competing_sites_are_of_different_kinds_and_close_in_energy():
     far = [("topS", relaxation(0.1)), ("hollow", relaxation(0.1 + dft_inputs.COMPETING_EV + 0.01))]
     assert [label for label, _ in dft_inputs.competing_sites(far)] == ["topS"]
     assert dft_inputs.competing_sites([]) == []
+
+
+def test_faces_and_inside_compete_whatever_the_potential_says_of_the_other():
+    far = 3 * dft_inputs.COMPETING_EV
+    ends = (("hollow", far, -1.5), ("bridge", far + 0.1, -1.4), ("deep", 2 * far, -1.5))
+    inside = [(label, relaxation(delta_e, height=height)) for label, delta_e, height in ends]
+    found = [("topS", relaxation(0.0)), ("topMo", relaxation(0.2)), *inside]
+    assert [label for label, _ in dft_inputs.competing_sites(found)] == ["topS", "hollow"], "the lowest of both first"
+    assert [label for label, _ in dft_inputs.competing_sites(found, most=9)] == ["topS", "topMo", "hollow", "bridge"]
+    assert [label for label, _ in dft_inputs.competing_sites(found, most=1)] == ["topS"]
 
 
 def test_sites_of_one_kind_compete_where_they_differ():
