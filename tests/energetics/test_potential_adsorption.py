@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ase.build import fcc111
+from ase.build import fcc111, mx2
 from ase.calculators.emt import EMT
 
 import geo_utils
 from energetics import sites
-from energetics.potential_adsorption import StabilityJudge
+from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge, hydrogen_at_best_sites
 from energetics.potentials import Potential
 from pipeline.settings import EvaluationConfig
 
@@ -54,3 +56,28 @@ def test_the_complaint_of_the_correction_comes_with_the_value(on_platinum):
     assert [h.complaint for h in found] == ["too far", ""]
     assert all((h.corrected, h.corrected_std) == (pytest.approx(h.delta_e + 0.5), 0.4) for h in found)
     assert on_platinum(3, 0).complaint == ""
+
+
+@pytest.fixture
+def niobium_sulfide_sites():
+    """Faces and inside of 2H-NbS2 with one Nb of two replaced by Mo: two hollows inside."""
+    sheet = mx2("NbS2", "2H", a=3.35, thickness=3.14, vacuum=8.0).repeat((2, 1, 1))
+    sheet.symbols[0] = "Mo"
+    on_faces = sites.adsorption_sites(sheet)
+    return SimpleNamespace(sheet=sheet, supercell=(1, 2), band_gap=0.0, sites=on_faces, delta_g=np.arange(len(on_faces)))
+
+
+def test_h_inside_is_given_up_by_what_is_inside(niobium_sulfide_sites):
+    """H on the faces at 0 eV: the first site inside has to beat nothing, the next one only the first."""
+    prediction, limits = niobium_sulfide_sites, []
+
+    class Layers:
+        def delta_e_hydrogen(self, sheet, site, supercell, best, gap):
+            limits.append((site.face == sites.INNER, best))
+            return HydrogenAtSite(0.8 if site.face == sites.INNER else 0.0, desorbed=False, converged=True)
+
+    found = hydrogen_at_best_sites(Layers(), prediction, 2)
+    inside = [best for is_inside, best in limits if is_inside]
+    assert [best for is_inside, best in limits if not is_inside] == [math.inf, 0.0]
+    assert len(inside) >= 2 and inside == [math.inf] + [0.8] * (len(inside) - 1)
+    assert [h.delta_e for _, h in found] == [0.0, 0.0] + [0.8] * len(inside)
