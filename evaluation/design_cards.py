@@ -138,6 +138,7 @@ def write_page(
         "designs": [(design, subscripts(design.row.reduced_formula), facts_of(design)) for design in designs],
         "left_out": left_out,
         "rates": rates,
+        "ratios": rounds["all"]["ratios"],
         "window": cfg.evaluation.hit_delta_g_ev,
         "limit": cfg.evaluation.hit_e_hull_ev,
         "correction": cfg.dataset.her_correction_ev,

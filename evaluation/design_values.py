@@ -136,11 +136,13 @@ def relaxed_points(
 
 @dataclass(frozen=True)
 class RelaxationChange:
-    """How far ΔG_H in minima of DFT lies from its single points at the same sites, eV: mean and standard deviation of n sites."""
+    """How far ΔG_H in minima of DFT lies from its single points at the same sites, eV: mean, deviation and range of n sites."""
 
     n: int = 0
     mean_ev: float = 0.0
     std_ev: float = 0.0
+    lowest_ev: float = 0.0
+    highest_ev: float = 0.0
 
 
 UNKNOWN_CHANGE = RelaxationChange()
@@ -157,7 +159,9 @@ def relaxation_change(folder: Path) -> RelaxationChange:
     changes = [point.delta_e - single[point.name, point.site] for point in minima]
     if len(changes) < FEWEST_RELAXED:
         return UNKNOWN_CHANGE
-    return RelaxationChange(len(changes), float(np.mean(changes)), float(np.std(changes, ddof=1)))
+    return RelaxationChange(
+        len(changes), float(np.mean(changes)), float(np.std(changes, ddof=1)), float(min(changes)), float(max(changes))
+    )
 
 
 def gaps_of(path: Path) -> dict[str, float]:

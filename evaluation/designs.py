@@ -52,6 +52,7 @@ from evaluation.design_values import (
     lowest_atoms,
     near_sheets,
     read_json,
+    relaxation_change,
     relaxed_points,
     sheets_of,
     single_points,
@@ -297,7 +298,9 @@ def _write(
             for file in (path / "choices.json", path / "results.json", path / "dft" / POINTS_DB):
                 if file.is_file():  # a round without a site to compute has no points
                     shutil.copyfile(file, new / "rounds" / name / file.name)
-        write_json(new / "designs.json", {"designs": [d.as_dict() for d in designs], "left_out": dict(left_out), "rounds": numbers})
+        change = dataclasses.asdict(relaxation_change(work / "dft"))
+        about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": change}
+        write_json(new / "designs.json", {"designs": [d.as_dict() for d in designs], **about})
         if designs:
             design_cards.draw_overview(designs, new / "overview.png")
         design_cards.draw_hit_rates(numbers, new / "hit_rates.png")

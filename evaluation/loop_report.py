@@ -20,7 +20,7 @@ from energetics.adsorption_energy import free_energy
 from energetics.dft_points import UNBOUND_EV, TruthPoint
 from evaluation.batch_choice import Pick
 from evaluation.decisions import all_of
-from evaluation.statistics import wilson_interval
+from evaluation.statistics import rate_ratio_interval, wilson_interval
 from pipeline.settings import EvaluationConfig
 
 CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM = "chosen", "chosen neighbour", "unguided", "random decoration"
@@ -183,7 +183,25 @@ def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             names = [name for name in ("hit_dft", "hit", "hit_single") if name in own[0]]
             rates = {name: _joined_rate([numbers[name] for numbers in own]) for name in names}
             sets[drawn_as] = counts | rates | {"judge": _joined_error([numbers["judge"] for numbers in own])}
-    return {"sets": sets, "judge": _joined_error([found["judge"] for found in rounds])}
+    return {"sets": sets, "judge": _joined_error([found["judge"] for found in rounds]), "ratios": _ratios(sets)}
+
+
+def _ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return by how much the hit rate of each chosen set exceeds that of all controls together.
+
+    Returns:
+        Set -> hits and number of both, ``ratio`` (None where no control is a hit), and its 95 % interval ``low``, ``high``.
+    """
+    controls = _joined_rate([sets[name]["hit"] for name in (UNGUIDED, RANDOM) if name in sets])
+    found = {}
+    for name in (CHOSEN, NEIGHBOUR):
+        if name in sets:
+            own = sets[name]["hit"]
+            low, high = rate_ratio_interval(own["hits"], own["n"], controls["hits"], controls["n"])
+            ratio = own["rate"] / controls["rate"] if controls["hits"] else None
+            counts = {"hits": own["hits"], "n": own["n"], "control_hits": controls["hits"], "controls": controls["n"]}
+            found[name] = counts | {"ratio": ratio, "low": low, "high": high}
+    return found
 
 
 def with_hits(

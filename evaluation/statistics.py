@@ -67,6 +67,29 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return 0.0 if successes == 0 else float(interval.low), 1.0 if successes == n else float(interval.high)
 
 
+def rate_ratio_interval(successes: int, n: int, other_successes: int, other_n: int) -> tuple[float, float]:
+    """Return the 95 % credible interval of p/p_other of two proportions, finite where the other one has no success.
+
+    Each proportion has the posterior of Jeffreys' prior, Beta(successes + 1/2, failures + 1/2) (Brown, Cai & DasGupta,
+    Stat. Sci. 16, 101 (2001)); (nan, nan) where either n is 0.
+    """
+    if n == 0 or other_n == 0:
+        return math.nan, math.nan
+    from scipy.integrate import quad
+    from scipy.optimize import brentq
+    from scipy.stats import beta
+
+    own, other = beta(successes + 0.5, n - successes + 0.5), beta(other_successes + 0.5, other_n - other_successes + 0.5)
+
+    def below(log_ratio: float) -> float:
+        """P(p/p_other <= ratio), over the quantiles of p_other."""
+        return quad(lambda q: own.cdf(math.exp(log_ratio) * other.ppf(q)), 0.0, 1.0, limit=200, points=[0.01, 0.1, 0.9, 0.99])[0]
+
+    tails = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
+    low, high = (math.exp(brentq(lambda x, tail=tail: below(x) - tail, -15.0, 15.0, xtol=1e-4)) for tail in tails)
+    return low, high
+
+
 def mean_metric(
     name: str,
     values: Sequence[float],

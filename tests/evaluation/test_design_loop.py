@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.db import connect
 from ase.io import read
@@ -17,6 +18,7 @@ from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
 from evaluation.design_loop import deciding_settings, known_compositions, run_loop
 from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice, Outcome
+from evaluation.statistics import rate_ratio_interval
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config
 from pipeline.provenance import check_inputs_unchanged, read_sidecar
@@ -324,6 +326,35 @@ def test_rounds_together_are_the_sheets_together():
     for name, value in together["sets"][CHOSEN].items():
         assert separate["sets"][CHOSEN][name] == (pytest.approx(value) if isinstance(value, dict) else value)
     assert separate["judge"] == pytest.approx(together["judge"])
+
+
+@pytest.mark.parametrize(("hits", "n", "other_hits", "other_n"), [(11, 48, 0, 25), (10, 20, 5, 20), (0, 33, 1, 25)])
+def test_the_ratio_of_two_rates_has_the_interval_of_draws_from_their_posteriors(hits, n, other_hits, other_n):
+    rng = np.random.default_rng(3)
+    own, other = (rng.beta(k + 0.5, m - k + 0.5, 400_000) for k, m in ((hits, n), (other_hits, other_n)))
+    low, high = rate_ratio_interval(hits, n, other_hits, other_n)
+    assert np.mean(own / other < low) == pytest.approx(0.025, abs=0.002)
+    assert np.mean(own / other < high) == pytest.approx(0.975, abs=0.002)
+    swapped = rate_ratio_interval(other_hits, other_n, hits, n)
+    assert (1 / swapped[1], 1 / swapped[0]) == pytest.approx((low, high), rel=0.01)
+    assert all(math.isnan(bound) for bound in rate_ratio_interval(1, 2, 0, 0))
+
+
+def test_hits_of_the_chosen_are_compared_with_those_of_all_controls():
+    def verdicts(drawn_as, *hits):
+        given = outcome(0.0)
+        given = dataclasses.replace(given, choice=dataclasses.replace(given.choice, drawn_as=drawn_as))
+        return [dataclasses.replace(given, hit=hit) for hit in hits]
+
+    chosen = verdicts(CHOSEN, True, True, False)
+    controls = [*verdicts(UNGUIDED, True), *verdicts(RANDOM, False, False, False)]
+    ratios = loop_report.total([loop_report.summary(chosen), loop_report.summary(controls)])["ratios"]
+    assert set(ratios) == {CHOSEN}
+    found = ratios[CHOSEN]
+    assert (found["hits"], found["n"], found["control_hits"], found["controls"]) == (2, 3, 1, 4)
+    assert found["ratio"] == pytest.approx((2 / 3) / (1 / 4)) and found["low"] < found["ratio"] < found["high"]
+    without = loop_report.total([loop_report.summary(chosen), loop_report.summary(controls[1:])])["ratios"][CHOSEN]
+    assert without["ratio"] is None and without["low"] > found["low"]
 
 
 def test_verdicts_of_dft_know_no_site_failures_and_h_that_is_not_bound():
