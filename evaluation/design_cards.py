@@ -92,7 +92,7 @@ def draw_coverage(axis: Any, design: Design) -> None:
 
 def draw_overview(designs: Sequence[Design], path: str | os.PathLike) -> None:
     """Draw all designs, with H, from above and from the side."""
-    shown = [(title_of(design), design.with_h) for design in designs]
+    shown = [(title_of(design).replace(", E_hull", "\nE_hull"), design.with_h) for design in designs]  # columns are narrow
     heading = ("designs with H at the lowest site by DFT", "from above and from the side", "dashed: cell of the calculation")
     draw_grid(shown, heading, "", path)
 
