@@ -15,6 +15,7 @@
     LOOP/round_1/results.json        DFT's verdicts, hit rates, the judge's error before it learnt
     LOOP/round_1/manifest.json       sidecar; a round with it is finished
     LOOP/rounds.json                 all rounds
+    LOOP/earlier/                    what was learnt from the rounds of loop.earlier_designs, as in a round
 
 A round judges with the points and the DimeNet++ of the round before: the correction of the potential is fitted to the points when
 the judges are loaded. A finished step is a record in ROUND/steps. A step that was interrupted is done again, from what its own
@@ -29,7 +30,7 @@ import logging
 import random
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,22 @@ from crystals.formulas import composition_key
 from energetics.dft_points import read_truth
 from evaluation import loop_report
 from evaluation.batch_choice import Limits, Pick, choose_batch, cost_fault, draw_controls, worth_judging
-from evaluation.candidate import CandidateResult
-from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, relaxation_change
+from evaluation.candidate import CandidateResult, atoms_to_dict
+from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, RelaxationChange, relaxation_change
+from evaluation.earlier_designs import EarlierDesigns, earlier_designs, learnt_from
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
 from evaluation.neighbours import neighbours, parents_of, write_neighbours
+from evaluation.round_settings import FOLDERS, deciding_settings, settings_of_round
 from evaluation.vasp_points import VASP
 from generation.search import at_most
 from pipeline.errors import ConfigError, StageError, first_line
 from pipeline.files import atomic_folder, atomic_path, relative_name, write_json
 from pipeline.locks import locked_folder
 from pipeline.provenance import read_sidecar, sidecar_path, write_sidecar
+from pipeline.records import from_json
 from pipeline.settings import Config
 from pipeline.shipped import with_shipped_weights
 from pipeline.store import FolderStore
@@ -63,19 +67,9 @@ from pipeline.store import FolderStore
 log = logging.getLogger("her2d")
 
 STAGE = "design_loop.py"
-FOLDERS = {CHOSEN: "generated", UNGUIDED: "unguided", RANDOM: "random"}
 ASKED = "asked"  # folder of the CIFs, by name, of the sheets that DFT is asked for
 NEIGHBOURS = "neighbours"  # folder of their CIFs
 RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may be drawn
-# Settings that say where and how fast work is done, not what comes out.
-EXECUTION = {
-    "run": ("device", "threads", "scheduler", "walltime", "queue", "account", "worker_memory_gb", "gpus_per_worker"),
-    "evaluation": ("workers", "output_dir", "cif_dir", "unguided_cif_dir", "judged_before", "relaxed_dir"),
-    "generation": ("batch_size", "output_dir"),
-    "loop": ("rounds", "dft_python", "dft_processes", "vasp_results"),
-}
-# Sections that a round depends on.
-SECTIONS = ("run", "dimenet", "dataset", "denoiser", "generation", "evaluation", "loop")
 
 
 def run_loop(cfg: Config, tools: Tools = REAL) -> None:
@@ -101,35 +95,18 @@ def run_loop(cfg: Config, tools: Tools = REAL) -> None:
         cfg, shipped = with_shipped_weights(cfg, ("dimenet", "denoiser"))
         if shipped:
             log.info("%s", shipped)
+        earlier = earlier_designs(cfg)
         before, found = cfg, {}
-        for number in range(1, settings.rounds + 1):
-            current = Round(number, folder / f"round_{number}", settings_of_round(cfg, before, number, folder), tools)
+        if earlier is not None:
+            before, found = learnt_from(earlier, cfg, folder, tools), earlier.numbers()
+        first = len(found) + 1
+        for number in range(first, first + settings.rounds):
+            own = folder / f"round_{number}"
+            current = Round(number, own, settings_of_round(cfg, before, number, own), tools, earlier)
             found[f"round_{number}"] = current.finish()
             before = current.learnt()
             write_json(folder / "rounds.json", found | {"all": loop_report.total(found.values())})
     print(loop_report.rounds_table(found | {"all": loop_report.total(found.values())}))
-
-
-def settings_of_round(cfg: Config, before: Config, number: int, folder: Path) -> Config:
-    """Return the settings of a round: those of the loop, with another seed and what the round before has learnt.
-
-    Args:
-        cfg: the settings of the loop.
-        before: of the round before, with its points and its DimeNet++.
-        number: of the round, from 1.
-        folder: of the loop.
-    """
-    own = folder / f"round_{number}"
-    points = before.evaluation.dft_truth_path
-    changes = {"dft_truth_path": points, "output_dir": str(own / "judged" / FOLDERS[CHOSEN]), "cif_dir": str(own / FOLDERS[CHOSEN])}
-    changes["unguided_cif_dir"] = str(own / FOLDERS[UNGUIDED])
-    return dataclasses.replace(
-        cfg,
-        run=dataclasses.replace(cfg.run, seed=(cfg.run.seed + number - 1) % 2**32),
-        dimenet=dataclasses.replace(cfg.dimenet, checkpoint=before.dimenet.checkpoint, dft_path=points),
-        evaluation=dataclasses.replace(cfg.evaluation, **changes),
-        generation=dataclasses.replace(cfg.generation, output_dir=str(own / FOLDERS[CHOSEN])),
-    )
 
 
 @dataclass
@@ -151,14 +128,15 @@ class Round:
     """One round.
 
     Args:
-        number: from 1.
+        number: from 1, those of rounds that were delivered before included.
         folder: where everything of it goes.
         cfg: ``settings_of_round``.
         tools: what the work is done with.
+        delivered: rounds before the loop.
     """
 
-    def __init__(self, number: int, folder: Path, cfg: Config, tools: Tools) -> None:
-        self.number, self.folder, self.cfg, self.tools = number, folder, cfg, tools
+    def __init__(self, number: int, folder: Path, cfg: Config, tools: Tools, delivered: EarlierDesigns | None = None) -> None:
+        self.number, self.folder, self.cfg, self.tools, self.delivered = number, folder, cfg, tools, delivered
         self.steps = FolderStore(folder / "steps")
         self.config_path = folder / "config.yaml"
 
@@ -320,8 +298,9 @@ class Round:
                 pool.structures[name] = structures[row.id]
 
     def _earlier(self) -> list[Round]:
-        """Return the rounds before this one."""
-        return [Round(k, self.folder.with_name(f"round_{k}"), self.cfg, self.tools) for k in range(1, self.number)]
+        """Return the rounds of the loop before this one."""
+        first = 1 + len(self.delivered.rounds if self.delivered else ())
+        return [Round(k, self.folder.with_name(f"round_{k}"), self.cfg, self.tools) for k in range(first, self.number)]
 
     def _choose(self) -> dict[str, Any]:
         """Choose the batch, draw the controls, and write the log of choices and the sheets."""
@@ -331,7 +310,7 @@ class Round:
         sheets: dict[str, Atoms] = {}
         cifs: dict[str, Path] = {}
         refused: Counter[str] = Counter()
-        change = relaxation_change(self.folder.parent / DESIGNS / "dft") if settings.relax_steps else UNKNOWN_CHANGE
+        change = self._relaxation_change()
         for place, drawn_as in enumerate(self._sets()):
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             limits = self._limits(known | taken)
@@ -364,15 +343,23 @@ class Round:
                 "left_out": dict(refused),
                 "relaxation_change": dataclasses.asdict(change),
                 "rows": {pick.row.id: dataclasses.asdict(pick.row) for own in picks.values() for pick in own},
-                "sheets": {name: _plain(atoms) for name, atoms in sheets.items()},
+                "sheets": {name: atoms_to_dict(atoms) for name, atoms in sheets.items()},
             },
         )
         print(loop_report.choices_table(choices), flush=True)
         return {name: len(own) for name, own in picks.items()} | {"left_out": dict(refused)}
 
+    def _relaxation_change(self) -> RelaxationChange:
+        """Return how far minima of DFT lie from single points; nothing where they do not decide."""
+        if not self.cfg.loop.relax_steps:
+            return UNKNOWN_CHANGE
+        before = self.delivered.change if self.delivered else UNKNOWN_CHANGE
+        return relaxation_change(self.folder.parent / DESIGNS / "dft", before)
+
     def _chosen_before(self) -> set[str]:
         """Return the compositions that earlier rounds have chosen or drawn, those without a DFT value too."""
-        return {composition_key(choice.formula) for earlier in self._earlier() for choice in earlier.choices()}
+        own = {composition_key(choice.formula) for earlier in self._earlier() for choice in earlier.choices()}
+        return own | (self.delivered.compositions() if self.delivered else set())
 
     def _log_of_choices(self) -> dict[str, Any]:
         path = self.folder / "choices.json"
@@ -384,14 +371,12 @@ class Round:
 
     def choices(self) -> list[Choice]:
         """Return the log of choices. Raises StageError where it cannot be read."""
-        return [Choice.from_dict(values) for values in self._log_of_choices()["choices"]]
+        return [from_json(Choice, values) for values in self._log_of_choices()["choices"]]
 
     def _prepare(self) -> dict[str, Any]:
         """Relax H on the chosen sheets with the potential."""
-        from evaluation.judge_pool import result_from_dict
-
         written = self._log_of_choices()
-        rows = [dataclasses.replace(result_from_dict(values), id=name) for name, values in written["rows"].items()]
+        rows = [dataclasses.replace(from_json(CandidateResult, values), id=name) for name, values in written["rows"].items()]
         self.tools.prepare(
             self.cfg, rows, {name: Atoms(**sheet) for name, sheet in written["sheets"].items()}, self.folder / "inputs"
         )
@@ -471,24 +456,3 @@ def known_compositions(cfg: Config) -> set[str]:
     """
     paths = [path for path in (cfg.evaluation.dft_truth_path, cfg.evaluation.dft_blind_path) if path and Path(path).is_file()]
     return {composition_key(point.host) for path in paths for point in read_truth(path, with_unbound=True)}
-
-
-def deciding_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the settings that decide what comes out of a round, by name; files are named relative to the project.
-
-    sections: all settings, by section and name.
-    """
-    found = {}
-    for section in SECTIONS:
-        for name, value in sections.get(section, {}).items():
-            if name not in EXECUTION.get(section, ()):
-                is_path = isinstance(value, str) and Path(value).is_absolute()
-                found[f"{section}.{name}"] = relative_name(value) if is_path else value
-    return found
-
-
-def _plain(atoms: Atoms) -> dict[str, Any]:
-    """Return the keyword arguments of ``ase.Atoms``, as JSON holds them."""
-    from evaluation.candidate import atoms_to_dict
-
-    return atoms_to_dict(atoms)

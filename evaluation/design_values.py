@@ -27,10 +27,13 @@ from evaluation.finalists import read_finalist
 from evaluation.loop_tools import POINTS_DB, RELAXED_DB, Tools
 from pipeline.errors import StageError, first_line
 from pipeline.files import relative_name
+from pipeline.records import from_json
 from pipeline.settings import Config
 
 DESIGNS = "designs"  # folder of a loop with the sheets near zero: their inputs and what DFT says
 FEWEST_RELAXED = 5  # sites from which a mean change is taken
+NO_VALUE = "no DFT value at a competing site"
+UNRELAXED = "and no relaxation by DFT"
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,12 @@ class Near:
 
 def near_sheets(folder: Path, cfg: Config) -> dict[str, Near]:
     """Return the sheets of a round that may be hits, by name: those that DFT relaxes, or hits where it relaxes nothing."""
-    from evaluation.judge_pool import result_from_dict
-
     choices = read_json(folder / "choices.json")
     found = {}
     for outcome in sheets_of(folder):
         name = outcome["name"]
         if outcome["hit_dft"] is not None and is_near(outcome["delta_g_dft_ev"], cfg) and is_stable(outcome, cfg):
-            row = dataclasses.replace(result_from_dict(choices["rows"][name]), id=name)
+            row = dataclasses.replace(from_json(CandidateResult, choices["rows"][name]), id=name)
             found[name] = Near(folder, outcome, row, Atoms(**choices["sheets"][name]))
     return found
 
@@ -144,24 +145,36 @@ class RelaxationChange:
     lowest_ev: float = 0.0
     highest_ev: float = 0.0
 
+    def with_others(self, other: RelaxationChange) -> RelaxationChange:
+        """Return the change at these sites and other ones together."""
+        if not self.n or not other.n:
+            return self if self.n else other
+        n, own, others = self.n + other.n, self.n / (self.n + other.n), other.n / (self.n + other.n)
+        mean = own * self.mean_ev + others * other.mean_ev
+        squares = sum((one.n - 1) * one.std_ev**2 + one.n * (one.mean_ev - mean) ** 2 for one in (self, other))
+        low, high = min(self.lowest_ev, other.lowest_ev), max(self.highest_ev, other.highest_ev)
+        return RelaxationChange(n, mean, math.sqrt(squares / (n - 1)), low, high)
+
 
 UNKNOWN_CHANGE = RelaxationChange()
 
 
-def relaxation_change(folder: Path) -> RelaxationChange:
+def relaxation_change(folder: Path, before: RelaxationChange = UNKNOWN_CHANGE) -> RelaxationChange:
     """Return what the relaxations of DFT have changed so far; nothing where fewer than ``FEWEST_RELAXED`` sites are known.
 
-    folder: with the points and the relaxed points of the sheets near zero.
+    Args:
+        folder: with the points and the relaxed points of the sheets near zero.
+        before: change at other sites, which count too.
     """
     relaxed = _by_name(folder / RELAXED_DB)
     single = {(point.name, point.site): point.delta_e for own in _by_name(folder / POINTS_DB).values() for point in own}
     minima = [point for own in relaxed.values() for point in own if (point.name, point.site) in single]
     changes = [point.delta_e - single[point.name, point.site] for point in minima]
-    if len(changes) < FEWEST_RELAXED:
-        return UNKNOWN_CHANGE
-    return RelaxationChange(
-        len(changes), float(np.mean(changes)), float(np.std(changes, ddof=1)), float(min(changes)), float(max(changes))
-    )
+    found = before
+    if n := len(changes):
+        std = float(np.std(changes, ddof=1)) if n > 1 else 0.0
+        found = RelaxationChange(n, float(np.mean(changes)), std, float(min(changes)), float(max(changes))).with_others(before)
+    return found if found.n >= FEWEST_RELAXED else UNKNOWN_CHANGE
 
 
 def gaps_of(path: Path) -> dict[str, float]:
@@ -195,13 +208,13 @@ def site_values(
 def why_no_hit(values: Sequence[SiteValue], cfg: Config) -> str:
     """Return why a sheet near zero is no hit; empty where it is one."""
     if not values or math.isnan(values[0].delta_g_dft_ev):
-        return "no DFT value at a competing site"
+        return NO_VALUE
     lowest = values[0]
     how = "single points of DFT" if cfg.loop.relax_steps and math.isnan(lowest.delta_g_relaxed_ev) else "DFT"
     if abs(lowest.delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev:
         return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}"
     if how != "DFT":
-        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}, and no relaxation by DFT"
+        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}, {UNRELAXED}"
     return ""
 
 

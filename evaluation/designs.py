@@ -6,12 +6,16 @@
     DESIGNS/NAME/                  card, CIFs, inputs for GPAW and VASP, minima of DFT (relaxed.extxyz), energies
     DESIGNS/designs.json           everything that the cards say; hit rates of the rounds and of the controls
     DESIGNS/rounds/round_N/        of every round the log of choices, what DFT said, and its points
+    DESIGNS/h_on_2d_relaxed.db     the minima of DFT of all sheets near zero, designs or not
     DESIGNS/index.html, overview.png, hit_rates.png
 
 The rounds compute single points. Where all atoms relax by DFT, the sheet with H comes down by more than the sheet alone, and a hit
 by single points may be none. So every sheet whose ΔG_H by single points lies between −``evaluation.hit_delta_g_ev`` and
 ``loop.relax_below_ev``, and whose E_above_hull is low enough, is relaxed by DFT (``loop.relax_steps``) at the sites near its
 lowest. A sheet that cannot be is no hit.
+
+With ``loop.earlier_designs`` the rounds and designs of another delivery come first, as they are: what is asked anew is sheets near
+zero whose minima were not known there. A hit among these is judged as it was relaxed, because its CIF is gone.
 
 A design is new, valid, stays one sheet, has |ΔG_H| <= ``evaluation.hit_delta_g_ev`` at its lowest site and E_above_hull <=
 ``evaluation.hit_e_hull_ev`` by the judges, and none of the faults of ``batch_choice.design_fault``. Each hit that is no design is
@@ -33,6 +37,7 @@ from ase import Atoms
 from ase.db import connect
 from ase.io import read
 
+from crystals.cif_writer import in_cif_setting, symmetric_cif
 from energetics.coverage import STAYS, Coverage, coverage_curve
 from energetics.dft_calculation import ENERGY
 from energetics.dft_points import DFT_ERROR_EV, TruthPoint
@@ -42,9 +47,10 @@ from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
 from evaluation.decisions import probability_below
-from evaluation.design_loop import ASKED, STAGE, sidecar_path_of
+from evaluation.design_loop import ASKED, sidecar_path_of
 from evaluation.design_values import (
     DESIGNS,
+    UNKNOWN_CHANGE,
     Near,
     SiteValue,
     gaps_of,
@@ -59,12 +65,14 @@ from evaluation.design_values import (
     site_values,
     why_no_hit,
 )
+from evaluation.earlier_designs import DESIGNS_JSON, EarlierDesigns, earlier_designs
 from evaluation.element_facts import SCARCE_HHI
 from evaluation.loop_tools import POINTS_DB, REAL, RELAXED_DB, Tools
 from evaluation.water_verdict import AS_STABLE
 from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name, write_json
-from pipeline.provenance import read_sidecar, write_sidecar
+from pipeline.provenance import write_sidecar
+from pipeline.records import from_json
 from pipeline.settings import Config, EvaluationConfig
 from pipeline.shipped import with_shipped_weights
 
@@ -142,10 +150,12 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
         log.info("%s", shipped)
     loop = Path(cfg.loop.output_dir)
     work, target = loop / DESIGNS, Path(cfg.loop.designs_dir)
-    rounds = dict(finished_rounds(loop))
+    earlier = earlier_designs(cfg)
+    rounds = (earlier.rounds if earlier else {}) | dict(finished_rounds(loop, first=1 + len(earlier.rounds if earlier else ())))
     if not rounds:
         raise StageError(f"{relative_name(loop)} has no finished round: run scripts.design_loop first")
     near = {name: one for path in rounds.values() for name, one in near_sheets(path, cfg).items()}
+    near = {name: one for name, one in near.items() if not (earlier and earlier.is_decided(name))}
     log.info("%d sheets near zero by DFT in %d rounds", len(near), len(rounds))
     more_sites = dataclasses.replace(cfg, loop=dataclasses.replace(cfg.loop, max_sites=cfg.loop.design_sites))
     tools.prepare(more_sites, [one.row for one in near.values()], {n: one.sheet for n, one in near.items()}, work / "inputs")
@@ -159,7 +169,7 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
     left_out = {name: why_no_hit(values[name], cfg) for name in near if name not in hits}
     designs: list[Design] = []
     if hits:
-        _copy_cifs(hits, work / "cifs")
+        _copy_cifs(hits, work / "cifs", earlier)
         rows, _ = tools.judge(cfg, work / "cifs", work / "judged", "designs")
         gaps = gaps_of(work / "dft" / RELAXED_DB)
         rows = [_with_gap(row, gaps.get(row.id), cfg.evaluation) for row in rows if row.id in hits]
@@ -167,23 +177,40 @@ def deliver(cfg: Config, tools: Tools = REAL, coverage: CoverageTool = coverage_
         rows = [row for row in rows if row.id not in left_out]
         minima = {row.id: lowest_atoms(values[row.id], points[row.id], relaxed.get(row.id, ())) for row in rows}
         designs = _designs(cfg, rows, hits, values, minima, gaps, work, coverage)
-    _write(cfg, designs, left_out, rounds, values, relaxed, work, target)
-    return designs
+    everything = sorted([*_carried(earlier), *designs], key=lambda design: (abs(design.delta_g_dft_ev), design.name))
+    left_out = (earlier.left_out if earlier else {}) | left_out
+    _write(cfg, Delivery(everything, left_out, rounds, values, relaxed, work, earlier), target)
+    return everything
 
 
-def finished_rounds(loop: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and folder of every finished round, in order."""
-    number = 1
+def _carried(earlier: EarlierDesigns | None) -> list[Design]:
+    """Return the designs of another delivery, as they are."""
+    found = []
+    for values in earlier.content["designs"] if earlier else ():
+        known = {key: values[key] for key in ("name", "round_name", "before", "against", "gap_by_dft")}
+        sites = [from_json(SiteValue, site) for site in values["sites"]]
+        coverage = [from_json(Coverage, point) for point in values["coverage"]]
+        row = from_json(CandidateResult, values["judged"])
+        found.append(Design(row=row, sites=sites, with_h=earlier.with_h(values), coverage=coverage, **known))
+    return found
+
+
+def finished_rounds(loop: Path, first: int = 1) -> Iterator[tuple[str, Path]]:
+    """Yield name and folder of every finished round of a loop, in order. first: number of its first."""
+    number = first
     while sidecar_path_of(folder := loop / f"round_{number}").is_file():
         yield folder.name, folder
         number += 1
 
 
-def _copy_cifs(hits: Mapping[str, Near], folder: Path) -> None:
-    """Copy the CIFs of the hits, named as in the loop."""
+def _copy_cifs(hits: Mapping[str, Near], folder: Path, earlier: EarlierDesigns | None) -> None:
+    """Copy the CIFs of the hits, named as in the loop, or write the relaxed sheet where it is of a delivered round."""
     with atomic_folder(folder) as new:
         for name, one in hits.items():
             source = one.folder / ASKED / f"{name}.cif"
+            if earlier and one.folder in earlier.rounds.values():
+                (new / f"{name}.cif").write_text(symmetric_cif(in_cif_setting(one.sheet), name), encoding="utf-8")
+                continue
             if not source.is_file():
                 raise StageError(f"{relative_name(source)} is missing, which {name} was generated as")
             shutil.copyfile(source, new / f"{name}.cif")
@@ -271,36 +298,41 @@ def arguments_against(
     return found
 
 
-def _write(
-    cfg: Config,
-    designs: Sequence[Design],
-    left_out: Mapping[str, str],
-    rounds: Mapping[str, Path],
-    values: Mapping[str, Sequence[SiteValue]],
-    relaxed: Mapping[str, Sequence[TruthPoint]],
-    work: Path,
-    target: Path,
-) -> None:
+@dataclass(frozen=True)
+class Delivery:
+    """Everything that is delivered.
+
+    designs: nearest to ΔG_H = 0 first, those of an earlier delivery included. left_out: sheets near zero, and why they are no
+    designs. rounds: name -> folder. values: of the sheets near zero that this delivery asked about, relaxed: their minima of DFT.
+    work: folder of these. earlier: delivery that this one goes on from.
+    """
+
+    designs: Sequence[Design]
+    left_out: Mapping[str, str]
+    rounds: Mapping[str, Path]
+    values: Mapping[str, Sequence[SiteValue]]
+    relaxed: Mapping[str, Sequence[TruthPoint]]
+    work: Path
+    earlier: EarlierDesigns | None
+
+
+def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
     """Write the folder of designs as a whole."""
-    numbers = {name: _numbers_of(path, values, cfg) for name, path in rounds.items()}
+    designs, left_out, rounds, work, earlier = all_of.designs, all_of.left_out, all_of.rounds, all_of.work, all_of.earlier
+    numbers = {name: _numbers_of(path, all_of, cfg) for name, path in rounds.items()}
     numbers |= {"all": loop_report.total(list(numbers.values()))}
+    change = relaxation_change(work / "dft", earlier.change if earlier else UNKNOWN_CHANGE)
     with atomic_folder(target) as new:
         for design in designs:
-            folder = new / design.name
-            shutil.copytree(work / "inputs" / design.round_name, folder)
-            (folder / "finalist.json").unlink()
-            write_json(folder / "energies.json", _energies(design, work))
-            if minima := relaxed.get(design.round_name):
-                _write_minima(folder / "relaxed.extxyz", minima)
-            design_cards.draw_card(design, folder / "card.png")
+            _write_design(design, all_of, new / design.name)
         for name, path in rounds.items():
             (new / "rounds" / name).mkdir(parents=True)
-            for file in (path / "choices.json", path / "results.json", path / "dft" / POINTS_DB):
+            for file in (path / "choices.json", path / "results.json", path / "dft" / POINTS_DB, path / POINTS_DB):
                 if file.is_file():  # a round without a site to compute has no points
                     shutil.copyfile(file, new / "rounds" / name / file.name)
-        change = dataclasses.asdict(relaxation_change(work / "dft"))
-        about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": change}
-        write_json(new / "designs.json", {"designs": [d.as_dict() for d in designs], **about})
+        _write_all_minima(all_of, new / RELAXED_DB)
+        about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": dataclasses.asdict(change)}
+        write_json(new / DESIGNS_JSON, {"designs": [d.as_dict() for d in designs], **about})
         if designs:
             design_cards.draw_overview(designs, new / "overview.png")
         design_cards.draw_hit_rates(numbers, new / "hit_rates.png")
@@ -316,12 +348,43 @@ def _write(
         )
 
 
-def _numbers_of(folder: Path, values: Mapping[str, Sequence[SiteValue]], cfg: Config) -> dict[str, Any]:
-    """Return the numbers of a round, with hits by the minima of DFT where there are any."""
-    numbers = read_sidecar(folder, stage=STAGE)["metrics"]
+def _write_design(design: Design, all_of: Delivery, folder: Path) -> None:
+    """Write the folder of a design; that of an earlier delivery stays as it is."""
+    if all_of.earlier and all_of.earlier.is_decided(design.round_name):
+        shutil.copytree(all_of.earlier.folder / design.name, folder)
+        return
+    shutil.copytree(all_of.work / "inputs" / design.round_name, folder)
+    (folder / "finalist.json").unlink()
+    write_json(folder / "energies.json", _energies(design, all_of.work))
+    if minima := all_of.relaxed.get(design.round_name):
+        _write_minima(folder / "relaxed.extxyz", minima)
+    design_cards.draw_card(design, folder / "card.png")
+
+
+def _write_all_minima(all_of: Delivery, path: Path) -> None:
+    """Write the minima of DFT of all sheets near zero, those of an earlier delivery first, without what was asked anew."""
+    before = all_of.earlier.folder / RELAXED_DB if all_of.earlier else None
+    own = all_of.work / "dft" / RELAXED_DB
+    old, new = (list(connect(source).select()) if source and source.is_file() else [] for source in (before, own))
+    anew = {row.name for row in new}
+    if rows := [row for row in old if row.name not in anew] + new:
+        with connect(path, type="db") as db:
+            for row in rows:
+                db.write(row.toatoms(), **row.key_value_pairs)
+
+
+def _numbers_of(folder: Path, all_of: Delivery, cfg: Config) -> dict[str, Any]:
+    """Return the numbers of a round, with hits by the minima of DFT where these decide."""
+    numbers = {key: value for key, value in read_json(folder / "results.json").items() if key != "sheets"}
     if not cfg.loop.relax_steps:
         return numbers
-    return loop_report.with_hits(numbers, sheets_of(folder), lambda sheet: is_hit(sheet, values, cfg))
+
+    def verdict(sheet: Mapping[str, Any]) -> bool | None:
+        if all_of.earlier and folder in all_of.earlier.rounds.values() and sheet["name"] not in all_of.values:
+            return all_of.earlier.verdict(sheet)
+        return is_hit(sheet, all_of.values, cfg)
+
+    return loop_report.with_hits(numbers, sheets_of(folder), verdict)
 
 
 def _write_minima(path: Path, minima: Sequence[TruthPoint]) -> None:

@@ -41,7 +41,7 @@ from evaluation.dft_verdict import mark_dft
 from evaluation.dynamics import mark_dynamics
 from evaluation.element_facts import mark_elements
 from evaluation.exfoliation_verdict import mark_exfoliation
-from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store, result_from_dict
+from evaluation.judge_pool import JudgePool, cache_key, judge_inline, record_store
 from evaluation.judging import Judges, judge_candidate
 from evaluation.near_hull import ALL_SITES, EXFOLIATION, PHONONS, QUESTIONS, answers_store
 from evaluation.reading import Source, cif_source, crystal_text, find_structures, sources_of
@@ -50,6 +50,7 @@ from evaluation.water_verdict import mark_water
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 from pipeline.loading import load_config, split_arguments
+from pipeline.records import from_json
 from pipeline.settings import DatasetConfig, EvaluationConfig
 from pipeline.shipped import with_shipped_weights
 from pipeline.store import FolderStore
@@ -233,7 +234,7 @@ def _results(
 
 def _result(record: Mapping[str, Any]) -> Result:
     """Return row, without id, and structure of a record. Both take a fraction of its memory."""
-    row = result_from_dict(record["row"])
+    row = from_json(CandidateResult, record["row"])
     # Records of earlier versions have other orders.
     row.formula, row.reduced_formula = cell_formula(row.formula), reduced_formula(row.formula)
     return row, None if record["structure"] is None else _structure(record)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +17,13 @@ from typing import Any
 from energetics.potential_loading import without_paths
 from evaluation.candidate import JUDGED_SETTINGS, JUDGEMENT_VERSION, CandidateResult
 from evaluation.judging import Judges, judge_candidate
+from pipeline.records import from_json
 from pipeline.settings import EvaluationConfig, RunConfig
 from pipeline.store import FolderStore
 from pipeline.tasks import Serial, run, start_workers
 
 THIS_MACHINE = RunConfig()
 Finished = Iterator[tuple[str, dict[str, Any]]]  # (key, record) of candidates
-
-
-def result_from_dict(values: dict[str, Any]) -> CandidateResult:
-    """Make a ``CandidateResult`` from its dictionary as JSON has it, where null stands for a missing number."""
-    kinds = {f.name: f.type for f in dataclasses.fields(CandidateResult)}
-    return CandidateResult(**{k: math.nan if v is None and kinds[k] == "float" else v for k, v in values.items() if k in kinds})
 
 
 def cache_key(content: bytes, judges_identity: dict[str, Any], settings: EvaluationConfig) -> str:
@@ -44,7 +38,7 @@ def cache_key(content: bytes, judges_identity: dict[str, Any], settings: Evaluat
 
 def record_store(folder: Path, also: Sequence[Path] = ()) -> FolderStore:
     """Open the store of judged candidates: ``cache_key`` -> record. also: folders of earlier runs that may hold some."""
-    return FolderStore(folder, check=lambda record: result_from_dict(record["row"]), also=also)
+    return FolderStore(folder, check=lambda record: from_json(CandidateResult, record["row"]), also=also)
 
 
 class JudgePool:

@@ -58,12 +58,6 @@ class Choice:
         judged = (row.delta_g_ev, row.delta_g_std_ev, row.delta_g_source, row.e_above_hull_ev, row.p_hit)
         return cls(row.id, drawn_as, row.source_file, row.reduced_formula, pick.family, pick.reason, *judged, pick.dft_atoms)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Choice:
-        """Return a record from JSON, where null stands for a missing number."""
-        kinds = {f.name: f.type for f in dataclasses.fields(cls)}
-        return cls(**{key: math.nan if value is None and kinds[key] == "float" else value for key, value in values.items()})
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from evaluation.candidate import QUANTITIES, CandidateResult
 from evaluation.decisions import verdict
-from evaluation.judge_pool import result_from_dict
 from evaluation.page_words import ABOUT
+from pipeline.records import from_json
 
 # Fields of ``CandidateResult`` by the group in which the chooser of columns has them. A table has its columns in this order.
 GROUPS = {
@@ -124,7 +124,7 @@ def _text(value: Any) -> str:
 def verdicts(candidates: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
     """Return the verdict on each candidate in a few words. settings: section ``evaluation`` as the report has it."""
     limits = SimpleNamespace(**settings)
-    return [verdict(result_from_dict(dict(row)), limits) for row in candidates]
+    return [verdict(from_json(CandidateResult, dict(row)), limits) for row in candidates]
 
 
 def verdict_class(word: str) -> str:

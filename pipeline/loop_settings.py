@@ -12,7 +12,10 @@ class LoopConfig:
     """Settings of the loop of generation, judges, DFT and learning."""
 
     output_dir: str = setting("${run.output_dir}/loop", "where the rounds go, a folder each", path=True)
-    rounds: int = setting(3, "rounds; those that are finished stay, so that a larger number goes on", low=1)
+    rounds: int = setting(3, "rounds of this loop; those that are finished stay, so that a larger number goes on", low=1)
+    earlier_designs: str = setting(
+        "", "folder of delivered designs, such as results/designs: this loop goes on after its rounds; empty: round 1", path=True
+    )
     candidates: int = setting(256, "sheets that stage 4 generates in a round", low=1)
     more_cif_dirs: list[str] = setting(
         [], "folders of CIFs that stage 4 wrote in other runs: rounds choose among them too", path=True

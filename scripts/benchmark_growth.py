@@ -35,11 +35,12 @@ from evaluation import comparison, metrics, report
 from evaluation.candidate import CandidateResult, atoms_to_dict
 from evaluation.decisions import mark_unique
 from evaluation.evaluate import Evaluation, evaluate, unique_ids
-from evaluation.judge_pool import cache_key, record_store, result_from_dict
+from evaluation.judge_pool import cache_key, record_store
 from evaluation.judging import Judges
 from evaluation.result_files import write_structures, write_table
 from pipeline.files import PROJECT_DIR, write_json
 from pipeline.machine import machine
+from pipeline.records import from_json
 from pipeline.settings import Config, EvaluationConfig
 
 ROWS, SHEETS = PROJECT_DIR / "results", PROJECT_DIR / "data" / "judged_candidates"
@@ -136,7 +137,7 @@ def prepared(part: str, count: int, folder: Path) -> Callable[[], Any]:
         return lambda: unique_ids(given)
     if part == "store":
         keys, store = write_stored(count, folder), record_store(folder / "out" / "cache")
-        return lambda: [result_from_dict(store[key]["row"]).id for key in keys]
+        return lambda: [from_json(CandidateResult, store[key]["row"]).id for key in keys]
     if part == "together":
         write_stored(count, folder)
         judges = Judges(*[None] * 5)

@@ -16,8 +16,9 @@ from vasp_files import vasprun
 
 from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
-from evaluation.design_loop import deciding_settings, known_compositions, run_loop
+from evaluation.design_loop import known_compositions, run_loop
 from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice, Outcome
+from evaluation.round_settings import deciding_settings
 from evaluation.statistics import rate_ratio_interval
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config

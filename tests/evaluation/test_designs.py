@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from energetics.dft_relaxation import FMAX
 from evaluation import design_values, loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
-from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, SiteValue, is_hit, relaxation_change
+from evaluation.design_values import (
+    DESIGNS,
+    UNKNOWN_CHANGE,
+    UNRELAXED,
+    RelaxationChange,
+    SiteValue,
+    is_hit,
+    relaxation_change,
+)
 from evaluation.designs import arguments_against, deliver, finished_rounds
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
@@ -303,3 +312,86 @@ def test_a_site_without_dft_argues_against():
 def test_a_sheet_near_zero_that_dft_has_not_relaxed_is_open(single, minimum, hit):
     values = {"a": [SiteValue("topS", 0.0, single, minimum)]}
     assert is_hit({"name": "a", "hit": True}, values, load_config(None, [])) is hit
+
+
+@pytest.fixture(scope="module")
+def going_on(loop, relaxed, tmp_path_factory):
+    """A loop that goes on from designs delivered by another, of which nothing else is left, and what it delivers."""
+    folder = tmp_path_factory.mktemp("going_on")
+    shutil.copytree(relaxed[1], folder / "given")
+    content = json.loads((folder / "given" / "designs.json").read_text())
+    first = relaxed[0][0]
+    content["designs"] = [design for design in content["designs"] if design["round_name"] != first.round_name]
+    content["left_out"][first.round_name] = f"ΔG_H +0.20 eV by single points of DFT at topCu, {UNRELAXED}"
+    (folder / "given" / "designs.json").write_text(json.dumps(content))
+    given = [f"loop.earlier_designs={folder}/given", "loop.rounds=1", "loop.relax_steps=30", "loop.relax_below_ev=5"]
+    cfg = configuration(folder, *WIDE, *given)
+    watched = Stopping()
+    run_loop(cfg, watched.tools)
+    return cfg, folder, first, watched.calls, deliver(cfg, QUICK, curves)
+
+
+def test_a_loop_goes_on_after_delivered_rounds(loop, going_on):
+    _, folder, _, calls, _ = going_on
+    assert calls[:2] == ["complete", "refit"], "their points are learnt first"
+    assert [path.name for path in (folder / "loop").glob("round_*")] == ["round_3"]
+    points = read_truth(folder / "loop" / "round_3" / "points" / loop_tools.POINTS_DB, with_unbound=True)
+    names = [point.name for point in points]
+    for k, found in enumerate(results(loop[1]), 1):
+        computed = {sheet["name"] for sheet in found["sheets"] if sheet["status"] == "computed"}
+        assert computed <= set(names), f"points of round {k}"
+    assert any(name.startswith("r3-") for name in names)
+    before = {sheet["formula"] for found in results(loop[1]) for sheet in found["sheets"]}
+    own = json.loads((folder / "loop" / "round_3" / "choices.json").read_text())["choices"]
+    assert own and not before & {choice["formula"] for choice in own}
+    assert list(json.loads((folder / "loop" / "rounds.json").read_text())) == ["round_1", "round_2", "round_3", "all"]
+
+
+def test_designs_are_carried_over_and_open_ones_asked_again(loop, relaxed, going_on):
+    _, folder, opened, _, designs = going_on
+    target = folder / "designs"
+    by_name = {design.round_name: design for design in designs}
+    for design in relaxed[0]:
+        found = by_name[design.round_name]
+        assert found.delta_g_dft_ev == pytest.approx(design.delta_g_dft_ev)
+        if design.round_name != opened.round_name:
+            assert found.as_dict() == design.as_dict()
+            for path in (relaxed[1] / design.name).iterdir():
+                assert (target / design.name / path.name).read_bytes() == path.read_bytes()
+    content, given = (json.loads((path / "designs.json").read_text()) for path in (target, relaxed[1]))
+    for k in (1, 2):
+        assert content["rounds"][f"round_{k}"] == given["rounds"][f"round_{k}"], "hits of earlier rounds by the same minima"
+    total = {name: found["hit"] for name, found in content["rounds"]["all"]["sets"].items()}
+    for name, found in total.items():
+        own = [content["rounds"][f"round_{k}"]["sets"].get(name, {}).get("hit", {"hits": 0, "n": 0}) for k in (1, 2, 3)]
+        assert found["hits"] == sum(one["hits"] for one in own) and found["n"] == sum(one["n"] for one in own)
+    for k in (1, 2):
+        for path in (relaxed[1] / "rounds" / f"round_{k}").iterdir():
+            assert (target / "rounds" / f"round_{k}" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_all_minima_are_delivered(relaxed, going_on):
+    before, after = (read_truth(path / loop_tools.RELAXED_DB, with_unbound=True) for path in (relaxed[1], going_on[1] / "designs"))
+    sites = [(point.name, point.site) for point in after]
+    assert len(set(sites)) == len(sites), "a sheet that was asked again is there once"
+    assert {(point.name, point.site) for point in before} <= set(sites)
+    for design in going_on[4]:
+        found = {point.site: point.delta_e for point in after if point.name == design.round_name}
+        assert found[design.sites[0].site] + 0.27 == pytest.approx(design.delta_g_dft_ev)
+
+
+def test_changes_at_other_sites_count_together():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=7), rng.normal(1.0, size=4)
+
+    def change(values):
+        return RelaxationChange(len(values), values.mean(), values.std(ddof=1), values.min(), values.max())
+
+    found, expected = change(one).with_others(change(other)), change(np.concatenate([one, other]))
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
+    assert UNKNOWN_CHANGE.with_others(change(one)) == change(one) == change(one).with_others(UNKNOWN_CHANGE)
+
+
+def test_a_folder_that_is_no_delivery_is_named(tmp_path):
+    with pytest.raises(StageError, match="none/designs.json cannot be read"):
+        deliver(configuration(tmp_path, f"loop.earlier_designs={tmp_path}/none"), QUICK, curves)
