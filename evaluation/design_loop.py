@@ -12,6 +12,7 @@
     LOOP/round_1/dft/                single calculations, and the points of the round
     LOOP/round_1/points/             database of all points so far
     LOOP/round_1/dimenet/            DimeNet++ with its correction fitted to these
+    LOOP/round_1/heads/              with loop.train_heads, the denoiser with heads that learnt from what the round has judged
     LOOP/round_1/results.json        DFT's verdicts, hit rates, the judge's error before it learnt
     LOOP/round_1/manifest.json       sidecar; a round with it is finished
     LOOP/rounds.json                 all rounds
@@ -153,6 +154,7 @@ class Round:
             ("compute", self._compute),
             ("join", self._join),
             ("refit", self._refit),
+            *([("teach", self._teach)] if self.cfg.loop.train_heads else []),
         ):
             if step not in self.steps:
                 log.info("round %d: %s", self.number, step)
@@ -160,13 +162,20 @@ class Round:
         return self._report()
 
     def learnt(self) -> Config:
-        """Return the settings with the points and the DimeNet++ that the round has learnt."""
-        checkpoint = self.folder / "dimenet" / "dimenet.pth"
+        """Return the settings with the points, the DimeNet++ and the denoiser that the round has learnt."""
+        checkpoint, denoiser = self.folder / "dimenet" / "dimenet.pth", self.cfg.denoiser
+        if self.cfg.loop.train_heads:
+            denoiser = dataclasses.replace(denoiser, checkpoint=str(self._heads))
         return dataclasses.replace(
             self.cfg,
             dimenet=dataclasses.replace(self.cfg.dimenet, checkpoint=str(checkpoint)),
+            denoiser=denoiser,
             evaluation=dataclasses.replace(self.cfg.evaluation, dft_truth_path=str(self._points)),
         )
+
+    @property
+    def _heads(self) -> Path:
+        return self.folder / "heads" / "denoiser.pth"
 
     @property
     def _points(self) -> Path:
@@ -419,6 +428,20 @@ class Round:
             dataclasses.replace(self.cfg, dimenet=settings), Path(self.cfg.dimenet.checkpoint), self.folder / "dimenet"
         )
         return {}
+
+    def _teach(self) -> dict[str, Any]:
+        """Label the database by what was learnt, and train the heads of the denoiser on it and on all that the round has judged."""
+        judged = sorted(str(path.parent) for path in (self.folder / "judged").glob("*/metrics.csv"))
+        learnt = self.learnt()
+        overrides = {
+            "run.seed": (self.cfg.run.seed - self.number + 1) % 2**32,  # of the loop, so that the split stays
+            "dataset.judged_dirs": f"[{','.join([*self.cfg.dataset.judged_dirs, *judged])}]",
+            "dimenet.checkpoint": learnt.dimenet.checkpoint,
+            "evaluation.dft_truth_path": learnt.evaluation.dft_truth_path,
+            "denoiser.init_from": self.cfg.denoiser.checkpoint,
+        }
+        self.tools.teach(self.config_path, [f"{name}={value}" for name, value in overrides.items()], self._heads.parent)
+        return {"judged_sets": len(judged)}
 
     def _report(self) -> dict[str, Any]:
         """Write what DFT said, and the sidecar, which ends the round."""

@@ -48,7 +48,7 @@ class Tools:
     points of inputs, id -> file, into FOLDER/h_on_2d_dft.db. relax(cfg, inputs, folder): relaxes them by DFT at the sites near the
     lowest, into FOLDER/h_on_2d_relaxed.db. complete(cfg, path): adds to a database of points what the judges
     need of them. refit(cfg, checkpoint, folder): fits the correction of DimeNet++ to ``dimenet.dft_path`` anew, into
-    FOLDER/dimenet.pth.
+    FOLDER/dimenet.pth. teach(config_path, overrides, folder): trains the heads of the denoiser, into FOLDER/denoiser.pth.
     """
 
     generate: Callable[..., None]
@@ -58,6 +58,7 @@ class Tools:
     relax: Callable[..., None]
     complete: Callable[..., None]
     refit: Callable[..., None]
+    teach: Callable[..., None]
 
 
 def generate(config_path: Path, folder: Path, number: int, guided: bool) -> None:
@@ -66,10 +67,32 @@ def generate(config_path: Path, folder: Path, number: int, guided: bool) -> None
     Raises:
         StageError: it failed; what it says stands above.
     """
-    command = [sys.executable, str(PROJECT_DIR / "structure_generator.py"), "--config", str(config_path)]
-    command += [f"generation.output_dir={folder}", f"generation.num_structures={number}", *(() if guided else UNGUIDED)]
+    settings = [f"generation.output_dir={folder}", f"generation.num_structures={number}", *(() if guided else UNGUIDED)]
+    _run_stage("structure_generator.py", config_path, settings)
+
+
+def teach(config_path: Path, overrides: Sequence[str], folder: Path) -> None:
+    """Label the database and train the heads of the denoiser on it: stages 2 and 3 with the settings of a file.
+
+    Args:
+        config_path: the file.
+        overrides: further settings, such as what was learnt, and ``dataset.judged_dirs``.
+        folder: labels go to FOLDER/processed, the denoiser to FOLDER/denoiser.pth.
+
+    Raises:
+        StageError: a stage failed; what it says stands above.
+    """
+    own = [f"dataset.processed_dir={folder / 'processed'}", *overrides]
+    _run_stage("material_dataset.py", config_path, own)
+    heads = ["denoiser.train_only=heads", f"denoiser.checkpoint={folder / 'denoiser.pth'}"]
+    _run_stage("optimization.py", config_path, [*own, *heads])
+
+
+def _run_stage(program: str, config_path: Path, overrides: Sequence[str]) -> None:
+    """Run a stage of its own. Raises StageError where it fails."""
+    command = [sys.executable, str(PROJECT_DIR / program), "--config", str(config_path), *overrides]
     if code := subprocess.run(command).returncode:
-        raise StageError(f"structure_generator.py ended with exit code {code}; the same command goes on there")
+        raise StageError(f"{program} ended with exit code {code}; the same command goes on there")
 
 
 def judge(cfg: Config, cif_dir: Path, output_dir: Path, label: str) -> Judged:
@@ -268,4 +291,4 @@ def refit(cfg: Config, checkpoint: Path, folder: Path) -> None:
         train_stage(dataclasses.replace(cfg, dimenet=settings))
 
 
-REAL = Tools(generate, judge, prepare, compute, relax, complete, refit)
+REAL = Tools(generate, judge, prepare, compute, relax, complete, refit, teach)

@@ -28,7 +28,7 @@ def settings_of_round(cfg: Config, before: Config, number: int, own: Path) -> Co
 
     Args:
         cfg: the settings of the loop.
-        before: of the round before, with its points and its DimeNet++.
+        before: of the round before, with its points, its DimeNet++ and its denoiser.
         number: of the round, from 1.
         own: folder of the round.
     """
@@ -39,6 +39,7 @@ def settings_of_round(cfg: Config, before: Config, number: int, own: Path) -> Co
         cfg,
         run=dataclasses.replace(cfg.run, seed=(cfg.run.seed + number - 1) % 2**32),
         dimenet=dataclasses.replace(cfg.dimenet, checkpoint=before.dimenet.checkpoint, dft_path=points),
+        denoiser=dataclasses.replace(cfg.denoiser, checkpoint=before.denoiser.checkpoint),
         evaluation=dataclasses.replace(cfg.evaluation, **changes),
         generation=dataclasses.replace(cfg.generation, output_dir=str(own / FOLDERS[CHOSEN])),
     )

@@ -120,7 +120,12 @@ def refit(cfg: Any, checkpoint: Path, folder: Path) -> None:
         shutil.copyfile(checkpoint, new / "dimenet.pth")
 
 
-QUICK = Tools(generate, judge, prepare, compute, relax, complete, refit)
+def teach(config_path: Path, overrides: list[str], folder: Path) -> None:
+    with atomic_folder(folder) as new:
+        (new / "denoiser.pth").write_text("\n".join(overrides))
+
+
+QUICK = Tools(generate, judge, prepare, compute, relax, complete, refit, teach)
 
 
 class Stopping:

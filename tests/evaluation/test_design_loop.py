@@ -102,6 +102,22 @@ def test_rounds_draw_other_seeds_and_learn_from_the_round_before(whole):
         assert asked.replace(" ", "") == choice["formula"]
 
 
+def test_heads_learn_from_all_that_a_round_has_judged(whole, tmp_path):
+    cfg = configuration(tmp_path, "loop.train_heads=true", "run.seed=5")
+    watched = Stopping()
+    run_loop(cfg, watched.tools)
+    assert watched.calls.count("teach") == 2 and "teach" not in whole[1]
+    first, second = rounds_of(tmp_path)
+    told = [
+        dict(line.split("=", 1) for line in (path / "heads" / "denoiser.pth").read_text().split("\n")) for path in (first, second)
+    ]
+    assert [one["run.seed"] for one in told] == ["5", "5"], "one split"
+    assert told[0]["dimenet.checkpoint"] == str(first / "dimenet" / "dimenet.pth")
+    assert told[0]["denoiser.init_from"] == cfg.denoiser.checkpoint
+    assert told[1]["denoiser.init_from"] == str(first / "heads" / "denoiser.pth")
+    assert load_config(second / "config.yaml").denoiser.checkpoint == str(first / "heads" / "denoiser.pth"), "it generates"
+
+
 def test_rounds_choose_among_the_sheets_of_other_runs_too(tmp_path):
     write_cifs(tmp_path / "other", ["Cu Pt", "Ag Pt"])
     cfg = configuration(tmp_path, f"loop.more_cif_dirs=[{tmp_path}/other]", "loop.batch=8", "loop.explore_share=0")
@@ -151,7 +167,7 @@ def test_a_loop_that_is_stopped_at_every_call_ends_with_the_same_products(whole,
         else:
             break
     assert starts == 2 * len(whole[1]) + 1, "before and after the work of every call"
-    assert set(watched.stops) == set(vars(QUICK)) - {"relax"}, "only designs are relaxed by DFT"
+    assert set(watched.stops) == set(vars(QUICK)) - {"relax", "teach"}, "unless it is asked to"
     same_products(whole[0], tmp_path)
 
 
