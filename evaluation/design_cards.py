@@ -28,18 +28,18 @@ def title_of(design: Design) -> str:
     row = design.row
     return (
         f"{subscripts(row.reduced_formula)}, {row.layer_group_relaxed or row.layer_group}\n"
-        f"ΔG_H = {design.delta_g_dft_ev:+.2f} eV (DFT), E_hull = {row.e_above_hull_ev:.2f} eV/atom"
+        f"ΔG_H = {design.delta_g_dft_ev:+z.2f} eV (DFT), E_hull = {row.e_above_hull_ev:.2f} eV/atom"
     )
 
 
 def facts_of(design: Design) -> list[tuple[str, str]]:
     """Return the lines of a card: what it is of, and the value with its unit."""
     row, before = design.row, design.before
-    sites = ", ".join(f"{s.site} {_number(s.delta_g_dft_ev, '+.2f')}" for s in design.sites)
+    sites = ", ".join(f"{s.site} {_number(s.delta_g_dft_ev, '+z.2f')}" for s in design.sites)
     stable = {True: "yes", False: "no", None: "not known"}
     facts = [
         ("ΔG_H by DFT (eV)", sites),
-        ("by the judge before", f"{_number(before['delta_g_ev'], '+.2f')} ± {_number(before['delta_g_std_ev'])} eV"),
+        ("by the judge before", f"{_number(before['delta_g_ev'], '+z.2f')} ± {_number(before['delta_g_std_ev'])} eV"),
         ("E_hull", f"{row.e_above_hull_ev:.2f} ± {_number(row.e_above_hull_std_ev)} eV/atom ({row.e_above_hull_source})"),
         ("dynamically stable", f"{stable[row.dynamically_stable]} (p {_number(row.p_dynamic)})"),
         ("conducts", f"{stable[row.conductive]} (gap {_number(row.band_gap_ev)} eV{', PBE' if design.gap_by_dft else ''})"),

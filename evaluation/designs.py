@@ -349,9 +349,10 @@ def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
 
 
 def _write_design(design: Design, all_of: Delivery, folder: Path) -> None:
-    """Write the folder of a design; that of an earlier delivery stays as it is."""
+    """Write the folder of a design; that of an earlier delivery stays as it is, but for the card."""
     if all_of.earlier and all_of.earlier.is_decided(design.round_name):
         shutil.copytree(all_of.earlier.folder / design.name, folder)
+        design_cards.draw_card(design, folder / "card.png")
         return
     shutil.copytree(all_of.work / "inputs" / design.round_name, folder)
     (folder / "finalist.json").unlink()

@@ -240,7 +240,7 @@ def choices_table(choices: Sequence[Choice]) -> str:
     """Return the log of choices as text, one line each."""
     rows = [("name", "formula", "family", "atoms", "ΔG_H (eV)", "E_hull", "p_hit", "why")]
     for c in choices:
-        value = f"{_number(c.delta_g_ev, '+.2f')} ± {_number(c.delta_g_std_ev)}"
+        value = f"{_number(c.delta_g_ev, '+z.2f')} ± {_number(c.delta_g_std_ev)}"
         why = c.reason if c.drawn_as in (CHOSEN, NEIGHBOUR) else f"{c.drawn_as}: {c.reason}"
         rows.append(
             (c.name, c.formula, c.family, str(c.dft_atoms), value, _number(c.e_above_hull_ev), _number(c.p_hit, ".3f"), why)
@@ -268,7 +268,7 @@ def rounds_table(rounds: Mapping[str, Mapping[str, Any]]) -> str:
     for name, found in rounds.items():
         for drawn_as, numbers in found["sets"].items():
             error = numbers["judge"]
-            values = (_number(error["mae_ev"]), _number(error["bias_ev"], "+.2f"), _number(error["within_1_sigma"], ".0%"))
+            values = (_number(error["mae_ev"]), _number(error["bias_ev"], "+z.2f"), _number(error["within_1_sigma"], ".0%"))
             near = f"{_number(error['mae_near_zero_ev'])} (n {error['n_near_zero']})"
             done = f"{numbers['computed']}/{numbers['asked']}"
             rows.append((name, drawn_as, done, rate_text(numbers["hit_dft"]), rate_text(numbers["hit"]), *values, near))

@@ -17,10 +17,10 @@ def designs(content: Mapping[str, Any]) -> str:
             [
                 row["reduced_formula"],
                 row["layer_group_relaxed"],
-                f"{design['delta_g_dft_ev']:+.2f}",
-                formatted(sites[0].get("delta_g_single_ev"), "+.2f"),
+                f"{design['delta_g_dft_ev']:+z.2f}",
+                formatted(sites[0].get("delta_g_single_ev"), "+z.2f"),
                 f"{sites[0]['site']} ({sum(site['delta_g_dft_ev'] is not None for site in sites)} of {len(sites)})",
-                f"{formatted(before['delta_g_ev'], '+.2f')} ± {formatted(before['delta_g_std_ev'])}",
+                f"{formatted(before['delta_g_ev'], '+z.2f')} ± {formatted(before['delta_g_std_ev'])}",
                 f"{formatted(row['e_above_hull_ev'])} ± {formatted(row['e_above_hull_std_ev'])}",
                 row["water"] or "not known",
                 formatted(row["p_synth"]),
@@ -46,7 +46,7 @@ def rounds(content: Mapping[str, Any]) -> str:
                     _rate(numbers.get("hit_single", numbers["hit"])),
                     _rate(numbers["hit"]) if "hit_single" in numbers else "–",
                     formatted(error["mae_ev"]),
-                    formatted(error["bias_ev"], "+.2f"),
+                    formatted(error["bias_ev"], "+z.2f"),
                     formatted(error["within_1_sigma"], ".0%"),
                     f"{formatted(error['mae_near_zero_ev'])} (n {error['n_near_zero']})",
                 ]

@@ -24,7 +24,7 @@ def main(cfg: Config) -> None:
     designs = deliver(cfg)
     for design in designs:
         value, site = design.delta_g_dft_ev, design.sites[0].site
-        print(f"{design.name}: ΔG_H {value:+.2f} eV at {site}, E_hull {design.row.e_above_hull_ev:.2f} eV/atom")
+        print(f"{design.name}: ΔG_H {value:+z.2f} eV at {site}, E_hull {design.row.e_above_hull_ev:.2f} eV/atom")
     print(f"{len(designs)} designs are in {relative_name(cfg.loop.designs_dir)}")
 
 
