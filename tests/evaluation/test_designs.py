@@ -357,7 +357,8 @@ def test_designs_are_carried_over_and_open_ones_asked_again(loop, relaxed, going
         if design.round_name != opened.round_name:
             assert found.as_dict() == design.as_dict()
             for path in (relaxed[1] / design.name).iterdir():
-                assert (target / design.name / path.name).read_bytes() == path.read_bytes()
+                if path.suffix != ".pdf":  # which says when it was drawn
+                    assert (target / design.name / path.name).read_bytes() == path.read_bytes()
     content, given = (json.loads((path / "designs.json").read_text()) for path in (target, relaxed[1]))
     for k in (1, 2):
         assert content["rounds"][f"round_{k}"] == given["rounds"][f"round_{k}"], "hits of earlier rounds by the same minima"
