@@ -235,6 +235,11 @@ def sheets_of(folder: Path) -> list[dict[str, Any]]:
     return read_json(folder / "results.json")["sheets"]
 
 
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """Return ``loop_report.summary`` of a round, by single points. Raises StageError."""
+    return {key: value for key, value in read_json(folder / "results.json").items() if key != "sheets"}
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a file of the loop. Raises StageError."""
     try:

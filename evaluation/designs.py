@@ -57,6 +57,7 @@ from evaluation.design_values import (
     is_hit,
     lowest_atoms,
     near_sheets,
+    numbers_of,
     read_json,
     relaxation_change,
     relaxed_points,
@@ -376,7 +377,7 @@ def _write_all_minima(all_of: Delivery, path: Path) -> None:
 
 def _numbers_of(folder: Path, all_of: Delivery, cfg: Config) -> dict[str, Any]:
     """Return the numbers of a round, with hits by the minima of DFT where these decide."""
-    numbers = {key: value for key, value in read_json(folder / "results.json").items() if key != "sheets"}
+    numbers = numbers_of(folder)
     if not cfg.loop.relax_steps:
         return numbers
 

@@ -20,7 +20,7 @@ from ase.io import read
 
 from crystals.formulas import composition_key
 from energetics.dft_points import read_truth
-from evaluation.design_values import NO_VALUE, UNRELAXED, RelaxationChange, read_json, sheets_of
+from evaluation.design_values import NO_VALUE, UNRELAXED, RelaxationChange, numbers_of, read_json, sheets_of
 from evaluation.loop_tools import POINTS_DB, Tools, join_points
 from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name
@@ -65,8 +65,7 @@ class EarlierDesigns:
 
     def numbers(self) -> dict[str, dict[str, Any]]:
         """Return name -> ``loop_report.summary`` of every round, by single points."""
-        found = {name: read_json(path / "results.json") for name, path in self.rounds.items()}
-        return {name: {key: value for key, value in numbers.items() if key != "sheets"} for name, numbers in found.items()}
+        return {name: numbers_of(path) for name, path in self.rounds.items()}
 
     def compositions(self) -> set[str]:
         """Return the compositions (``composition_key``) that these rounds have asked DFT about."""
