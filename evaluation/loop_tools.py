@@ -172,19 +172,59 @@ def relax(cfg: Config, inputs: Mapping[str, Path], folder: Path) -> None:
 def _compute_by_processes(
     cfg: Config, inputs: Mapping[str, Path], folder: Path, database: str = POINTS_DB, options: Sequence[str] = ()
 ) -> None:
-    """Run ``verify_dft.py``; where in several processes that share the work, then once more to collect."""
+    """Run ``verify_dft.py``; where in several processes that share the work, or one on a worker for each sheet, then to collect."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = cfg.loop
-    command = [settings.dft_python or sys.executable, str(VERIFY_DFT), *map(str, inputs.values()), "--work-dir", str(folder)]
-    command += ["--database", str(folder / database), "--calculator", settings.dft, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [settings.dft_python or sys.executable, str(VERIFY_DFT)]
+    about = ["--work-dir", str(folder), "--calculator", settings.dft, *options, "--database"]
+    command = [*program, *map(str, inputs.values()), *about, str(folder / database)]
     log.info("DFT on %d sheets in %d processes; their output is in %s", len(inputs), settings.dft_processes, relative_name(folder))
-    if settings.dft_processes > 1:
-        _run_together(command, [folder / f"process_{k + 1}.log" for k in range(settings.dft_processes)], environment)
-    _run_together(command, [folder / "process.log"], environment)
+    if cfg.run.scheduler != "processes":
+        # A sheet is a task. Its own database is only a place where no other process writes.
+        tasks = {
+            name: ([*program, str(path), *about, str(folder / f"{name}.db")], folder / f"{name}.log")
+            for name, path in inputs.items()
+        }
+        _run_on_workers(cfg, tasks)
+        for name in tasks:
+            (folder / f"{name}.db").unlink(missing_ok=True)
+    elif settings.dft_processes > 1:
+        _run_together(command, [folder / f"process_{k + 1}.log" for k in range(settings.dft_processes)])
+    _run_together(command, [folder / "process.log"])
 
 
-def _run_together(command: Sequence[str], logs: Sequence[Path], environment: Mapping[str, str]) -> None:
+def _run_on_workers(cfg: Config, tasks: Mapping[str, tuple[Sequence[str], Path]]) -> None:
+    """Run commands as tasks of ``run.scheduler``. tasks: name -> command and the file of its output.
+
+    Raises:
+        StageError: a command cannot be started or does not end as ``verify_dft.py`` does, or its worker died twice.
+    """
+    from pipeline.tasks import run, start_workers
+
+    with start_workers(cfg.run, cfg.loop.dft_processes) as where:
+        for name, code in run(_run_task, tasks, None, where):
+            _check_exit(code, tasks[name][1])
+
+
+def _run_task(task: tuple[Sequence[str], Path]) -> int:
+    """Run a command on a worker and return its exit code."""
+    command, path = task
+    with path.open("w", encoding="utf-8") as handle:
+        try:
+            return subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT, env=_one_thread()).returncode
+        except FileNotFoundError as error:
+            raise _no_program(command) from error
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _no_program(command: Sequence[str]) -> StageError:
+    return StageError(f"loop.dft_python={command[0]}: there is no such program")
+
+
+def _run_together(command: Sequence[str], logs: Sequence[Path]) -> None:
     """Run a command once for every log, all at a time.
 
     Raises:
@@ -194,20 +234,25 @@ def _run_together(command: Sequence[str], logs: Sequence[Path], environment: Map
     try:
         for path in logs:
             with path.open("w", encoding="utf-8") as handle:
-                process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, env=dict(environment))
+                process = subprocess.Popen(command, stdout=handle, stderr=subprocess.STDOUT, env=_one_thread())
             with_logs.append((process, path))
         codes = [process.wait() for process, _ in with_logs]
     except FileNotFoundError as error:
-        raise StageError(f"loop.dft_python={command[0]}: there is no such program") from error
+        raise _no_program(command) from error
     finally:
         for process, _ in with_logs:
             if process.poll() is None:
                 process.terminate()
-    for code, (_, path) in zip(codes, with_logs, strict=True):
-        if code not in (0, 1) and len(logs) == 1:  # what one of several could not do, the last one tries again
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-            raise StageError(f"verify_dft.py ended with exit code {code}: {said}")
+    if len(logs) == 1:  # what one of several could not do, the last one tries again
+        _check_exit(codes[0], logs[0])
+
+
+def _check_exit(code: int, path: Path) -> None:
+    """Raise StageError with the last line of a log where ``verify_dft.py`` did not end with 0 or 1 (some calculations failed)."""
+    if code not in (0, 1):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        raise StageError(f"verify_dft.py ended with exit code {code}: {said}")
 
 
 def _compute_by_vasp(cfg: Config, inputs: Mapping[str, Path], folder: Path, relax_steps: int = 0) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -271,6 +272,25 @@ def test_dft_runs_in_processes_that_share_the_work(whole, tmp_path, monkeypatch)
     }
     known = read_truth(whole[0] / "loop" / "round_1" / "dft" / loop_tools.POINTS_DB, with_unbound=True)
     assert found == pytest.approx({(point.name, point.site): point.delta_e for point in known})
+
+
+def test_dft_runs_on_workers_of_a_cluster(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), str(TESTS.parent))))
+    inputs = inputs_in(whole[0])
+    given = ["run.scheduler=dask", "loop.dft=dft_calculators:emt", "loop.dft_processes=2", f"loop.dft_python={sys.executable}"]
+    loop_tools.compute(configuration(tmp_path, *given), inputs, tmp_path / "dft")
+    found, known = (
+        {(p.name, p.site): p.delta_e for p in read_truth(folder / loop_tools.POINTS_DB, with_unbound=True)}
+        for folder in (tmp_path / "dft", whole[0] / "loop" / "round_1" / "dft")
+    )
+    assert found == pytest.approx(known)
+    by_worker = " ".join((tmp_path / "dft" / f"{name}.log").read_text() for name in inputs)
+    assert all(f"{name} {site}: " in by_worker for name, site in found), "a task for each sheet"
+    assert " eV, " not in (tmp_path / "dft" / "process.log").read_text(), "nothing was left to the last process"
+    assert [path.name for path in (tmp_path / "dft").glob("*.db")] == [loop_tools.POINTS_DB]
+    bad = configuration(tmp_path, "run.scheduler=dask", "loop.dft_python=/no/such/python")
+    with pytest.raises(StageError, match="there is no such program"):
+        loop_tools.compute(bad, inputs, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
