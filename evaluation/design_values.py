@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from ase.io import read
 
 from energetics.adsorption_energy import free_energy
 from energetics.dft_points import TruthPoint, read_truth
+from energetics.dft_relaxation import FMAX
 from energetics.dft_rows import CLEAN
 from evaluation.candidate import CandidateResult
 from evaluation.finalists import read_finalist
@@ -29,6 +31,8 @@ from pipeline.errors import StageError, first_line
 from pipeline.files import relative_name
 from pipeline.records import from_json
 from pipeline.settings import Config
+
+log = logging.getLogger("her2d")
 
 DESIGNS = "designs"  # folder of a loop with the sheets near zero: their inputs and what DFT says
 FEWEST_RELAXED = 5  # sites from which a mean change is taken
@@ -124,15 +128,33 @@ def _by_name(path: Path) -> dict[str, list[TruthPoint]]:
 def relaxed_points(
     cfg: Config, points: Mapping[str, Sequence[TruthPoint]], work: Path, tools: Tools
 ) -> dict[str, list[TruthPoint]]:
-    """Relax the sheets whose single points at all competing sites are still near zero; return name -> minima of DFT."""
+    """Relax the sheets whose single points at all competing sites are still near zero; return name -> minima of DFT.
+
+    Where atoms are not at rest after ``loop.relax_steps``, there is no minimum yet.
+    """
     if not cfg.loop.relax_steps:
         return {}
     lowest = {name: free_energy(own[0].delta_e, cfg.dataset.her_correction_ev) for name, own in points.items() if own}
     inputs = {name: work / "inputs" / name / "dft.extxyz" for name, delta_g in lowest.items() if is_near(delta_g, cfg)}
     if inputs:
         tools.relax(cfg, inputs, work / "dft")
-    found = _by_name(work / "dft" / RELAXED_DB)
+    path = work / "dft" / RELAXED_DB
+    for name, site in _moving(path):
+        log.warning("%s %s: not at rest after loop.relax_steps of DFT, so it is left open; give it more", name, site)
+    found = _minima(path)
     return {name: found[name] for name in inputs if name in found}
+
+
+def _moving(path: Path) -> list[tuple[str, str]]:
+    """Return name and site of the relaxations of a database that have not come to rest."""
+    return [(row.name, row.site) for row in connect(path).select(f"fmax_dft>{FMAX}")] if path.is_file() else []
+
+
+def _minima(path: Path) -> dict[str, list[TruthPoint]]:
+    """Return the points of a database of relaxations that are at rest, by name."""
+    moving = _moving(path)
+    found = {name: [point for point in own if (name, point.site) not in moving] for name, own in _by_name(path).items()}
+    return {name: own for name, own in found.items() if own}
 
 
 @dataclass(frozen=True)
@@ -166,7 +188,7 @@ def relaxation_change(folder: Path, before: RelaxationChange = UNKNOWN_CHANGE) -
         folder: with the points and the relaxed points of the sheets near zero.
         before: change at other sites, which count too.
     """
-    relaxed = _by_name(folder / RELAXED_DB)
+    relaxed = _minima(folder / RELAXED_DB)
     single = {(point.name, point.site): point.delta_e for own in _by_name(folder / POINTS_DB).values() for point in own}
     minima = [point for own in relaxed.values() for point in own if (point.name, point.site) in single]
     changes = [point.delta_e - single[point.name, point.site] for point in minima]

@@ -28,6 +28,7 @@ from evaluation.design_values import (
     relaxation_change,
 )
 from evaluation.designs import arguments_against, deliver, finished_rounds
+from evaluation.earlier_designs import is_open
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
 from pipeline.errors import StageError
@@ -242,6 +243,20 @@ def test_a_sheet_that_could_not_be_relaxed_is_no_hit(loop):
     single, anew = (json.loads((folder / name / "designs.json").read_text())["rounds"]["all"] for name in ("relaxed", "unrelaxed"))
     asked, known = ({name: found["hit"]["n"] for name, found in one["sets"].items()} for one in (single, anew))
     assert sum(asked.values()) - sum(known.values()) == len(left_out), "what is not known is not counted"
+
+
+def test_a_relaxation_that_is_not_at_rest_decides_nothing(loop, caplog):
+    cfg, folder = loop
+    settings = dataclasses.replace(cfg.loop, relax_steps=1, relax_below_ev=5.0, designs_dir=str(folder / "moving"))
+    (folder / "loop" / "designs" / "dft" / loop_tools.RELAXED_DB).unlink(missing_ok=True)
+    assert deliver(dataclasses.replace(cfg, loop=settings), QUICK, curves) == []
+    minima = list(loop_tools.connect(folder / "moving" / loop_tools.RELAXED_DB).select(kind="slab_H"))
+    assert minima and all(row.fmax_dft > FMAX for row in minima), "they are delivered, with the force that is left"
+    assert f"{minima[0].name} {minima[0].site}: not at rest after loop.relax_steps of DFT" in caplog.text
+    left_out = json.loads((folder / "moving" / "designs.json").read_text())["left_out"]
+    assert {row.name for row in minima} <= set(left_out)
+    assert all(is_open(left_out[row.name]) for row in minima)
+    (folder / "loop" / "designs" / "dft" / loop_tools.RELAXED_DB).unlink()
 
 
 def test_without_hits_there_is_a_page_that_says_so(tmp_path):
