@@ -233,11 +233,10 @@ def why_no_hit(values: Sequence[SiteValue], cfg: Config) -> str:
         return NO_VALUE
     lowest = values[0]
     how = "single points of DFT" if cfg.loop.relax_steps and math.isnan(lowest.delta_g_relaxed_ev) else "DFT"
-    if abs(lowest.delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev:
-        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}"
-    if how != "DFT":
-        return f"ΔG_H {lowest.delta_g_dft_ev:+.2f} eV by {how} at {lowest.site}, {UNRELAXED}"
-    return ""
+    said = f"ΔG_H {lowest.delta_g_dft_ev:+z.2f} eV by {how} at {lowest.site}"
+    if how != "DFT" and is_near(lowest.delta_g_dft_ev, cfg):
+        return f"{said}, {UNRELAXED}"
+    return said if abs(lowest.delta_g_dft_ev) > cfg.evaluation.hit_delta_g_ev else ""
 
 
 def is_hit(sheet: Mapping[str, Any], values: Mapping[str, Sequence[SiteValue]], cfg: Config) -> bool | None:

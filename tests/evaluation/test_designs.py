@@ -26,6 +26,7 @@ from evaluation.design_values import (
     SiteValue,
     is_hit,
     relaxation_change,
+    why_no_hit,
 )
 from evaluation.designs import arguments_against, deliver, finished_rounds
 from evaluation.earlier_designs import is_open
@@ -327,6 +328,8 @@ def test_a_site_without_dft_argues_against():
 def test_a_sheet_near_zero_that_dft_has_not_relaxed_is_open(single, minimum, hit):
     values = {"a": [SiteValue("topS", 0.0, single, minimum)]}
     assert is_hit({"name": "a", "hit": True}, values, load_config(None, [])) is hit
+    reason = why_no_hit(values["a"], load_config(None, []))
+    assert (not reason) == (hit is True) and is_open(reason) == (hit is None), "a later delivery asks about the same sheets again"
 
 
 @pytest.fixture(scope="module")
