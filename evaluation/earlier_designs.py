@@ -27,6 +27,7 @@ from pipeline.files import atomic_folder, relative_name
 from pipeline.settings import Config
 
 DESIGNS_JSON = "designs.json"
+CONTENT = {"designs": list, "left_out": dict, "rounds": dict, "relaxation_change": dict}
 EARLIER = "earlier"  # folder of a loop with what was learnt from delivered rounds
 
 
@@ -87,7 +88,10 @@ def earlier_designs(cfg: Config) -> EarlierDesigns | None:
     if not cfg.loop.earlier_designs:
         return None
     folder = Path(cfg.loop.earlier_designs)
-    found = EarlierDesigns(folder, read_json(folder / DESIGNS_JSON))
+    content = read_json(folder / DESIGNS_JSON)
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in CONTENT.items()):
+        raise StageError(f"loop.earlier_designs: {relative_name(folder / DESIGNS_JSON)} is not what scripts.deliver_designs writes")
+    found = EarlierDesigns(folder, content)
     if missing := [path for path in found.rounds.values() if not (path / "results.json").is_file()]:
         raise StageError(f"loop.earlier_designs: {relative_name(missing[0])} has no results.json")
     return found

@@ -414,3 +414,7 @@ def test_changes_at_other_sites_count_together():
 def test_a_folder_that_is_no_delivery_is_named(tmp_path):
     with pytest.raises(StageError, match="none/designs.json cannot be read"):
         deliver(configuration(tmp_path, f"loop.earlier_designs={tmp_path}/none"), QUICK, curves)
+    for content in ("[]", "{}", '{"designs": [], "left_out": {}, "rounds": [], "relaxation_change": {}}'):
+        (tmp_path / "designs.json").write_text(content)
+        with pytest.raises(StageError, match="designs.json is not what scripts.deliver_designs writes"):
+            run_loop(configuration(tmp_path, f"loop.earlier_designs={tmp_path}"), QUICK)
