@@ -251,10 +251,11 @@ class WorkFolder:
 
 
 def kpoints(atoms: Atoms) -> tuple[int, int]:
-    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` where given, else from the cell."""
+    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` (one or two), else from the cell."""
     given = atoms.info.get("kpts")
     if given is not None:
-        return int(given), int(given)
+        first, second = np.broadcast_to(given, 2)
+        return int(first), int(second)
     first, second = (max(2, int(np.ceil(KPOINT_LENGTH / length - 0.05))) for length in atoms.cell.lengths()[:2])
     return first, second
 

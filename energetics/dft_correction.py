@@ -1,13 +1,14 @@
 """Corrects the ΔE_H that a potential, or a network trained on one, predicts on two-dimensional sheets: Δ-learning from DFT points.
 
 Potentials trained on bulk crystals bind H too strongly to inert basal planes, by about 1 eV on MoS2 or graphene, while they rank
-sheets well. Gaussian-process regression on some tens of DFT points removes most of that error. Its descriptors are few and
+sheets well. Gaussian-process regression on DFT points removes most of that error. Its descriptors are few and
 physical:
 
 - the predicted ΔE_H of one potential, or of two, whose difference says how far to trust them;
 - electronegativity and group of the element that H binds to;
 - the mean covalent radius of the other elements, which grows as their bonds to that element soften;
-- for the potentials, which relax H: its bond-valence sum and its height, which tell a top site from a hollow;
+- for the potentials, which relax H: its bond-valence sum and its height, which tell a top site from a hollow, and whether it is
+  inside the sheet, where the potentials err otherwise;
 - the band gap of the sheet (``band_gap.py``), over which the electron of H has to go.
 
 Every error quoted for it is from hosts, whole families or all sites of one chemistry (``site_chemistry.py``) left out of the fit.
@@ -21,7 +22,6 @@ slope (regression dilution), and every sheet would be drawn towards the mean.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,33 +32,24 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
-from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.lapack import dpotri
-from scipy.spatial.distance import cdist
+from scipy.optimize import minimize
+from scipy.stats import t as student
 
 from crystals.elements import electronegativity_and_group
 from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
-from energetics.site_chemistry import bound_element, chemistry_of
-from energetics.sites import adsorbed_hydrogen
+from energetics.gaussian_process import DEGREES_OF_FREEDOM, WITHIN_ONE_STD, GaussianProcess
+from energetics.site_chemistry import bound_element
+from energetics.sites import adsorbed_hydrogen, is_inside
 from pipeline.errors import StageError
 from pipeline.files import relative_name
 
 log = logging.getLogger("her2d")
 
 MIN_POINTS = 12
-# The prior, in eV per standardised descriptor; fixed, because some tens of points cannot tell hyperparameters apart: a linear
-# trend, deviations from it of AMPLITUDE over LENGTH standard deviations, what the sites of one chemistry have in common, and the
-# scatter of single points. By errors and likelihoods of points whose host, family or chemistry was left out.
-LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 1.75, 0.2, 0.2
-# Of the scatter, by Student's distribution: where a potential tears a sheet apart, DFT at its geometry may be off by eV, and one
-# such point must not bend the fit of all others.
-DEGREES_OF_FREEDOM = 4
-FIT_STEPS, FIT_TOLERANCE = 100, 1e-6  # of the variances of the points, eV²
-SITE_DESCRIPTORS, PLACE_DESCRIPTORS = 3, 2  # of the element that H binds to and of the others; of the place of H
 BOND_VALENCE_LENGTH = 0.37  # Å: Brown, Altermatt, Acta Cryst. B 41, 244 (1985)
-MIN_SITE_POINTS = 5  # DFT points of a chemistry from which it counts as known
-KNOWN_SHARE = 0.95  # of the points are as near to another one as a site must be to the nearest, to count as known
-WITHIN_ONE_STD = 0.6827
+MIN_POWER_POINTS = 50  # errors from which the power of ``ErrorScale`` is fitted
+POWERS = (1.0, 2.0)  # its limits
+MOST_FITS = 25  # of ``leave_out``
 
 
 def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = False) -> np.ndarray:
@@ -72,8 +63,8 @@ def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = Fals
     Returns:
         (k + 3,): the k energies; electronegativity (Pauling) and group of the element that H binds to; mean covalent radius (Å) of
         the other elements, each counted once. In a sheet of one element the element itself stands for the others. NaN for
-        elements without an electronegativity. With the place (k + 5,): the bond-valence sum of H, Σ exp((r_H + r_X − d) / 0.37 Å)
-        with covalent radii, and its height above the outermost atom on its side (Å) as well.
+        elements without an electronegativity. With the place (k + 6,): the bond-valence sum of H, Σ exp((r_H + r_X − d) / 0.37 Å)
+        with covalent radii, its height above the outermost atom on its side (Å), and 1 inside the sheet, else 0, as well.
     """
     host = bound_element(atoms)
     sheet = atoms.symbols[np.arange(len(atoms)) != adsorbed_hydrogen(atoms)]
@@ -83,8 +74,8 @@ def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = Fals
     return np.array([*energies, *electronegativity_and_group(host), radius, *place])
 
 
-def place_of_hydrogen(atoms: Atoms) -> tuple[float, float]:
-    """Return bond-valence sum and height (Å) of the tagged H, as ``descriptors`` has them."""
+def place_of_hydrogen(atoms: Atoms) -> tuple[float, float, float]:
+    """Return bond-valence sum, height (Å) and inside (0 or 1) of the tagged H, as ``descriptors`` has them."""
     hydrogen = adsorbed_hydrogen(atoms)
     others = np.delete(np.arange(len(atoms)), hydrogen)
     distances = atoms.get_distances(hydrogen, others, mic=True)
@@ -92,7 +83,8 @@ def place_of_hydrogen(atoms: Atoms) -> tuple[float, float]:
     heights = atoms.positions[others, 2]
     side = 1.0 if atoms.positions[hydrogen, 2] > heights.mean() else -1.0
     height = side * atoms.positions[hydrogen, 2] - (side * heights).max()
-    return float(np.exp((touching - distances) / BOND_VALENCE_LENGTH).sum()), float(height)
+    valence = np.exp((touching - distances) / BOND_VALENCE_LENGTH).sum()
+    return float(valence), float(height), float(is_inside(atoms, hydrogen))
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ class DftCorrection:
     """Gaussian process ΔE_H(DFT) = f(descriptors).
 
     features: (n, d), as ``descriptors`` gives them, with the band gap as a last column where ``with_gap``. truth: (n,) eV.
-    rmse_ev: error on hosts left out of the fit, eV. scale: factor that makes 68 % of these errors fall within the process's own σ.
+    rmse_ev: error on hosts left out of the fit, eV. scale, power: of ``ErrorScale``, fitted on these errors.
     with_gap: whether the last descriptor is the band gap; a sheet without one is corrected by the others alone. teacher: the
     potential whose ΔE_H the correction was fitted on, where that is not the one corrected. with_place: whether the place of H is
     among the descriptors.
@@ -113,6 +105,12 @@ class DftCorrection:
     with_gap: bool = False
     teacher: str = ""
     with_place: bool = False
+    power: float = 1.0
+
+    @property
+    def error_scale(self) -> ErrorScale:
+        """Return what makes the process's σ a standard error."""
+        return ErrorScale(self.scale, self.power)
 
     @property
     def n(self) -> int:
@@ -144,11 +142,10 @@ class DftCorrection:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
         left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place)
         error = left_out - truth
-        scale = error_scale(truth, left_out, sigma)
-        as_tuples = tuple(tuple(float(v) for v in row) for row in features)
-        return cls(
-            as_tuples, tuple(float(v) for v in truth), float(np.sqrt(np.mean(error**2))), scale, with_gap, teacher, with_place
-        )
+        scale = ErrorScale.fit(truth, left_out, sigma)
+        rows, rmse = tuple(tuple(float(v) for v in row) for row in features), float(np.sqrt(np.mean(error**2)))
+        of_fit = {"with_gap": with_gap, "teacher": teacher, "with_place": with_place}
+        return cls(rows, tuple(float(v) for v in truth), rmse, scale.factor, power=scale.power, **of_fit)
 
     @cached_property
     def _regression(self) -> _Regression:
@@ -177,7 +174,7 @@ class DftCorrection:
         step[:, 0] = 0.05
         above, below = (self._regression.predict(features + side * step)[0] for side in (1, -1))
         slope = (above - below) / (2 * step[:, 0])
-        return value, np.hypot(slope * np.asarray(std), self.scale * sigma)
+        return value, np.hypot(slope * np.asarray(std), self.error_scale(sigma))
 
     def complaints(self, atoms: Sequence[Atoms], energies: np.ndarray, gaps: np.ndarray | None = None) -> list[str]:
         """Return why the DFT points do not cover each sheet; empty where they do. atoms, energies, gaps: as for ``apply``."""
@@ -191,10 +188,39 @@ class DftCorrection:
         return np.column_stack([features, np.full(len(atoms), np.nan) if gaps is None else gaps])
 
 
-def error_scale(truth: np.ndarray, left_out: np.ndarray, sigma: np.ndarray) -> float:
-    """Return the factor that makes 68 % of the errors of left-out predictions fall within ``sigma``. All (n,) eV, NaN left out."""
-    away = np.abs(left_out - truth) / sigma
-    return float(np.quantile(away[np.isfinite(away)], WITHIN_ONE_STD))
+@dataclass(frozen=True)
+class ErrorScale:
+    """Turns σ of the process into a standard error: factor · σ^power, eV.
+
+    Near to points the process is surer of itself than its prior allows it to say, and far from them less sure: the power stretches
+    σ on a logarithmic scale.
+    """
+
+    factor: float
+    power: float = 1.0
+
+    @classmethod
+    def fit(cls, truth: np.ndarray, left_out: np.ndarray, sigma: np.ndarray) -> ErrorScale:
+        """Fit the power by the likelihood of errors as Student's distribution has them; 68 % of them fall within the outcome.
+
+        truth, left_out, sigma: (n,) eV, predictions of points left out of the fit; NaN are passed over. Of fewer than
+        MIN_POWER_POINTS the power is 1.
+        """
+        known = np.isfinite(left_out)
+        error, sigma = (left_out - truth)[known], sigma[known]
+        power = 1.0
+        if len(error) >= MIN_POWER_POINTS:
+
+            def surprise(of: np.ndarray) -> float:
+                size = of[0] + of[1] * np.log(sigma)
+                return -float(np.mean(student.logpdf(error / np.exp(size), DEGREES_OF_FREEDOM) - size))
+
+            power = float(minimize(surprise, [0.0, 1.0], bounds=[(None, None), POWERS]).x[1])
+        return cls(float(np.quantile(np.abs(error) / sigma**power, WITHIN_ONE_STD)), power)
+
+    def __call__(self, sigma: np.ndarray) -> np.ndarray:
+        """Return the standard error (n,) eV of a σ (n,) eV of the process."""
+        return self.factor * np.asarray(sigma) ** self.power
 
 
 class _Regression:
@@ -238,93 +264,6 @@ class _Regression:
         return said.tolist()
 
 
-class GaussianProcess:
-    """Regression of truth (n,) eV on features (n, d), with the prior of the constants above.
-
-    k(x, x') = LINEAR² u·u' + AMPLITUDE² exp(−|x − x'|² / (2 LENGTH²)) + SITE² [x and x' of one site chemistry] around the mean of
-    the points, and NOISE² on the diagonal: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25
-    and 2.26. x are the standardised features. u are energies and gap alone: a straight line over the descriptors of the site would
-    go on to elements that no point has. The third term is an offset of each chemistry with variance SITE² (ibid., equation 2.40,
-    with one indicator for each as basis), of which the points of other chemistries say nothing.
-
-    The scatter of the points around k is Student's, a normal distribution whose variance differs from point to point: their
-    expectations and the regression are found in turn (Lange, Little, Taylor, J. Am. Stat. Assoc. 84, 881 (1989)). NOISE² on the
-    diagonal becomes NOISE² (ν + ⟨(y − f)²⟩ / NOISE²) / (ν + 1), with ν = DEGREES_OF_FREEDOM.
-    """
-
-    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False, with_place: bool = False) -> None:
-        self.features, self.mean, self.spread, self.offset = features, features.mean(0), features.std(0) + 1e-9, truth.mean()
-        end = features.shape[1] - with_gap
-        self.site = slice(end - SITE_DESCRIPTORS - PLACE_DESCRIPTORS * with_place, end)
-        covariance, deviation = self._covariance(features), truth - self.offset
-        self.scatter = np.full(len(truth), NOISE**2)
-        for _ in range(FIT_STEPS):
-            self.factor = cho_factor(covariance + np.diag(self.scatter))
-            self.weights = cho_solve(self.factor, deviation)
-            # y − f and the variance of f, with K = (K + S) − S, so that only the diagonal of (K + S)⁻¹ is needed.
-            squares = np.square(self.scatter * self.weights) + self.scatter - self.scatter**2 * self._inverse_diagonal()
-            scatter = (DEGREES_OF_FREEDOM * NOISE**2 + squares) / (DEGREES_OF_FREEDOM + 1)
-            if np.abs(scatter - self.scatter).max() < FIT_TOLERANCE:
-                break
-            self.scatter = scatter
-
-    def _scaled(self, features: np.ndarray) -> np.ndarray:
-        return (features - self.mean) / self.spread
-
-    def _chemistries(self, features: np.ndarray) -> np.ndarray:
-        """Name the chemistry of every site, (n,)."""
-        return np.array([chemistry_of(*row[:2]) for row in features[:, self.site]])
-
-    def _covariance(self, features: np.ndarray) -> np.ndarray:
-        """Return k between features (m, d) and those of the points, (m, n) eV²."""
-        at, points = self._scaled(features), self._scaled(self.features)
-        of_sheet = [np.delete(x, np.r_[self.site], axis=1) for x in (at, points)]
-        same_site = self._chemistries(features)[:, None] == self._chemistries(self.features)
-        deviations = np.exp(-cdist(at, points, "sqeuclidean") / (2 * LENGTH**2))
-        return LINEAR**2 * of_sheet[0] @ of_sheet[1].T + AMPLITUDE**2 * deviations + SITE**2 * same_site
-
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predict mean and standard deviation, (m,) eV each, the scatter of single points included."""
-        covariance = self._covariance(features)
-        of_sheet = np.delete(self._scaled(features), np.r_[self.site], axis=1)
-        prior = LINEAR**2 * np.square(of_sheet).sum(1) + AMPLITUDE**2 + SITE**2
-        variance = prior - np.einsum("mn,nm->m", covariance, cho_solve(self.factor, covariance.T))
-        return self.offset + covariance @ self.weights, np.sqrt(np.maximum(variance, 0.0) + NOISE**2)
-
-    def _inverse_diagonal(self) -> np.ndarray:
-        """Return the diagonal (n,) of the inverse of the covariance of the points, scatter included."""
-        factor, is_lower = self.factor
-        return np.diag(dpotri(factor, lower=is_lower)[0])
-
-    @cached_property
-    def scale_of_errors(self) -> float:
-        """Return the factor that makes 68 % of the errors on single points left out fall within σ (ibid., equation 5.12)."""
-        inverse = self._inverse_diagonal()
-        return float(np.quantile(np.abs(self.weights) / np.sqrt(inverse), WITHIN_ONE_STD))
-
-    @cached_property
-    def reach(self) -> float:
-        """Return the distance to the nearest other point that KNOWN_SHARE of the points do not exceed, in standard deviations."""
-        return float(np.quantile(np.sort(cdist(*[self._scaled(self.features)] * 2), axis=1)[:, 1], KNOWN_SHARE))
-
-    def complaints(self, features: np.ndarray) -> list[str]:
-        """Return why the points do not cover each row of features (m, d); empty where they do.
-
-        A site is not covered where H binds to a chemistry of fewer than MIN_SITE_POINTS points, or where the nearest point, in
-        standard deviations of the descriptors, is farther than ``reach``.
-        """
-        counts = Counter(self._chemistries(self.features).tolist())
-        distances = cdist(self._scaled(features), self._scaled(self.features)).min(1)
-        said = []
-        for chemistry, distance in zip(self._chemistries(features).tolist(), distances.tolist(), strict=True):
-            reasons = [f"{counts[chemistry]} DFT points with H on {chemistry}"] if counts[chemistry] < MIN_SITE_POINTS else []
-            if distance > self.reach:
-                known = f"{KNOWN_SHARE * 100:.0f} % of the points within {self.reach:.1f}"
-                reasons.append(f"{distance:.1f} standard deviations from the nearest DFT point, {known}")
-            said.append("; ".join(reasons))
-        return said
-
-
 def leave_out(
     features: np.ndarray,
     truth: np.ndarray,
@@ -333,7 +272,7 @@ def leave_out(
     predict_at: np.ndarray | None = None,
     with_place: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict every point by a fit without any point of its group.
+    """Predict every point by a fit without any point of its group; of many groups, some are left out together (MOST_FITS).
 
     Args:
         features: (n, d), what is fitted.
@@ -347,10 +286,12 @@ def leave_out(
         (prediction, σ), (n,) eV each.
     """
     at = features if predict_at is None else predict_at
-    labels = np.array(groups)
+    names = sorted(set(groups))
+    left_out_with = {name: k % MOST_FITS for k, name in enumerate(names)}
+    labels = np.array([left_out_with[group] for group in groups])
     predicted, sigma = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
-    for group in sorted(set(groups)):
-        held_out = labels == group
+    for k in range(min(len(names), MOST_FITS)):
+        held_out = labels == k
         if not held_out.all():
             regression = _Regression(features[~held_out], truth[~held_out], with_gap, with_place)
             predicted[held_out], sigma[held_out] = regression.predict(at[held_out])
@@ -375,6 +316,9 @@ def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") 
     points = read_truth(truth_path)
     raw, _ = predict_raw([point.atoms for point in points])
     fitted_on = teacher_delta_e(points, teacher) if teacher else np.asarray(raw, dtype=float)
+    if teacher and any(inside := [is_inside(point.atoms) for point in points]):  # the network is asked about faces only
+        on_faces = ~np.array(inside)
+        points, raw, fitted_on = [p for p, k in zip(points, on_faces, strict=True) if k], raw[on_faces], fitted_on[on_faces]
     known = np.isfinite(fitted_on)
     if not known.all():
         names = ", ".join(point.name for point, is_known in zip(points, known, strict=True) if not is_known)
@@ -440,7 +384,7 @@ def left_out_predictions(
         raw: (n,) or (n, k) eV, the ΔE_H to correct.
         by: "host", "family" or "chemistry".
         with_gap: whether the band gap is a descriptor too.
-        teacher: potential on whose ΔE_H the fits are made; points without one get no prediction.
+        teacher: potential on whose ΔE_H the fits are made; points without one get no prediction, nor do those inside a sheet.
         with_place: whether the place of H is a descriptor too.
 
     Returns:
@@ -449,6 +393,8 @@ def left_out_predictions(
     raw = np.asarray(raw, dtype=float).reshape(len(points), -1)
     fitted_on = teacher_delta_e(points, teacher) if teacher else raw
     known = np.flatnonzero(np.isfinite(raw).all(1) & np.isfinite(fitted_on.reshape(len(points), -1)).all(1))
+    if teacher:
+        known = np.array([k for k in known if not is_inside(points[k].atoms)], dtype=int)
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         chosen = [points[k] for k in known]

@@ -22,6 +22,7 @@ from energetics.site_chemistry import site_chemistry
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
+from pipeline.judge_table import DEFECTS
 
 log = logging.getLogger("her2d")
 STORED_GAP = "gap_gfn2"  # key under which the database holds the GFN2-xTB band gap of the sheet without H
@@ -29,7 +30,18 @@ NO_GAP = "gap_gfn2_fails"  # true where the method was asked and found none, whi
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
+# No bond of H is stronger than that of HF, D_e = 6.1 eV (Huber, Herzberg, Constants of Diatomic Molecules (1979)). A ΔE_H below
+# what it would give says that the sheet has become another one around H.
+TORN_EV = 2.27 - 6.1
 DFT_ERROR_EV = 0.05  # convergence of ΔE_H with the settings of energetics/dft_calculation.py
+DEFECT_FAMILIES = ("vacancy in ", "single atom in ", "edge of ")  # as scripts.prepare_defects names them
+# What the design loop drew a sheet as -> where it is from.
+ORIGINS = {
+    "chosen": "guided generator",
+    "chosen neighbour": "neighbours by substitution",
+    "unguided": "unguided generator",
+    "random decoration": "random decoration",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class TruthPoint:
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
     prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. no_gap: whether the method for it is
-    known to fail.
+    known to fail. drawn_as: by the design loop, empty for other sheets.
     """
 
     name: str
@@ -51,11 +63,19 @@ class TruthPoint:
     family: str = ""
     gap: float = np.nan
     no_gap: bool = False
+    drawn_as: str = ""
 
     @property
     def chemistry(self) -> str:
         """Return what H binds to (``site_chemistry``)."""
         return site_chemistry(self.atoms)
+
+    @property
+    def origin(self) -> str:
+        """Return where the sheet is from: a value of ORIGINS, DEFECTS, or "known structure types"."""
+        if self.drawn_as:
+            return ORIGINS.get(self.drawn_as, self.drawn_as)
+        return DEFECTS if self.family.startswith(DEFECT_FAMILIES) else "known structure types"
 
 
 def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]:
@@ -63,7 +83,7 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
 
     Args:
         path: of the database.
-        with_unbound: whether points above UNBOUND_EV are read too.
+        with_unbound: whether points above UNBOUND_EV or below TORN_EV are read too.
 
     Raises:
         StageError: the file is missing or no such database, the last atom of a row is no H, or single points and relaxed points
@@ -95,13 +115,14 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         host = atoms[:-1].symbols.formula.reduce()[0].format("hill")
         energies = {potential: float(row[key]) for potential, key in STORED_ENERGIES.items() if key in row}
         name, site = str(row.name), str(row.get("site", ""))
-        if row.dE_dft > UNBOUND_EV and not with_unbound:
+        if not (with_unbound or TORN_EV <= row.dE_dft <= UNBOUND_EV):
             unbound.append(f"{name} {site}")
             continue
         family = str(row.get("family", host))
         gap = float(row.get(STORED_GAP, np.nan))
         no_gap = bool(row.get(NO_GAP, False))
-        points.append(TruthPoint(name, host, site, atoms, float(row.dE_dft), energies, clean.get(name), family, gap, no_gap))
+        found = (float(row.dE_dft), energies, clean.get(name), family, gap, no_gap, str(row.get("drawn_as", "")))
+        points.append(TruthPoint(name, host, site, atoms, *found))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
     return points
@@ -110,7 +131,7 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
 @functools.cache
 def _report_unbound(path: str, names: str) -> None:
     """Say once in a run which points are left out, however often the file is read."""
-    log.info("%s: left out, H unbound in DFT at the potential's geometry: %s", path, names)
+    log.info("%s: left out, H unbound or the sheet torn in DFT at the potential's geometry: %s", path, names)
 
 
 def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarray:

@@ -92,7 +92,7 @@ def described_correction(correction: DftCorrection | None, dft_path: str | Path)
     """Return the entries of the sidecar about the correction."""
     about = None
     if correction:
-        about = {"n": correction.n, "rmse_ev": correction.rmse_ev, "scale": correction.scale, "teacher": correction.teacher}
+        about = {key: getattr(correction, key) for key in ("n", "rmse_ev", "scale", "power", "teacher")}
     return {"dft_correction": about, "dft_sha256": file_sha256(dft_path) if correction else None}
 
 

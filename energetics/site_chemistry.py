@@ -6,10 +6,11 @@ import numpy as np
 from ase import Atoms
 
 from crystals.elements import electronegativity_and_group
-from energetics.sites import adsorbed_hydrogen
+from energetics.sites import adsorbed_hydrogen, is_inside
 
 # Electronegativities (Pauling) that part H, B and O from the metals of group 1, from Al and its like, and from S and its like.
 NONMETAL, OXYGEN = 2.0, 3.0
+INSIDE = ", inside the sheet"  # after the name of a chemistry
 BY_GROUP = {14: "carbon group", 15: "pnictogen", 16: "chalcogen", 17: "halogen"}
 
 
@@ -36,5 +37,6 @@ def chemistry_of(electronegativity: float, group: float) -> str:
 
 
 def site_chemistry(atoms: Atoms) -> str:
-    """Name what the one tagged H of a sheet binds to, as ``chemistry_of`` does."""
-    return chemistry_of(*electronegativity_and_group(bound_element(atoms)))
+    """Name what the one tagged H of a sheet binds to, as ``chemistry_of`` does, with INSIDE where H is."""
+    name = chemistry_of(*electronegativity_and_group(bound_element(atoms)))
+    return f"{name}{INSIDE * is_inside(atoms, adsorbed_hydrogen(atoms))}"

@@ -10,6 +10,7 @@ import numpy as np
 import spglib
 from ase import Atoms
 from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from scipy.spatial import Delaunay
 
 from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
@@ -19,6 +20,7 @@ TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be a
 LAYER_DEPTH = 0.5  # Å, atoms of a layer inside a sheet are this close to each other
 INNER = "inner"  # face of a site inside a sheet
 OPEN_CHANNEL = 0.8  # Å, lateral distance from any atom of a place that H can reach through the faces
+AROUND, ABOVE = 4.0, 0.3  # Å: atoms this near to H are around it, those nearer to the vertical through it are above or below
 FITS_FROM = 0.95  # times the sum of the covalent radii: the nearest that an atom may be to H inside a sheet
 HOLLOW_CLEARANCE = 0.5  # Å, smallest height of a starting H above the surface layer
 # Å, by which H starts off its site: exactly on top of an atom or in a hollow, symmetry can hold it where it is not stable.
@@ -241,10 +243,23 @@ def tag_last_hydrogen(atoms: Atoms) -> None:
     atoms.set_tags([*np.where(z >= z.max() - SURFACE_DEPTH, SURFACE_TAG, SUBSURFACE_TAG), H_TAG])
 
 
-def is_inside(atoms: Atoms) -> bool:
-    """Return whether H, the last atom, lies in the sheet, deeper than SURFACE_DEPTH below the outermost atoms of both faces."""
-    z, height = atoms.positions[:-1, 2], atoms.positions[-1, 2]
-    return bool(z.min() + SURFACE_DEPTH < height < z.max() - SURFACE_DEPTH)
+def is_inside(atoms: Atoms, hydrogen: int = -1) -> bool:
+    """Return whether H lies in the sheet: deeper than SURFACE_DEPTH below the outermost atoms of both faces, and atoms all around.
+
+    At the edge of a ribbon H may be as deep, but one side is open.
+
+    Args:
+        atoms: a sheet with H.
+        hydrogen: its index.
+    """
+    hydrogen %= len(atoms)
+    z, height = np.delete(atoms.positions[:, 2], hydrogen), atoms.positions[hydrogen, 2]
+    if not z.min() + SURFACE_DEPTH < height < z.max() - SURFACE_DEPTH:
+        return False
+    first, vectors = neighbor_list("iD", atoms, AROUND)
+    lateral = vectors[first == hydrogen][:, :2]
+    angles = np.sort([math.atan2(y, x) for x, y in lateral if math.hypot(x, y) > ABOVE])
+    return len(angles) > 2 and bool(np.diff([*angles, angles[0] + 2 * math.pi]).max() < math.pi)
 
 
 def adsorbed_hydrogen(atoms: Atoms) -> int:

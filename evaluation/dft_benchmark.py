@@ -91,7 +91,8 @@ def dft_benchmark(
     for by, found in left_out.items():
         scores = corrected if by == "host" else corrected[f"{by}_left_out"]
         scores["coverage"] = metrics.coverage(truth, *found, her_correction_ev)
-        scores["by_chemistry"] = by_chemistry(points, *found, her_correction_ev)
+        scores["by_chemistry"] = by_label(points, "chemistry", *found, her_correction_ev)
+    corrected["by_origin"] = by_label(points, "origin", *left_out["host"], her_correction_ev)
     if table:
         report["table"] = literature_table(rows, table, table_path)
     return report
@@ -151,7 +152,7 @@ def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.nda
         points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
     )
     own_error = std if correction.teacher else 0.0  # a fit on the network's own values already contains its error
-    return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.scale * sigma), std)
+    return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.error_scale(sigma)), std)
 
 
 def _left_out(points: Sequence[Any], energies: np.ndarray, with_gap: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -165,27 +166,28 @@ def _left_out(points: Sequence[Any], energies: np.ndarray, with_gap: bool) -> di
     predicted, sigma = found["host"]
     if not np.isfinite(predicted).any():
         return found
-    scale = dft_correction.error_scale(np.array([point.delta_e for point in points]), predicted, sigma)
-    return {by: (values, scale * errors) for by, (values, errors) in found.items()}
+    scale = dft_correction.ErrorScale.fit(np.array([point.delta_e for point in points]), predicted, sigma)
+    return {by: (values, scale(errors)) for by, (values, errors) in found.items()}
 
 
-def by_chemistry(
-    points: Sequence[Any], predicted: np.ndarray, std: np.ndarray, her_correction_ev: float = 0.27
+def by_label(
+    points: Sequence[Any], label: str, predicted: np.ndarray, std: np.ndarray, her_correction_ev: float = 0.27
 ) -> dict[str, dict[str, Any]]:
-    """Measure predictions by what H binds to.
+    """Measure predictions by what H binds to, or by where the sheets are from.
 
     Args:
         points: N DFT points.
+        label: "chemistry" or "origin".
         predicted, std: (N,) eV each.
         her_correction_ev: ΔG_H − ΔE_H.
 
     Returns:
-        Site chemistry -> what ``metrics.agreement`` returns, and ``coverage``.
+        Label -> what ``metrics.agreement`` returns, and ``coverage``.
     """
-    truth, chemistry = np.array([p.delta_e for p in points]), np.array([p.chemistry for p in points])
+    truth, labels = np.array([p.delta_e for p in points]), np.array([getattr(p, label) for p in points])
     found = {}
-    for name in sorted(set(chemistry.tolist())):
-        own = chemistry == name
+    for name in sorted(set(labels.tolist())):
+        own = labels == name
         found[name] = metrics.agreement(truth[own].tolist(), predicted[own].tolist())
         found[name]["coverage"] = metrics.coverage(truth[own], predicted[own], std[own], her_correction_ev)
     return found
@@ -200,11 +202,11 @@ def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarr
 
 
 def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Make one dictionary per point: its name, DFT's value, the columns, its family and what H binds to."""
+    """Make one dictionary per point: its name, DFT's value, the columns, its family, what H binds to and where it is from."""
     return [
         {"name": point.name, "host": point.host, "site": point.site, "delta_e_dft_ev": point.delta_e}
         | {key: float(values[k]) for key, values in columns.items()}
-        | {"family": point.family, "chemistry": point.chemistry}
+        | {"family": point.family, "chemistry": point.chemistry, "origin": point.origin}
         for k, point in enumerate(points)
     ]
 

@@ -330,7 +330,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         ("delta_e_potential_ev", "x", "0.35", own["name"], own),
         ("delta_e_potential_corrected_ev", "D", CORRECTED_COLOR, f"{corrected.get('name')}, corrected", corrected),
     )
-    with figure(path, figsize=(6.4, 7)) as (_, axis):
+    with figure(path, figsize=(6.4, 7.8)) as (_, axis):
         dft = np.array([as_float(r["delta_e_dft_ev"]) for r in rows])
         everything = [dft]
         for key, marker, color, name, score in judges:
@@ -340,10 +340,10 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
             everything.append(values)
             mae, rank_correlation = as_float(score["mae_ev"]), as_float(score["spearman"])
             text = f"{name}: MAE {mae:.2f} eV, Spearman {rank_correlation:.2f}, n = {score['n']}"
-            axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=5, label=text)
+            axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=3.5, label=text)
             if marker == "o":
                 errors = np.nan_to_num([as_float(r["std_ev"]) for r in rows])
-                axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.7, capsize=2, alpha=0.6)
+                axis.errorbar(dft, values, errors, fmt="none", ecolor=color, elinewidth=0.5, alpha=0.3)
                 everything += [values - errors, values + errors]
         if (blind := truth.get("blind")) and blind["potential_corrected"]["n"]:
             points = [
@@ -362,8 +362,8 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         axis.set_aspect("equal")
         axis.set_xlabel(f"{DELTA_E} by DFT (eV)", parse_math=True)
         axis.set_ylabel(f"{DELTA_E} predicted (eV)", parse_math=True)
-        axis.set_title(f"H on sheets, same geometries, n = {truth['n']}")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8)
+        axis.set_title(f"H on sheets, same geometries, n = {len(rows)}")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), fontsize=8)
 
 
 # Metrics that have a panel, in this order; ``metrics.METRICS`` has their titles.

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,8 @@ def join_points(before: Path, new: Path, target: Path, about: Mapping[str, Mappi
     """Write a database with the points of an earlier one and those of a round.
 
     Points by another calculator join as well: their ΔE_H agree to some hundredths of an eV where the functional is the same, less
-    than the scatter that the correction allows for. Every row says what computed it.
+    than the scatter that the correction allows for. Every row says what computed it. A name that the earlier database has for
+    another sheet, because another loop counted its rounds from 1 as well, gets a number.
 
     Args:
         before: the earlier database; one that is not there holds nothing.
@@ -313,10 +315,18 @@ def join_points(before: Path, new: Path, target: Path, about: Mapping[str, Mappi
     if before.is_file():
         shutil.copyfile(before, target)
     with connect(target, type="db") as db:
+        taken = {str(row.name) for row in db.select()}
         for row in connect(new).select() if new.is_file() else ():
-            db.write(row.toatoms(), **{**row.key_value_pairs, **about.get(str(row.name), {})})
+            name = next(n for n in _numbered(str(row.name)) if n not in taken)
+            db.write(row.toatoms(), **{**row.key_value_pairs, **about.get(str(row.name), {}), "name": name})
             joined += row.kind != "clean"
     return joined
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Yield a name, and the name with 2, 3, ..."""
+    yield name
+    yield from (f"{name}_{k}" for k in itertools.count(2))
 
 
 def refit(cfg: Config, checkpoint: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.number_texts import MISSING, formatted, interval, table
 
-DEFECT_FAMILIES = ("vacancy in ", "single atom in ")  # as scripts.prepare_defects names them
+DEFECTS = "defects and edges"  # origin of DFT points, as energetics.dft_points names it
 HEAD = ("judge", "measured on", "n", "MAE (eV)", "Spearman", "within 1σ", "within 2σ", "inert above active")
 
 
@@ -25,6 +25,7 @@ def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         ("DimeNet++, corrected", left_out, truth),
         (truth["potential"]["name"], left_out, truth["potential"]),
         (corrected["name"], left_out, corrected),
+        *((corrected["name"], f"of these, {name}", found) for name, found in corrected.get("by_origin", {}).items()),
         (corrected["name"], "DFT, families left out", corrected["family_left_out"]),
     ]
     if by_site := corrected.get("chemistry_left_out"):
@@ -43,11 +44,11 @@ def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
 
 
 def defects(truth: Mapping[str, Any]) -> str:
-    """Return ΔE_H by DFT and by the judges at vacancies and single metal atoms, the host of each left out of the fits.
+    """Return ΔE_H by DFT and by the judges at vacancies, single metal atoms and edges, the host of each left out of the fits.
 
     truth: key ``truth`` of ``report.json``.
     """
-    own = [row for row in truth["rows"] if row["family"].startswith(DEFECT_FAMILIES)]
+    own = [row for row in truth["rows"] if row.get("origin") == DEFECTS]
     keys = ("delta_e_dft_ev", "delta_e_potential_corrected_ev", "delta_e_potential_ev", "delta_e_dimenet_ev")
     body = [[row["name"], row["site"], *(formatted(row[key], "+.2f") for key in keys)] for row in own]
     return table(("sheet", "H at", "DFT (eV)", "corrected potential", "potential", "DimeNet++"), body)

@@ -1,4 +1,4 @@
-"""Writes inputs for DFT of H at defects: vacancies of known sheets, and single metal atoms in them.
+"""Writes inputs for DFT of H at defects: vacancies of known sheets, single metal atoms in them, and edges.
 
     python -m scripts.prepare_defects [--config config.yaml] [section.key=value ...]
 
@@ -44,6 +44,19 @@ SINGLE_ATOMS = {
     "h-BN": (("Pt", "Pd", "Mo", "Ti"), "N", (3, 3)),
     "2H-MoS2": (("Pt", "Pd", "Ru", "Rh", "Ir"), "S", (2, 2)),
 }
+# sheets of which zigzag ribbons are cut -> whether the metal edge bears chalcogen monomers
+EDGES = {
+    "2H-MoS2": (False, True),
+    "2H-WS2": (False, True),
+    "2H-MoSe2": (False,),
+    "2H-WSe2": (False,),
+    "2H-MoTe2": (False,),
+    "2H-NbS2": (False,),
+    "2H-TaSe2": (False,),
+}
+RIBBON_PERIODS = 2
+RIBBON_ROWS = {False: 2, True: 3}  # the wider one is for the comparison with published edges
+RIBBON_KPTS = (3, 1)  # along and across, as dense along as for the other points
 FMAX, MAX_STEPS, MAX_H_STEPS = 0.03, 200, 200
 
 
@@ -67,9 +80,9 @@ def main(cfg: Config) -> None:
 
 
 def all_systems() -> Any:
-    """Yield name, family, defect cell (Atoms), place of H (3,) Å and metal ("" for a vacancy) of every defect."""
+    """Yield name, family, defect cell (Atoms), place of H (3,) Å and metal ("" unless it is a single atom) of every defect."""
     from crystals.cif import read_cif
-    from energetics.defect_sites import single_atom, vacancy
+    from energetics.defect_sites import single_atom, vacancy, zigzag_ribbon
     from evaluation.known_sheets import CIFS
     from geo_utils import primitive_sheet
 
@@ -80,6 +93,13 @@ def all_systems() -> Any:
         for metal in metals:
             sheet = single_atom(primitive_sheet(read_cif(CIFS / f"{host}.cif")), metal, symbol, cells)
             yield f"{host}-{metal}", f"single atom in {host}", sheet, sheet.positions[-1], metal
+    for host, edges in EDGES.items():
+        for with_monomers in edges:
+            sheet = primitive_sheet(read_cif(CIFS / f"{host}.cif"))
+            ribbon, starts = zigzag_ribbon(sheet, RIBBON_ROWS[with_monomers], RIBBON_PERIODS, with_monomers)
+            ribbon.info["kpts"] = RIBBON_KPTS
+            for kind, place in starts.items():
+                yield f"{host}-edge{'50' * with_monomers}-{kind}", f"edge of {host}", ribbon, place, ""
 
 
 def write_defect(path: Path, name: str, family: str, sheet: Atoms, place: Any, metal: str, potential: Any) -> str:
@@ -94,6 +114,7 @@ def write_defect(path: Path, name: str, family: str, sheet: Atoms, place: Any, m
     from energetics.dft_inputs import site_label, write_dft_input
     from energetics.relaxation import relax_hydrogen, relax_positions
 
+    about = {"family": family, **sheet.info}
     clean = relax_positions(sheet, potential, FMAX, MAX_STEPS)
     if clean.status != "ok":
         return f"the defect is {clean.status}"
@@ -101,7 +122,7 @@ def write_defect(path: Path, name: str, family: str, sheet: Atoms, place: Any, m
     with_h = relax_hydrogen(hydrogen_above(clean.atoms, start, metal), clean.energy, potential, FMAX, MAX_H_STEPS)
     if with_h.status != "ok":
         return f"H is {with_h.status}"
-    write_dft_input(path, name, clean.atoms, [(site_label(with_h.atoms), with_h)], potential.name, family=family)
+    write_dft_input(path, name, clean.atoms, [(site_label(with_h.atoms), with_h)], potential.name, **about)
     return ""
 
 

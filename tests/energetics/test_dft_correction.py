@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ from ase.db import connect
 from scipy.stats import spearmanr
 
 import geo_utils as geo
-from energetics import dft_correction, dft_points, sites
-from energetics.dft_correction import DftCorrection, descriptors
+from energetics import dft_correction, dft_points, gaussian_process, sites
+from energetics.dft_correction import DftCorrection, ErrorScale, descriptors
+from energetics.gaussian_process import GaussianProcess
 from pipeline.errors import StageError
 
 TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
@@ -42,16 +44,20 @@ def test_the_place_of_h_is_its_bond_valence_and_its_height(face):
     sheet = Atoms("C3H", [[1, 0, 0], [-0.5, 0.75**0.5, 0], [-0.5, -(0.75**0.5), 0], [0, 0, face * 0.8]], cell=[20, 20, 20])
     sheet.pbc = (True, True, False)
     sheet.set_tags([1, 1, 1, 2])
-    valence, height = descriptors(sheet, [0.1], with_place=True)[-2:]
-    assert height == pytest.approx(0.8) and valence == pytest.approx(3 * np.exp((0.76 + 0.31 - np.hypot(1, 0.8)) / 0.37))
-    np.testing.assert_array_equal(descriptors(sheet, [0.1], with_place=True)[:-2], descriptors(sheet, [0.1]))
+    valence, height, inside = descriptors(sheet, [0.1], with_place=True)[-3:]
+    assert (
+        inside == 0
+        and height == pytest.approx(0.8)
+        and valence == pytest.approx(3 * np.exp((0.76 + 0.31 - np.hypot(1, 0.8)) / 0.37))
+    )
+    np.testing.assert_array_equal(descriptors(sheet, [0.1], with_place=True)[:-3], descriptors(sheet, [0.1]))
 
 
 def test_a_law_of_the_place_is_learnt_where_the_place_is_described():
     rng = np.random.default_rng(4)
     energies, height = rng.normal(size=60), rng.choice([0.0, 1.0], 60)
     plain = np.column_stack([energies, np.full(60, 2.58), np.full(60, 16.0), np.full(60, 1.5)])
-    place = np.column_stack([plain, rng.normal(1, 0.1, 60), height])
+    place = np.column_stack([plain, rng.normal(1, 0.1, 60), height, np.zeros(60)])
     truth = 0.7 * energies + 0.8 * height + rng.normal(scale=0.03, size=60)
     hosts = [str(k % 20) for k in range(60)]
     with_place, without = DftCorrection.fit(place, truth, hosts, with_place=True), DftCorrection.fit(plain, truth, hosts)
@@ -66,7 +72,7 @@ def test_a_law_is_recovered_on_left_out_hosts_with_its_uncertainty():
     correction = DftCorrection.fit(features, truth, hosts)
     assert correction.n == 60 and correction.rmse_ev < 0.12 < 0.3 * truth.std()
     predicted, sigma = dft_correction.leave_out(features, truth, hosts)
-    within = np.abs(predicted - truth) <= correction.scale * sigma
+    within = np.abs(predicted - truth) <= correction.error_scale(sigma)
     assert within.mean() == pytest.approx(0.683, abs=0.03)
 
 
@@ -113,8 +119,8 @@ def test_error_bars_grow_with_the_networks_and_far_from_the_points():
 def fitted_on_the_committed_points(most_halogens=100):
     """Points with a gap, at most so many with H on a halogen, the ΔE_H of the potentials, and a correction fitted on them."""
     points = [point for point in dft_points.read_truth(TRUTH) if np.isfinite(point.gap)]
-    halogens = [point for point in points if point.chemistry == "halogen"][:most_halogens]
-    points = [point for point in points if point.chemistry != "halogen"] + halogens
+    halogens = [point for point in points if point.chemistry.startswith("halogen")][:most_halogens]
+    points = [point for point in points if not point.chemistry.startswith("halogen")] + halogens
     energies = np.array([[p.energies[name] for name in dft_points.STORED_ENERGIES] for p in points])
     arguments = dft_correction.fit_arguments(points, energies, with_gap=True)
     return points, energies, DftCorrection.fit(*arguments, with_gap=True)
@@ -123,16 +129,17 @@ def fitted_on_the_committed_points(most_halogens=100):
 def test_sigma_grows_with_the_distance_from_the_points_and_on_sites_of_another_chemistry():
     _, _, correction = fitted_on_the_committed_points()
     features, truth = np.array(correction.features), np.array(correction.truth)
-    process = dft_correction.GaussianProcess(features, truth, with_gap=True)
+    process = GaussianProcess(features, truth, with_gap=True)
     away = features.mean(0) + np.outer(np.arange(0, 12, 2), [1, 0, 0, 0, 0, 0])
     sigma = process.predict(away)[1]
     assert (np.diff(sigma) > 0.05).all(), "the slope of the trend is not known exactly"
     shifted = features[:1] + np.outer(np.arange(0, 12, 3), [0, 0, 0, 0, 1.0, 0])  # other elements: Å of radius
     sigma = process.predict(shifted)[1]
-    bound = np.sqrt(dft_correction.AMPLITUDE**2 + dft_correction.NOISE**2 + dft_correction.SITE**2 + 1)
+    c = gaussian_process
+    bound = np.sqrt(c.AMPLITUDE**2 + c.NOISE**2 + c.SITE**2 + 1)
     assert (np.diff(sigma)[:1] > 0.1).all() and sigma.max() < bound, "no straight line over the descriptors of the site"
     chalcogen = features[:, 3] == 16
-    other = dft_correction.GaussianProcess(features[~chalcogen], truth[~chalcogen], with_gap=True)
+    other = GaussianProcess(features[~chalcogen], truth[~chalcogen], with_gap=True)
     assert other.predict(features[chalcogen])[1].mean() > 1.2 * process.predict(features[chalcogen])[1].mean()
 
 
@@ -143,54 +150,41 @@ def test_the_error_of_a_sheet_without_a_gap_is_larger_and_still_one():
     blank[:, -1] = np.nan
     _, with_gap = dft_correction.leave_out(features, truth, hosts, True)
     predicted, sigma = dft_correction.leave_out(features, truth, hosts, True, blank)
-    assert 0.6 < np.mean(np.abs(predicted - truth) <= correction.scale * sigma) < 0.76
+    assert 0.6 < np.mean(np.abs(predicted - truth) <= correction.error_scale(sigma)) < 0.76
     assert sigma.mean() > 1.03 * with_gap.mean()
 
 
-def test_the_process_is_that_of_the_formula():
-    """Mean and variance by the equations as they stand, without the factorisation."""
-    rng = np.random.default_rng(6)
-    site = [rng.choice([2.58, 3.44], 14), np.full(14, 16.0), rng.uniform(1.0, 2.0, 14)]
-    features, truth = np.column_stack([rng.normal(size=14), *site]), rng.normal(size=14)
-    fitted, new = features[:12], features[12:]
-    process = dft_correction.GaussianProcess(fitted, truth[:12])
-    scaled = (features - fitted.mean(0)) / (fitted.std(0) + 1e-9)
-    square = np.square(scaled[:, None] - scaled[None]).sum(-1)
-    c = dft_correction
-    same = (features[:, 1, None] > 3) == (features[:, 1] > 3)
-    k = c.LINEAR**2 * np.outer(scaled[:, 0], scaled[:, 0]) + c.AMPLITUDE**2 * np.exp(-square / 2 / c.LENGTH**2) + c.SITE**2 * same
-    inverse = np.linalg.inv(k[:12, :12] + np.diag(process.scatter))
-    mean, sigma = process.predict(new)
-    np.testing.assert_allclose(mean, truth[:12].mean() + k[12:, :12] @ inverse @ (truth[:12] - truth[:12].mean()), rtol=1e-9)
-    np.testing.assert_allclose(sigma**2, np.diag(k[12:, 12:] - k[12:, :12] @ inverse @ k[:12, 12:]) + c.NOISE**2, rtol=1e-9)
-    away = []
-    for one in range(12):
-        rest = np.delete(np.arange(12), one)
-        weights = np.linalg.solve(k[np.ix_(rest, rest)] + np.diag(process.scatter[rest]), k[rest, one])
-        error = weights @ (truth[rest] - truth[:12].mean()) - (truth[one] - truth[:12].mean())
-        away.append(abs(error) / np.sqrt(k[one, one] + process.scatter[one] - weights @ k[rest, one]))
-    assert process.scale_of_errors == pytest.approx(np.quantile(away, 0.6827))
+def test_a_network_is_not_corrected_by_points_inside_sheets(tmp_path):
+    """It is asked about faces only, and does not know the place of H."""
+    points = truth_points()
+    niobium = geo.standard_sheet(mx2("NbSe2", a=3.47, thickness=3.37, vacuum=10))
+    deep = sites.add_hydrogen(niobium, sites.inner_sites(niobium)[0], (2, 2))
+    with connect(tmp_path / "x.db") as db:
+        for p in points:
+            db.write(p.atoms, kind="slab_H", name=p.name, site=p.site, dE_dft=p.delta_e, dE_7net0=p.energies["sevennet-0"])
+        db.write(deep, kind="slab_H", name="deep", site="hollow", dE_dft=-2.0, dE_7net0=1.0)
+    read = dft_points.read_truth(tmp_path / "x.db")
+    raw = np.zeros(len(read))
+    taught, summary = dft_correction.fit_correction(
+        lambda structures: (raw[: len(structures)], None), tmp_path / "x.db", "sevennet-0"
+    )
+    assert summary["n"] == taught.n == len(points)
+    left_out, _ = dft_correction.left_out_predictions(read, raw, teacher="sevennet-0")
+    assert [point.name for point, value in zip(read, left_out, strict=True) if np.isnan(value)] == ["deep"]
 
 
-def test_one_point_that_is_off_by_eV_does_not_bend_the_fit():
-    """The scatter is that of Student's distribution at its maximum, and large for the one point."""
-    rng = np.random.default_rng(8)
-    site = [np.full(40, 2.58), np.full(40, 16.0), rng.uniform(1.0, 2.0, 40)]
-    features = np.column_stack([rng.normal(size=40), *site])
-    truth = 0.8 * features[:, 0] + rng.normal(scale=0.1, size=40)
-    spoilt = truth + np.eye(40)[5] * 4.0
-    rest = np.delete(np.arange(40), 5)
-    whole, without = dft_correction.GaussianProcess(features, spoilt), dft_correction.GaussianProcess(features[rest], truth[rest])
-    change = whole.predict(features[rest])[0] - without.predict(features[rest])[0]
-    assert np.abs(change).max() < 0.1 and np.abs(change).mean() < 0.03
-    c = dft_correction
-    assert whole.scatter[5] > 20 * np.median(whole.scatter) and np.median(whole.scatter) < 1.1 * c.NOISE**2
-    covariance = whole._covariance(features)
-    gain = covariance @ np.linalg.inv(covariance + np.diag(whole.scatter))
-    deviation = spoilt - spoilt.mean()
-    squares = np.square(deviation - gain @ deviation) + np.diag(covariance - gain @ covariance)
-    weights = (c.DEGREES_OF_FREEDOM + 1) / (c.DEGREES_OF_FREEDOM + squares / c.NOISE**2)  # of a mixture of normal distributions
-    np.testing.assert_allclose(whole.scatter, c.NOISE**2 / weights, atol=1e-5)
+def test_errors_that_grow_faster_than_sigma_are_scaled_by_a_power():
+    rng = np.random.default_rng(2)
+    sigma = rng.uniform(0.1, 0.5, 2000)
+    error = 3.0 * sigma**1.7 * rng.standard_t(4, 2000)
+    scale = ErrorScale.fit(np.zeros(2000), error, sigma)
+    assert scale.power == pytest.approx(1.7, abs=0.1)
+    for part in np.array_split(np.argsort(sigma), 4):
+        assert np.mean(np.abs(error[part]) <= scale(sigma[part])) == pytest.approx(0.683, abs=0.05)
+    few = ErrorScale.fit(np.zeros(20), error[:20], sigma[:20])
+    assert few.power == 1 and few.factor == pytest.approx(np.quantile(np.abs(error[:20]) / sigma[:20], 0.6827))
+    blank = ErrorScale.fit(np.zeros(2000), np.where(np.arange(2000) < 5, np.nan, error), sigma)
+    assert blank.power == pytest.approx(scale.power, abs=0.02), "what has no prediction is passed over"
 
 
 def test_sites_unlike_the_points_are_named_and_have_larger_errors():
@@ -198,7 +192,9 @@ def test_sites_unlike_the_points_are_named_and_have_larger_errors():
     atoms, gaps = [p.atoms for p in points], np.array([p.gap for p in points])
     said = correction.complaints(atoms, energies, gaps)
     flagged = np.array([bool(text) for text in said])
-    assert {p.chemistry for p, is_out in zip(points, flagged, strict=True) if is_out} == {"halogen"}, "three points are too few"
+    assert {p.chemistry.split(",")[0] for p, is_out in zip(points, flagged, strict=True) if is_out} == {"halogen"}, (
+        "three points are too few"
+    )
     assert all(text == "3 DFT points with H on halogen" for text in said if text)
     _, sigma = correction.apply(atoms, energies, np.zeros(len(atoms)), gaps)
     assert sigma[flagged].min() > np.median(sigma[~flagged])
@@ -269,6 +265,10 @@ def test_a_sheet_without_a_gap_is_asked_once(tmp_path, monkeypatch):
 
 def test_the_committed_points():
     points = dft_points.read_truth(TRUTH)
+    origins = Counter(point.origin for point in points)
+    assert origins["defects and edges"] >= 40 and sum("edge" in point.name for point in points) == 18
+    assert origins["guided generator"] >= 30 and origins["unguided generator"] >= 15 and origins["known structure types"] >= 80
+    assert set(origins) <= {*dft_points.ORIGINS.values(), "defects and edges", "known structure types"}
     assert len(points) >= 25 and len({p.host for p in points}) >= 20
     for point in points:
         assert sites.adsorbed_hydrogen(point.atoms) == len(point.atoms) - 1 and np.isfinite(point.delta_e)
@@ -287,6 +287,7 @@ def test_bad_input_is_named(tmp_path, caplog):
     with connect(tmp_path / "y.db") as db:
         db.write(unbound, kind="slab_H", name="a", dE_dft=4.0)
         db.write(unbound, kind="slab_H", name="b", dE_dft=2.0)
+        db.write(unbound, kind="slab_H", name="c", dE_dft=-6.0)
     with caplog.at_level("INFO", logger="her2d"):
         for _ in range(3):
             assert [p.name for p in dft_points.read_truth(tmp_path / "y.db")] == ["b"]
@@ -401,16 +402,19 @@ def test_the_committed_points_pass_the_gate():
     table = dft_benchmark.read_table(TABLE)
     assert len({p.host for p in points}) >= 60 and len({p.family for p in points}) >= 10
     scales = {}
-    for by, with_gap, mae, rank in (("host", False, 0.33, 0.85), ("family", False, 0.35, 0.85), ("host", True, 0.31, 0.88),
-                                    ("family", True, 0.34, 0.87), ("chemistry", True, 0.47, 0.80)):  # fmt: skip
+    faces = np.array(["inside" not in p.chemistry for p in points])
+    for by, with_gap, mae, rank in (("host", False, 0.28, 0.85), ("family", False, 0.30, 0.83), ("host", True, 0.27, 0.85),
+                                    ("family", True, 0.29, 0.84), ("chemistry", True, 0.45, 0.78)):  # fmt: skip
         predicted, sigma = dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True)
-        assert np.abs(predicted - truth).mean() <= mae and spearmanr(predicted, truth).statistic >= rank
+        # Without any site inside, the trend of the faces is all that is known of these: 0.6 eV.
+        of = faces if by == "chemistry" else np.full(len(points), True)
+        assert np.abs(predicted - truth)[of].mean() <= mae and spearmanr(predicted[of], truth[of]).statistic >= rank
         rows = [{"name": p.name, "e": value} for p, value in zip(points, predicted, strict=True)]
         order = dft_benchmark.inert_above_active(rows, table, "e")
         # Without any site on a chalcogen in the fit one pair may be in the wrong order.
         assert order["pairs"] >= 8 and len(order["violations"]) <= (by == "chemistry")
-        scale = scales.setdefault(with_gap, dft_correction.error_scale(truth, predicted, sigma))  # of the hosts, which are first
-        assert 0.6 < np.mean(np.abs(predicted - truth) <= scale * sigma) < 0.8, "a standard error, whatever was left out"
+        scale = scales.setdefault(with_gap, ErrorScale.fit(truth, predicted, sigma))  # of the hosts, which are first
+        assert 0.6 < np.mean(np.abs(predicted - truth) <= scale(sigma)) < 0.85, "a standard error, whatever was left out"
 
 
 def test_blind_points_are_those_of_no_fit(tmp_path):

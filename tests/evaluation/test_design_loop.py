@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.build import mx2
 from ase.db import connect
 from ase.io import read
 from loop_tools import ELEMENTS, QUICK, Killed, Stopping, configuration, write_cifs
@@ -419,9 +421,23 @@ def test_verdicts_of_dft_know_no_site_failures_and_h_that_is_not_bound():
 
 
 def test_a_database_of_relaxed_points_does_not_join(tmp_path):
-    from ase import Atoms
-
     with connect(tmp_path / "relaxed.db") as db:
         db.write(Atoms("H"), name="x", kind="slab_H", geometry="relaxed", dE_dft=0.0)
     with pytest.raises(StageError, match="must not be mixed"):
         loop_tools.join_points(tmp_path / "relaxed.db", tmp_path / "none.db", tmp_path / "joined.db", {})
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    """Two loops count their rounds from 1; a point must not be taken for one on the sheet of the other."""
+    for file, formula, energy in (("before", "MoS2", 1.8), ("new", "WS2", 2.0)):
+        sheet = mx2(formula, vacuum=8.0)
+        with connect(tmp_path / f"{file}.db") as db:
+            db.write(sheet, name="r1-gen_00000", kind="clean")
+            place = sheet.positions[sheet.positions[:, 2].argmax()] + [0, 0, 1.35]
+            db.write(sheet + Atoms("H", [place]), name="r1-gen_00000", kind="slab_H", site="topS", dE_dft=energy)
+    about = {"r1-gen_00000": {"round": 1}}
+    assert loop_tools.join_points(tmp_path / "before.db", tmp_path / "new.db", tmp_path / "joined.db", about) == 1
+    points = {point.name: point for point in read_truth(tmp_path / "joined.db")}
+    assert {name: point.delta_e for name, point in points.items()} == {"r1-gen_00000": 1.8, "r1-gen_00000_2": 2.0}
+    for name, metal in (("r1-gen_00000", "Mo"), ("r1-gen_00000_2", "W")):
+        assert metal in points[name].atoms.symbols and metal in points[name].clean.symbols

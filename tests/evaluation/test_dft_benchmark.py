@@ -55,6 +55,30 @@ def test_errors_with_a_whole_site_chemistry_left_out(tmp_path):
     assert 0 <= low <= by_site["coverage"]["within_1"] < high < 1
 
 
+def test_errors_by_where_the_sheets_are_from(tmp_path):
+    energy = np.linspace(-0.5, 1.5, 18)
+    drawn = ("chosen neighbour", "unguided", None)
+    families = {1: "vacancy in 2H-MoS2", 4: "edge of 2H-MoS2"}
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        for k in range(18):
+            slab = simple.sheet(f"{('Mo', 'W', 'Nb', 'Ta', 'V', 'Cr')[k // 3]}{('S2', 'Se2', 'O2')[k % 3]}")
+            slab += Atoms("H", [slab.positions[slab.positions[:, 2].argmax()] + [0, 0, 1.2]])
+            slab.pbc = (True, True, False)
+            about = {"drawn_as": drawn[k % 3]} if drawn[k % 3] else {"family": families.get(k // 3, "2H-MX2")}
+            database.write(slab, kind="slab_H", name=f"s{k}", site="top", dE_dft=energy[k], dE_7net0=energy[k], **about)
+    found = dft_benchmark.dft_benchmark(simple.Hydrogen(), tmp_path / "truth.db")
+    origins = found["potential_corrected"]["by_origin"]
+    assert {name: own["n"] for name, own in origins.items()} == {
+        "neighbours by substitution": 6,
+        "unguided generator": 6,
+        "defects and edges": 2,
+        "known structure types": 4,
+    }
+    total = sum(own["n"] * own["mae_ev"] for own in origins.values())
+    assert total == pytest.approx(18 * found["potential_corrected"]["mae_ev"])
+    assert [row["name"] for row in found["rows"] if row["origin"] == "defects and edges"] == ["s5", "s14"]
+
+
 def test_inert_sheets_must_come_out_above_active_ones():
     table = [
         {"structure": "db#MoS2", "activity": "inert"},

@@ -205,21 +205,22 @@ def test_the_table_of_judges_has_the_rows_that_the_report_has():
     coverage = old | {"within_1_interval": [0.55, 0.74], "within_2_interval": [0.82, 0.95]}
     metals = {"n": 3, "mae_ev": 0.5, "spearman": None, "coverage": coverage}
     corrected["chemistry_left_out"] = {**scores, "coverage": coverage, "by_chemistry": {"metal": metals}}
+    corrected["by_origin"] = {"unguided generator": {**metals, "n": 5}}
     now = judge_table.judges(truth, scores).splitlines()
     assert set(now) - set(before) == {
         "| both | DFT, site chemistries left out | 91 | 0.27 | 0.90 | 65 % [55, 74] | 90 % [82, 95] | – |",
         "| both | of these, H on metal | 3 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
+        "| both | of these, unguided generator | 5 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
     }
 
 
 def test_the_table_of_defects_has_defects_only():
-    families = ("vacancy in 2H-MoS2", "single atom in graphene")
     values = {
         "delta_e_dft_ev": -0.303,
         "delta_e_potential_corrected_ev": 0.1,
         "delta_e_potential_ev": -0.55,
         "delta_e_dimenet_ev": None,
     }
-    rows = [{"name": f"sheet {k}", "site": "topS", "family": family, **values} for k, family in enumerate(families)]
-    lines = judge_table.defects({"rows": [*rows, {**rows[0], "family": "2H-MX2"}]}).splitlines()[2:]
+    rows = [{"name": f"sheet {k}", "site": "topS", "origin": "defects and edges", **values} for k in range(2)]
+    lines = judge_table.defects({"rows": [*rows, {**rows[0], "origin": "unguided generator"}]}).splitlines()[2:]
     assert lines == [f"| sheet {k} | topS | -0.30 | +0.10 | -0.55 | – |" for k in range(2)]
