@@ -78,7 +78,8 @@ def _truth_line(truth: Mapping[str, Any], window: str) -> str:
     second = ""
     if corrected.get("n"):
         mae, rank = plain_number(corrected["mae_ev"]), plain_number(corrected["spearman"])
-        second = f", the corrected potential by {mae} eV ({rank})"
+        others = f", of {corrected['n']} values" if corrected["n"] != truth["n"] else ""
+        second = f", the corrected potential by {mae} eV ({rank}{others})"
     return (
         f"On {truth['n']} DFT values of hosts left out, DimeNet++ is off by {plain_number(truth['mae_ev'])} eV on average (rank "
         f"correlation {plain_number(truth['spearman'])}){second}: a single ΔG_H within ±{window} is a lead to verify, not a result."
