@@ -24,9 +24,10 @@ from energetics.adsorption_energy import free_energy
 from energetics.dft_inputs import IMAGE_DISTANCE
 from energetics.dft_points import TruthPoint
 from energetics.sites import h_supercell
-from geo_utils import Sheet, primitive_sheet
+from geo_utils import NotTwoDimensional, Sheet, primitive_sheet
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.judge_table import DEFECTS
 
 NEAR_ZERO_EV = 0.3  # |ΔG_H| of a parent that nobody has named
 MAX_PARENT_ATOMS = 8  # of the primitive cell: defects and single atoms on a support are no parents
@@ -51,11 +52,11 @@ def parents_of(points: Iterable[TruthPoint], names: Sequence[str], her_correctio
 
     Args:
         points: of DFT.
-        names: of the sheets; none: all with |ΔG_H| of at most ``NEAR_ZERO_EV`` and ``MAX_PARENT_ATOMS`` atoms.
+        names: of the sheets; none: all without defects and with |ΔG_H| of at most ``NEAR_ZERO_EV`` and ``MAX_PARENT_ATOMS`` atoms.
         her_correction_ev: ΔG_H − ΔE_H.
 
     Raises:
-        ConfigError: there is no sheet of a name.
+        ConfigError: there is no sheet of a name, or it is a ribbon.
     """
     lowest: dict[str, TruthPoint] = {}
     for point in points:
@@ -64,8 +65,13 @@ def parents_of(points: Iterable[TruthPoint], names: Sequence[str], her_correctio
     if unknown := [name for name in names if name not in lowest]:
         raise ConfigError(f"loop.neighbours_of: the DFT points have no sheet {unknown[0]}")
     size = {name: abs(free_energy(point.delta_e, her_correction_ev)) for name, point in lowest.items()}
-    wanted = names or [name for name in lowest if size[name] <= NEAR_ZERO_EV]
-    cells = {name: primitive_sheet(lowest[name].clean) for name in sorted(wanted, key=lambda name: (size[name], name))}
+    wanted = names or [name for name in lowest if size[name] <= NEAR_ZERO_EV and lowest[name].origin != DEFECTS]
+    cells: dict[str, Atoms] = {}
+    for name in sorted(wanted, key=lambda name: (size[name], name)):
+        try:
+            cells[name] = primitive_sheet(lowest[name].clean)
+        except NotTwoDimensional as error:
+            raise ConfigError(f"loop.neighbours_of: {name} is no sheet: {error}") from error
     return {name: cell for name, cell in cells.items() if names or len(cell) <= MAX_PARENT_ATOMS}
 
 

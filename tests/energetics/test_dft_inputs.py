@@ -17,8 +17,11 @@ from scripts import verify_dft
 
 
 def relaxation(delta_e, atoms=None, height=1.5):
-    """A relaxation to atoms, or to H at a height in Å over the uppermost atoms of a sheet that is 3 Å thick."""
-    given = Atoms("SMoSH", positions=[[0, 0, 0], [1.8, 0, 1.5], [0, 0, 3.0], [0, 0, 3.0 + height]]) if atoms is None else atoms
+    """A relaxation to atoms, or to H at a height in Å over the uppermost atoms of a sheet that is 3 Å thick, Mo around it."""
+    given = atoms
+    if atoms is None:
+        places = [[0, 0, 0], *([1.8 * np.cos(angle), 1.8 * np.sin(angle), 1.5] for angle in (0.0, 2.1, 4.2)), [0, 0, 3.0]]
+        given = Atoms("SMo3SH", positions=[*places, [0, 0, 3.0 + height]])
     return HydrogenRelaxation(given, 0.0, True, 3, "ok", delta_e, delta_e, False)
 
 

@@ -75,7 +75,9 @@ def test_parents_are_near_zero_and_small_or_named():
     found = parents_of(points, [], 0.27)
     sizes = [abs(lowest[name]) for name in found]
     assert "TaSe2_2H-MX2" in found and len(found["TaSe2_2H-MX2"]) == 3 and "MoS2_2H" not in found
-    assert not any("vacancy" in name for name in found), "a defect in a large cell"
+    assert not any("vacancy" in name or "edge" in name for name in found), "no defects"
+    with pytest.raises(ConfigError, match=r"neighbours_of: 2H-MoS2-edge-Mo is no sheet: vacuum in more than one direction"):
+        parents_of(points, ["2H-MoS2-edge-Mo"], 0.27)
     assert sizes == sorted(sizes) and max(sizes) <= NEAR_ZERO_EV
     assert list(parents_of(points, ["MoS2_2H", "NbS2_2H"], 0.27)) == ["NbS2_2H", "MoS2_2H"]
     with pytest.raises(ConfigError, match=r"loop.neighbours_of: the DFT points have no sheet MoS3"):
