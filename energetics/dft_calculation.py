@@ -251,11 +251,18 @@ class WorkFolder:
 
 
 def kpoints(atoms: Atoms) -> tuple[int, int]:
-    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` (one or two), else from the cell."""
+    """Return the numbers of Γ-centred k-points along both in-plane vectors: ``info['kpts']`` (one or two), else from the cell.
+
+    Raises:
+        InputError: ``info['kpts']`` is something else.
+    """
     given = atoms.info.get("kpts")
     if given is not None:
-        first, second = np.broadcast_to(given, 2)
-        return int(first), int(second)
+        try:
+            first, second = (int(number) for number in np.broadcast_to(given, 2))
+        except ValueError as error:
+            raise InputError(f"{atoms.info.get('name', atoms.symbols)}: kpts={given} is not one or two whole numbers") from error
+        return first, second
     first, second = (max(2, int(np.ceil(KPOINT_LENGTH / length - 0.05))) for length in atoms.cell.lengths()[:2])
     return first, second
 

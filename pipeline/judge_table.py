@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from pipeline.number_texts import MISSING, formatted, interval, table
@@ -41,6 +42,20 @@ def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         agreement = [str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"])]
         body.append([name, measured, *agreement, _within(m, 1), _within(m, 2), _right_order(m)])
     return table(HEAD, body)
+
+
+def origins(truth: Mapping[str, Any]) -> str:
+    """Return the mean absolute errors of the corrected potential, hosts left out, and without correction, by where sheets are from.
+
+    truth: key ``truth`` of ``report.json``.
+    """
+    keys = ("delta_e_potential_corrected_ev", "delta_e_potential_ev")
+    body = []
+    for name in truth["potential_corrected"]["by_origin"]:
+        own = [row for row in truth["rows"] if row["origin"] == name]
+        errors = [fmean(abs(row[key] - row["delta_e_dft_ev"]) for row in own) for key in keys]
+        body.append([name, str(len(own)), *map(formatted, errors)])
+    return table(("sheets", "n", "corrected, MAE (eV)", "potential alone, MAE (eV)"), body)
 
 
 def defects(truth: Mapping[str, Any]) -> str:

@@ -412,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "potentials paired": lambda: potential_table.paired(load("results/benchmark/potentials.json")),
     "phases": lambda: potential_table.phases(load("results/benchmark/potentials.json")),
     "published": lambda: potential_table.published(load("results/benchmark/potentials.json")),
+    "origins": lambda: judge_table.origins(load("results/report.json")["truth"]),
     "defects": lambda: judge_table.defects(load("results/report.json")["truth"]),
     "designs": lambda: design_table.designs(load("results/designs/designs.json")),
     "design rounds": lambda: design_table.rounds(load("results/designs/designs.json")),

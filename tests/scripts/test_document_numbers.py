@@ -214,6 +214,16 @@ def test_the_table_of_judges_has_the_rows_that_the_report_has():
     }
 
 
+def test_the_correction_stands_beside_the_potential_alone():
+    errors = (("a", 0.1, 0.4), ("a", -0.3, 0.2), ("b", 0.5, -0.25))
+    rows = [
+        {"origin": name, "delta_e_dft_ev": 1.0, "delta_e_potential_corrected_ev": 1.0 + one, "delta_e_potential_ev": 1.0 + other}
+        for name, one, other in errors
+    ]
+    truth = {"rows": rows, "potential_corrected": {"by_origin": {"a": {}, "b": {}}}}
+    assert judge_table.origins(truth).splitlines()[2:] == ["| a | 2 | 0.20 | 0.30 |", "| b | 1 | 0.50 | 0.25 |"]
+
+
 def test_the_table_of_defects_has_defects_only():
     values = {
         "delta_e_dft_ev": -0.303,

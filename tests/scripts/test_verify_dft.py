@@ -199,6 +199,12 @@ def test_kpoints_and_spin():
     assert dft_calculation.kpoints(sheet) == tuple(int(np.ceil(18 / length - 0.05)) for length in sheet.cell.lengths()[:2])
     sheet.info["kpts"] = 5
     assert dft_calculation.kpoints(sheet) == (5, 5)
+    sheet.info["kpts"] = np.array([3, 1])
+    assert dft_calculation.kpoints(sheet) == (3, 1)
+    for wrong in ([1, 2, 3], "abc"):
+        sheet.info["kpts"] = wrong
+        with pytest.raises(dft_calculation.InputError, match="kpts=.* is not one or two whole numbers"):
+            dft_calculation.kpoints(sheet)
     assert not dft_calculation.is_polarised(sheet) and dft_calculation.is_polarised(fcc111("Ni", (1, 1, 2), vacuum=5))
     sheet.info["spin"] = 1
     assert dft_calculation.is_polarised(sheet)
