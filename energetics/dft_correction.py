@@ -37,11 +37,12 @@ from scipy.stats import t as student
 
 from crystals.elements import electronegativity_and_group
 from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
-from energetics.gaussian_process import DEGREES_OF_FREEDOM, WITHIN_ONE_STD, GaussianProcess
+from energetics.gaussian_process import DEGREES_OF_FREEDOM, PRIOR, WITHIN_ONE_STD, GaussianProcess
 from energetics.site_chemistry import bound_element
 from energetics.sites import adsorbed_hydrogen, is_inside
 from pipeline.errors import StageError
-from pipeline.files import relative_name
+from pipeline.files import as_float, relative_name
+from pipeline.memory import NO_MEMORY, Memory
 
 log = logging.getLogger("her2d")
 
@@ -50,6 +51,7 @@ BOND_VALENCE_LENGTH = 0.37  # Å: Brown, Altermatt, Acta Cryst. B 41, 244 (1985)
 MIN_POWER_POINTS = 50  # errors from which the power of ``ErrorScale`` is fitted
 POWERS = (1.0, 2.0)  # its limits
 MOST_FITS = 25  # of ``leave_out``
+FIT_VERSION = 1  # raised whenever ``leave_out`` predicts something else from the same features
 
 
 def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = False) -> np.ndarray:
@@ -126,6 +128,7 @@ class DftCorrection:
         with_gap: bool = False,
         teacher: str = "",
         with_place: bool = False,
+        memory: Memory = NO_MEMORY,
     ) -> DftCorrection:
         """Fit the process, and measures its error on hosts left out of the fit.
 
@@ -134,13 +137,14 @@ class DftCorrection:
             truth: (n,) eV, ΔE_H by DFT.
             hosts: (n,) group of each point; a group is left out as a whole.
             with_gap, teacher, with_place: as the attributes.
+            memory: of fits.
 
         Raises:
             ValueError: there are fewer than MIN_POINTS points.
         """
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
-        left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place)
+        left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place, memory=memory)
         error = left_out - truth
         scale = ErrorScale.fit(truth, left_out, sigma)
         rows, rmse = tuple(tuple(float(v) for v in row) for row in features), float(np.sqrt(np.mean(error**2)))
@@ -271,8 +275,11 @@ def leave_out(
     with_gap: bool = False,
     predict_at: np.ndarray | None = None,
     with_place: bool = False,
+    memory: Memory = NO_MEMORY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict every point by a fit without any point of its group; of many groups, some are left out together (MOST_FITS).
+
+    With some hundred points this takes seconds, and every worker and every report asks for the same: a memory keeps it.
 
     Args:
         features: (n, d), what is fitted.
@@ -281,11 +288,27 @@ def leave_out(
         with_gap: whether the last feature is the band gap.
         predict_at: (n, d) features of the points to predict, where they are not those that are fitted.
         with_place: whether the place of H is among the features.
+        memory: of fits.
 
     Returns:
         (prediction, σ), (n,) eV each.
     """
     at = features if predict_at is None else predict_at
+
+    def find() -> dict[str, list[float]]:
+        predicted, sigma = _leave_out(features, truth, groups, with_gap, at, with_place)
+        return {"predicted": predicted.tolist(), "sigma": sigma.tolist()}
+
+    fitted = {"features": features.tolist(), "truth": list(map(float, truth)), "groups": list(groups), "at": at.tolist()}
+    about = {"version": FIT_VERSION, "question": "left out", "prior": PRIOR, "with_gap": with_gap, "with_place": with_place}
+    found = memory.answer(about | fitted, find)
+    return tuple(np.array([as_float(value) for value in found[name]]) for name in ("predicted", "sigma"))
+
+
+def _leave_out(
+    features: np.ndarray, truth: np.ndarray, groups: Sequence[str], with_gap: bool, at: np.ndarray, with_place: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do what ``leave_out`` says."""
     names = sorted(set(groups))
     left_out_with = {name: k % MOST_FITS for k, name in enumerate(names)}
     labels = np.array([left_out_with[group] for group in groups])
@@ -347,13 +370,16 @@ def teacher_delta_e(points: Sequence[TruthPoint], teacher: str) -> np.ndarray:
     return potential_delta_e(points, SimpleNamespace(name=teacher) if complete else load_potential(teacher))
 
 
-def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, with_gap: bool = False) -> DftCorrection | None:
+def fit_potential_correction(
+    potentials: Sequence[Any], truth_path: str | Path, with_gap: bool = False, memory: Memory = NO_MEMORY
+) -> DftCorrection | None:
     """Fit the correction of ΔE_H from one or two potentials.
 
     Args:
         potentials: the one to correct first; the difference to a second says how far to trust it.
         truth_path: ASE database of DFT points.
         with_gap: whether the band gap is one of the descriptors too.
+        memory: of fits.
 
     Returns:
         The correction; None, with a warning that says why, where there are too few DFT points.
@@ -363,7 +389,7 @@ def fit_potential_correction(potentials: Sequence[Any], truth_path: str | Path, 
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:
-        return DftCorrection.fit(*fit_arguments(points, raw, with_gap, True), with_gap, with_place=True)
+        return DftCorrection.fit(*fit_arguments(points, raw, with_gap, True), with_gap, with_place=True, memory=memory)
     except ValueError as error:
         log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
@@ -376,6 +402,7 @@ def left_out_predictions(
     with_gap: bool = False,
     teacher: str = "",
     with_place: bool = False,
+    memory: Memory = NO_MEMORY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct every point by a fit without its host, its family, or all sites of its chemistry.
 
@@ -386,6 +413,7 @@ def left_out_predictions(
         with_gap: whether the band gap is a descriptor too.
         teacher: potential on whose ΔE_H the fits are made; points without one get no prediction, nor do those inside a sheet.
         with_place: whether the place of H is a descriptor too.
+        memory: of fits.
 
     Returns:
         (prediction, σ of the process), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
@@ -401,7 +429,7 @@ def left_out_predictions(
         predict_at, truth, _ = fit_arguments(chosen, raw[known], with_gap, with_place)
         fitted = fit_arguments(chosen, fitted_on[known], with_gap, with_place)[0]
         groups = [getattr(point, by) for point in chosen]
-        predicted[known], sigma[known] = leave_out(fitted, truth, groups, with_gap, predict_at, with_place)
+        predicted[known], sigma[known] = leave_out(fitted, truth, groups, with_gap, predict_at, with_place, memory)
     return predicted, sigma
 
 

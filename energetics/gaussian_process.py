@@ -29,6 +29,7 @@ NEAR_AMPLITUDE, NEAR_LENGTH, NOISE_WITH_PLACE = 0.2, 0.6, 0.12
 # such point must not bend the fit of all others.
 DEGREES_OF_FREEDOM = 4
 FIT_STEPS, FIT_TOLERANCE = 100, 1e-4  # of the variances of the points, eV²
+PRIOR = (LINEAR, AMPLITUDE, LENGTH, SITE, NOISE, NEAR_AMPLITUDE, NEAR_LENGTH, NOISE_WITH_PLACE, DEGREES_OF_FREEDOM)
 
 
 class GaussianProcess:

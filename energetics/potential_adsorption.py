@@ -16,14 +16,14 @@ from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from energetics.exfoliation import Exfoliation, exfoliate
-from energetics.relaxation_memory import RelaxationMemory, plain
+from energetics.relaxation_memory import plain, recall
 from pipeline.files import as_float
+from pipeline.memory import NO_MEMORY, Memory
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
 MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 LEGACY_FMAX = 0.05  # eV/Å
-NO_MEMORY = RelaxationMemory(None)
 RELAXED = ("energy", "converged", "steps", "status", "forces")  # fields of a ``Relaxation`` that its record has
 RELAXED_H = ("delta_e", "desorbed", "converged", "status")
 
@@ -89,7 +89,7 @@ class StabilityJudge:
         correction: DftCorrection | None = None,
         second: Any = None,
         with_gap: bool = False,
-        memory: RelaxationMemory = NO_MEMORY,
+        memory: Memory = NO_MEMORY,
     ) -> None:
         self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
         self.with_gap, self.memory = with_gap, memory
@@ -105,7 +105,7 @@ class StabilityJudge:
             return {"atoms": plain(found.atoms)} | {name: getattr(found, name) for name in RELAXED}
 
         about = {"potential": self.potential.identity, "bulk": bulk, "fmax": fmax, "steps": steps}
-        record = self.memory.recall("relaxation", about, atoms, find)
+        record = recall(self.memory, "relaxation", about, atoms, find)
         forces = None if record["forces"] is None else np.array(record["forces"], dtype=float)
         energy, converged, taken = as_float(record["energy"]), record["converged"], record["steps"]
         return Relaxation(Atoms(**record["atoms"]), energy, converged, taken, record["status"], forces=forces)
@@ -115,7 +115,7 @@ class StabilityJudge:
         if not self.with_gap:
             return NAN
         about = {"method": band_gap_module.identity()}
-        return as_float(self.memory.recall("band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
+        return as_float(recall(self.memory, "band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         """Judge a relaxed sheet by its phonons and its stiffness, with the second potential where there is one.
@@ -196,7 +196,7 @@ class StabilityJudge:
             return record["status"] != "given up" or as_float(record["early_delta_e"]) > limit
 
         about = {"potential": self.potential.identity, "fmax": fmax, "steps": steps, "more": more, "supercell": supercell}
-        return self.memory.recall("hydrogen", about, with_h, find, is_finished)
+        return recall(self.memory, "hydrogen", about, with_h, find, is_finished)
 
     def _second_delta_e(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
         """Compute ΔE_H (eV) by the second potential at the geometries of the first."""
@@ -208,4 +208,4 @@ class StabilityJudge:
             return {"delta_e": adsorption_energy(energy, clean, h2_energy(self.second))}
 
         about = {"potential": self.second.identity, "sheet": plain(sheet), "supercell": supercell}
-        return as_float(self.memory.recall("hydrogen of the second", about, with_h, find)["delta_e"])
+        return as_float(recall(self.memory, "hydrogen of the second", about, with_h, find)["delta_e"])

@@ -9,9 +9,9 @@ from typing import Any
 
 from energetics import band_gap, dft_correction
 from energetics.potential_adsorption import StabilityJudge
-from energetics.relaxation_memory import RelaxationMemory
 from pipeline.cli import resolve_device
 from pipeline.files import file_sha256, relative_name
+from pipeline.memory import NO_MEMORY, Memory
 from pipeline.settings import Config, EvaluationConfig
 
 log = logging.getLogger("her2d")
@@ -73,13 +73,17 @@ def load_stability_judge(cfg: Config) -> StabilityJudge:
     device = str(resolve_device(cfg.run))
     potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=device)
     correction = second = None
-    with_gap = uses_gap(settings)
+    with_gap, memory = uses_gap(settings), memory_of(settings)
     if Path(settings.dft_truth_path).is_file():
         second = load_second_potential(settings, device)
         both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap)
-    memory = RelaxationMemory(Path(settings.relaxed_dir) if settings.relaxed_dir else None)
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap, memory)
     return StabilityJudge(potential, settings, correction, second, with_gap, memory)
+
+
+def memory_of(settings: EvaluationConfig) -> Memory:
+    """Return the memory of relaxations and fits that the settings name."""
+    return Memory(Path(settings.relaxed_dir)) if settings.relaxed_dir else NO_MEMORY
 
 
 def load_second_potential(settings: EvaluationConfig, device: str = "cpu") -> Any:

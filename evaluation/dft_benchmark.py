@@ -18,6 +18,7 @@ from energetics import dft_correction, dft_points
 from evaluation import metrics
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, relative_name
+from pipeline.memory import NO_MEMORY, Memory
 
 log = logging.getLogger("her2d")
 
@@ -37,6 +38,7 @@ def dft_benchmark(
     potentials: Sequence[Any] = (),
     with_gap: bool = False,
     her_correction_ev: float = 0.27,
+    memory: Memory = NO_MEMORY,
 ) -> dict[str, Any] | None:
     """Measure how well ΔE_H agrees with DFT.
 
@@ -52,6 +54,7 @@ def dft_benchmark(
         potentials: those of the evaluation, the judge first; where none is given, those whose values the database holds.
         with_gap: whether the corrections may use the band gap.
         her_correction_ev: ΔG_H − ΔE_H, to tell which points are near zero.
+        memory: of fits.
 
     Returns:
         ``{n, mae_ev, spearman, ..., coverage, uncorrected, potential, potential_corrected, rows, source}``; potential_corrected
@@ -62,11 +65,11 @@ def dft_benchmark(
     points = _points_of(path)
     if not points:
         return None
-    raw, predicted, std = _by_dimenet(her, points, with_gap)
+    raw, predicted, std = _by_dimenet(her, points, with_gap, memory)
     stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = _by_potentials(points, potentials)
-    left_out = _left_out(points, energies, with_gap)
+    left_out = _left_out(points, energies, with_gap, memory)
     columns = {
         "delta_e_dimenet_ev": predicted,
         "std_ev": std,
@@ -138,7 +141,7 @@ def _points_of(path: Path) -> list[Any]:
     return points
 
 
-def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool, memory: Memory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predict ΔE_H with DimeNet++.
 
     Returns:
@@ -149,20 +152,24 @@ def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool) -> tuple[np.nda
     if correction is None:
         return raw, raw, std
     predicted, sigma = dft_correction.left_out_predictions(
-        points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher
+        points, raw, with_gap=with_gap and correction.with_gap, teacher=correction.teacher, memory=memory
     )
     own_error = std if correction.teacher else 0.0  # a fit on the network's own values already contains its error
     return raw, predicted, np.where(np.isfinite(sigma), np.hypot(own_error, correction.error_scale(sigma)), std)
 
 
-def _left_out(points: Sequence[Any], energies: np.ndarray, with_gap: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _left_out(
+    points: Sequence[Any], energies: np.ndarray, with_gap: bool, memory: Memory
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Correct every point by fits without its host, its family or its chemistry.
 
     Returns:
         Each of LEFT_OUT -> (prediction, standard error), (N,) eV each. The errors have the scale of the shipped fit, by which 68 %
         of the left-out hosts are within them; families and chemistries test it.
     """
-    found = {by: dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True) for by in LEFT_OUT}
+    found = {
+        by: dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True, memory=memory) for by in LEFT_OUT
+    }
     predicted, sigma = found["host"]
     if not np.isfinite(predicted).any():
         return found
@@ -218,6 +225,7 @@ def blind_report(
     potentials: Sequence[Any],
     with_gap: bool = False,
     her_correction_ev: float = 0.27,
+    memory: Memory = NO_MEMORY,
 ) -> dict[str, Any]:
     """Measure the judges, as they are used, against DFT points that no fit and no choice of a model has seen.
 
@@ -228,6 +236,7 @@ def blind_report(
         potentials: those of the evaluation, the judge first.
         with_gap: whether the corrections may use the band gap.
         her_correction_ev: ΔG_H − ΔE_H, to tell which points are near zero.
+        memory: of fits.
 
     Returns:
         ``{n, mae_ev, ..., coverage, potential, potential_corrected, rows, source}``.
@@ -244,7 +253,7 @@ def blind_report(
     truth = np.array([point.delta_e for point in points])
     predicted, std = her.predict_delta_e(structures, gaps=gaps)
     energies = np.stack([dft_points.potential_delta_e(points, potential) for potential in potentials], 1)
-    correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap)
+    correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap, memory)
     corrected = corrected_std = np.full(len(points), NAN)
     if correction is not None:
         corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps)

@@ -19,6 +19,7 @@ from energetics.potential_loading import (
     file_identity,
     load_second_potential,
     load_stability_judge,
+    memory_of,
     potential_identity,
     uses_gap,
 )
@@ -205,10 +206,10 @@ def run_dft_benchmark(cfg: Config, her: Any) -> dict[str, Any] | None:
     own = potentials.load_potential(settings.potential, settings.potential_checkpoint)
     both = [p for p in (own, load_second_potential(settings)) if p is not None]
     truth_path, with_gap = settings.dft_truth_path, uses_gap(settings)
-    her_correction = cfg.dataset.her_correction_ev
-    report = dft_benchmark(her, truth_path, settings.truth_table_path, both, with_gap, her_correction)
+    her_correction, memory = cfg.dataset.her_correction_ev, memory_of(settings)
+    report = dft_benchmark(her, truth_path, settings.truth_table_path, both, with_gap, her_correction, memory)
     if report is not None and settings.dft_blind_path:
-        report["blind"] = blind_report(her, settings.dft_blind_path, truth_path, both, with_gap, her_correction)
+        report["blind"] = blind_report(her, settings.dft_blind_path, truth_path, both, with_gap, her_correction, memory)
     return report
 
 

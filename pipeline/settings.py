@@ -378,7 +378,7 @@ class EvaluationConfig:
     )
     relaxed_dir: str = setting(
         "${run.output_dir}/cache/relaxed",
-        "what relaxations by the potential gave, so that judges that were fitted anew need not repeat them; empty: not kept",
+        "what relaxations by the potential and fits to DFT gave, so that no process and no run repeats them; empty: not kept",
         path=True,
     )
     relax: bool = setting(True, "relax before judging")

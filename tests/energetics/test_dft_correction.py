@@ -18,6 +18,7 @@ from energetics import dft_correction, dft_points, gaussian_process, sites
 from energetics.dft_correction import DftCorrection, ErrorScale, descriptors
 from energetics.gaussian_process import GaussianProcess
 from pipeline.errors import StageError
+from pipeline.memory import Memory
 
 TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
 TABLE = Path(__file__).resolve().parents[1] / "data" / "her_truth.csv"
@@ -85,6 +86,36 @@ def test_left_out_values_do_not_depend_on_the_left_out_truth():
     changed[:2] += 100.0
     np.testing.assert_allclose(dft_correction.leave_out(features, changed, hosts)[0][:2], reference[:2])
     assert np.abs(dft_correction.leave_out(features, changed, hosts)[0][2:] - reference[2:]).max() > 1
+
+
+def test_a_fit_is_remembered_to_the_last_bit_and_only_for_the_same_points(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    features, truth = rng.normal(size=(20, 5)), rng.normal(size=20)
+    features[3, -1] = np.nan  # a band gap that is not known
+    hosts, memory = [f"host{i // 2}" for i in range(20)], Memory(tmp_path)
+    plain = dft_correction.leave_out(features, truth, hosts, True)
+    first = dft_correction.leave_out(features, truth, hosts, True, memory=memory)
+    fits = []
+    monkeypatch.setattr(dft_correction, "_Regression", lambda *arguments: fits.append(arguments) or 1 / 0)
+    again = dft_correction.leave_out(features, truth, hosts, True, memory=Memory(tmp_path))
+    for one in (first, again):
+        np.testing.assert_array_equal(one, plain)
+    moved = features + [1e-9, 0, 0, 0, 0]
+    for others in (
+        {"features": moved},
+        {"truth": truth + 1e-9},
+        {"groups": hosts[::-1]},
+        {"with_gap": False},
+        {"with_place": True},
+        {"predict_at": moved},
+    ):
+        arguments = {"features": features, "truth": truth, "groups": hosts, "with_gap": True} | others
+        with pytest.raises(ZeroDivisionError):
+            dft_correction.leave_out(**arguments, memory=memory)
+    monkeypatch.setattr(dft_correction, "PRIOR", (*gaussian_process.PRIOR[:-1], 5))
+    with pytest.raises(ZeroDivisionError):
+        dft_correction.leave_out(features, truth, hosts, True, memory=memory)
+    assert len(fits) == 7
 
 
 def test_shuffled_truth_cannot_be_learnt():

@@ -15,8 +15,8 @@ from energetics import sites
 from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge
 from energetics.potentials import Potential
 from energetics.relaxation import FAR_ABOVE_EV
-from energetics.relaxation_memory import RelaxationMemory
 from pipeline.errors import StageError
+from pipeline.memory import Memory
 from pipeline.settings import EvaluationConfig
 
 SETTINGS = dataclasses.replace(EvaluationConfig(), max_h_steps=30, more_h_steps=30)
@@ -52,7 +52,7 @@ def judge(folder, correction=None, settings=SETTINGS, name="emt") -> tuple[Stabi
     """Return a judge, and the calculator of both its potentials."""
     calculator = Counted()
     potential, second = Potential(name, {"name": name}, calculator), Potential("second", {"name": "second"}, calculator)
-    memory = RelaxationMemory(folder)
+    memory = Memory(folder)
     return StabilityJudge(potential, settings, correction, second, memory=memory), calculator
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_record_is_found_anew(tmp_path, platinum):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StageError, match=r"evaluation.relaxed_dir: \S+file/sub cannot be made \(Not a directory\)"):
-        RelaxationMemory(tmp_path / "file" / "sub")
+        Memory(tmp_path / "file" / "sub")
 
 
 def test_a_full_disk_costs_no_verdict(tmp_path, platinum, monkeypatch, caplog):
@@ -141,4 +141,4 @@ def test_a_full_disk_costs_no_verdict(tmp_path, platinum, monkeypatch, caplog):
     monkeypatch.setattr("pipeline.store.write_json", full)
     assert judge(tmp_path, Shift(0.5))[0].delta_e_hydrogen(sheet, found[0], SUPERCELL) == whole
     assert [record.message for record in caplog.records if "No space left on device" in record.message][1:] == []
-    assert "relaxations are not kept" in caplog.text
+    assert "answers are not kept" in caplog.text
