@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import simple_judges as simple
@@ -17,6 +18,7 @@ from scripts import judge_shipped_sets
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
     sets = {"random": {"a": simple.sheet()}, "known": {"b": simple.graphene_sheet()}, "theirs": {"c": simple.sheet("MoSe2")}}
+    sets["unguided"] = {"d": simple.sheet("NbS2")}
     for name, structures in sets.items():
         simple.write_cifs(tmp_path / name, structures)
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs"}})
@@ -29,6 +31,7 @@ def cfg(tmp_path, monkeypatch):
         dynamics_checkpoint="",
         random_cif_dir=str(tmp_path / "random"),
         known_cif_dir=str(tmp_path / "known"),
+        unguided_cif_dir=str(tmp_path / "unguided"),
         judged_before=[str(tmp_path / "verdicts")],
     )
     return dataclasses.replace(
@@ -44,13 +47,13 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
         (folder / "stale.json").write_text("{}")
     judge_shipped_sets.main(cfg)
     written = sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json"))
-    assert [len(list(folder.glob("*.json"))) for folder in folders] == [3, 3, 3], "three sheets near the hull, and no stale file"
-    assert sum(len(json.loads((verdicts / path).read_text()).get("row", "")) > 0 for path in written) == 3
+    assert [len(list(folder.glob("*.json"))) for folder in folders] == [4, 4, 4], "four sheets near the hull, and no stale file"
+    assert sum(len(json.loads((verdicts / path).read_text()).get("row", "")) > 0 for path in written) == 4
 
     monkeypatch.setattr(simple.Springs, "relax", lambda *_: pytest.fail("judged again"))
     monkeypatch.setattr(simple.Springs, "dynamic_stability", lambda *_: pytest.fail("phonons again"))
     monkeypatch.setattr(simple.Springs, "exfoliation", lambda *_: pytest.fail("exfoliation again"))
-    for name in ("random", "theirs"):
+    for name in ("random", "theirs", "unguided"):
         stage = evaluate.evaluate(
             tmp_path / name,
             simple.judges(),
@@ -60,7 +63,8 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
             also_cached=cfg.evaluation.judged_before,
         )
         row = stage.rows[0]
-        assert row.status == "ok" and row.dynamically_stable is True and row.exfoliable == "easily"
+        assert row.status == ("ok" if name != "unguided" else "ΔG_H: Nb is not in the training records")
+        assert row.dynamically_stable is True and row.exfoliable == "easily"
     judge_shipped_sets.main(cfg)
     assert sorted(path.relative_to(verdicts) for path in verdicts.rglob("*.json")) == written
 
@@ -68,7 +72,8 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs"}})
     monkeypatch.setattr(judges, "load_judges", lambda *_: simple.judges())
+    shutil.rmtree(tmp_path / "unguided")
     judge_shipped_sets.main(other)
     renewed = {path.relative_to(verdicts) for path in verdicts.glob("*.json")}
-    assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings take their place"
+    assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings take their place, and a control that is not there is left out"
     assert len(record_store(verdicts)) == 3
