@@ -72,9 +72,14 @@ def _load_sevennet(name: str, device: str) -> Potential:
 def _sevennet_calculator(model: str, device: str, modality: str | None) -> Calculator:
     from sevenn.calculator import SevenNetCalculator
 
+    from energetics.fast_convolution import use_fast_convolutions  # here, because it imports torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No tensor product accelerator")  # none is among the requirements
-        return SevenNetCalculator(model, device=device, modal=modality)
+        calculator = SevenNetCalculator(model, device=device, modal=modality)
+    if device == "cpu":
+        use_fast_convolutions(calculator.model)
+    return calculator
 
 
 @lru_cache(maxsize=2)

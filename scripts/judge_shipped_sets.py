@@ -2,11 +2,11 @@
 
     python -m scripts.judge_shipped_sets [--config config.yaml] [section.key=value ...]
 
-The sets are the controls ``evaluation.random_cif_dir`` and ``evaluation.known_cif_dir``, ``external.cif_dir`` and, where it is there,
-the control ``evaluation.unguided_cif_dir``, which every run generates anew, to the last digit but for rounding. Their verdicts
-replace those in the first folder of ``evaluation.judged_before``. A verdict is found there by the hashes of the CIF, of the judges
-and of the settings: where any of them differs, the stages judge anew. What is finished is kept in ``run.output_dir/verdicts``, so
-that a run that is stopped goes on where it was; verdicts of stages 5 and 6 are taken over.
+The sets are the controls ``evaluation.random_cif_dir`` and ``evaluation.known_cif_dir``, ``external.cif_dir`` and, where it is
+there, the control ``evaluation.unguided_cif_dir``, which every run generates anew, equal but for rounding. Their verdicts replace
+those in the first folder of ``evaluation.judged_before``. A verdict is found there by the hashes of the CIF, of the judges and of
+the settings: where any of them differs, the stages judge anew. What is finished is kept in ``run.output_dir/verdicts``, so that a
+run that is stopped goes on where it was; verdicts of stages 5 and 6 are taken over.
 """
 
 from __future__ import annotations

@@ -75,5 +75,5 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "unguided")
     judge_shipped_sets.main(other)
     renewed = {path.relative_to(verdicts) for path in verdicts.glob("*.json")}
-    assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings take their place, and a control that is not there is left out"
+    assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings, without the control that is gone"
     assert len(record_store(verdicts)) == 3
