@@ -29,7 +29,7 @@ from networks.dimenet_layers import (
     SphericalBasis,
     TripletInteraction,
 )
-from networks.graph import center, edge_vectors, graph_mean, radius_graph_pbc, scatter_max, scatter_sum
+from networks.graph import center, edge_table, edge_vectors, graph_mean, radius_graph_pbc, scatter_max, scatter_sum
 from networks.sheet_layers import (
     GAIN_SIGMA,
     HERMITE_2D,
@@ -43,7 +43,6 @@ from networks.sheet_layers import (
     SheetInteraction,
     gaussian_basis,
     strain_to_lattice_vector,
-    sum_at_targets,
 )
 from pipeline.files import relative_name
 
@@ -350,29 +349,28 @@ class DenoisingEGNN(nn.Module):
         trusted = pos.detach() * torch.stack([torch.ones_like(alpha_bar), torch.ones_like(alpha_bar), alpha_bar.sqrt()], -1)[batch]
         # The shortest lattice vector is always within the cutoff, so that every atom has neighbours in any noised cell.
         cutoff = torch.clamp(HERMITE_2D * area.detach().abs().sqrt(), min=config.cutoff)
-        edge_index, offsets = radius_graph_pbc(
-            trusted, cell3.detach(), batch, cutoff, config.max_neighbors, pbc=(True, True, False)
+        source, offsets, is_edge = edge_table(
+            *radius_graph_pbc(trusted, cell3.detach(), batch, cutoff, config.max_neighbors, pbc=(True, True, False)), len(batch)
         )
-        source, target = edge_index
-        vector = edge_vectors(pos, cell3, batch, edge_index, offsets.to(dtype))
-        lateral = torch.sqrt((vector[:, :2] ** 2).sum(-1) + 1e-6)
-        rise = vector[:, 2]
+        vector = pos[source] - pos[:, None] + offsets.to(dtype) @ cell3[batch]
+        lateral = torch.sqrt((vector[..., :2] ** 2).sum(-1) + 1e-6)
+        rise = vector[..., 2]
         distance = torch.sqrt(lateral**2 + rise**2)
         radii = self.schedule.radii.to(dtype)[atomic_numbers]
         features = torch.cat(
             [
                 gaussian_basis(distance, 0.0, config.cutoff, config.num_rbf),
-                gaussian_basis(distance / (radii[source] + radii[target]), 0.4, 2.4, NUM_RATIO_RBF),
+                gaussian_basis(distance / (radii[source] + radii[:, None]), 0.4, 2.4, NUM_RATIO_RBF),
                 gaussian_basis(lateral, 0.0, config.cutoff, config.num_rbf),
                 gaussian_basis(torch.sqrt(rise**2 + 1e-6), 0.0, 4.0, NUM_HEIGHT_RBF),
             ],
             -1,
         )
-        x = torch.sqrt(lateral**2 + alpha_bar[batch[target]] * rise**2) / (cutoff[batch[target]] * 1.01)
-        envelope = 1 - 10 * x**3 + 15 * x**4 - 6 * x**5
+        x = torch.sqrt(lateral**2 + alpha_bar[batch, None] * rise**2) / (cutoff[batch, None] * 1.01)
+        envelope = (1 - 10 * x**3 + 15 * x**4 - 6 * x**5) * is_edge
         # Softened unit vectors are linear near zero, so that the displacement of nearly coincident atoms is not lost.
-        direction = vector[:, :2] / torch.sqrt(lateral**2 + SOFTENING**2)[:, None]
-        return SheetEdges(source, target, direction, rise / torch.sqrt(rise**2 + SOFTENING**2), features, envelope)
+        direction = vector[..., :2] / torch.sqrt(lateral**2 + SOFTENING**2)[..., None]
+        return SheetEdges(source, direction, rise / torch.sqrt(rise**2 + SOFTENING**2), features, envelope)
 
     def properties(self, encoded: EncodedSheets) -> PropertyEstimate:
         """Return ΔG_H, E_hull and the synthesizability logit of the noised sheets, from the trunk alone."""
@@ -422,8 +420,8 @@ class DenoisingEGNN(nn.Module):
         v = self.config.vector_channels
         node = self.node_norm(scalars)
         gates = self.node_gates(node)
-        edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
-        push = sum_at_targets(edge_gates[:, :1] * edges.direction, edges.target, scalars.shape[0])
+        edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges)[0])
+        push = edges.total(edge_gates[..., :1] * edges.direction)
         push = center(push + (vectors * gates[:, None, :v]).sum(-1), batch, count)
         # The normalised score of a displacement grows as the noise gets finer, and so does this gain.
         push = push * torch.sqrt(GAIN_SIGMA / encoded.sigma).clamp(min=1.0)[batch, None]
@@ -431,14 +429,14 @@ class DenoisingEGNN(nn.Module):
         to_frac = torch.linalg.inv(encoded.cell) * area.sqrt()[:, None, None]
         frac = torch.einsum("nc,nck->nk", push, to_frac[batch])
 
-        lift = sum_at_targets(edge_gates[:, 1] * edges.rise, edges.target, scalars.shape[0])
+        lift = edges.total((edge_gates[..., 1] * edges.rise)[..., None])[:, 0]
         lift = lift + (odd * gates[:, v : 2 * v]).sum(-1) + gates[:, -1] * encoded.scaled_heights
         a, s = encoded.alpha_bar.sqrt(), (1 - encoded.alpha_bar).sqrt()
         height = center(s[batch] * encoded.scaled_heights + a[batch] * lift, batch, count)
 
-        pair = edges.direction[:, :, None] * edges.direction[:, None, :] * edge_gates[:, 2, None, None]
+        pair = edges.direction[..., :, None] * edges.direction[..., None, :] * edge_gates[..., 2, None, None]
         outer = torch.einsum("nav,nbv,nv->nab", vectors, vectors, gates[:, 2 * v : 3 * v]) / v
-        strain = graph_mean(sum_at_targets(pair, edges.target, scalars.shape[0]) + outer, batch, count)
+        strain = graph_mean(edges.total(pair) + outer, batch, count)
         spread = encoded.lattice_spread
         lattice = strain_to_lattice_vector(strain, encoded.cell) * (spread.mean(1, keepdim=True) / spread)
         lattice = lattice + self.graph_gates(graph_mean(node, batch, count)) * encoded.scaled_lattice

@@ -147,6 +147,20 @@ def group_slots(index: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, int
     return index * depth + rank, depth
 
 
+def edge_table(edge_index: torch.Tensor, offsets: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the edges of ``radius_graph_pbc`` as a table with a row for each of ``count`` atoms, the target.
+
+    Returns:
+        Sources (A, M), offsets (A, M, 3), and which entries are edges (A, M) bool; others are from an atom to itself.
+    """
+    source, target = edge_index
+    slots, most = group_slots(target, count)
+    table = torch.arange(count, device=source.device)[:, None].repeat(1, most)
+    steps, is_edge = offsets.new_zeros(count, most, 3), torch.zeros_like(table, dtype=torch.bool)
+    table.view(-1)[slots], steps.view(-1, 3)[slots], is_edge.view(-1)[slots] = source, offsets, True
+    return table, steps, is_edge
+
+
 def scatter_sum(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
     """Return the sums of values (N, ...) over the groups ``index`` (N,): (count, ...).
 

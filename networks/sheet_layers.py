@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from geo_utils import lattice_to_vector
-from networks.graph import graph_mean, scatter_sum
+from networks.graph import graph_mean
 
 HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
 NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
@@ -16,19 +17,39 @@ NUM_HEIGHT_RBF = 8  # radial functions of the height difference
 TIME_FREQUENCIES = 16
 SOFTENING = 0.5  # Å, length below which the direction of an edge fades to zero
 LONGEST_VECTOR = 10.0  # bound on the length of a vector channel, three times what is typical
+NEIGHBOURS = 0.25  # by which sums over edges are multiplied: one over the root of a typical number of neighbours
 GAIN_SIGMA = 0.1  # fractional noise below which the position output is amplified
 
 
 @dataclass
 class SheetEdges:
-    """Directed edges j -> i between the atoms of a batch of sheets."""
+    """Directed edges j -> i between the atoms of a batch of sheets: row i of a table has the M edges to atom i.
 
-    source: torch.Tensor  # (E,) j
-    target: torch.Tensor  # (E,) i
-    direction: torch.Tensor  # (E, 2) in-plane vector from i to j over its softened length
-    rise: torch.Tensor  # (E,) height of j above i over its softened size
-    features: torch.Tensor  # (E, K) invariant
-    envelope: torch.Tensor  # (E,) invariant, fades to zero at the cutoff
+    Rows with fewer edges are filled with ones of envelope zero, which count nowhere. So sums over the edges to an atom are products
+    of small matrices.
+    """
+
+    source: torch.Tensor  # (A, M) j
+    direction: torch.Tensor  # (A, M, 2) in-plane vector from i to j over its softened length
+    rise: torch.Tensor  # (A, M) height of j above i over its softened size
+    features: torch.Tensor  # (A, M, K) invariant
+    envelope: torch.Tensor  # (A, M) invariant, fades to zero at the cutoff
+
+    @cached_property
+    def moments(self) -> torch.Tensor:
+        """(A, 4, M): the envelope, and the envelope times the direction and the rise."""
+        each = torch.stack([torch.ones_like(self.rise), *self.direction.unbind(-1), self.rise], 1)
+        return each * self.envelope[:, None]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of values (A, M, ...) over the edges to each atom, times their envelope, (A, ...); see ``NEIGHBOURS``."""
+        return full_product(self.moments[:, :1], values.flatten(2)).view(len(values), *values.shape[2:]) * NEIGHBOURS
+
+
+def full_product(geometry: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the products of matrices in the precision of the first, also where layers multiply in bfloat16."""
+    with torch.autocast(geometry.device.type, enabled=False):
+        return torch.bmm(geometry, values.to(geometry.dtype))
 
 
 @dataclass
@@ -66,13 +87,22 @@ class EdgeMessage(nn.Module):
         self.from_target = nn.Linear(channels, channels, bias=False)
         self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
 
-    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
-        """Return the hidden states (E, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V)."""
-        x = self.norm(scalars)
-        along = (vectors[edges.source] * edges.direction[..., None]).sum(1)
-        above = odd[edges.source] * edges.rise[:, None]
-        edge = self.from_edge(torch.cat([edges.features, along, above], -1))
-        return nn.functional.silu(self.from_source(x)[edges.source] + self.from_target(x)[edges.target] + edge)
+    def forward(
+        self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden states (A, M, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V).
+
+        Also what the source of each edge has of vectors (along x, along y) and z-odd scalars, (A, M, 3V).
+        """
+        x, (count, most) = self.norm(scalars), edges.source.shape
+        sources = torch.cat([self.from_source(x), vectors.flatten(1), odd], -1).index_select(0, edges.source.flatten())
+        hidden, moving = sources.split([x.shape[1], 3 * odd.shape[1]], -1)
+        moving = moving.view(count, most, 3 * odd.shape[1])
+        along_x, along_y, above = moving.chunk(3, -1)
+        along = along_x * edges.direction[..., :1] + along_y * edges.direction[..., 1:]
+        given = torch.cat([edges.features, along, above * edges.rise[..., None]], -1)
+        hidden = torch.addmm(hidden, given.flatten(0, 1), self.from_edge.weight.T).view(count, most, -1)
+        return nn.functional.silu(hidden + self.from_target(x)[:, None]), moving
 
 
 class SheetInteraction(nn.Module):
@@ -106,14 +136,8 @@ class SheetInteraction(nn.Module):
         num_graphs: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the updated scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V); time (B, C) is the embedding of t."""
-        gates = self.gates(self.edge(scalars, vectors, odd, edges)) * edges.envelope[:, None]
-        message, keep, point, keep_odd, rise = torch.split(gates, self.sizes, -1)
-        push = vectors[edges.source] * keep[:, None] + edges.direction[..., None] * point[:, None]
-        lift = odd[edges.source] * keep_odd + edges.rise[:, None] * rise
-        count = scalars.shape[0]
-        scalars = scalars + sum_at_targets(message, edges.target, count)
-        vectors = vectors + sum_at_targets(push, edges.target, count)
-        odd = odd + sum_at_targets(lift, edges.target, count)
+        message, push, lift = self._sums(*self.edge(scalars, vectors, odd, edges), edges)
+        scalars, vectors, odd = scalars + message, vectors + push, odd + lift
 
         x = self.norm(scalars + self.time(time)[batch])
         first, second = self.mix_vectors(vectors).chunk(2, -1)
@@ -132,6 +156,28 @@ class SheetInteraction(nn.Module):
         odd = odd + odd_gate * odd_first
         return scalars + scalar, _bounded(vectors, (vectors**2).sum(1, keepdim=True)), _bounded(odd, odd**2)
 
+    def _sums(
+        self, hidden: torch.Tensor, moving: torch.Tensor, edges: SheetEdges
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sums over the edges e to each atom, with gates g = W h_e + b of the hidden states.
+
+        Σ g_message (A, C); Σ (g_keep vector of the source + g_point direction) (A, 2, V); Σ (g_keep_odd odd of the source +
+        g_rise rise) (A, V). Where a gate multiplies nothing that has channels, its matrix is applied after the sum, to fewer rows.
+        """
+        weights, biases = self.gates.weight.split(self.sizes), self.gates.bias.split(self.sizes)
+        moments = NEIGHBOURS * edges.moments
+        sums, constants = full_product(moments, hidden), moments.sum(2)[..., None]
+
+        def gated(rows: slice, gate: int) -> torch.Tensor:
+            return nn.functional.linear(sums[:, rows], weights[gate]) + constants[:, rows] * biases[gate]
+
+        kept = nn.functional.linear(
+            hidden, torch.cat([weights[1], weights[1], weights[3]]), torch.cat([biases[1], biases[1], biases[3]])
+        )
+        along_x, along_y, above = edges.total(kept * moving).chunk(3, -1)
+        push = torch.stack([along_x, along_y], 1) + gated(slice(1, 3), 2)
+        return gated(slice(0, 1), 0)[:, 0], push, above + gated(slice(3, 4), 4)[:, 0]
+
 
 def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
     """Return values, whose squared lengths are given, shortened smoothly to ``LONGEST_VECTOR``; a third of it shrinks by 0.3 %.
@@ -140,11 +186,6 @@ def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
     many neighbours stand in line, as on a mirror of a noised symmetric sheet.
     """
     return values * (1 + (squared / LONGEST_VECTOR**2) ** 2) ** -0.25
-
-
-def sum_at_targets(messages: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the sum of messages (E, ...) at their targets, (count, ...), over 4, the root of a typical number of neighbours."""
-    return scatter_sum(messages, target, count) * 0.25
 
 
 def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
