@@ -1,11 +1,11 @@
-"""Writes the table of ``results/benchmark/batches.json`` for the documents."""
+"""Writes the tables of relaxation in batches and of the convolution for the documents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.number_texts import table
+from pipeline.number_texts import formatted, table
 
 KINDS = {"bare": "bare sheets, cell free", "hydrogen": "H on a supercell"}
 
@@ -32,3 +32,13 @@ def batches(content: Mapping[str, Any]) -> str:
             )
     head = ["", "how", "structures", "converged", "s a structure", "× a core", "× ASE on the GPU", "same energy"]
     return table(head, body)
+
+
+def convolution(content: Mapping[str, Any]) -> str:
+    """Return the seconds of a call by e3nn's convolution and by ours."""
+    body = []
+    for name, rows in content["potentials"].items():
+        for row in rows.values():
+            seconds = [formatted(row[f"{how}_seconds"], ".3f") for how in ("e3nn", "fast")]
+            body.append([name, formatted(row["natoms"]), *seconds, formatted(row["speed_up"], ".1f")])
+    return table(["potential", "atoms", "e3nn (s)", "ours (s)", "times as fast"], body)
