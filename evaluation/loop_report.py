@@ -24,6 +24,7 @@ from evaluation.statistics import rate_ratio_interval, wilson_interval
 from pipeline.settings import EvaluationConfig
 
 CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM = "chosen", "chosen neighbour", "unguided", "random decoration"
+ALL_CHOSEN = "all chosen"
 SETS = (CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM)  # the first two were chosen by one rule: sheets of the generator, and neighbours
 COMPUTED, NO_SITE, FAILED = "computed", "no site", "failed"
 NEAR_ZERO_EV = 0.5  # |ΔG_H| by DFT below which errors of the judge decide who is a hit
@@ -181,20 +182,22 @@ def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return by how much the hit rate of each chosen set exceeds that of all controls together.
+    """Return by how much the hit rate of each chosen set, and of both together, exceeds that of all controls together.
 
     Returns:
-        Set -> hits and number of both, ``ratio`` (None where no control is a hit), and its 95 % interval ``low``, ``high``.
+        Set -> hits, number and ``rate`` of it, hits and number of controls, ``ratio`` (None where no control is a hit), and its 95 %
+        interval ``low``, ``high``.
     """
     controls = _joined_rate([sets[name]["hit"] for name in (UNGUIDED, RANDOM) if name in sets])
+    chosen = {name: sets[name]["hit"] for name in (CHOSEN, NEIGHBOUR) if name in sets}
+    if len(chosen) > 1:
+        chosen[ALL_CHOSEN] = _joined_rate(list(chosen.values()))
     found = {}
-    for name in (CHOSEN, NEIGHBOUR):
-        if name in sets:
-            own = sets[name]["hit"]
-            low, high = rate_ratio_interval(own["hits"], own["n"], controls["hits"], controls["n"])
-            ratio = own["rate"] / controls["rate"] if controls["hits"] else None
-            counts = {"hits": own["hits"], "n": own["n"], "control_hits": controls["hits"], "controls": controls["n"]}
-            found[name] = counts | {"ratio": ratio, "low": low, "high": high}
+    for name, own in chosen.items():
+        low, high = rate_ratio_interval(own["hits"], own["n"], controls["hits"], controls["n"])
+        ratio = own["rate"] / controls["rate"] if controls["hits"] else None
+        counts = {"hits": own["hits"], "n": own["n"], "control_hits": controls["hits"], "controls": controls["n"]}
+        found[name] = counts | {"rate": own["rate"], "ratio": ratio, "low": low, "high": high}
     return found
 
 

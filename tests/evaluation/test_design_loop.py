@@ -394,6 +394,11 @@ def test_hits_of_the_chosen_are_compared_with_those_of_all_controls():
     assert found["ratio"] == pytest.approx((2 / 3) / (1 / 4)) and found["low"] < found["ratio"] < found["high"]
     without = loop_report.total([loop_report.summary(chosen), loop_report.summary(controls[1:])])["ratios"][CHOSEN]
     assert without["ratio"] is None and without["low"] > found["low"]
+    neighbours = verdicts(loop_report.NEIGHBOUR, True, False, False)
+    both = loop_report.total([loop_report.summary([*chosen, *neighbours]), loop_report.summary(controls)])["ratios"]
+    assert set(both) == {CHOSEN, loop_report.NEIGHBOUR, loop_report.ALL_CHOSEN}
+    assert both[CHOSEN] == found and both[loop_report.ALL_CHOSEN]["rate"] == 0.5
+    assert (both[loop_report.ALL_CHOSEN]["hits"], both[loop_report.ALL_CHOSEN]["n"]) == (3, 6)
 
 
 def test_verdicts_of_dft_know_no_site_failures_and_h_that_is_not_bound():
