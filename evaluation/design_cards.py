@@ -20,6 +20,7 @@ from pipeline.settings import Config
 if TYPE_CHECKING:
     from evaluation.designs import Design
 
+IN_OVERVIEW = 12  # designs that the overview shows at most
 COLORS = {CHOSEN: "#1f5fa8", NEIGHBOUR: "#1d7a46", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
 
 
@@ -91,9 +92,11 @@ def draw_coverage(axis: Any, design: Design) -> None:
 
 
 def draw_overview(designs: Sequence[Design], path: str | os.PathLike) -> None:
-    """Draw all designs, with H, from above and from the side."""
-    shown = [(title_of(design).replace(", E_hull", "\nE_hull"), design.with_h) for design in designs]  # columns are narrow
-    heading = ("designs with H at the lowest site by DFT", "from above and from the side", "dashed: cell of the calculation")
+    """Draw the first designs, at most ``IN_OVERVIEW``, with H, from above and from the side."""
+    first = designs[:IN_OVERVIEW]
+    shown = [(title_of(design).replace(", E_hull", "\nE_hull"), design.with_h) for design in first]  # columns are narrow
+    which = "designs" if len(first) == len(designs) else f"{len(first)} of {len(designs)} designs, the nearest to zero,"
+    heading = (f"{which} with H at the lowest site by DFT", "from above and from the side", "dashed: cell of the calculation")
     draw_grid(shown, heading, "", path)
 
 

@@ -185,8 +185,8 @@ def _ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return by how much the hit rate of each chosen set, and of both together, exceeds that of all controls together.
 
     Returns:
-        Set -> hits, number and ``rate`` of it, hits and number of controls, ``ratio`` (None where no control is a hit), and its 95 %
-        interval ``low``, ``high``.
+        Set -> hits, number and ``rate`` of it, hits and number of controls, ``ratio`` (None where no control is a hit), and its
+        95 % interval ``low``, ``high``.
     """
     controls = _joined_rate([sets[name]["hit"] for name in (UNGUIDED, RANDOM) if name in sets])
     chosen = {name: sets[name]["hit"] for name in (CHOSEN, NEIGHBOUR) if name in sets}

@@ -15,7 +15,7 @@ from loop_tools import QUICK, Killed, Stopping, configuration
 from energetics.coverage import DESORBS, STAYS, Coverage
 from energetics.dft_points import read_truth
 from energetics.dft_relaxation import FMAX
-from evaluation import design_values, loop_tools
+from evaluation import design_cards, design_values, loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
 from evaluation.design_values import (
@@ -107,6 +107,18 @@ def test_the_page_names_every_design_and_links_files_that_are_there(delivered):
     assert "<script" not in page
     card = read_sidecar(target, stage="deliver_designs")
     assert card["counts"]["designs"] == len(designs)
+
+
+def test_the_overview_shows_the_first_designs_and_says_of_how_many(delivered, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(design_cards, "draw_grid", lambda shown, heading, *_: drawn.append((len(shown), heading[0])))
+    one = delivered[0][0]
+    for number in (design_cards.IN_OVERVIEW, design_cards.IN_OVERVIEW + 2):
+        design_cards.draw_overview([one] * number, tmp_path / "overview.png")
+    assert drawn == [
+        (12, "designs with H at the lowest site by DFT"),
+        (12, "12 of 14 designs, the nearest to zero, with H at the lowest site by DFT"),
+    ]
 
 
 def test_the_tables_of_the_documents_have_every_design_and_every_set(delivered):
