@@ -301,8 +301,9 @@ def leave_out(
 
     fitted = {"features": features.tolist(), "truth": list(map(float, truth)), "groups": list(groups), "at": at.tolist()}
     about = {"version": FIT_VERSION, "question": "left out", "prior": PRIOR, "with_gap": with_gap, "with_place": with_place}
-    found = memory.answer(about | fitted, find)
-    return tuple(np.array([as_float(value) for value in found[name]]) for name in ("predicted", "sigma"))
+    values = ("predicted", "sigma")
+    found = memory.answer(about | fitted, find, lambda record: all(len(record.get(name) or ()) == len(truth) for name in values))
+    return tuple(np.array([as_float(value) for value in found[name]]) for name in values)
 
 
 def _leave_out(
