@@ -88,17 +88,31 @@ def dft_benchmark(
         "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
+    _add_coverage(report, points, (predicted, std), left_out, her_correction_ev)
+    if table:
+        report["table"] = literature_table(rows, table, table_path)
+    return report
+
+
+def _add_coverage(
+    report: dict[str, Any],
+    points: Sequence[Any],
+    by_dimenet: tuple[np.ndarray, np.ndarray],
+    left_out: dict[str, tuple[np.ndarray, np.ndarray]],
+    her_correction_ev: float,
+) -> None:
+    """Add to the scores how many errors lie within their standard errors, by chemistry of the site and by origin of the sheet too.
+
+    by_dimenet, and each of left_out: (prediction, standard error), (N,) eV each.
+    """
     truth = np.array([point.delta_e for point in points])
-    report["coverage"] = metrics.coverage(truth, predicted, std, her_correction_ev)
+    report["coverage"] = metrics.coverage(truth, *by_dimenet, her_correction_ev)
     corrected = report["potential_corrected"]
     for by, found in left_out.items():
         scores = corrected if by == "host" else corrected[f"{by}_left_out"]
         scores["coverage"] = metrics.coverage(truth, *found, her_correction_ev)
         scores["by_chemistry"] = by_label(points, "chemistry", *found, her_correction_ev)
     corrected["by_origin"] = by_label(points, "origin", *left_out["host"], her_correction_ev)
-    if table:
-        report["table"] = literature_table(rows, table, table_path)
-    return report
 
 
 def _scores(
@@ -261,6 +275,13 @@ def blind_report(
     def agreement(values: np.ndarray) -> dict[str, Any]:
         return metrics.agreement(truth.tolist(), np.asarray(values).tolist())
 
+    columns = {
+        "delta_e_dimenet_ev": predicted,
+        "std_ev": std,
+        "delta_e_potential_ev": energies[:, 0],
+        "delta_e_potential_corrected_ev": corrected,
+        "corrected_std_ev": corrected_std,
+    }
     return {
         "source": relative_name(blind_path),
         "sha256": file_sha256(blind_path),
@@ -271,20 +292,17 @@ def blind_report(
             **agreement(corrected),
             "coverage": metrics.coverage(truth, corrected, corrected_std, her_correction_ev),
         },
-        "rows": [
-            {
-                "name": point.name,
-                "site": point.site,
-                "delta_e_dft_ev": point.delta_e,
-                "delta_e_dimenet_ev": float(predicted[k]),
-                "std_ev": float(std[k]),
-                "delta_e_potential_ev": float(energies[k, 0]),
-                "delta_e_potential_corrected_ev": float(corrected[k]),
-                "corrected_std_ev": float(corrected_std[k]),
-            }
-            for k, point in enumerate(points)
-        ],
+        "rows": _blind_rows(points, columns),
     }
+
+
+def _blind_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Make one dictionary per point: its name, site, DFT's value, and the columns."""
+    return [
+        {"name": point.name, "site": point.site, "delta_e_dft_ev": point.delta_e}
+        | {key: float(values[k]) for key, values in columns.items()}
+        for k, point in enumerate(points)
+    ]
 
 
 def read_table(path: str | os.PathLike) -> list[dict[str, Any]]:
