@@ -69,7 +69,8 @@ def symmetric_cif(atoms: Atoms, name: str) -> str:
     lines += [f"  {k}  '{operation_text(rotation, shift)}'" for k, (rotation, shift) in enumerate(operations, 1)]
     lines += ["loop_", *(f" _atom_site_{tag}" for tag in ("type_symbol", "label", "symmetry_multiplicity"))]
     lines += [*(f" _atom_site_fract_{axis}" for axis in "xyz"), " _atom_site_occupancy"]
-    scaled, symbols = atoms.get_scaled_positions(wrap=False), atoms.get_chemical_symbols()
+    # 0.0 is added because zeros have signs, which differ from machine to machine.
+    scaled, symbols = np.round(atoms.get_scaled_positions(wrap=False), 8) + 0.0, atoms.get_chemical_symbols()
     for number, orbit in enumerate(_orbits(atoms, symmetry)):
         symbol, (x, y, z) = symbols[orbit[0]], scaled[orbit[0]]
         lines.append(f"  {symbol}  {symbol}{number}  {len(orbit)}  {x:.8f}  {y:.8f}  {z:.8f}  1")

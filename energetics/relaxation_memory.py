@@ -15,7 +15,7 @@ from ase import Atoms
 
 from pipeline.memory import Memory
 
-VERSION = 1  # raised whenever a relaxation of the same structure gives something else
+VERSION = 2  # raised whenever a relaxation of the same structure gives something else
 
 
 def recall(

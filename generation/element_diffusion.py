@@ -6,7 +6,8 @@ logits are
 
     l = l_untold + w (l_told − l_untold)
 
-Elements that are not allowed, and those that another kind has already, have no probability.
+Elements that are not allowed, and those that another kind has already, have no probability. Sheets of one arrangement that are
+alike so far, as all are at first, are asked about once.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def draw_elements(
     for step in range(most):
         rows = torch.nonzero(step < number).flatten()
         state = seen(_of(arrangements, rows), kinds[rows], elements[rows], hidden[rows])
-        logits = guided_logits(network, state, kinds[rows], told[rows], nothing[rows], cfg_scale)
+        first, same = _different(state, kinds[rows])
+        logits = guided_logits(network, _of(state, first), kinds[rows][first], told[first], nothing[first], cfg_scale)[same]
         place = order[rows, step]
         own = logits[torch.arange(len(rows)), place].double()
         taken = torch.zeros(len(rows), NUM_ELEMENTS, dtype=torch.bool).scatter(1, elements[rows], True)
@@ -82,6 +84,15 @@ def guided_logits(
         return with_conditions
     without = network(state, kinds, nothing)
     return without + cfg_scale * (with_conditions - without)
+
+
+def _different(state: SheetState, kinds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of one sheet of each of D different ones (D,), and which of these each of B sheets is (B,)."""
+    parts = [kinds, *vars(state).values()]
+    _, same = torch.unique(torch.cat([x.reshape(len(kinds), -1).double() for x in parts], 1), dim=0, return_inverse=True)
+    number = torch.arange(len(kinds))
+    first = torch.zeros(int(same.max()) + 1, dtype=torch.long).scatter_reduce(0, same, number, "amin", include_self=False)
+    return first, same
 
 
 def _of(state: SheetState, rows: torch.Tensor) -> SheetState:

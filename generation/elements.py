@@ -31,7 +31,7 @@ HINT = "run python -m scripts.train_elements, or set generation.elements_checkpo
 CONDITIONS = ("delta_g", "e_hull", "conducts", "p_dynamic", "dissolves")
 # What a sheet is asked to be beside target_delta_g and target_e_hull: a conductor, dynamically stable, not dissolved by water.
 ASKED = {"conducts": 1.0, "p_dynamic": 0.95, "dissolves": 0.0}
-BATCH = 256
+BATCH = 512
 UNGUIDED_DRAWS = 4  # for each structure, without guidance by gradients, which needs no more to choose from
 
 
@@ -121,17 +121,23 @@ def element_recipes(
     draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
     generator = seeded_generator("elements", seed)
     chosen = rows[torch.multinomial(arrangements.crystals[rows].double(), draws, replacement=True, generator=generator)]
-    parts = dict(enumerate(chosen.split(BATCH)))
+    by_arrangement = torch.argsort(chosen, stable=True)  # those of one arrangement together: they are alike at first
+    parts = dict(enumerate(chosen[by_arrangement].split(BATCH)))
     drawn = {number: store[number] for number in parts if store is not None and number in store}
     with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0, initial=sum(len(parts[k]) for k in drawn)) as bar:
         tasks = {number: (number, part) for number, part in parts.items()}
         for number, record in run(partial(_drawn, settings, allowed, seed), tasks, store, where or Serial(lambda: model)):
             drawn[number] = record
             bar.update(len(parts[number]))
+    filled = [
+        recipe
+        for number, part in parts.items()
+        for recipe in _filled(model.arrangements, part, torch.tensor(drawn[number]["atomic_numbers"]))
+    ]
     found: dict[tuple[str, tuple[int, ...]], Recipe] = {}
-    for number, part in parts.items():
-        for recipe in _filled(model.arrangements, part, torch.tensor(drawn[number]["atomic_numbers"])):
-            found.setdefault((recipe.family, tuple(sorted(recipe.atomic_numbers))), recipe)
+    for place in torch.argsort(by_arrangement).tolist():
+        recipe = filled[place]
+        found.setdefault((recipe.family, tuple(sorted(recipe.atomic_numbers))), recipe)
     return list(found.values())
 
 

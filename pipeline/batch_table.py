@@ -1,4 +1,4 @@
-"""Writes the tables of relaxation in batches and of the convolution for the documents."""
+"""Writes the tables of relaxation, in batches and of its steps, and of the convolution for the documents."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ def convolution(content: Mapping[str, Any]) -> str:
             seconds = [formatted(row[f"{how}_seconds"], ".3f") for how in ("e3nn", "fast")]
             body.append([name, formatted(row["natoms"]), *seconds, formatted(row["speed_up"], ".1f")])
     return table(["potential", "atoms", "e3nn (s)", "ours (s)", "times as fast"], body)
+
+
+def relaxation(content: Mapping[str, Any]) -> str:
+    """Return the steps of relaxations of H and of sheets with other first curvatures and longest steps."""
+    body = []
+    for what, name in (("hydrogen", "H on a supercell"), ("sheets", "bare sheets, cell free")):
+        for way in content[what]["ways"]:
+            body.append(
+                [
+                    f"{name} ({content[what]['starts']})",
+                    formatted(way["curvature_ev_per_angstrom2"], ".0f"),
+                    formatted(way["max_step_angstrom"], ".2f"),
+                    formatted(way["steps"]),
+                    formatted(way["median_speed_up"], ".1f"),
+                    formatted(way["not_converged"]),
+                    formatted(way["in_other_minimum"]),
+                    formatted(1000 * way["mean_energy_above_lowest_ev"], ".0f"),
+                ]
+            )
+    head = ["", "curvature (eV/Å²)", "longest step (Å)", "steps, all", "× fewer, median", "not at rest", "in a higher minimum"]
+    return table([*head, "above the lowest (meV, mean)"], body)

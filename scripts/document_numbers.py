@@ -417,6 +417,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "designs": lambda: design_table.designs(load("results/designs/designs.json")),
     "design rounds": lambda: design_table.rounds(load("results/designs/designs.json")),
     "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
+    "relaxation": lambda: batch_table.relaxation(load("results/benchmark/relaxation.json")),
     "convolution": lambda: batch_table.convolution(load("results/benchmark/convolution.json")),
 }
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from ase.db import connect
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS
 
 from energetics.potentials import load_potential
-from energetics.relaxation import relax_sheet
+from energetics.relaxation import bfgs, relax_sheet
 from pipeline.files import PROJECT_DIR
 from pipeline.tasks import Processes, cpu_count, run
 
@@ -35,7 +34,7 @@ def relaxed_energy(potential, atoms):
 def with_ase(potential, atoms):
     work = atoms.copy()
     work.calc = potential.calculator
-    BFGS(FrechetCellFilter(work, mask=[1, 1, 0, 0, 0, 1]), logfile=None, maxstep=0.1).run(fmax=1e-4, steps=STEPS)
+    bfgs(FrechetCellFilter(work, mask=[1, 1, 0, 0, 0, 1])).run(fmax=1e-4, steps=STEPS)
     return work.get_potential_energy()
 
 

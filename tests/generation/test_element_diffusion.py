@@ -115,3 +115,22 @@ def test_an_element_that_the_network_wants_most_is_not_drawn_where_it_is_not_all
     network.base[:, 0] = network.base[:, 80] = 1e4
     found, log_p = drawn(network, range(2), 1.5, count=300)
     assert set(found.flatten().tolist()) <= set(ELEMENTS) and log_p.isfinite().all()
+
+
+def test_sheets_that_are_alike_so_far_are_asked_about_once():
+    network = LookupNetwork(2)
+    asked = []
+
+    def counting(state, kinds, conditions):
+        asked.append(len(kinds))
+        return network(state, kinds, conditions)
+
+    found = drawn(counting, range(2), count=500)[0]
+    assert asked[0] == 1, "none of 500 equal sheets has an element"
+    assert asked[1] == 2 * len(ELEMENTS), "the first or the second kind has one of four"
+    assert torch.equal(found, drawn(network, range(2), count=500)[0])
+    state, kinds = chain(6, range(2))
+    state.heights[3:] += 0.5 * torch.arange(2)
+    asked.clear()
+    draw_elements(counting, state, kinds, torch.tensor([0.9]), 1.0, chosen(*ELEMENTS), torch.Generator().manual_seed(0))
+    assert asked[0] == 2, "two arrangements"
