@@ -27,8 +27,10 @@ from evaluation.water_verdict import DISSOLVES
 from generation.batch import PropertyEstimate
 from geo_utils import Sheet
 from pipeline.settings import Config
+from pipeline.tasks import start_workers
 
 LABEL = "prefilter"
+SHEETS_FOR_WORKERS = 500  # for fewer, loading the quick judges in the workers takes longer
 LEAST_STD_EV = 0.3  # of DimeNet++; about the error of the judge that both stand for
 SETTINGS = (
     *JUDGED_SETTINGS,
@@ -99,7 +101,11 @@ class Prefilter:
 
     def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
         """Return the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``."""
-        return QuickJudges.load(self.cfg.evaluation, self._dynamics).chances(sheets, properties)
+        load = partial(QuickJudges.load, self.cfg.evaluation, self._dynamics)
+        if len(sheets) < SHEETS_FOR_WORKERS or not self.cfg.evaluation.workers:
+            return load().chances(sheets, properties)
+        with start_workers(self.cfg.run, self.cfg.evaluation.workers, load) as workers:
+            return load().chances(sheets, properties, workers)
 
 
 def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from evaluation.water_verdict import DISSOLVES, load_water, reference_at_each_ph
 from generation.batch import PropertyEstimate
 from geo_utils import NotTwoDimensional, Sheet
 from pipeline.settings import EvaluationConfig
+from pipeline.tasks import Backend, Serial, run
 
 HEADS_STD_EV = 0.45  # error of the heads' ΔG_H against the corrected potential: 0.43 eV on average on held-out sheets
 HULL_STD_EV = 0.06  # eV/atom, of E_above_hull: 0.05 on average on held-out sheets (docs/results.md)
@@ -58,12 +59,13 @@ class QuickJudges:
             EmbeddedTreesJudge(settings.embedded_checkpoint) if settings.synthesizability == "embedded" else None,
         )
 
-    def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
+    def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate, where: Backend | None = None) -> np.ndarray:
         """Return the chance (M,) of a stable, synthesizable hit; smaller where water, gap or hull speak against a sheet.
 
         Args:
             sheets: M sheets.
             properties: what the heads say of them, (M,) each.
+            where: trees and water look at the best, whose factory loads the same judges; None: this process.
         """
         delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
         if self.network is not None:
@@ -74,12 +76,15 @@ class QuickJudges:
         chance = chance * np.where(e_hull > limit, ABOVE_HULL, 1.0)
         best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
         factor = np.zeros(len(sheets))
-        for k in tqdm(best.tolist(), desc="gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
-            factor[k] = self._factor(sheets[k], float(e_hull[k]))
+        tasks = {k: (sheets[k], float(e_hull[k])) for k in best.tolist()}
+        looks = run(QuickJudges.factor, tasks, None, where or Serial(lambda: self))
+        for k, found in tqdm(looks, total=len(tasks), desc="gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
+            factor[k] = found
         return chance * factor
 
-    def _factor(self, sheet: Sheet, e_hull: float) -> float:
-        """Return by what the chance of a sheet is multiplied: 0 where it is not valid."""
+    def factor(self, task: tuple[Sheet, float]) -> float:
+        """Return by what the chance of a sheet is multiplied: 0 where it is not valid. task: the sheet, its E_hull in eV/atom."""
+        sheet, e_hull = task
         atoms = sheet.to_atoms(VACUUM_ANGSTROM)
         formula = atoms.get_chemical_formula()
         if sheet_fault(atoms, self.settings.clash_factor) or not charge_neutral_possible(formula):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import ase.io
 import numpy as np
@@ -21,6 +22,7 @@ from generation.batch import PropertyEstimate
 from geo_utils import NotTwoDimensional, Sheet
 from pipeline.files import PROJECT_DIR
 from pipeline.loading import load_config
+from pipeline.tasks import Processes
 
 SETTINGS = load_config(None, ["evaluation.hull=combined"]).evaluation
 
@@ -154,3 +156,11 @@ def test_judges_that_the_settings_leave_out_are_not_loaded():
     plain = dataclasses.replace(SETTINGS, hull="learnt", band_gap_checkpoint="", water=False, synthesizability="csllm")
     found = QuickJudges.load(plain, None)
     assert (found.network, found.gap, found.dynamics, found.water, found.synth) == (None,) * 5, "CSLLM would take seconds each"
+
+
+def test_workers_say_what_this_process_says(shipped):
+    sheets = [salt(), known("h-BN"), known("2H-NbS2"), known("1T-VSe2"), known("2H-MoS2")]
+    given = heads([0.0, 0.1, 0.2, -0.1, 0.0], [0.0] * 5)
+    load = partial(QuickJudges.load, SETTINGS, load_dynamics_model(SETTINGS.dynamics_checkpoint))
+    with Processes(2, load) as workers:
+        np.testing.assert_array_equal(shipped.chances(sheets, given, workers), shipped.chances(sheets, given))
