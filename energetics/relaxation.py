@@ -19,7 +19,7 @@ from energetics.potentials import Potential
 from energetics.sites import adsorbed_hydrogen
 
 # Of BFGS. ASE starts from a curvature of 70 eV/Å², stiffer than the bonds of sheets, and takes nearly twice the steps; longer steps
-# than these leave the valley they started in more often (results/benchmark/relaxation.json).
+# than these save nothing (results/benchmark/relaxation.json).
 CURVATURE = 15.0  # eV/Å²
 MAX_STEP = 0.15  # Å
 FREE_RADIUS = 3.0  # Å, atoms this close to H relax with it

@@ -2,11 +2,13 @@
 
     python -m scripts.benchmark_growth                                              all of it; writes results/benchmark/growth.json
     python -m scripts.benchmark_growth --one-formula --rows 1000 --parts report     measures one part anew
+    python -m scripts.benchmark_growth --one-formula --rows --generate 10000        lets stage 4 make so many real sheets
 
 The rows are copies of the committed ones (``results/metrics.csv``), the structures copies of ``data/judged_candidates`` with strain
 and rattled atoms. Every part runs in a process of its own, so that the largest memory is that of the part: the names of the
 candidates, the store of finished ones, uniqueness, metrics, the tables, the report with its figures; on request (--parts together)
-all of them as ``test.py`` does them where every candidate is judged. Uniqueness on sheets of one formula is its worst case.
+all of them as ``test.py`` does them where every candidate is judged. Uniqueness on sheets of one formula is its worst case. Stage 4
+runs with the shipped weights and classifier-free guidance alone, which needs few draws for each sheet.
 ``docs/cluster.md`` shows the result.
 """
 
@@ -193,12 +195,43 @@ def measured(part: str, count: int) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def generated(count: int) -> dict[str, Any]:
+    """Let stage 4 write so many sheets; return its seconds, the largest memory of one of its processes (MiB), and what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [
+            f"run.output_dir={folder}",
+            "denoiser.checkpoint=weights/denoiser.pth",
+            "dimenet.checkpoint=weights/dimenet.pth",
+        ]
+        settings += [f"generation.num_structures={count}", "generation.guidance_scale=0"]
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "structure_generator.py", *settings]
+        done = subprocess.run(command, cwd=PROJECT_DIR, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        manifest = json.loads((Path(folder) / "generated_cifs" / "manifest.json").read_text(encoding="utf-8"))
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_mib": round(after.ru_maxrss / 1024),
+        "mb": round(size / 1e6, 3),
+        "sheets": len(manifest["candidates"]),
+        "sampled": manifest["counts"]["sampled"],
+        "valid": manifest["counts"]["valid"],
+        "formulas": len({row["formula"] for row in manifest["candidates"]}),
+    }
+
+
 def main() -> None:
     """Measure everything and write the table, after each part what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=list(COUNTS))
     parser.add_argument("--one-formula", type=int, nargs="*", default=list(ONE_FORMULA))
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=[*PARTS, "together"])
+    parser.add_argument("--generate", type=int, nargs="*", default=[])
     parser.add_argument("--output", type=Path, default=PROJECT_DIR / "results" / "benchmark" / "growth.json")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -211,9 +244,10 @@ def main() -> None:
         table |= before if before.get("machine") == table["machine"] else {}
     tasks = [(table["one_formula"], "one formula", count) for count in chosen.one_formula]
     tasks += [(table["rows"].setdefault(str(count), {}), part, count) for count in chosen.rows for part in chosen.parts]
+    tasks += [(table.setdefault("generated", {}), "stage 4", count) for count in chosen.generate]
     for found, part, count in tasks:
-        key = str(count) if part == "one formula" else part
-        found[key] = measured(part, count)
+        key = part if part in (*PARTS, "together") else str(count)
+        found[key] = generated(count) if part == "stage 4" else measured(part, count)
         print(count, part, found[key], flush=True)
         write_json(chosen.output, table | {"load_average_after": os.getloadavg()[0]})
 

@@ -41,3 +41,9 @@ def test_the_table_names_the_machine(tmp_path, monkeypatch, capsys):
     table = json.loads((tmp_path / "growth.json").read_text())
     assert table["machine"]["cores"] >= 1 and table["one_formula"]["5"]["seconds"] == 5
     assert list(table["rows"]) == ["10", "20"] and list(table["rows"]["20"]) == list(benchmark_growth.PARTS)
+
+
+def test_stage_4_makes_as_many_sheets_as_are_asked_for():
+    found = benchmark_growth.generated(2)
+    assert found["sheets"] == 2 <= found["valid"] <= found["sampled"] and 1 <= found["formulas"] <= 2
+    assert found["seconds"] > 0 and found["cpu_seconds"] > 0 and found["peak_mib"] > 100 and found["mb"] > 0
