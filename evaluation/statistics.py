@@ -56,6 +56,26 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_ratio(
+    values: Sequence[float], other: Sequence[float], resamples: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Return mean(values) / mean(other) and its 95 % percentile bootstrap interval, both sets drawn anew.
+
+    NaN where the other mean is zero or a set is empty, also for one end alone.
+    """
+
+    def means(array: np.ndarray) -> np.ndarray:
+        return np.array([array[rng.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
+
+    first, second = np.asarray(values, dtype=float), np.asarray(other, dtype=float)
+    if not (len(first) and len(second) and second.any()):
+        return math.nan, math.nan, math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.percentile(means(first) / means(second), [2.5, 97.5], method="nearest")
+    found = (float(first.mean() / second.mean()), float(low), float(high))
+    return tuple(number if math.isfinite(number) else math.nan for number in found)
+
+
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a proportion (Wilson, JASA 22, 209 (1927)); (nan, nan) for n = 0."""
     if n == 0:

@@ -82,6 +82,9 @@ def searches(content: Mapping[str, Any]) -> str:
     """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
     found = content["searches"]
     body = [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
+    for other in sorted({name for row in found for name in row["ratios"]}):
+        ratios = [interval(row["ratios"][other], ".1f") if other in row["ratios"] else MISSING for row in found]
+        body.insert(1, [f"as many times as {other}", *ratios])
     for label, key in (
         ("distinct formulas", "formulas"),
         ("families", "families"),

@@ -26,9 +26,10 @@ guidance.png beside the other figures. A run that is stopped goes on where it wa
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,6 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
-FAMILIES = {"recipe_source": "all"}
-# Of a composition screening knows one crystal, whatever the recipe.
-SCREENED = {**FAMILIES, "start": "screening", "max_per_composition": 1}
-ELEMENTS = {"recipe_source": "elements"}
-# Part search: name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
-SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
-    "no guidance": (0.0, 0.0, FAMILIES),
-    "guidance": (None, None, {"prefilter": False, **FAMILIES}),
-    "screening": (None, None, {"prefilter": False, **SCREENED}),
-    "guidance, prefilter": (None, None, {"prefilter": True, **FAMILIES}),
-    "screening, prefilter": (None, None, {"prefilter": True, **SCREENED}),
-    "elements, no guidance": (0.0, 0.0, ELEMENTS),
-    "elements, classifier-free guidance alone": (0.0, None, ELEMENTS),
-    "elements, guidance": (None, None, {"prefilter": False, **ELEMENTS}),
-    "elements, prefilter": (None, None, {"prefilter": True, **ELEMENTS}),
-}
 SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 
 
@@ -137,34 +122,16 @@ def guidance_response(cfg: Config, folder: Path, verdicts: dict) -> list[dict[st
 
 
 def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
-    """Run part search: generate and judge by each of ``SEARCHES``; return a row for each, with every aggregate and its interval."""
-    from evaluation import judges
-    from evaluation.judge_pool import JudgePool
+    """Run part search: generate and judge by each of ``search_benchmark.SEARCHES``."""
+    from evaluation import search_benchmark
 
-    chosen, asked = cfg.generation, cfg.benchmark.searches or list(SEARCHES)
-    plan = {
-        name: (folder / "search" / name.replace(", ", "_").replace(" ", "_"), how)
-        for name, how in SEARCHES.items()
-        if name in asked
-    }
-    found: dict[str, dict[str, Any]] = {}
-    verdicts: dict[str, dict] = {}  # of runs that start alike
-    for name, (cifs, (eta, w, changes)) in plan.items():
-        strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
-        found[name] = generate(
-            cfg, cifs, *strengths, cfg.benchmark.search_structures, verdicts.setdefault(_start_key(changes), {}), **changes
-        )
-    rows = []
-    with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
-        for name, (cifs, _) in plan.items():
-            about = {"name": name, "families": len({row["family"] for row in found[name]["candidates"]})}
-            rows.append(about | judge_set(cfg, pool, cifs, found[name]["counts"], folder / "cache"))
-    return rows
+    def make(cifs: Path, eta: float, w: float, verdicts: dict, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return generate(cfg, cifs, eta, w, cfg.benchmark.search_structures, verdicts, **changes)
 
+    def judge(pool: Any, cifs: Path, counts: dict[str, int]) -> dict[str, Any]:
+        return judge_set(cfg, pool, cifs, counts, folder / "cache", with_p_hits=True)
 
-def _start_key(changes: dict[str, Any]) -> str:
-    """Return a key that runs share whose recipes are judged by the same sheets."""
-    return f"{changes['recipe_source']}, {changes.get('start', '')}"
+    return search_benchmark.search_scores(cfg, folder, make, judge)
 
 
 def hull_scores(cfg: Config, folder: Path) -> dict[str, Any]:
@@ -212,8 +179,11 @@ def _pool(cfg: Config) -> Any:
     return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers, cfg.run)
 
 
-def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path) -> dict[str, Any]:
-    """Judge a generated set; return every aggregate with its interval, the share of valid samples, and the layer groups."""
+def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path, with_p_hits: bool = False) -> dict[str, Any]:
+    """Judge a generated set; return every aggregate with its interval, the share of valid samples, and the layer groups.
+
+    with_p_hits: also ``p_hits``, p_hit of each candidate, 0 where it has none.
+    """
     from evaluation import evaluate
 
     evaluation = evaluate.evaluate(cifs, pool, cfg.evaluation, cifs / "judged", cifs.name, seed=cfg.run.seed, cache_dir=cache)
@@ -226,7 +196,8 @@ def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache:
         resamples=cfg.evaluation.bootstrap,
         rng=np.random.default_rng(cfg.run.seed),
     )
-    return {
+    p_hits = {"p_hits": [0.0 if math.isnan(row.p_hit) else row.p_hit for row in evaluation.rows]} if with_p_hits else {}
+    return p_hits | {
         "sampled": counts["sampled"],
         "sampled_clash": counts["clash"],
         "sampled_disconnected": counts["disconnected"],
@@ -369,6 +340,8 @@ def _errorbars(axis: Any, scales: list[float], rows: Sequence[dict], name: str, 
 
 def main(cfg: Config) -> None:
     """Run the parts named in ``benchmark.parts``."""
+    from evaluation.search_benchmark import SEARCHES
+
     settings = cfg.benchmark
     unknown = sorted(set(settings.parts) - {"all", *_RUNS})
     if unknown or not settings.parts:

@@ -16,6 +16,7 @@ from crystals import database
 from crystals.symmetry import Template
 from crystals.templates import TemplateLibrary
 from evaluation import judges
+from evaluation.search_benchmark import REFERENCES, SEARCHES
 from evaluation.structure_match import match_distance, match_rates
 from generation import candidates, sheet_table
 from geo_utils import Sheet
@@ -211,9 +212,11 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
     monkeypatch.setattr("evaluation.prefilter.Prefilter", Prefilter)
     benchmark.main(with_parts(given, "search"))
     rows = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
-    assert [row["name"] for row in rows] == list(benchmark.SEARCHES)
+    assert [row["name"] for row in rows] == list(SEARCHES)
     assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
     assert len(asked) == 3
+    assert not any("p_hits" in row for row in rows) and all(name in rows[0]["ratios"] for name in REFERENCES)
+    assert "elements, no guidance" not in rows[5]["ratios"] and rows[5]["name"] == "elements, no guidance"
     fewer = dataclasses.replace(given, benchmark=dataclasses.replace(given.benchmark, searches=["screening", "no guidance"]))
     benchmark.main(with_parts(fewer, "search"))
     again = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
