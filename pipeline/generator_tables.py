@@ -82,8 +82,9 @@ def searches(content: Mapping[str, Any]) -> str:
     """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
     found = content["searches"]
     body = [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
-    for other in sorted({name for row in found for name in row["ratios"]}):
-        ratios = [interval(row["ratios"][other], ".1f") if other in row["ratios"] else MISSING for row in found]
+    ratios_of = [row.get("ratios", {}) for row in found]  # older files have none
+    for other in sorted({name for ratios in ratios_of for name in ratios}):
+        ratios = [interval(own[other], ".1f") if other in own else MISSING for own in ratios_of]
         body.insert(1, [f"as many times as {other}", *ratios])
     for label, key in (
         ("distinct formulas", "formulas"),
