@@ -15,7 +15,6 @@ import torch
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry.dimensionality.rank_determination import RDA
-from ase.neighborlist import neighbor_list
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -282,11 +281,31 @@ def primitive_sheet(atoms: Atoms, symprec: float = 0.02, min_vacuum: float = 10.
     return standard_sheet(primitive, min_vacuum)
 
 
+def neighbours_within(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return all pairs of atoms closer than ``cutoff`` Å, in both directions, as ASE's list does in fifty times the time.
+
+    Returns:
+        (first atom (E,), second atom (E,), images (E, 3), distance (E,) Å): the second atom of a pair is its image
+        ``positions[second] + images @ cell``. No pairs where a position is not finite.
+    """
+    from pymatgen.optimization.neighbors import find_points_in_spheres  # here, because few need it: it imports slowly
+
+    positions, cell = np.ascontiguousarray(atoms.positions), np.ascontiguousarray(atoms.cell.complete().array)
+    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
+    periodic = np.array(atoms.pbc, dtype=np.int64)
+    first, second, images, distance = find_points_in_spheres(positions, positions, cutoff, periodic, cell, 1e-8)
+    images = np.rint(images).astype(int)
+    others = ((first != second) | images.any(1)) & (distance < cutoff)  # a point is within its own sphere
+    return first[others], second[others], images[others], distance[others]
+
+
 def min_distance_ratio(atoms: Atoms) -> float:
     """Return the smallest ratio of an interatomic distance to the sum of the two covalent radii; inf where all are above 2."""
     radii = covalent_radii[atoms.numbers]
-    i, j, d = neighbor_list("ijd", atoms, list(2 * radii))
-    return float(np.min(d / (radii[i] + radii[j]))) if len(d) else float("inf")
+    first, second, _, distance = neighbours_within(atoms, 4 * radii.max(initial=0.0))
+    ratio = distance / (radii[first] + radii[second])
+    return float(ratio.min()) if (ratio < 2).any() else float("inf")
 
 
 def has_clash(atoms: Atoms, factor: float = CLASH_FACTOR) -> bool:
@@ -314,7 +333,10 @@ def sheet_connectivity(atoms: Atoms, scale: float = BOND_SCALE) -> Connectivity:
     as many directions as the rank of the lattice translations that connect an atom to its own images. ASE determines that rank
     (Larsen et al., Phys. Rev. Materials 3, 034003 (2019)).
     """
-    i, j, offsets = neighbor_list("ijS", atoms, list(scale * covalent_radii[atoms.numbers]))
+    radii = scale * covalent_radii[atoms.numbers]
+    i, j, offsets, distance = neighbours_within(atoms, 2 * radii.max(initial=0.0))
+    bonded = distance < radii[i] + radii[j]
+    i, j, offsets = i[bonded], j[bonded], offsets[bonded]
     ranks = RDA(len(atoms))
     for first, second, offset in zip(i, j, offsets, strict=True):
         ranks.insert_bond(int(first), int(second), tuple(int(o) for o in offset))

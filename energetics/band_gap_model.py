@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
 
 import geo_utils
 from crystals.descriptors import (
@@ -58,7 +57,8 @@ def bond_angles(sheet: Atoms) -> np.ndarray:
     flat = Atoms(sheet.numbers, sheet.positions, cell=sheet.cell, pbc=(True, True, False))
     numbers = flat.numbers
     electronegativity = np.array([element_row(int(number))[0] for number in numbers])
-    first, second, distance, vector = neighbor_list("ijdD", flat, NEIGHBOUR_CUTOFF)
+    first, second, images, distance = geo_utils.neighbours_within(flat, NEIGHBOUR_CUTOFF)
+    vector = flat.positions[second] - flat.positions[first] + images @ flat.cell.array
     # Rounded, so that a bond or an angle on the edge of a class falls on the same side in every setting.
     bonded = np.round(distance / (covalent_radii[numbers[first]] + covalent_radii[numbers[second]]), 4) < BOND_RATIO
     first, direction = first[bonded], (vector / distance[:, None])[bonded]

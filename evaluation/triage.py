@@ -31,6 +31,7 @@ from pipeline.tasks import Backend, Serial, run
 HEADS_STD_EV = 0.45  # error of the heads' ΔG_H against the corrected potential: 0.43 eV on average on held-out sheets
 HULL_STD_EV = 0.06  # eV/atom, of E_above_hull: 0.05 on average on held-out sheets (docs/results.md)
 VACUUM_ANGSTROM = 15.0
+BATCH = 64  # sheets that the networks look at together
 LOOKED_AT = 0.5  # share of the sheets, those with the best ΔG_H and E_above_hull, that trees and water look at
 HELD_BACK = 1e-3  # factor of the chance of a sheet that water dissolves or that does not conduct
 ABOVE_HULL = 0.3  # factor where E_above_hull is more than that of a hit, so that few such sheets are written
@@ -65,11 +66,14 @@ class QuickJudges:
         Args:
             sheets: M sheets.
             properties: what the heads say of them, (M,) each.
-            where: trees and water look at the best, whose factory loads the same judges; None: this process.
+            where: the judges look at sheets, whose factory loads the same ones; None: this process.
         """
         delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
+        where = where or Serial(lambda: self)
         if self.network is not None:
-            e_hull = (e_hull + self.network.of_sheets(sheets)) / 2
+            batches = {start: sheets[start : start + BATCH] for start in range(0, len(sheets), BATCH)}
+            of_batches = run(QuickJudges.by_networks, batches, None, where, in_order=True)
+            e_hull = (e_hull + np.concatenate([found for _, found in of_batches])) / 2
         window, limit = self.settings.hit_delta_g_ev, self.settings.hit_e_hull_ev
         active = norm.cdf((window - delta_g) / HEADS_STD_EV) - norm.cdf((-window - delta_g) / HEADS_STD_EV)
         chance = active * norm.cdf((limit - e_hull) / HULL_STD_EV)
@@ -77,10 +81,14 @@ class QuickJudges:
         best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
         factor = np.zeros(len(sheets))
         tasks = {k: (sheets[k], float(e_hull[k])) for k in best.tolist()}
-        looks = run(QuickJudges.factor, tasks, None, where or Serial(lambda: self))
+        looks = run(QuickJudges.factor, tasks, None, where)
         for k, found in tqdm(looks, total=len(tasks), desc="gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
             factor[k] = found
         return chance * factor
+
+    def by_networks(self, sheets: Sequence[Sheet]) -> np.ndarray:
+        """Return E_above_hull (M,) of M sheets by the networks, eV/atom."""
+        return self.network.of_sheets(sheets)
 
     def factor(self, task: tuple[Sheet, float]) -> float:
         """Return by what the chance of a sheet is multiplied: 0 where it is not valid. task: the sheet, its E_hull in eV/atom."""

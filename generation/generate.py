@@ -171,7 +171,7 @@ def _generate(
     drawn = LineStore(partial_dir / ELEMENTS, {"fingerprint": fingerprint})
     recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened, drawn)
     if by_sheets and prefilter is not None:
-        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage)
+        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage, near)
     plan = planner(recipes, library, cfg, crystals)
     store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
     first = [plan(k) for k in range(first_round(settings))] if shard is not None else []

@@ -8,9 +8,11 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from crystals.recipes import Recipe, reduced_formula
@@ -228,6 +230,14 @@ def gumbel_keys(loss: np.ndarray, numbers: Sequence[int], guidance_scale: float,
     return gumbel - guidance_scale * loss / TEMPERATURE_EV
 
 
+def starts_and_properties(
+    crystals: Starts | None, settings: GenerationConfig, device: Any, model: Denoiser, recipes: Sequence[Recipe]
+) -> tuple[list[int], list[Sheet], PropertyEstimate]:
+    """Return the numbers of the recipes that start from a sheet, these sheets, refined, and what the heads say of them."""
+    numbers, sheets = starting_sheets(crystals, settings, recipes)
+    return numbers, sheets, predict_properties(model, sheets, device) if sheets else PropertyEstimate(*[torch.zeros(0)] * 3)
+
+
 def order_by_chance(
     model: Denoiser,
     recipes: Sequence[Recipe],
@@ -235,6 +245,7 @@ def order_by_chance(
     settings: GenerationConfig,
     device: Any,
     triage: Triage,
+    workers: Processes | None = None,
 ) -> list[Recipe]:
     """Return recipes in the order of the chance of a hit of the sheets that they start from; those beyond a quota after the others.
 
@@ -245,12 +256,19 @@ def order_by_chance(
         settings: of the generation.
         device: of the model.
         triage: quick judges of sheets.
+        workers: load the same model, and refine sheets where they are many; None: this process.
     """
     first = list(recipes[: TRIAGED * math.ceil(settings.num_structures * settings.oversample)])
-    numbers, sheets = starting_sheets(crystals, settings, first)
+    batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
+    where = workers if workers is not None and len(batches) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
+    look = partial(starts_and_properties, crystals, settings, device)
+    found = [(start, *looked) for start, looked in run(look, batches, None, where, in_order=True)]
+    numbers = [start + number for start, own, _, _ in found for number in own]
     chance = np.full(len(first), -1.0)
     if numbers:
-        chance[numbers] = triage(sheets, predict_properties(model, sheets, device))
+        names = PropertyEstimate.__dataclass_fields__
+        properties = PropertyEstimate(*(torch.cat([getattr(p, name) for *_, p in found]) for name in names))
+        chance[numbers] = triage([sheet for _, _, sheets, _ in found for sheet in sheets], properties)
     ranked = [first[k] for k in np.argsort(-chance, kind="stable")]
     exceeding = exceeds_quota(ranked, settings, settings.oversample)
     return [ranked[k] for k in np.argsort(exceeding, kind="stable")] + list(recipes[len(first) :])

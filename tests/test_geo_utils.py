@@ -152,3 +152,26 @@ def test_connectivity_and_clash():
     assert geo.has_clash(squeezed)
     image = Atoms("C", cell=[0.9, 3, 20], pbc=(True, True, False))
     assert geo.has_clash(image), "an atom too close to its own image"
+
+
+@pytest.mark.parametrize("pbc", [(True, True, False), True, False])
+def test_neighbours_are_those_of_ase(pbc):
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 9):
+        cell = np.diag([4.0, 5.0, 20.0]) + rng.uniform(-1, 1, (3, 3)) * [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+        atoms = Atoms("Mo" * size, rng.uniform(-9, 9, (size, 3)), cell=cell, pbc=pbc)
+        first, second, images, distance = geo.neighbours_within(atoms, 5.5)
+        found = zip(first.tolist(), second.tolist(), map(tuple, images.tolist()), distance.round(6).tolist(), strict=True)
+        i, j, offsets, d = neighbor_list("ijSd", atoms, 5.5)
+        expected = zip(i.tolist(), j.tolist(), map(tuple, offsets.tolist()), d.round(6).tolist(), strict=True)
+        assert sorted(found) == sorted(expected)
+        reached = atoms.positions[second] + images @ atoms.cell.array - atoms.positions[first]
+        np.testing.assert_allclose(np.linalg.norm(reached, axis=1), distance, atol=1e-9)
+
+
+def test_atoms_on_top_of_each_other_are_neighbours_and_no_number_is_none():
+    atoms = Atoms("H2", np.zeros((2, 3)), cell=[4, 4, 20], pbc=(True, True, False))
+    assert geo.min_distance_ratio(atoms) == 0 and geo.has_clash(atoms)
+    atoms.positions[1, 2] = np.nan
+    assert len(geo.neighbours_within(atoms, 5.0)[0]) == 0
+    assert geo.min_distance_ratio(Atoms("H", cell=[4, 4, 20], pbc=True)) == np.inf
