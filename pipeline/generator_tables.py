@@ -70,7 +70,6 @@ SEARCH = (
     ("hits, best judge", "hit_rate", ".0%"),
     ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
     ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
-    ("and dynamically stable", "rate_metastable_dynamic", ".0%"),
     ("not dissolved by water", "rate_not_dissolved", ".0%"),
     ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
     ("Rate_synth", "rate_synth", ".0%"),
