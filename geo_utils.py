@@ -286,12 +286,12 @@ def neighbours_within(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarr
 
     Returns:
         (first atom (E,), second atom (E,), images (E, 3), distance (E,) Å): the second atom of a pair is its image
-        ``positions[second] + images @ cell``. No pairs where a position is not finite.
+        ``positions[second] + images @ cell``. No pairs where there is no atom, or a position is not finite.
     """
     from pymatgen.optimization.neighbors import find_points_in_spheres  # here, because few need it: it imports slowly
 
     positions, cell = np.ascontiguousarray(atoms.positions), np.ascontiguousarray(atoms.cell.complete().array)
-    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+    if not (len(atoms) and np.isfinite(positions).all() and np.isfinite(cell).all()):
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
     periodic = np.array(atoms.pbc, dtype=np.int64)
     first, second, images, distance = find_points_in_spheres(positions, positions, cutoff, periodic, cell, 1e-8)

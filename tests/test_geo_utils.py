@@ -174,4 +174,5 @@ def test_atoms_on_top_of_each_other_are_neighbours_and_no_number_is_none():
     assert geo.min_distance_ratio(atoms) == 0 and geo.has_clash(atoms)
     atoms.positions[1, 2] = np.nan
     assert len(geo.neighbours_within(atoms, 5.0)[0]) == 0
-    assert geo.min_distance_ratio(Atoms("H", cell=[4, 4, 20], pbc=True)) == np.inf
+    for alone in (Atoms("H", cell=[4, 4, 20], pbc=True), Atoms(cell=[4, 4, 20], pbc=True)):
+        assert geo.min_distance_ratio(alone) == np.inf
