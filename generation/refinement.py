@@ -23,6 +23,7 @@ from pipeline.files import relative_name
 KIND = "refiner"
 HINT = "run python -m scripts.train_refiner, or set generation.refiner_checkpoint=weights/refiner.pth"
 STATE_DECIMALS = 6
+BATCH = 256  # sheets at a time, so that thousands fit in the memory
 
 
 def new_refiner(config: TrunkConfig) -> SheetRefiner:
@@ -108,4 +109,5 @@ def _double(path: str) -> SheetRefiner:
 
 def refined_sheets(path: str, sheets: Sequence[Sheet], steps: int) -> list[Sheet]:
     """Return sheets moved by the network of a checkpoint, in double precision so that none depends on the others of its batch."""
-    return refine(_double(path), sheets, steps)
+    parts = [sheets[start : start + BATCH] for start in range(0, len(sheets), BATCH)]
+    return [sheet for part in parts for sheet in refine(_double(path), part, steps)]
