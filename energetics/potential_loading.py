@@ -16,6 +16,8 @@ from pipeline.settings import Config, EvaluationConfig
 
 log = logging.getLogger("her2d")
 
+FITS = "fits"  # folder of a memory of fits beside the verdicts of ``evaluation.judged_before``
+
 
 def without_paths(value: Any) -> Any:
     """Return an identity without the paths of its files: the same files elsewhere are the same judges."""
@@ -82,8 +84,9 @@ def load_stability_judge(cfg: Config) -> StabilityJudge:
 
 
 def memory_of(settings: EvaluationConfig) -> Memory:
-    """Return the memory of relaxations and fits that the settings name."""
-    return Memory(Path(settings.relaxed_dir)) if settings.relaxed_dir else NO_MEMORY
+    """Return the memory of relaxations and fits that the settings name; the fits that ship with verdicts are in it."""
+    shipped = [Path(folder) / FITS for folder in settings.judged_before]
+    return Memory(Path(settings.relaxed_dir), shipped) if settings.relaxed_dir else NO_MEMORY
 
 
 def load_second_potential(settings: EvaluationConfig, device: str = "cpu") -> Any:

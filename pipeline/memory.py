@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ class Memory:
 
     Args:
         folder: one JSON file per answer, below a folder of two hexadecimal digits; None keeps nothing.
+        also: folders of the same kind in which an answer may be found that is not in ``folder``; nothing is written there.
 
     Raises:
         StageError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder, self._has_warned = folder, False
+    def __init__(self, folder: Path | None, also: Sequence[Path] = ()) -> None:
+        self.folder, self.also, self._has_warned = folder, tuple(also), False
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ class Memory:
         if self.folder is None:
             return find()
         key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
-        store = FolderStore(self.folder / key[:2])
+        store = FolderStore(self.folder / key[:2], also=[folder / key[:2] for folder in self.also])
         if key in store and holds(record := store[key]):
             return record
         found = find()

@@ -4,13 +4,15 @@
 
 The sets are the controls ``evaluation.random_cif_dir`` and ``evaluation.known_cif_dir``, ``external.cif_dir`` and, where it is
 there, the control ``evaluation.unguided_cif_dir``, which every run generates anew, equal but for rounding. Their verdicts replace
-those in the first folder of ``evaluation.judged_before``. A verdict is found there by the hashes of the CIF, of the judges and of
+those in the first folder of ``evaluation.judged_before``, and so do the fits to DFT with points left out that a report makes, which
+take half a minute. A verdict is found there by the hashes of the CIF, of the judges and of
 the settings: where any of them differs, the stages judge anew. What is finished is kept in ``run.output_dir/verdicts``, so that a
 run that is stopped goes on where it was; verdicts of stages 5 and 6 are taken over.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -55,6 +57,7 @@ def main(cfg: Config) -> None:
             )
     with atomic_folder(target) as new:
         number = sum(_copy(new, paths, judged, settings, [work, *earlier]) for paths, judged in sets.values())
+        _keep_fits(cfg, new)
     print(f"{number} verdicts are in {relative_name(target)}")
 
 
@@ -77,6 +80,16 @@ def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: Evaluation
         for name in names:
             write_json(part / f"{name}.json", store[name])
     return len(paths)
+
+
+def _keep_fits(cfg: Config, new: Path) -> None:
+    """Make the fits with points left out of a report anew, and write them to a folder."""
+    from energetics.hydrogen import HydrogenPredictor
+    from energetics.potential_loading import FITS
+    from evaluation.judges import run_dft_benchmark
+
+    evaluation = dataclasses.replace(cfg.evaluation, relaxed_dir=str(new / FITS), judged_before=[])
+    run_dft_benchmark(dataclasses.replace(cfg, evaluation=evaluation), HydrogenPredictor.load(cfg.dimenet.checkpoint))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import simple_judges as simple
 
+from energetics.potential_loading import memory_of
 from evaluation import evaluate, judges
 from evaluation.judge_pool import record_store
 from pipeline.loading import load_config
@@ -23,6 +24,7 @@ def cfg(tmp_path, monkeypatch):
         simple.write_cifs(tmp_path / name, structures)
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs"}})
     monkeypatch.setattr(judges, "load_judges", lambda *_: simple.judges())
+    monkeypatch.setattr(judges, "run_dft_benchmark", lambda *_: None)
     base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "evaluation.known_formulas_from="])
     evaluation = dataclasses.replace(
         base.evaluation,
@@ -77,3 +79,21 @@ def test_verdicts_are_those_that_a_stage_asks_for(cfg, tmp_path, monkeypatch):
     renewed = {path.relative_to(verdicts) for path in verdicts.glob("*.json")}
     assert len(renewed) == 3 and not renewed & set(written), "verdicts by other settings, without the control that is gone"
     assert len(record_store(verdicts)) == 3
+
+
+def test_fits_to_dft_are_made_anew_and_found_by_every_stage(cfg, tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(cfg, her):
+        return memory_of(cfg.evaluation).answer({"fit": 1}, lambda: fitted.append(her) or {"predicted": [0.25]})
+
+    monkeypatch.setattr(judges, "run_dft_benchmark", fit)
+    elsewhere = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, relaxed_dir=str(tmp_path / "relaxed")))
+    fit(elsewhere, None)
+    judge_shipped_sets.main(elsewhere)
+    assert len(fitted) == 2, "what this machine remembers is not what ships"
+    another = dataclasses.replace(cfg.evaluation, relaxed_dir=str(tmp_path / "another"))
+    for settings, found in ((another, 2), (dataclasses.replace(another, judged_before=[]), 3)):
+        assert fit(dataclasses.replace(cfg, evaluation=settings), None) == {"predicted": [0.25]}
+        assert len(fitted) == found
+    assert sum(path.is_file() for path in (tmp_path / "another").rglob("*")) == 1, "only what was not shipped is written"
