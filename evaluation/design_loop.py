@@ -70,6 +70,7 @@ log = logging.getLogger("her2d")
 STAGE = "design_loop.py"
 ASKED = "asked"  # folder of the CIFs, by name, of the sheets that DFT is asked for
 NEIGHBOURS = "neighbours"  # folder of their CIFs
+HEADS = Path("heads") / "denoiser.pth"  # denoiser of a round whose heads were trained anew
 RANDOM_PER_CONTROL = 3  # random decorations that are judged for each that may be drawn
 
 
@@ -175,7 +176,7 @@ class Round:
 
     @property
     def _heads(self) -> Path:
-        return self.folder / "heads" / "denoiser.pth"
+        return self.folder / HEADS
 
     @property
     def _points(self) -> Path:

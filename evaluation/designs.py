@@ -5,7 +5,7 @@
     LOOP/designs/cifs/ judged/     the hits, judged once more by all judges of stage 5, the costly ones too
     DESIGNS/NAME/                  card, CIFs, inputs for GPAW and VASP, minima of DFT (relaxed.extxyz), energies
     DESIGNS/designs.json           everything that the cards say; hit rates of the rounds and of the controls
-    DESIGNS/rounds/round_N/        of every round the log of choices, what DFT said, and its points
+    DESIGNS/rounds/round_N/        of every round the log of choices, what DFT said, and its points; the card of heads (heads.json)
     DESIGNS/h_on_2d_relaxed.db     the minima of DFT of all sheets near zero, designs or not
     DESIGNS/index.html, overview.png, hit_rates.png
 
@@ -47,7 +47,7 @@ from evaluation import design_cards, loop_report
 from evaluation.batch_choice import design_fault
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult
 from evaluation.decisions import probability_below
-from evaluation.design_loop import ASKED, sidecar_path_of
+from evaluation.design_loop import ASKED, HEADS, sidecar_path_of
 from evaluation.design_values import (
     DESIGNS,
     UNKNOWN_CHANGE,
@@ -72,7 +72,7 @@ from evaluation.loop_tools import POINTS_DB, REAL, RELAXED_DB, Tools
 from evaluation.water_verdict import AS_STABLE
 from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name, write_json
-from pipeline.provenance import write_sidecar
+from pipeline.provenance import sidecar_path, write_sidecar
 from pipeline.records import from_json
 from pipeline.settings import Config, EvaluationConfig
 from pipeline.shipped import with_shipped_weights
@@ -80,6 +80,7 @@ from pipeline.shipped import with_shipped_weights
 log = logging.getLogger("her2d")
 
 NAME = "deliver_designs"
+HEADS_CARD = "heads.json"  # model card of the denoiser whose heads a round has trained
 DEAR_USD_PER_KG = 10_000.0
 CHANGE_EV = 0.2  # of ΔG_H with coverage that is worth a word
 NEAR_THE_LIMIT = 0.16  # probability of lying above the limit of E_above_hull: one standard error
@@ -317,6 +318,12 @@ class Delivery:
     earlier: EarlierDesigns | None
 
 
+def _files_of_round(path: Path) -> list[tuple[Path, str]]:
+    """Return files of a round, of a loop or delivered, with their names in a delivery; not all are there."""
+    same = [(path / name, name) for name in ("choices.json", "results.json", POINTS_DB, HEADS_CARD)]
+    return [*same, (path / "dft" / POINTS_DB, POINTS_DB), (sidecar_path(path / HEADS), HEADS_CARD)]
+
+
 def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
     """Write the folder of designs as a whole."""
     designs, left_out, rounds, work, earlier = all_of.designs, all_of.left_out, all_of.rounds, all_of.work, all_of.earlier
@@ -328,9 +335,9 @@ def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
             _write_design(design, all_of, new / design.name)
         for name, path in rounds.items():
             (new / "rounds" / name).mkdir(parents=True)
-            for file in (path / "choices.json", path / "results.json", path / "dft" / POINTS_DB, path / POINTS_DB):
+            for file, given in _files_of_round(path):
                 if file.is_file():  # a round without a site to compute has no points
-                    shutil.copyfile(file, new / "rounds" / name / file.name)
+                    shutil.copyfile(file, new / "rounds" / name / given)
         _write_all_minima(all_of, new / RELAXED_DB)
         about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": dataclasses.asdict(change)}
         write_json(new / DESIGNS_JSON, {"designs": [d.as_dict() for d in designs], **about})

@@ -28,7 +28,7 @@ from evaluation.design_values import (
     relaxation_change,
     why_no_hit,
 )
-from evaluation.designs import arguments_against, deliver, finished_rounds
+from evaluation.designs import _files_of_round, arguments_against, deliver, finished_rounds
 from evaluation.earlier_designs import is_open
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
@@ -142,6 +142,21 @@ def test_the_log_of_choices_and_the_points_of_every_round_are_delivered(loop, de
         assert points and [p.delta_e for p in points] == [
             p.delta_e for p in read_truth(own / "dft" / loop_tools.POINTS_DB, with_unbound=True)
         ]
+
+
+def test_the_card_of_heads_that_a_round_has_trained_is_delivered_and_carried_over(tmp_path):
+    own, given = tmp_path / "round_1", tmp_path / "delivered"
+    for folder in (own / "heads", given):
+        folder.mkdir(parents=True)
+    (own / "heads" / "denoiser.json").write_text("card")
+    (own / "choices.json").write_text("{}")
+
+    def names(path):
+        return {name: file.read_text() for file, name in _files_of_round(path) if file.is_file()}
+
+    assert names(own) == {"choices.json": "{}", "heads.json": "card"}
+    (given / "heads.json").write_text("card")
+    assert names(given) == {"heads.json": "card"}
 
 
 def test_a_second_delivery_computes_nothing_and_writes_the_same(loop, delivered, monkeypatch):
