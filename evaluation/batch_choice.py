@@ -8,7 +8,8 @@ metal, and 665 of the 721 such sheets with a PBE gap in C2DB (2022) have one of 
 
 1. The first places go to the highest p_hit, the probability that the sheet is a hit. It holds value and uncertainty at once: a
    sheet near zero with a small error comes first, one far away only if its error is large. Where DFT has relaxed sheets of earlier
-   rounds, the mean change of ΔG_H from their single points, and its scatter, are added first: what counts is the minimum of DFT.
+   rounds, it is that of the minimum of DFT, which counts: how ΔG_H changed there from single points, a line with its scatter
+   (``relaxation_change``), is added first.
 2. The other places, a share ``explore`` of the batch, go to the sheets that DFT teaches most about: the highest standard error of
    ΔG_H times the probability of lying below the limit of E_above_hull, among those whose ΔG_H may be in the window within two
    errors. Places that are left go by p_hit as well.
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from pymatgen.core import Composition
+from scipy.stats import norm
 
 from crystals.cif import UnreadableCif, read_cif
 from crystals.formulas import composition_key
@@ -41,14 +43,15 @@ from energetics.dft_inputs import IMAGE_DISTANCE
 from energetics.sites import h_supercell
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import h_at_rest, hit_probability, probability_below
-from evaluation.design_values import UNKNOWN_CHANGE, RelaxationChange
 from evaluation.element_facts import is_practical
+from evaluation.relaxation_change import UNKNOWN_CHANGE, RelaxationChange
 from evaluation.water_verdict import DISSOLVES
 from geo_utils import NotTwoDimensional, primitive_sheet
 from pipeline.settings import EvaluationConfig
 
 STANDARD_ERRORS = 2.0  # within which a sheet may still be in the window
 NO_SHEET = "no relaxed sheet"
+QUANTILES = norm.ppf((np.arange(100) + 0.5) / 100)  # of a normal value, in standard errors
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,14 @@ def choose_batch(
         else:
             eligible.append(row)
     exploring = round(size * explore)
-    chance = {row.id: hit_probability(_in_minimum(row, change), settings) if change.n else row.p_hit for row in eligible}
+    chance = {row.id: chance_in_minimum(row, change, settings) if change.is_known else row.p_hit for row in eligible}
     best = sorted((row for row in eligible if chance[row.id] > 0), key=lambda row: (-chance[row.id], row.id))
 
     def by_chance(row: CandidateResult) -> str:
-        return f"p_hit {chance[row.id]:.3f}" + (f" with ΔG_H {change.mean_ev:+.2f} eV in a minimum of DFT" if change.n else "")
+        if not change.is_known:
+            return f"p_hit {chance[row.id]:.3f}"
+        moved = float(change.expected(np.array(row.delta_g_ev)))
+        return f"p_hit {chance[row.id]:.3f} with ΔG_H {moved:+z.2f} eV in a minimum of DFT"
 
     gain = {row.id: learning_gain(row, settings) for row in eligible}
     open_ones = sorted((row for row in eligible if gain[row.id] > 0), key=lambda row: (-gain[row.id], row.id))
@@ -145,10 +151,22 @@ def _with_open_gap(row: CandidateResult) -> CandidateResult:
     return dataclasses.replace(row, conductive=None) if is_odd else row
 
 
-def _in_minimum(row: CandidateResult, change: RelaxationChange) -> CandidateResult:
-    """Return a verdict with ΔG_H as expected in a minimum of DFT."""
-    std = math.hypot(row.delta_g_std_ev, change.std_ev)
-    return dataclasses.replace(row, delta_g_ev=row.delta_g_ev + change.mean_ev, delta_g_std_ev=std)
+def chance_in_minimum(row: CandidateResult, change: RelaxationChange, settings: EvaluationConfig) -> float:
+    """Return the probability that a sheet is a hit in a minimum of DFT (``hit_probability``).
+
+    What its single point may be, by the judge's value and error, is averaged over; for each the minimum lies where the sheets that
+    DFT has relaxed say, within their scatter.
+
+    Args:
+        row: verdict of the judges.
+        change: from single points to minima.
+        settings: limits of a hit.
+    """
+    error = row.delta_g_std_ev if math.isfinite(row.delta_g_std_ev) else 0.0
+    singles = row.delta_g_ev + error * QUANTILES
+    minima = singles + change.expected(singles)
+    at_these = (dataclasses.replace(row, delta_g_ev=float(value), delta_g_std_ev=change.scatter_ev) for value in minima)
+    return float(np.mean([hit_probability(one, settings) for one in at_these]))
 
 
 def _by_gain(row: CandidateResult) -> str:

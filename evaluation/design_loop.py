@@ -46,13 +46,14 @@ from energetics.dft_points import read_truth
 from evaluation import loop_report
 from evaluation.batch_choice import Limits, Pick, choose_batch, cost_fault, draw_controls, worth_judging
 from evaluation.candidate import CandidateResult, atoms_to_dict
-from evaluation.design_values import DESIGNS, UNKNOWN_CHANGE, RelaxationChange, relaxation_change
+from evaluation.design_values import DESIGNS, relaxation_change
 from evaluation.earlier_designs import EarlierDesigns, earlier_designs, learnt_from
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
 from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
 from evaluation.neighbours import neighbours, parents_of, write_neighbours
+from evaluation.relaxation_change import UNKNOWN_CHANGE, RelaxationChange
 from evaluation.round_settings import FOLDERS, deciding_settings, settings_of_round
 from evaluation.vasp_points import VASP
 from generation.search import at_most
@@ -351,7 +352,7 @@ class Round:
             {
                 "choices": [dataclasses.asdict(choice) for choice in choices],
                 "left_out": dict(refused),
-                "relaxation_change": dataclasses.asdict(change),
+                "relaxation_change": change.as_dict(),
                 "rows": {pick.row.id: dataclasses.asdict(pick.row) for own in picks.values() for pick in own},
                 "sheets": {name: atoms_to_dict(atoms) for name, atoms in sheets.items()},
             },
@@ -363,8 +364,9 @@ class Round:
         """Return how far minima of DFT lie from single points; nothing where they do not decide."""
         if not self.cfg.loop.relax_steps:
             return UNKNOWN_CHANGE
-        before = self.delivered.change if self.delivered else UNKNOWN_CHANGE
-        return relaxation_change(self.folder.parent / DESIGNS / "dft", before)
+        correction = self.cfg.dataset.her_correction_ev
+        before = self.delivered.change(correction) if self.delivered else UNKNOWN_CHANGE
+        return relaxation_change(self.folder.parent / DESIGNS / "dft", correction, before)
 
     def _chosen_before(self) -> set[str]:
         """Return the compositions that earlier rounds have chosen or drawn, those without a DFT value too."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.db import connect
 from ase.io import read
@@ -27,6 +26,7 @@ from energetics.dft_rows import CLEAN
 from evaluation.candidate import CandidateResult
 from evaluation.finalists import read_finalist
 from evaluation.loop_tools import POINTS_DB, RELAXED_DB, Tools
+from evaluation.relaxation_change import UNKNOWN_CHANGE, RelaxationChange
 from pipeline.errors import StageError, first_line
 from pipeline.files import relative_name
 from pipeline.records import from_json
@@ -35,7 +35,6 @@ from pipeline.settings import Config
 log = logging.getLogger("her2d")
 
 DESIGNS = "designs"  # folder of a loop with the sheets near zero: their inputs and what DFT says
-FEWEST_RELAXED = 5  # sites from which a mean change is taken
 NO_VALUE = "no DFT value at a competing site"
 UNRELAXED = "and no relaxation by DFT"
 
@@ -157,46 +156,18 @@ def _minima(path: Path) -> dict[str, list[TruthPoint]]:
     return {name: own for name, own in found.items() if own}
 
 
-@dataclass(frozen=True)
-class RelaxationChange:
-    """How far ΔG_H in minima of DFT lies from its single points at the same sites, eV: mean, deviation and range of n sites."""
-
-    n: int = 0
-    mean_ev: float = 0.0
-    std_ev: float = 0.0
-    lowest_ev: float = 0.0
-    highest_ev: float = 0.0
-
-    def with_others(self, other: RelaxationChange) -> RelaxationChange:
-        """Return the change at these sites and other ones together."""
-        if not self.n or not other.n:
-            return self if self.n else other
-        n, own, others = self.n + other.n, self.n / (self.n + other.n), other.n / (self.n + other.n)
-        mean = own * self.mean_ev + others * other.mean_ev
-        squares = sum((one.n - 1) * one.std_ev**2 + one.n * (one.mean_ev - mean) ** 2 for one in (self, other))
-        low, high = min(self.lowest_ev, other.lowest_ev), max(self.highest_ev, other.highest_ev)
-        return RelaxationChange(n, mean, math.sqrt(squares / (n - 1)), low, high)
-
-
-UNKNOWN_CHANGE = RelaxationChange()
-
-
-def relaxation_change(folder: Path, before: RelaxationChange = UNKNOWN_CHANGE) -> RelaxationChange:
-    """Return what the relaxations of DFT have changed so far; nothing where fewer than ``FEWEST_RELAXED`` sites are known.
+def relaxation_change(folder: Path, her_correction_ev: float, before: RelaxationChange = UNKNOWN_CHANGE) -> RelaxationChange:
+    """Return what the relaxations of DFT have changed so far.
 
     Args:
         folder: with the points and the relaxed points of the sheets near zero.
+        her_correction_ev: ΔG_H − ΔE_H.
         before: change at other sites, which count too.
     """
-    relaxed = _minima(folder / RELAXED_DB)
-    single = {(point.name, point.site): point.delta_e for own in _by_name(folder / POINTS_DB).values() for point in own}
-    minima = [point for own in relaxed.values() for point in own if (point.name, point.site) in single]
-    changes = [point.delta_e - single[point.name, point.site] for point in minima]
-    found = before
-    if n := len(changes):
-        std = float(np.std(changes, ddof=1)) if n > 1 else 0.0
-        found = RelaxationChange(n, float(np.mean(changes)), std, float(min(changes)), float(max(changes))).with_others(before)
-    return found if found.n >= FEWEST_RELAXED else UNKNOWN_CHANGE
+    given = _by_name(folder / POINTS_DB).values()
+    singles = {(point.name, point.site): free_energy(point.delta_e, her_correction_ev) for own in given for point in own}
+    minima = [point for own in _minima(folder / RELAXED_DB).values() for point in own]
+    return RelaxationChange.of(singles, minima, her_correction_ev).with_others(before)
 
 
 def gaps_of(path: Path) -> dict[str, float]:

@@ -50,7 +50,6 @@ from evaluation.decisions import probability_below
 from evaluation.design_loop import ASKED, HEADS, sidecar_path_of
 from evaluation.design_values import (
     DESIGNS,
-    UNKNOWN_CHANGE,
     Near,
     SiteValue,
     gaps_of,
@@ -69,6 +68,7 @@ from evaluation.design_values import (
 from evaluation.earlier_designs import DESIGNS_JSON, EarlierDesigns, earlier_designs
 from evaluation.element_facts import SCARCE_HHI
 from evaluation.loop_tools import POINTS_DB, REAL, RELAXED_DB, Tools
+from evaluation.relaxation_change import UNKNOWN_CHANGE
 from evaluation.water_verdict import AS_STABLE
 from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name, write_json
@@ -329,7 +329,8 @@ def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
     designs, left_out, rounds, work, earlier = all_of.designs, all_of.left_out, all_of.rounds, all_of.work, all_of.earlier
     numbers = {name: _numbers_of(path, all_of, cfg) for name, path in rounds.items()}
     numbers |= {"all": loop_report.total(list(numbers.values()))}
-    change = relaxation_change(work / "dft", earlier.change if earlier else UNKNOWN_CHANGE)
+    correction = cfg.dataset.her_correction_ev
+    change = relaxation_change(work / "dft", correction, earlier.change(correction) if earlier else UNKNOWN_CHANGE)
     with atomic_folder(target) as new:
         for design in designs:
             _write_design(design, all_of, new / design.name)
@@ -339,7 +340,7 @@ def _write(cfg: Config, all_of: Delivery, target: Path) -> None:
                 if file.is_file():  # a round without a site to compute has no points
                     shutil.copyfile(file, new / "rounds" / name / given)
         _write_all_minima(all_of, new / RELAXED_DB)
-        about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": dataclasses.asdict(change)}
+        about = {"left_out": dict(left_out), "rounds": numbers, "relaxation_change": change.as_dict()}
         write_json(new / DESIGNS_JSON, {"designs": [d.as_dict() for d in designs], **about})
         if designs:
             design_cards.draw_overview(designs, new / "overview.png")

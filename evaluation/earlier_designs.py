@@ -19,9 +19,11 @@ from ase import Atoms
 from ase.io import read
 
 from crystals.formulas import composition_key
-from energetics.dft_points import read_truth
-from evaluation.design_values import NO_VALUE, UNRELAXED, RelaxationChange, numbers_of, read_json, sheets_of
-from evaluation.loop_tools import POINTS_DB, Tools, join_points
+from energetics.adsorption_energy import free_energy
+from energetics.dft_points import TruthPoint, read_truth
+from evaluation.design_values import NO_VALUE, UNRELAXED, numbers_of, read_json, sheets_of
+from evaluation.loop_tools import POINTS_DB, RELAXED_DB, Tools, join_points
+from evaluation.relaxation_change import RelaxationChange
 from pipeline.errors import StageError
 from pipeline.files import atomic_folder, relative_name
 from pipeline.settings import Config
@@ -48,10 +50,21 @@ class EarlierDesigns:
         """Return the sheets near zero that are no designs and why, without those whose minima are not known."""
         return {name: reason for name, reason in self.content["left_out"].items() if not is_open(reason)}
 
-    @property
-    def change(self) -> RelaxationChange:
-        """Return how far the minima of DFT lay from single points."""
-        return RelaxationChange(**self.content["relaxation_change"])
+    def change(self, her_correction_ev: float) -> RelaxationChange:
+        """Return how far the minima of DFT lay from single points, of the rounds and of the designs.
+
+        her_correction_ev: ΔG_H − ΔE_H.
+        """
+        singles = {
+            (design["round_name"], site["site"]): site["delta_g_single_ev"]
+            for design in self.content["designs"]
+            for site in design["sites"]
+            if site["delta_g_single_ev"] is not None
+        }
+        for path in self.rounds.values():
+            for point in _points(path / POINTS_DB):
+                singles.setdefault((point.name, point.site), free_energy(point.delta_e, her_correction_ev))
+        return RelaxationChange.of(singles, _points(self.folder / RELAXED_DB), her_correction_ev)
 
     def is_decided(self, name: str) -> bool:
         """Return whether a sheet near zero is a design, or is known to be none."""
@@ -115,7 +128,7 @@ def learnt_from(earlier: EarlierDesigns, cfg: Config, folder: Path, tools: Tools
     """
     new = {name: path for name, path in earlier.rounds.items() if (path / POINTS_DB).is_file()}
     truth = Path(cfg.evaluation.dft_truth_path)
-    known = {point.name for point in read_truth(truth, with_unbound=True)} if truth.is_file() else set()
+    known = _names(truth)
     new = {name: path for name, path in new.items() if not _names(path / POINTS_DB) <= known}
     if not new:
         return cfg
@@ -134,8 +147,12 @@ def learnt_from(earlier: EarlierDesigns, cfg: Config, folder: Path, tools: Tools
     )
 
 
+def _points(path: Path) -> list[TruthPoint]:
+    return read_truth(path, with_unbound=True) if path.is_file() else []
+
+
 def _names(path: Path) -> set[str]:
-    return {point.name for point in read_truth(path, with_unbound=True)}
+    return {point.name for point in _points(path)}
 
 
 def _join(truth: Path, rounds: Mapping[str, Path], target: Path) -> None:

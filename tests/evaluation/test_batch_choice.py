@@ -1,6 +1,7 @@
 """The rule that chooses sheets for DFT, on many random sets of candidates, and its controls."""
 
 import math
+import re
 from collections import Counter
 from statistics import NormalDist
 
@@ -14,6 +15,7 @@ from crystals.prototypes import honeycomb
 from evaluation import batch_choice
 from evaluation.batch_choice import (
     Limits,
+    chance_in_minimum,
     choose_batch,
     design_fault,
     dft_atoms,
@@ -24,7 +26,7 @@ from evaluation.batch_choice import (
 )
 from evaluation.candidate import CandidateResult
 from evaluation.decisions import hit_probability
-from evaluation.design_values import UNKNOWN_CHANGE, RelaxationChange
+from evaluation.relaxation_change import UNKNOWN_CHANGE, RelaxationChange
 from pipeline.settings import EvaluationConfig
 
 SETTINGS = EvaluationConfig()
@@ -156,12 +158,49 @@ def test_what_dft_relaxations_changed_so_far_moves_the_window():
         assert pick.row in rows, "what the judges said stays in the log"
         return pick
 
-    assert first(UNKNOWN_CHANGE).row.id == "at zero"
-    fallen = first(RelaxationChange(6, -0.15, 0.0))
+    def changes(*values):
+        return RelaxationChange({("sheet", str(k)): (0.0, value) for k, value in enumerate(values)})
+
+    assert first(UNKNOWN_CHANGE).row.id == first(changes(-0.15)).row.id == "at zero", "one site is too few"
+    fallen = first(changes(*[-0.15] * 6))
     window = NormalDist(0.0, 0.05).cdf(0.1) - NormalDist(0.0, 0.05).cdf(-0.1)
     stable = NormalDist(0.0, 0.05).cdf(SETTINGS.hit_e_hull_ev)
-    assert fallen.row.id == "above" and fallen.reason == f"p_hit {window * stable:.3f} with ΔG_H -0.15 eV in a minimum of DFT"
-    assert float(first(RelaxationChange(6, -0.15, 0.3)).reason.split()[1]) < 0.4, "scatter makes it less certain"
+    said = re.fullmatch(r"p_hit (.*) with ΔG_H -0.15 eV in a minimum of DFT", fallen.reason)
+    assert fallen.row.id == "above" and float(said[1]) == pytest.approx(window * stable, abs=0.01)
+    scattered = first(changes(-0.45, 0.15, -0.45, 0.15, -0.45, 0.15))
+    assert float(scattered.reason.split()[1]) < 0.4, "scatter makes it less certain"
+
+
+def test_a_sheet_that_relaxations_bring_down_more_the_higher_it_is_stays_in_the_window():
+    singles = np.linspace(-0.1, 0.2, 12)
+    line = RelaxationChange({("sheet", str(k)): (x, x - 0.02 - 0.6 * (x + 0.1)) for k, x in enumerate(singles)})
+    mean = RelaxationChange({("sheet", str(k)): (0.0, -0.1) for k in range(5)})
+
+    def chance(value, std, change):
+        return chance_in_minimum(row("a", delta_g_ev=value, delta_g_std_ev=std, e_above_hull_std_ev=math.nan), change, SETTINGS)
+
+    assert line.line == pytest.approx((-0.08, -0.6)) and line.scatter_ev == pytest.approx(0.0, abs=1e-9)
+    assert line.expected(np.array([-0.5, 0.9])) == pytest.approx([-0.02, -0.2]), "beyond what is known as at its end"
+    for value, is_hit in ((-0.04, True), (-0.06, False), (0.0, True), (0.29, True), (0.31, False)):
+        assert chance(value, math.nan, line) == is_hit
+    # By numerical integration over the single point.
+    x = np.linspace(-1.5, 1.5, 60_001)
+    density = np.exp(-(((x - 0.15) / 0.2) ** 2) / 2) / (0.2 * math.sqrt(2 * math.pi))
+    inside = np.abs(x + line.expected(x)) <= 0.1
+    assert chance(0.15, 0.2, line) == pytest.approx(float(np.trapezoid(density * inside, x)), abs=0.02)
+    assert chance(0.15, 0.2, line) > chance(0.15, 0.2, mean) + 0.1
+
+
+def test_changes_at_other_sites_count_together():
+    one, other = (
+        RelaxationChange({("a", "top"): (0.1, 0.0)}),
+        RelaxationChange({("b", "top"): (0.2, 0.0), ("a", "top"): (9.0, 9.0)}),
+    )
+    assert one.with_others(other).at == {("a", "top"): (0.1, 0.0), ("b", "top"): (0.2, 0.0)}
+    assert UNKNOWN_CHANGE.as_dict() == {"n": 0}
+    six = RelaxationChange({("a", str(k)): (0.0, k / 10) for k in range(6)}).as_dict()
+    assert six["mean_ev"] == six["at_zero_ev"] == pytest.approx(0.25) and six["slope"] == 0.0
+    assert six["std_ev"] == six["scatter_ev"] == pytest.approx(np.std(np.arange(6) / 10, ddof=1))
 
 
 def test_learning_gain_is_zero_where_two_errors_do_not_reach_the_window():

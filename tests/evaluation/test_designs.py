@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 
-import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from ase.io import read
@@ -15,21 +14,20 @@ from loop_tools import QUICK, Killed, Stopping, configuration
 from energetics.coverage import DESORBS, STAYS, Coverage
 from energetics.dft_points import read_truth
 from energetics.dft_relaxation import FMAX
-from evaluation import design_cards, design_values, loop_tools
+from evaluation import design_cards, loop_tools
 from evaluation.candidate import CandidateResult
 from evaluation.design_loop import run_loop
 from evaluation.design_values import (
     DESIGNS,
-    UNKNOWN_CHANGE,
     UNRELAXED,
-    RelaxationChange,
     SiteValue,
     is_hit,
     relaxation_change,
     why_no_hit,
 )
 from evaluation.designs import _files_of_round, arguments_against, deliver, finished_rounds
-from evaluation.earlier_designs import is_open
+from evaluation.earlier_designs import earlier_designs, is_open
+from evaluation.relaxation_change import UNKNOWN_CHANGE
 from evaluation.water_verdict import AS_STABLE, CORRODES
 from pipeline import design_table
 from pipeline.errors import StageError
@@ -229,21 +227,27 @@ def test_relaxed_designs_have_the_values_of_their_minima(loop, relaxed):
         assert delta_e + 0.27 == pytest.approx(design.delta_g_dft_ev)
 
 
-def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed, monkeypatch):
+def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed):
     folder = loop[1] / "loop" / DESIGNS / "dft"
     given, minima = (
-        {(point.name, point.site): point.delta_e for point in read_truth(folder / name, with_unbound=True)}
+        {(point.name, point.site): point.delta_e + 0.27 for point in read_truth(folder / name, with_unbound=True)}
         for name in (loop_tools.POINTS_DB, loop_tools.RELAXED_DB)
     )
-    changes = [energy - given[site] for site, energy in minima.items()]
-    monkeypatch.setattr(design_values, "FEWEST_RELAXED", 2)
-    found = relaxation_change(folder)
-    assert found.n == len(changes) >= len(relaxed[0]) >= 2
-    assert found.mean_ev == pytest.approx(np.mean(changes)) and found.mean_ev < 0
-    assert found.std_ev == pytest.approx(np.std(changes, ddof=1))
-    monkeypatch.setattr(design_values, "FEWEST_RELAXED", found.n + 1)
-    assert relaxation_change(folder) == UNKNOWN_CHANGE, "too few for a mean"
-    assert relaxation_change(loop[1]) == UNKNOWN_CHANGE, "no points"
+    found = relaxation_change(folder, 0.27)
+    assert found.n == len(minima) >= len(relaxed[0]) >= 2 and found.changes_ev.mean() < 0
+    for site, (single, minimum) in found.at.items():
+        assert (single, minimum) == pytest.approx((given[site], minima[site]))
+    assert relaxation_change(loop[1], 0.27) == UNKNOWN_CHANGE, "no points"
+
+
+def test_a_delivery_says_how_far_relaxations_moved(loop, relaxed, tmp_path):
+    own = relaxation_change(loop[1] / "loop" / DESIGNS / "dft", 0.27)
+    earlier = earlier_designs(configuration(tmp_path, f"loop.earlier_designs={relaxed[1]}"))
+    carried = earlier.change(0.27)
+    assert {(design.round_name, site.site) for design in relaxed[0] for site in design.sites} & set(own.at) <= set(carried.at)
+    for site, values in carried.at.items():
+        assert values == pytest.approx(own.at[site], abs=1e-6)
+    assert own.with_others(carried).at.keys() == own.at.keys(), "a site counts once"
 
 
 def test_hits_are_counted_by_minima_and_those_by_single_points_stay_beside(loop, relaxed):
@@ -424,18 +428,6 @@ def test_all_minima_are_delivered(relaxed, going_on):
     for design in going_on[4]:
         found = {point.site: point.delta_e for point in after if point.name == design.round_name}
         assert found[design.sites[0].site] + 0.27 == pytest.approx(design.delta_g_dft_ev)
-
-
-def test_changes_at_other_sites_count_together():
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=7), rng.normal(1.0, size=4)
-
-    def change(values):
-        return RelaxationChange(len(values), values.mean(), values.std(ddof=1), values.min(), values.max())
-
-    found, expected = change(one).with_others(change(other)), change(np.concatenate([one, other]))
-    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(expected))
-    assert UNKNOWN_CHANGE.with_others(change(one)) == change(one) == change(one).with_others(UNKNOWN_CHANGE)
 
 
 def test_a_folder_that_is_no_delivery_is_named(tmp_path):
