@@ -21,7 +21,8 @@ class Memory:
 
     Args:
         folder: one JSON file per answer, below a folder of two hexadecimal digits; None keeps nothing.
-        also: folders of the same kind in which an answer may be found that is not in ``folder``; nothing is written there.
+        also: folders of such files, directly in them, in which an answer may be found that is not in ``folder``; nothing is
+            written there.
 
     Raises:
         StageError: the folder cannot be made.
@@ -58,7 +59,7 @@ class Memory:
         if self.folder is None:
             return find()
         key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
-        store = FolderStore(self.folder / key[:2], also=[folder / key[:2] for folder in self.also])
+        store = FolderStore(self.folder / key[:2], also=self.also)
         if key in store and holds(record := store[key]):
             return record
         found = find()

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipeline.cli import run_stage
@@ -88,8 +90,12 @@ def _keep_fits(cfg: Config, new: Path) -> None:
     from energetics.potential_loading import FITS
     from evaluation.judges import run_dft_benchmark
 
-    evaluation = dataclasses.replace(cfg.evaluation, relaxed_dir=str(new / FITS), judged_before=[])
-    run_dft_benchmark(dataclasses.replace(cfg, evaluation=evaluation), HydrogenPredictor.load(cfg.dimenet.checkpoint))
+    (new / FITS).mkdir()
+    with TemporaryDirectory() as folder:
+        evaluation = dataclasses.replace(cfg.evaluation, relaxed_dir=folder, judged_before=[])
+        run_dft_benchmark(dataclasses.replace(cfg, evaluation=evaluation), HydrogenPredictor.load(cfg.dimenet.checkpoint))
+        for path in sorted(Path(folder).glob("*/*.json")):
+            shutil.copyfile(path, new / FITS / path.name)
 
 
 if __name__ == "__main__":
