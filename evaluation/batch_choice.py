@@ -51,7 +51,8 @@ from pipeline.settings import EvaluationConfig
 
 STANDARD_ERRORS = 2.0  # within which a sheet may still be in the window
 NO_SHEET = "no relaxed sheet"
-QUANTILES = norm.ppf((np.arange(100) + 0.5) / 100)  # of a normal value, in standard errors
+QUANTILES = norm.ppf((np.arange(1000) + 0.5) / 1000)  # of a normal value, in standard errors
+LEAST_SCATTER_EV = 1e-9
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,10 @@ def chance_in_minimum(row: CandidateResult, change: RelaxationChange, settings: 
     error = row.delta_g_std_ev if math.isfinite(row.delta_g_std_ev) else 0.0
     singles = row.delta_g_ev + error * QUANTILES
     minima = singles + change.expected(singles)
-    at_these = (dataclasses.replace(row, delta_g_ev=float(value), delta_g_std_ev=change.scatter_ev) for value in minima)
-    return float(np.mean([hit_probability(one, settings) for one in at_these]))
+    limits = np.array([[-settings.hit_delta_g_ev], [settings.hit_delta_g_ev]])
+    below, up_to = norm.cdf(limits, loc=minima, scale=max(change.scatter_ev, LEAST_SCATTER_EV))
+    at_zero = dataclasses.replace(row, delta_g_ev=0.0, delta_g_std_ev=math.nan)  # certainly in the window: what is left is the rest
+    return float(np.mean(up_to - below)) * hit_probability(at_zero, settings)
 
 
 def _by_gain(row: CandidateResult) -> str:

@@ -166,7 +166,7 @@ def test_what_dft_relaxations_changed_so_far_moves_the_window():
     window = NormalDist(0.0, 0.05).cdf(0.1) - NormalDist(0.0, 0.05).cdf(-0.1)
     stable = NormalDist(0.0, 0.05).cdf(SETTINGS.hit_e_hull_ev)
     said = re.fullmatch(r"p_hit (.*) with ΔG_H -0.15 eV in a minimum of DFT", fallen.reason)
-    assert fallen.row.id == "above" and float(said[1]) == pytest.approx(window * stable, abs=0.01)
+    assert fallen.row.id == "above" and float(said[1]) == pytest.approx(window * stable, abs=0.0015)
     scattered = first(changes(-0.45, 0.15, -0.45, 0.15, -0.45, 0.15))
     assert float(scattered.reason.split()[1]) < 0.4, "scatter makes it less certain"
 
@@ -187,7 +187,7 @@ def test_a_sheet_that_relaxations_bring_down_more_the_higher_it_is_stays_in_the_
     x = np.linspace(-1.5, 1.5, 60_001)
     density = np.exp(-(((x - 0.15) / 0.2) ** 2) / 2) / (0.2 * math.sqrt(2 * math.pi))
     inside = np.abs(x + line.expected(x)) <= 0.1
-    assert chance(0.15, 0.2, line) == pytest.approx(float(np.trapezoid(density * inside, x)), abs=0.02)
+    assert chance(0.15, 0.2, line) == pytest.approx(float(np.trapezoid(density * inside, x)), abs=0.002)
     assert chance(0.15, 0.2, line) > chance(0.15, 0.2, mean) + 0.1
 
 

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from ase.io import read
@@ -227,7 +228,7 @@ def test_relaxed_designs_have_the_values_of_their_minima(loop, relaxed):
         assert delta_e + 0.27 == pytest.approx(design.delta_g_dft_ev)
 
 
-def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed):
+def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed, monkeypatch):
     folder = loop[1] / "loop" / DESIGNS / "dft"
     given, minima = (
         {(point.name, point.site): point.delta_e + 0.27 for point in read_truth(folder / name, with_unbound=True)}
@@ -237,6 +238,13 @@ def test_a_later_round_knows_how_far_relaxations_move(loop, relaxed):
     assert found.n == len(minima) >= len(relaxed[0]) >= 2 and found.changes_ev.mean() < 0
     for site, (single, minimum) in found.at.items():
         assert (single, minimum) == pytest.approx((given[site], minima[site]))
+    changes = [energy - given[site] for site, energy in minima.items()]
+    monkeypatch.setattr("evaluation.relaxation_change.FEWEST_RELAXED", 2)
+    said = found.as_dict()
+    assert found.is_known and said["mean_ev"] == pytest.approx(np.mean(changes))
+    assert said["std_ev"] == pytest.approx(np.std(changes, ddof=1))
+    monkeypatch.setattr("evaluation.relaxation_change.FEWEST_RELAXED", found.n + 1)
+    assert not found.is_known and found.as_dict() == {"n": found.n}, "too few for a mean"
     assert relaxation_change(loop[1], 0.27) == UNKNOWN_CHANGE, "no points"
 
 
