@@ -31,15 +31,12 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from crystals.elements import electronegativity_and_group
 from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
 from energetics.gaussian_process import DEGREES_OF_FREEDOM, PRIOR, WITHIN_ONE_STD, GaussianProcess
-from energetics.site_chemistry import bound_element
-from energetics.sites import adsorbed_hydrogen, is_inside
+from energetics.site_chemistry import PLACE, site_descriptors
 from pipeline.errors import StageError
 from pipeline.files import as_float, relative_name
 from pipeline.memory import NO_MEMORY, Memory
@@ -47,7 +44,6 @@ from pipeline.memory import NO_MEMORY, Memory
 log = logging.getLogger("her2d")
 
 MIN_POINTS = 12
-BOND_VALENCE_LENGTH = 0.37  # Å: Brown, Altermatt, Acta Cryst. B 41, 244 (1985)
 MIN_POWER_POINTS = 50  # errors from which the power of ``ErrorScale`` is fitted
 POWERS = (1.0, 2.0)  # its limits
 MOST_FITS = 25  # of ``leave_out``
@@ -63,30 +59,9 @@ def descriptors(atoms: Atoms, energies: Sequence[float], with_place: bool = Fals
         with_place: whether H is where it is bound, so that its place says something too.
 
     Returns:
-        (k + 3,): the k energies; electronegativity (Pauling) and group of the element that H binds to; mean covalent radius (Å) of
-        the other elements, each counted once. In a sheet of one element the element itself stands for the others. NaN for
-        elements without an electronegativity. With the place (k + 6,): the bond-valence sum of H, Σ exp((r_H + r_X − d) / 0.37 Å)
-        with covalent radii, its height above the outermost atom on its side (Å), and 1 inside the sheet, else 0, as well.
+        (k + 3,), with the place (k + 6,): the k energies, then what ``site_descriptors`` returns.
     """
-    host = bound_element(atoms)
-    sheet = atoms.symbols[np.arange(len(atoms)) != adsorbed_hydrogen(atoms)]
-    rest = sorted(set(sheet) - {host}) or [host]
-    radius = np.mean([covalent_radii[atomic_numbers[symbol]] for symbol in rest])
-    place = place_of_hydrogen(atoms) if with_place else ()
-    return np.array([*energies, *electronegativity_and_group(host), radius, *place])
-
-
-def place_of_hydrogen(atoms: Atoms) -> tuple[float, float, float]:
-    """Return bond-valence sum, height (Å) and inside (0 or 1) of the tagged H, as ``descriptors`` has them."""
-    hydrogen = adsorbed_hydrogen(atoms)
-    others = np.delete(np.arange(len(atoms)), hydrogen)
-    distances = atoms.get_distances(hydrogen, others, mic=True)
-    touching = covalent_radii[atoms.numbers[others]] + covalent_radii[1]
-    heights = atoms.positions[others, 2]
-    side = 1.0 if atoms.positions[hydrogen, 2] > heights.mean() else -1.0
-    height = side * atoms.positions[hydrogen, 2] - (side * heights).max()
-    valence = np.exp((touching - distances) / BOND_VALENCE_LENGTH).sum()
-    return float(valence), float(height), float(is_inside(atoms, hydrogen))
+    return np.array([*energies, *site_descriptors(atoms, with_place)])
 
 
 @dataclass(frozen=True)
@@ -340,7 +315,7 @@ def fit_correction(predict_raw: Any, truth_path: str | Path, teacher: str = "") 
     points = read_truth(truth_path)
     raw, _ = predict_raw([point.atoms for point in points])
     fitted_on = teacher_delta_e(points, teacher) if teacher else np.asarray(raw, dtype=float)
-    if teacher and any(inside := [is_inside(point.atoms) for point in points]):  # the network is asked about faces only
+    if teacher and any(inside := [point.is_inside for point in points]):  # the network is asked about faces only
         on_faces = ~np.array(inside)
         points, raw, fitted_on = [p for p, k in zip(points, on_faces, strict=True) if k], raw[on_faces], fitted_on[on_faces]
     known = np.isfinite(fitted_on)
@@ -423,7 +398,7 @@ def left_out_predictions(
     fitted_on = teacher_delta_e(points, teacher) if teacher else raw
     known = np.flatnonzero(np.isfinite(raw).all(1) & np.isfinite(fitted_on.reshape(len(points), -1)).all(1))
     if teacher:
-        known = np.array([k for k in known if not is_inside(points[k].atoms)], dtype=int)
+        known = np.array([k for k in known if not points[k].is_inside], dtype=int)
     predicted, sigma = np.full(len(raw), np.nan), np.full(len(raw), np.nan)
     if len(known) >= MIN_POINTS:
         chosen = [points[k] for k in known]
@@ -443,7 +418,8 @@ def fit_arguments(
     is among the features.
     """
     rows = np.asarray(raw, dtype=float).reshape(len(points), -1)
-    features = np.array([descriptors(p.atoms, row, with_place) for p, row in zip(points, rows, strict=True)])
+    sites = np.array([point.site_descriptors for point in points]).reshape(len(points), -1)
+    features = np.column_stack([rows, sites if with_place else sites[:, : -len(PLACE)]])
     if with_gap:
         features = np.column_stack([features, sheet_gaps(points)])
     return features, np.array([p.delta_e for p in points]), [p.host for p in points]

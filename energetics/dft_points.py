@@ -18,7 +18,7 @@ from crystals.prototypes import name_as_relaxed
 from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_rows import CLEAN, COVERED, GIVEN, STORED_ENERGIES
-from energetics.site_chemistry import site_chemistry
+from energetics.site_chemistry import site_chemistry, site_descriptors
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
 from pipeline.files import missing_file, relative_name
@@ -65,10 +65,20 @@ class TruthPoint:
     no_gap: bool = False
     drawn_as: str = ""
 
-    @property
+    @functools.cached_property
     def chemistry(self) -> str:
         """Return what H binds to (``site_chemistry``)."""
         return site_chemistry(self.atoms)
+
+    @functools.cached_property
+    def site_descriptors(self) -> tuple[float, ...]:
+        """Return what ``site_chemistry.site_descriptors`` says of H and its place."""
+        return site_descriptors(self.atoms)
+
+    @property
+    def is_inside(self) -> bool:
+        """Return whether H is inside the sheet."""
+        return bool(self.site_descriptors[-1])
 
     @property
     def origin(self) -> str:

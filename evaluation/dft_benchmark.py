@@ -23,6 +23,7 @@ from pipeline.memory import NO_MEMORY, Memory
 log = logging.getLogger("her2d")
 
 NAN = float("nan")
+PREDICTION_VERSION = 1  # raised whenever a network predicts something else at the same points
 # What is left out of the fits of the potential's correction, and the column of the values that these predict.
 LEFT_OUT = {
     "host": "delta_e_potential_corrected_ev",
@@ -65,7 +66,7 @@ def dft_benchmark(
     points = _points_of(path)
     if not points:
         return None
-    raw, predicted, std = _by_dimenet(her, points, with_gap, memory)
+    raw, predicted, std = _by_dimenet(her, points, path, with_gap, memory)
     stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = _by_potentials(points, potentials)
@@ -155,13 +156,27 @@ def _points_of(path: Path) -> list[Any]:
     return points
 
 
-def _by_dimenet(her: Any, points: Sequence[Any], with_gap: bool, memory: Memory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _raw_predictions(her: Any, points: Sequence[Any], path: Path, memory: Memory) -> tuple[np.ndarray, np.ndarray]:
+    """Return ΔE_H by DimeNet++ and its standard error, uncorrected, (N,) eV each; path: the database of the points."""
+
+    def find() -> dict[str, Any]:
+        values, std = her.predict_raw([point.atoms for point in points])
+        return {"delta_e_ev": np.asarray(values).tolist(), "std_ev": np.asarray(std).tolist()}
+
+    about = {"version": PREDICTION_VERSION, "network": her.provenance.get("sha256"), "points": file_sha256(path)}
+    found = memory.answer({"raw predictions": about}, find)
+    return np.array(found["delta_e_ev"], dtype=float), np.array(found["std_ev"], dtype=float)
+
+
+def _by_dimenet(
+    her: Any, points: Sequence[Any], path: Path, with_gap: bool, memory: Memory
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predict ΔE_H with DimeNet++.
 
     Returns:
         (uncorrected, corrected by a fit without the point's host, standard error), each (N,) in eV.
     """
-    raw, std = (np.asarray(values) for values in her.predict_raw([point.atoms for point in points]))
+    raw, std = _raw_predictions(her, points, path, memory)
     correction = her.correction
     if correction is None:
         return raw, raw, std

@@ -85,7 +85,7 @@ def _copy(new: Path, paths: list[Path], judged: Evaluation, settings: Evaluation
 
 
 def _keep_fits(cfg: Config, new: Path) -> None:
-    """Make the fits with points left out of a report anew, and write them to a folder."""
+    """Make the fits with points left out of a report anew, and DimeNet++'s values at the points, and write them to a folder."""
     from energetics.hydrogen import HydrogenPredictor
     from energetics.potential_loading import FITS
     from evaluation.judges import run_dft_benchmark

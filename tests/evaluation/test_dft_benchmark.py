@@ -11,6 +11,7 @@ import simple_judges as simple
 from ase import Atoms
 
 from evaluation import dft_benchmark
+from pipeline.memory import Memory
 
 
 def test_dft_benchmark_pairs_predictions_with_dft(tmp_path):
@@ -101,3 +102,32 @@ def test_inert_sheets_must_come_out_above_active_ones():
     assert dft_benchmark.inert_above_active(rows, table, "e")["violations"] == []
     rows[1]["e"] = math.nan
     assert dft_benchmark.inert_above_active(rows[1:], table, "e")["violations"] == ["MoS2 < NbS2"], "no value is no proof"
+
+
+def test_a_network_is_asked_once_about_the_same_points(tmp_path):
+    class Counting(simple.Hydrogen):
+        asked = 0
+
+        def predict_raw(self, structures):
+            self.asked += 1
+            values, std = super().predict_raw(structures)
+            return np.where(np.arange(len(values)) == 1, np.nan, values + 1 / 3), std
+
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        for k, energy in enumerate((0.1, 0.5, 1.5)):
+            slab = simple.sheet()
+            slab += Atoms("H", [[0, 0, slab.positions[:, 2].max() + 1.4]])
+            slab.pbc = (True, True, False)
+            database.write(slab, kind="slab_H", name=f"s{k}", host="MoS2", site="topS", dE_dft=energy, dE_7net0=energy)
+    her, other = Counting(), Counting()
+    other.provenance = {"sha256": "another network"}
+    memory = Memory(tmp_path / "memory")
+    rows = [dft_benchmark.dft_benchmark(her, tmp_path / "truth.db", memory=memory)["rows"] for _ in range(2)]
+    assert her.asked == 1 and math.isnan(rows[1][1]["delta_e_uncorrected_ev"])
+    np.testing.assert_array_equal(*([row["delta_e_uncorrected_ev"] for row in found] for found in rows))
+    dft_benchmark.dft_benchmark(other, tmp_path / "truth.db", memory=memory)
+    assert other.asked == 1
+    with ase.db.connect(tmp_path / "truth.db") as database:
+        database.update(database.get(name="s0").id, dE_dft=0.2)
+    dft_benchmark.dft_benchmark(her, tmp_path / "truth.db", memory=memory)
+    assert her.asked == 2
