@@ -192,7 +192,7 @@ def _relax(case: _Case) -> None:
     row.energy_ev_per_atom = energy / len(relaxed)
     if case.settings.relax:
         row.relax_converged = bool(relaxation.converged)
-        row.relax_rmsd_angstrom, row.relax_area_change = relaxation_change(given, relaxed, row.is_bulk)
+        row.relax_rmsd_angstrom, row.relax_area_change = rmsd_and_area_change(given, relaxed, row.is_bulk)
         if not row.relax_converged:
             case.problems.append(f"relaxation: {relaxation.status}")
     if row.is_sheet:
@@ -337,7 +337,7 @@ def _legacy(case: _Case) -> None:
     legacy.score(case.row, case.given, case.judges.her, case.judges.potential, case.judges.dataset.her_correction_ev)
 
 
-def relaxation_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, float]:
+def rmsd_and_area_change(given: Atoms, relaxed: Atoms, bulk: bool) -> tuple[float, float]:
     """Measure how far a relaxation moved the atoms and stretched the cell.
 
     Atoms are paired in order by their nearest images in fractional coordinates. The common translation is removed. Differences are
