@@ -39,6 +39,7 @@ DEFECT_FAMILIES = ("vacancy in ", "single atom in ", "edge of ")  # as scripts.p
 ORIGINS = {
     "chosen": "guided generator",
     "chosen neighbour": "neighbours by substitution",
+    "random neighbour": "neighbours by substitution",
     "unguided": "unguided generator",
     "random decoration": "random decoration",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.batch_choice import family_of
 from evaluation.figures import subscripts
-from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, SETS, UNGUIDED, rate_text
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, RANDOM_NEIGHBOUR, SETS, UNGUIDED, rate_text
 from evaluation.page import page_environment
 from evaluation.structure_figures import draw_grid, draw_sheet
 from pipeline.files import atomic_path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evaluation.designs import Design
 
 IN_OVERVIEW = 12  # designs that the overview shows at most
-COLORS = {CHOSEN: "#1f5fa8", NEIGHBOUR: "#1d7a46", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
+COLORS = {CHOSEN: "#1f5fa8", NEIGHBOUR: "#1d7a46", RANDOM_NEIGHBOUR: "#8fbf6a", UNGUIDED: "#d08a1d", RANDOM: "#7a7a7a"}
 
 
 def title_of(design: Design) -> str:

@@ -50,7 +50,7 @@ from evaluation.design_values import DESIGNS, relaxation_change
 from evaluation.earlier_designs import EarlierDesigns, earlier_designs, learnt_from
 from evaluation.evaluate import find_cifs
 from evaluation.finalists import read_finalist
-from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, RANDOM_NEIGHBOUR, UNGUIDED, Choice
 from evaluation.loop_tools import POINTS_DB, REAL, Tools, join_points
 from evaluation.neighbours import neighbours, parents_of, write_neighbours
 from evaluation.relaxation_change import UNKNOWN_CHANGE, RelaxationChange
@@ -326,20 +326,23 @@ class Round:
             taken = {composition_key(pick.row.formula) for own in picks.values() for pick in own}
             limits = self._limits(known | taken)
             pool = self._judge(drawn_as, limits)
+            rng = np.random.default_rng([self.cfg.run.seed, place])
             if drawn_as == CHOSEN:
                 picks[drawn_as], refused = choose_batch(
                     pool.rows, pool.structures, settings.batch, settings.explore_share, limits, evaluation, change
                 )
                 refused = refused + pool.refused
+                picks[RANDOM_NEIGHBOUR] = self._draw_neighbours(pool, picks[drawn_as], rng)
             else:
                 number = settings.controls if drawn_as == UNGUIDED else settings.random_controls
-                rng = np.random.default_rng([self.cfg.run.seed, place])
                 picks[drawn_as] = draw_controls(pool.rows, pool.structures, number, limits, evaluation, rng)
-            sheets |= {pick.row.id: pool.structures[pick.row.id] for pick in picks[drawn_as]}
-            cifs |= {pick.row.id: pool.cifs[pick.row.id] for pick in picks[drawn_as]}
+            for pick in (*picks[drawn_as], *(picks[RANDOM_NEIGHBOUR] if drawn_as == CHOSEN else ())):
+                sheets[pick.row.id], cifs[pick.row.id] = pool.structures[pick.row.id], pool.cifs[pick.row.id]
         is_neighbour = {name for name, path in cifs.items() if path.parent.name == NEIGHBOURS}
         choices = [
-            Choice.of(NEIGHBOUR if pick.row.id in is_neighbour else name, pick) for name, own in picks.items() for pick in own
+            Choice.of(NEIGHBOUR if name == CHOSEN and pick.row.id in is_neighbour else name, pick)
+            for name, own in picks.items()
+            for pick in own
         ]
         if not picks[CHOSEN]:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in sorted(refused.items(), key=lambda item: -item[1]))
@@ -358,7 +361,13 @@ class Round:
             },
         )
         print(loop_report.choices_table(choices), flush=True)
-        return {name: len(own) for name, own in picks.items()} | {"left_out": dict(refused)}
+        return {name: len(own) for name, own in picks.items() if own} | {"left_out": dict(refused)}
+
+    def _draw_neighbours(self, pool: _Pool, chosen: Sequence[Pick], rng: np.random.Generator) -> list[Pick]:
+        """Draw ``loop.neighbour_controls`` neighbours at random among those of a pool that were not chosen."""
+        rows = [row for row in pool.rows if pool.cifs[row.id].parent.name == NEIGHBOURS]
+        limits = dataclasses.replace(pool.limits, known=pool.limits.known | {composition_key(pick.row.formula) for pick in chosen})
+        return draw_controls(rows, pool.structures, self.cfg.loop.neighbour_controls, limits, self.cfg.evaluation, rng)
 
     def _relaxation_change(self) -> RelaxationChange:
         """Return how far minima of DFT lie from single points; nothing where they do not decide."""

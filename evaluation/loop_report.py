@@ -24,8 +24,10 @@ from evaluation.statistics import rate_ratio_interval, wilson_interval
 from pipeline.settings import EvaluationConfig
 
 CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM = "chosen", "chosen neighbour", "unguided", "random decoration"
+RANDOM_NEIGHBOUR = "random neighbour"  # drawn at random among those that were not chosen
 ALL_CHOSEN = "all chosen"
-SETS = (CHOSEN, NEIGHBOUR, UNGUIDED, RANDOM)  # the first two were chosen by one rule: sheets of the generator, and neighbours
+# The first two were chosen by one rule: sheets of the generator, and neighbours.
+SETS = (CHOSEN, NEIGHBOUR, RANDOM_NEIGHBOUR, UNGUIDED, RANDOM)
 COMPUTED, NO_SITE, FAILED = "computed", "no site", "failed"
 NEAR_ZERO_EV = 0.5  # |ΔG_H| by DFT below which errors of the judge decide who is a hit
 
@@ -183,6 +185,8 @@ def total(rounds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _ratios(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return by how much the hit rate of each chosen set, and of both together, exceeds that of all controls together.
+
+    Random neighbours are no controls here: their parents are sheets that DFT has found near zero.
 
     Returns:
         Set -> hits, number and ``rate`` of it, hits and number of controls, ``ratio`` (None where no control is a hit), and its

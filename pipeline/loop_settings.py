@@ -33,6 +33,7 @@ class LoopConfig:
     max_per_family: int = setting(2, "chosen sheets of one family (stoichiometry and layer group) in a round", low=1)
     controls: int = setting(3, "unguided sheets, drawn at random, that DFT computes beside them", low=0)
     random_controls: int = setting(2, "random decorations (evaluation.random_cif_dir), drawn at random, as well", low=0)
+    neighbour_controls: int = setting(0, "neighbours that were not chosen, drawn at random, as well", low=0)
     train_heads: bool = setting(
         False,
         "train the heads of the denoiser after each round, by stages 2 and 3 on dataset.db_path (best that of its training) and "

@@ -20,7 +20,7 @@ from vasp_files import vasprun
 from energetics.dft_points import read_truth
 from evaluation import loop_report, loop_tools
 from evaluation.design_loop import known_compositions, run_loop
-from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, UNGUIDED, Choice, Outcome
+from evaluation.loop_report import CHOSEN, NEIGHBOUR, RANDOM, RANDOM_NEIGHBOUR, UNGUIDED, Choice, Outcome
 from evaluation.round_settings import deciding_settings
 from evaluation.statistics import rate_ratio_interval
 from pipeline.errors import ConfigError, StageError
@@ -146,6 +146,24 @@ def test_a_round_looks_around_sheets_that_dft_found_near_zero(tmp_path, monkeypa
     assert all((drawn_as == NEIGHBOUR) == name.startswith("n2-near_") for name, drawn_as in by_set.items())
     sets = content(second / "results.json")["sets"]
     assert sets[NEIGHBOUR]["asked"] + sets[CHOSEN]["asked"] == len(by_set), "rates of their own"
+
+
+def test_neighbours_that_were_not_chosen_are_drawn_at_random_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.neighbours.NEAR_ZERO_EV", 2.0)
+    elements = f"loop.neighbour_elements=[{','.join(ELEMENTS)}]"
+    drawn = []
+    for folder in ("one", "two"):
+        cfg = configuration(tmp_path / folder, "loop.neighbours=30", elements, "loop.neighbour_controls=3")
+        run_loop(cfg, QUICK)
+        first, second = rounds_of(tmp_path / folder)
+        assert RANDOM_NEIGHBOUR not in content(first / "results.json")["sets"], "there were no neighbours"
+        choices = content(second / "choices.json")["choices"]
+        drawn.append([choice for choice in choices if choice["drawn_as"] == RANDOM_NEIGHBOUR])
+        others = [choice for choice in choices if choice["drawn_as"] != RANDOM_NEIGHBOUR]
+        assert len(drawn[-1]) == 3 and all(choice["name"].startswith("n2-near_") for choice in drawn[-1])
+        assert not {choice["formula"] for choice in drawn[-1]} & {choice["formula"] for choice in others}
+        assert content(second / "results.json")["sets"][RANDOM_NEIGHBOUR]["asked"] == 3
+    assert drawn[0] == drawn[1], "the seed decides"
 
 
 def test_the_sidecar_says_what_the_round_is_made_of(whole):
