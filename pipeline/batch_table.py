@@ -63,3 +63,13 @@ def relaxation(content: Mapping[str, Any]) -> str:
             )
     head = ["", "curvature (eV/Å²)", "longest step (Å)", "steps, all", "× fewer, median", "not at rest", "in a higher minimum"]
     return table([*head, "above the lowest (meV, mean)"], body)
+
+
+def stages(content: Mapping[str, Any]) -> str:
+    """Return the seconds of the commands behind ``make run`` and ``make pipeline``."""
+    body = []
+    for target, found in content.items():
+        for row in (*found["stages"], {"command": "", **found}):
+            seconds = [formatted(row[name], ",.0f") for name in ("seconds", "processor_seconds")]
+            body.append([f"`make {target}`", f"`{row['command']}`" if row["command"] else "all", *seconds])
+    return table(["", "command", "seconds", "of the processors"], body)

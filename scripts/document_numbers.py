@@ -418,6 +418,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "design rounds": lambda: design_table.rounds(load("results/designs/designs.json")),
     "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
     "relaxation": lambda: batch_table.relaxation(load("results/benchmark/relaxation.json")),
+    "stages": lambda: batch_table.stages(load("results/benchmark/stages.json")),
     "convolution": lambda: batch_table.convolution(load("results/benchmark/convolution.json")),
 }
 
