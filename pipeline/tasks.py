@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -20,8 +19,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import StageError
@@ -167,7 +164,6 @@ class Processes:
     def __init__(self, workers: int, factory: Callable[[], Any] | None = None) -> None:
         self.workers, self.factory = max(1, workers), factory
         self._executor: ProcessPoolExecutor | None = None
-        self._handed_over: TemporaryDirectory | None = None  # with the factory, for the workers
 
     def __enter__(self) -> Processes:
         return self
@@ -183,7 +179,6 @@ class Processes:
             for process in processes:
                 process.terminate()
             self._executor = None
-            self._handed_over.cleanup()
 
     def process_ids(self) -> list[int]:
         """Return the ids of the running workers."""
@@ -229,12 +224,7 @@ class Processes:
     def _submit(self, function: Function, task: Any) -> Future:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
-            # Not an argument of the workers: a pipe holds 64 kB, and to write more waits until the new process has imported what
-            # it reads, so that workers would start one after the other.
-            self._handed_over = TemporaryDirectory(prefix="her2d-")
-            path = Path(self._handed_over.name) / "factory.pickle"
-            path.write_bytes(pickle.dumps(self.factory))
-            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(path,))
+            self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(self.factory,))
         return self._executor.submit(_run_in_worker, function, task)
 
 
@@ -242,21 +232,15 @@ _shared: tuple[Any, ...] = ()  # in a worker process: what the factory has made
 _error: StageError | None = None
 
 
-def _start_worker(path: Path) -> None:
-    """Make this process a worker. path: of the pickled factory."""
+def _start_worker(factory: Callable[[], Any] | None) -> None:
     global _shared, _error
     prepare_worker()
     try:
-        _shared = make_shared(_unpickled(path))
+        _shared = make_shared(factory)
     except StageError as error:  # reported by the first task: an exception here would only break the pool without a word
         _error = error
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-
-
-def _unpickled(path: Path) -> Any:
-    """Return a pickled object; raises StageError, in one line, whatever that raises."""
-    return make_shared(lambda: pickle.loads(path.read_bytes()))[0]
 
 
 def make_shared(factory: Callable[[], Any] | None) -> tuple[Any, ...]:

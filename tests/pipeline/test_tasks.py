@@ -59,43 +59,6 @@ def counting(folder):
     return 10
 
 
-def met(folder):
-    """Leaves a file, and waits until another process has left one too."""
-    (folder / str(os.getpid())).touch()
-    for _ in range(600):
-        if len(list(folder.iterdir())) == 2:
-            return folder
-        time.sleep(0.05)
-    raise TimeoutError("no other process came")
-
-
-class MeetsAnother:
-    """A factory of more than a pipe holds, which waits for another process when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder, self.weights = folder, os.urandom(1 << 18)
-
-    def __reduce__(self):
-        return type(self)._of, (Meeting(self.folder), self.weights)
-
-    @classmethod
-    def _of(cls, meeting, weights):
-        return cls(meeting.folder)
-
-    def __call__(self):
-        return 10
-
-
-class Meeting:
-    """Unpickled before what comes after it in the stream is read."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __setstate__(self, state):
-        self.folder = met(state["folder"])
-
-
 def deadly(folder, number):
     """Ends its process for number 2 every time, for number 4 the first time."""
     first = folder / str(number)
@@ -199,19 +162,6 @@ def test_workers_load_once_and_serve_several_sets(tmp_path):
         loaded = {path.name for path in tmp_path.iterdir()}
         assert loaded and loaded <= pids and len(pids) == 2, "a fast worker may leave nothing to do for the other"
     assert not pool.process_ids()
-
-
-def test_no_worker_waits_until_another_has_read_a_large_model(tmp_path):
-    found = run(tasks.Processes(2, MeetsAnother(tmp_path)), product)
-    assert found == {key: {"value": 10 * number} for key, number in NUMBERS.items()}
-
-
-def test_what_the_factory_was_handed_over_in_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    workers = tasks.Processes(2, ten)
-    assert dict(tasks.run(product, NUMBERS, None, workers)) and len(list(tmp_path.iterdir())) == 1
-    workers.close()
-    assert not list(tmp_path.iterdir())
 
 
 def test_workers_run_at_the_same_time():
