@@ -1,8 +1,12 @@
-"""Diffusion of the elements: which elements go on an arrangement of atoms, with classifier-free guidance.
+"""Diffusion of the elements: an arrangement of atoms, and which elements go on it, with classifier-free guidance.
 
-All elements are hidden at first. The reverse process reveals those of one kind of atoms after the other, in a random order, each
-drawn from what the network expects of it (``generation/element_training.py`` has the forward process and the loss). The guided
-logits are
+An arrangement is drawn first, by how many crystals have it. Under guidance its weight is
+
+    p(arrangement) [p(arrangement | properties) / p(arrangement)]^w
+
+with the conditional probability from the properties of its crystals (Nadaraya 1964, Watson 1964). All elements are hidden then. The
+reverse process reveals those of one kind of atoms after the other, in a random order, each drawn from what the network expects of it
+(``generation/element_training.py`` has the forward process and the loss). The guided logits are
 
     l = l_untold + w (l_told − l_untold)
 
@@ -15,8 +19,36 @@ from __future__ import annotations
 import torch
 
 from generation.element_training import HIDDEN_LOGIT, seen
+from generation.mean_arrangements import MeanArrangements
 from networks.element_denoiser import UNKNOWN, ElementDenoiser
 from networks.sheet_trunk import NUM_ELEMENTS, SheetState
+
+MEAN_CRYSTALS = 2.0  # that every arrangement has beside its own, so that a few crystals do not say everything of it
+
+
+def arrangement_weights(
+    arrangements: MeanArrangements, conditions: torch.Tensor, widths: torch.Tensor, cfg_scale: float
+) -> torch.Tensor:
+    """Return the weight (P,) with which each arrangement is drawn, in float64; that of all is not one.
+
+    A crystal is as asked for by a Gaussian of its properties around the conditions; by a property of it that is not known as much
+    as the mean crystal is. The mean over the crystals of an arrangement, ``MEAN_CRYSTALS`` mean ones more, is
+    p(properties | arrangement), and Bayes' rule does the rest.
+
+    Args:
+        arrangements: P of them.
+        conditions: (n,) properties that the sheets shall have, NaN where it is all the same.
+        widths: (n,) standard deviations of the Gaussians.
+        cfg_scale: w; 0 draws arrangements by the number of their crystals, 1 by the conditional distribution itself.
+    """
+    told = ~conditions.isnan()
+    known = arrangements.known[:, told]
+    near = torch.exp(-0.5 * ((arrangements.properties[:, told].double() - conditions[told]) / widths[told]) ** 2)
+    near = torch.where(known, near, (near * known).sum(0) / known.sum(0).clamp(min=1)).prod(1)
+    prior, count = near.mean(), arrangements.crystals.double()
+    total = torch.zeros_like(count).index_add(0, arrangements.owner, near)
+    likelihood = (total + MEAN_CRYSTALS * prior) / (count + MEAN_CRYSTALS)
+    return count * (likelihood / prior) ** cfg_scale
 
 
 @torch.no_grad()

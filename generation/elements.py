@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from crystals.elements import element_descriptors
 from crystals.recipes import Recipe
-from generation.element_diffusion import draw_elements
+from generation.element_diffusion import arrangement_weights, draw_elements
 from generation.mean_arrangements import MeanArrangements, radii_of_known_and_unknown, with_elements
 from generation.refiner_training import bond_ratio
 from generation.seeds import seeded_generator
@@ -29,6 +29,7 @@ from pipeline.tasks import Backend, Serial, run
 KIND = "element_denoiser"
 HINT = "run python -m scripts.train_elements, or set generation.elements_checkpoint=weights/elements.pth"
 CONDITIONS = ("delta_g", "e_hull", "conducts", "p_dynamic", "dissolves")
+WIDTHS = (0.3, 0.1, 0.3, 0.3, 0.3)  # of these, within which a crystal is as asked for: eV, eV/atom, and three from 0 to 1
 # What a sheet is asked to be beside target_delta_g and target_e_hull: a conductor, dynamically stable, not dissolved by water.
 ASKED = {"conducts": 1.0, "p_dynamic": 0.95, "dissolves": 0.0}
 BATCH = 512
@@ -73,6 +74,8 @@ def load_elements(path: str | os.PathLike) -> ElementModel:
         model = ElementModel(network.eval().requires_grad_(False), MeanArrangements(**content["arrangements"]), content["seen"])
         if network.config.conditions != CONDITIONS or model.seen.shape != (NUM_ELEMENTS,):
             raise ValueError("its conditions are not those of this version")
+        if model.arrangements.properties.shape[1] != len(CONDITIONS):
+            raise ValueError("its arrangements have other properties")
     except Exception as error:  # settings and weights of another origin raise many unrelated errors
         raise CheckpointError(f"{relative_name(path)} does not fit this version ({first_line(error, 120)}): {HINT}") from error
     return model
@@ -92,7 +95,7 @@ def element_recipes(
     where: Backend | None = None,
     store: Store | None = None,
 ) -> list[Recipe]:
-    """Draw arrangements by their frequency in the training set, and elements on them; return the different ones, as drawn.
+    """Draw arrangements by their weight in the training set, and elements on them; return the different ones, as drawn.
 
     Args:
         model: the trained model.
@@ -120,7 +123,8 @@ def element_recipes(
         )
     draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
     generator = seeded_generator("elements", seed)
-    chosen = rows[torch.multinomial(arrangements.crystals[rows].double(), draws, replacement=True, generator=generator)]
+    weights = arrangement_weights(arrangements, conditions_of(settings), torch.tensor(WIDTHS), settings.cfg_scale)
+    chosen = rows[torch.multinomial(weights[rows], draws, replacement=True, generator=generator)]
     by_arrangement = torch.argsort(chosen, stable=True)  # those of one arrangement together: they are alike at first
     parts = dict(enumerate(chosen[by_arrangement].split(BATCH)))
     drawn = {number: store[number] for number in parts if store is not None and number in store}

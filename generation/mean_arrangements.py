@@ -19,6 +19,7 @@ from networks.element_denoiser import BOND_ANGSTROM, UNKNOWN
 from networks.sheet_trunk import SheetState
 
 LEAST_CRYSTALS = 3  # of which an arrangement is the mean; it is that of no single one
+DIGITS = 2  # of the properties, of which a tenth matters
 MEAN_SYMPREC = 0.05  # Å, within which a mean shows the symmetry of its crystals
 LETTERS = "ABCDE"  # of the kinds of atoms, in names
 
@@ -35,6 +36,10 @@ class MeanArrangements:
         sizes: (P,) atoms of each.
         crystals: (P,) how many crystals have it.
         layer_group: (P,) its number.
+        owner: (C,) the arrangement of each of these crystals.
+        properties: (C, n) what each is, in the order of ``generation.elements.CONDITIONS``, rounded to ``DIGITS``, 0 where that
+            is not known.
+        known: (C, n) bool.
     """
 
     kinds: torch.Tensor
@@ -44,6 +49,9 @@ class MeanArrangements:
     sizes: torch.Tensor
     crystals: torch.Tensor
     layer_group: torch.Tensor
+    owner: torch.Tensor
+    properties: torch.Tensor
+    known: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -70,16 +78,27 @@ class MeanArrangements:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def mean_arrangements(members: Sequence[SheetState], kinds: Sequence[torch.Tensor]) -> MeanArrangements:
+def mean_arrangements(
+    members: Sequence[SheetState], kinds: Sequence[torch.Tensor], properties: Sequence[torch.Tensor]
+) -> MeanArrangements:
     """Return the mean of each of some groups of sheets.
 
     Args:
         members: for each group, its sheets in the same order and basis, at the bond length ``BOND_ANGSTROM``.
         kinds: for each group, (N,) number of the kind of each atom.
+        properties: for each group, (sheets, n) what its sheets are, NaN where that is not known.
     """
     width = max(len(own) for own in kinds)
     pad = lambda x: torch.cat([x, x.new_zeros(width - len(x), *x.shape[1:])])  # noqa: E731
-    columns: dict[str, list[torch.Tensor]] = {field.name: [] for field in fields(MeanArrangements)}
+    every = torch.cat(list(properties))
+    of_crystals = {
+        "owner": torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in properties])).int(),
+        "properties": torch.nan_to_num(every).round(decimals=DIGITS).half(),
+        "known": every.isfinite(),
+    }
+    columns: dict[str, list[torch.Tensor]] = {
+        field.name: [] for field in fields(MeanArrangements) if field.name not in of_crystals
+    }
     for group, own in zip(members, kinds, strict=True):
         shift = group.frac_coords - group.frac_coords[:1]
         shift = shift - shift[:, :1]  # a common shift of half a cell would wrap atoms apart
@@ -96,7 +115,7 @@ def mean_arrangements(members: Sequence[SheetState], kinds: Sequence[torch.Tenso
         columns["sizes"].append(torch.tensor(len(own)))
         columns["crystals"].append(torch.tensor(len(group.mask)))
         columns["layer_group"].append(torch.tensor(Template.of(sheet, MEAN_SYMPREC).layer_group))
-    return MeanArrangements(**{name: torch.stack(values) for name, values in columns.items()})
+    return MeanArrangements(**{name: torch.stack(values) for name, values in columns.items()}, **of_crystals)
 
 
 def with_elements(state: SheetState, numbers: torch.Tensor, scale: torch.Tensor) -> list[Sheet]:

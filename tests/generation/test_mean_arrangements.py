@@ -42,7 +42,8 @@ def noisy_copies(sheet: Sheet, seed: int = 0, noise: float = 0.03) -> SheetState
 def means() -> MeanArrangements:
     sheets = [mx2(42, 16), flat_ab(5, 7, BN)]
     members = [at_bond_length(noisy_copies(sheet), RADII) for sheet in sheets]
-    return mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])])
+    properties = [torch.zeros(COPIES, 2), torch.full((COPIES, 2), math.nan)]
+    return mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])], properties)
 
 
 def distances(state: SheetState) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_bonds_are_of_one_length_in_units_of_the_covalent_radii(means):
 
 def test_atoms_half_a_cell_apart_are_not_averaged_to_the_middle():
     sheet = Sheet(np.array([5, 7]), np.array([[0.0, 0.0], [0.5, 0.5]]), np.zeros(2), 2.6 * np.eye(2))
-    found = mean_arrangements([noisy_copies(sheet, 2, 0.03)], [torch.tensor([0, 1])])
+    found = mean_arrangements([noisy_copies(sheet, 2, 0.03)], [torch.tensor([0, 1])], [torch.zeros(COPIES, 1)])
     delta = (found.frac_coords[0, 1] - found.frac_coords[0, 0]).abs() % 1.0
     assert torch.allclose(delta, torch.full((2,), 0.5), atol=0.02)
 
