@@ -5,8 +5,8 @@ An arrangement is drawn first, by how many crystals have it. Under guidance its 
     p(arrangement) [p(arrangement | properties) / p(arrangement)]^w
 
 with the conditional probability from the properties of its crystals (Nadaraya 1964, Watson 1964). All elements are hidden then. The
-reverse process reveals those of one kind of atoms after the other, in a random order, each drawn from what the network expects of it
-(``generation/element_training.py`` has the forward process and the loss). The guided logits are
+reverse process reveals those of one kind of atoms after the other, in a random order, each drawn from what the network expects of
+it (``generation/element_training.py`` has the forward process and the loss). The guided logits are
 
     l = l_untold + w (l_told − l_untold)
 
@@ -41,10 +41,12 @@ def arrangement_weights(
         widths: (n,) standard deviations of the Gaussians.
         cfg_scale: w; 0 draws arrangements by the number of their crystals, 1 by the conditional distribution itself.
     """
-    told = ~conditions.isnan()
+    told = ~conditions.isnan() & arrangements.known.any(0)
     known = arrangements.known[:, told]
-    near = torch.exp(-0.5 * ((arrangements.properties[:, told].double() - conditions[told]) / widths[told]) ** 2)
-    near = torch.where(known, near, (near * known).sum(0) / known.sum(0).clamp(min=1)).prod(1)
+    log_near = -0.5 * ((arrangements.properties[:, told].double() - conditions[told]) / widths[told]) ** 2
+    log_mean = torch.logsumexp(log_near.masked_fill(~known, -torch.inf), 0) - torch.log(known.sum(0))
+    log_near = torch.where(known, log_near, log_mean).sum(1)
+    near = torch.exp(log_near - log_near.max())  # its scale does not matter, and what is far from all crystals is no zero
     prior, count = near.mean(), arrangements.crystals.double()
     total = torch.zeros_like(count).index_add(0, arrangements.owner, near)
     likelihood = (total + MEAN_CRYSTALS * prior) / (count + MEAN_CRYSTALS)

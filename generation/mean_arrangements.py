@@ -96,9 +96,7 @@ def mean_arrangements(
         "properties": torch.nan_to_num(every).round(decimals=DIGITS).half(),
         "known": every.isfinite(),
     }
-    columns: dict[str, list[torch.Tensor]] = {
-        field.name: [] for field in fields(MeanArrangements) if field.name not in of_crystals
-    }
+    columns: dict[str, list[torch.Tensor]] = {field.name: [] for field in fields(MeanArrangements) if field.name not in of_crystals}
     for group, own in zip(members, kinds, strict=True):
         shift = group.frac_coords - group.frac_coords[:1]
         shift = shift - shift[:, :1]  # a common shift of half a cell would wrap atoms apart

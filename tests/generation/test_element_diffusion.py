@@ -9,7 +9,8 @@ import torch
 from element_tables import LookupNetwork, chain, chosen, exact_distribution, log_p_of_order
 from scipy.stats import chisquare
 
-from generation.element_diffusion import draw_elements, guided_logits
+from generation.element_diffusion import MEAN_CRYSTALS, arrangement_weights, draw_elements, guided_logits
+from generation.mean_arrangements import MeanArrangements
 
 ELEMENTS = (5, 6, 7, 8)
 COUNT = 4000
@@ -134,3 +135,68 @@ def test_sheets_that_are_alike_so_far_are_asked_about_once():
     asked.clear()
     draw_elements(counting, state, kinds, torch.tensor([0.9]), 1.0, chosen(*ELEMENTS), torch.Generator().manual_seed(0))
     assert asked[0] == 2, "two arrangements"
+
+
+PROPERTIES = [[[0.0, 0.1], [0.4, math.nan], [-0.2, 0.3]], [[1.5, 0.0], [0.9, 0.8]], [[2.0, math.nan]] * 4]
+WIDTHS = torch.tensor([0.3, 0.2])
+
+
+def three_arrangements(properties=PROPERTIES) -> MeanArrangements:
+    """Arrangements of which only the properties of their crystals matter."""
+    every = torch.tensor([row for rows in properties for row in rows])
+    counts = torch.tensor([len(rows) for rows in properties])
+    nothing = torch.zeros(len(counts), 1)
+    return MeanArrangements(
+        kinds=nothing.long(), frac_coords=torch.zeros(len(counts), 1, 2), heights=nothing, cell=torch.zeros(len(counts), 2, 2),
+        sizes=torch.ones(len(counts)).long(), crystals=counts, layer_group=torch.full((len(counts),), 78),
+        owner=torch.repeat_interleave(torch.arange(len(counts)), counts).int(),
+        properties=torch.nan_to_num(every).half(), known=every.isfinite(),
+    )  # fmt: skip
+
+
+def weights_by_hand(asked: tuple[float, float], w: float) -> list[float]:
+    """The weights by Bayes' rule, a loop over the crystals and their properties."""
+    gaussian = lambda x, k: math.exp(-0.5 * ((x - asked[k]) / float(WIDTHS[k])) ** 2)  # noqa: E731
+    own = [[[gaussian(x, k) for k, x in enumerate(crystal)] for crystal in crystals] for crystals in PROPERTIES]
+    for k in range(2):
+        known = [crystal[k] for crystals in own for crystal in crystals if not math.isnan(crystal[k])]
+        for crystals in own:
+            for crystal in crystals:
+                crystal[k] = sum(known) / len(known) if math.isnan(crystal[k]) else crystal[k]
+    near = [[crystal[0] * crystal[1] for crystal in crystals] for crystals in own]
+    mean = sum(map(sum, near)) / sum(map(len, near))
+    likelihood = [(sum(crystals) + MEAN_CRYSTALS * mean) / (len(crystals) + MEAN_CRYSTALS) for crystals in near]
+    return [len(crystals) * (p / mean) ** w for crystals, p in zip(near, likelihood, strict=True)]
+
+
+@pytest.mark.parametrize("asked", [(0.0, 0.2), (1.0, 0.0), (2.2, 0.9)])
+@pytest.mark.parametrize("w", [0.0, 1.0, 1.5, 3.0])
+def test_weights_of_arrangements_are_those_of_bayes_rule(asked, w):
+    found = arrangement_weights(three_arrangements(), torch.tensor(asked), WIDTHS, w)
+    assert found.tolist() == pytest.approx(weights_by_hand(asked, w), rel=2e-2), "properties are kept in half precision"
+    if w == 0:
+        assert found.tolist() == [3, 2, 4], "the numbers of their crystals"
+
+
+def test_arrangements_are_weighed_by_what_is_asked_for_alone():
+    arrangements = three_arrangements()
+    one = arrangement_weights(arrangements, torch.tensor([0.0, math.nan]), WIDTHS, 2.0)
+    other = three_arrangements([[[row[0], 0.7] for row in rows] for rows in PROPERTIES])
+    assert torch.equal(one, arrangement_weights(other, torch.tensor([0.0, math.nan]), WIDTHS, 2.0))
+    nothing = arrangement_weights(arrangements, torch.tensor([math.nan, math.nan]), WIDTHS, 2.0)
+    assert nothing.tolist() == pytest.approx([3, 2, 4])
+    unknown = three_arrangements([[[row[0], math.nan] for row in rows] for rows in PROPERTIES])
+    asked = arrangement_weights(unknown, torch.tensor([0.0, 0.3]), WIDTHS, 2.0)
+    assert asked.tolist() == pytest.approx(one.tolist()), "what no crystal tells cannot be asked for"
+
+
+def test_stronger_guidance_takes_more_of_the_arrangement_that_is_as_asked_for():
+    shares = []
+    for w in (0.0, 1.0, 2.0, 4.0):
+        weights = arrangement_weights(three_arrangements(), torch.tensor([0.0, 0.2]), WIDTHS, w)
+        shares.append(float(weights[0] / weights.sum()))
+    assert shares == sorted(shares) and shares[0] == pytest.approx(3 / 9) and shares[-1] > 0.9
+    likelihood = [float(arrangement_weights(three_arrangements(), torch.tensor([0.0, 0.2]), WIDTHS, w)[1]) for w in (0.0, 1.0)]
+    assert likelihood[1] > 0, "an arrangement of few crystals is never ruled out by them"
+    far = arrangement_weights(three_arrangements(), torch.tensor([90.0, 0.2]), WIDTHS, 2.0)
+    assert far.isfinite().all() and far.argmax() == 2, "far from all crystals those that are least far win"

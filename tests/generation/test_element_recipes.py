@@ -50,7 +50,8 @@ def small_model(conditions: tuple[str, ...] = CONDITIONS) -> ElementModel:
     radii = covalent_radius_table().float()
     flat = flat_ab(5, 7, float(radii[5] + radii[7]))
     members = [at_bond_length(padded([sheet] * 3), radii) for sheet in (mx2(42, 16), flat)]
-    arrangements = mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])])
+    properties = [torch.zeros(3, len(CONDITIONS))] * 2
+    arrangements = mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])], properties)
     seen = torch.zeros(119, dtype=torch.bool)
     seen[[1, 8, 16, 22, 34, 42, 74]] = True
     return ElementModel(network, arrangements, seen)
@@ -104,6 +105,8 @@ def test_a_checkpoint_without_a_part_is_one_line(checkpoint, part):
         (lambda content: content.pop("arrangements"), "does not fit this version"),
         (lambda content: content.pop("seen"), "does not fit this version"),
         (lambda content: content["arrangements"].pop("cell"), "does not fit this version"),
+        (lambda content: content["arrangements"].pop("properties"), "does not fit this version"),
+        (lambda content: content["arrangements"].update(properties=torch.zeros(6, 2)), "does not fit this version"),
         (lambda content: content.update(seen=torch.ones(50).bool()), "does not fit this version"),
         (lambda content: content["model_config"].update(channels=13), "does not fit this version"),
         (lambda content: content["model_config"].update(colour=1), "does not fit this version"),
@@ -189,6 +192,22 @@ def test_elements_that_were_drawn_are_not_drawn_again(shipped, tmp_path, monkeyp
         assert [(r.formula, r.family) for r in resumed] == [(r.formula, r.family) for r in whole]
         assert all((a.start.heights == b.start.heights).all() for a, b in zip(resumed, whole, strict=True))
         asked.clear()
+
+
+def test_guidance_draws_arrangements_whose_crystals_are_near_the_hull(shipped):
+    """The crystals of what is drawn are near the hull more often than those of all arrangements."""
+    arrangements, column = shipped.arrangements, CONDITIONS.index("e_hull")
+    stable = torch.zeros(len(arrangements)).index_add(0, arrangements.owner, (arrangements.properties[:, column] <= 0.1).float())
+    share = stable / arrangements.crystals
+
+    def mean_share(w: float) -> float:
+        settings = dataclasses.replace(UNGUIDED, num_structures=60, cfg_scale=w)
+        recipes = element_recipes(shipped, settings, trained_on(shipped), 0)
+        return float(torch.stack([share[int(recipe.family.rsplit(" ", 1)[1])] for recipe in recipes]).mean())
+
+    rows = arrangements.rows_of_at_most(UNGUIDED.max_recipe_atoms)
+    everywhere = float((share * arrangements.crystals)[rows].sum() / arrangements.crystals[rows].sum())
+    assert mean_share(0.0) == pytest.approx(everywhere, abs=0.06) and mean_share(1.5) > 1.5 * everywhere
 
 
 def test_guidance_draws_more_to_choose_from(checkpoint):
