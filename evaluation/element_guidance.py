@@ -7,9 +7,11 @@ says how well the guidance is obeyed; E_hull is the mean of these and of the net
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 from pymatgen.core import Composition
 from scipy.stats import norm
 
@@ -18,18 +20,22 @@ from energetics.dynamics_model import load_dynamics_model
 from evaluation.statistics import mean_metric, rate_metric
 from evaluation.triage import HEADS_STD_EV, HULL_STD_EV, VACUUM_ANGSTROM, QuickJudges
 from generation.batch import Denoiser
-from generation.elements import UNGUIDED_DRAWS, element_recipes, load_elements
+from generation.elements import CONDITIONS, UNGUIDED_DRAWS, ElementModel, element_recipes, load_elements
 from generation.sampling import predict_properties
 from generation.search import starting_sheets
 from geo_utils import Sheet
 from pipeline.settings import Config
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0)  # w
+# What elements are told on arrangements that are drawn by the number of their crystals, whatever is asked for.
+ELEMENTS_ALONE = (("e_hull",), ("delta_g",), CONDITIONS)
 STABLE = 0.5  # P_dynamic from which a sheet counts as dynamically stable
 
 
 def element_guidance(cfg: Config, denoiser: Denoiser, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each w of ``SCALES``: shares and means of ``benchmark.num_structures`` different draws, with intervals.
+    """Return shares and means of ``benchmark.num_structures`` different draws, with intervals, for each way of guidance.
+
+    These are each w of ``SCALES``, and ``generation.cfg_scale`` with each of ``ELEMENTS_ALONE``.
 
     Args:
         cfg: all settings.
@@ -41,17 +47,28 @@ def element_guidance(cfg: Config, denoiser: Denoiser, content: dict[str, Any]) -
     elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
     known = {Composition(formula).reduced_formula for formula in content["formulas"]}
     quick = QuickJudges.load(evaluation, load_dynamics_model(evaluation.dynamics_checkpoint))
+    silent = _without_properties(model)
+    plan: list[tuple[float, Collection[str], bool]] = [(scale, CONDITIONS, True) for scale in SCALES]
+    plan += [(settings.cfg_scale, told, False) for told in ELEMENTS_ALONE]
     number, rows = cfg.benchmark.num_structures, []
-    for scale in SCALES:
+    for scale, told, with_arrangements in plan:
         asked = dataclasses.replace(
             settings, guidance_scale=0.0, cfg_scale=scale, num_structures=-(-2 * number // UNGUIDED_DRAWS), recipes=[]
         )
-        recipes = element_recipes(model, asked, elements, cfg.run.seed)[:number]
+        source = model if with_arrangements else silent
+        recipes = element_recipes(source, asked, elements, cfg.run.seed, told=told)[:number]
         _, sheets = starting_sheets(None, asked, recipes)
         values = _judged(quick, denoiser, sheets)
         values["new"] = np.array([reduced_formula(recipe.atomic_numbers) not in known for recipe in recipes])
-        rows.append({"cfg_scale": scale, "n": len(recipes), "aggregates": _aggregates(values, cfg)})
+        about = {"cfg_scale": scale, "told": list(told), "arrangements_guided": with_arrangements, "n": len(recipes)}
+        rows.append(about | {"aggregates": _aggregates(values, cfg)})
     return rows
+
+
+def _without_properties(model: ElementModel) -> ElementModel:
+    """Return a model of whose crystals nothing is known, so that arrangements are drawn by their number."""
+    arrangements = model.arrangements
+    return dataclasses.replace(model, arrangements=dataclasses.replace(arrangements, known=torch.zeros_like(arrangements.known)))
 
 
 def _judged(quick: QuickJudges, denoiser: Denoiser, sheets: list[Sheet]) -> dict[str, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,10 +83,10 @@ def load_elements(path: str | os.PathLike) -> ElementModel:
     return model
 
 
-def conditions_of(settings: GenerationConfig) -> torch.Tensor:
-    """Return what the network is told, (n,), in the order of ``CONDITIONS``."""
+def conditions_of(settings: GenerationConfig, told: Collection[str] = CONDITIONS) -> torch.Tensor:
+    """Return what the network is told, (n,), in the order of ``CONDITIONS``; NaN for those that are not among ``told``."""
     asked = {"delta_g": settings.target_delta_g, "e_hull": settings.target_e_hull, **ASKED}
-    return torch.tensor([asked[name] for name in CONDITIONS])
+    return torch.tensor([asked[name] if name in told else math.nan for name in CONDITIONS])
 
 
 def element_recipes(
@@ -94,6 +96,7 @@ def element_recipes(
     seed: int,
     where: Backend | None = None,
     store: Store | None = None,
+    told: Collection[str] = CONDITIONS,
 ) -> list[Recipe]:
     """Draw arrangements by their weight in the training set, and elements on them; return the different ones, as drawn.
 
@@ -104,6 +107,7 @@ def element_recipes(
         seed: of the draws.
         where: the draws are made, whose factory loads the same model; None: this process.
         store: of the elements drawn, by the number of the batch, of a run with the same model and settings; None keeps nothing.
+        told: which of ``CONDITIONS`` are asked for.
 
     Returns:
         Recipes whose ``start`` is the arrangement at the size of its elements.
@@ -123,14 +127,17 @@ def element_recipes(
         )
     draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
     generator = seeded_generator("elements", seed)
-    weights = arrangement_weights(arrangements, conditions_of(settings), torch.tensor(WIDTHS), settings.cfg_scale)
+    conditions = conditions_of(settings, told)
+    weights = arrangement_weights(arrangements, conditions, torch.tensor(WIDTHS), settings.cfg_scale)
     chosen = rows[torch.multinomial(weights[rows], draws, replacement=True, generator=generator)]
     by_arrangement = torch.argsort(chosen, stable=True)  # those of one arrangement together: they are alike at first
     parts = dict(enumerate(chosen[by_arrangement].split(BATCH)))
     drawn = {number: store[number] for number in parts if store is not None and number in store}
     with tqdm(total=draws, desc="elements", unit="sheet", mininterval=1.0, initial=sum(len(parts[k]) for k in drawn)) as bar:
         tasks = {number: (number, part) for number, part in parts.items()}
-        for number, record in run(partial(_drawn, settings, allowed, seed), tasks, store, where or Serial(lambda: model)):
+        for number, record in run(
+            partial(_drawn, settings, conditions, allowed, seed), tasks, store, where or Serial(lambda: model)
+        ):
             drawn[number] = record
             bar.update(len(parts[number]))
     filled = [
@@ -146,14 +153,19 @@ def element_recipes(
 
 
 def _drawn(
-    settings: GenerationConfig, allowed: torch.Tensor, seed: int, model: ElementModel, task: tuple[int, torch.Tensor]
+    settings: GenerationConfig,
+    conditions: torch.Tensor,
+    allowed: torch.Tensor,
+    seed: int,
+    model: ElementModel,
+    task: tuple[int, torch.Tensor],
 ) -> dict[str, Any]:
     """Return the elements (B, N) drawn on arrangements. task: number of the batch, and numbers (B,) of the arrangements."""
     number, rows = task
     generator = seeded_generator("elements", seed, number)
     state = model.arrangements.state(rows)
     kinds = model.arrangements.kinds[rows][:, : state.mask.shape[1]]
-    numbers, _ = draw_elements(model.network, state, kinds, conditions_of(settings), settings.cfg_scale, allowed, generator)
+    numbers, _ = draw_elements(model.network, state, kinds, conditions, settings.cfg_scale, allowed, generator)
     return {"atomic_numbers": numbers.tolist()}
 
 

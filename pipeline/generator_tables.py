@@ -105,8 +105,20 @@ ELEMENTS = (
 )
 
 
+ASKED_OF_ELEMENTS = {"e_hull": "E_hull", "delta_g": "ΔG_H"}
+
+
 def element_guidance(content: Mapping[str, Any]) -> str:
-    """Return what the strength of classifier-free guidance does to the diffusion of elements."""
+    """Return what classifier-free guidance does to the diffusion of elements, by its strength and by what it acts on."""
     rows = content["guidance"]
     body = [[label, *(interval(row["aggregates"][key], style) for row in rows)] for label, key, style in ELEMENTS]
-    return table(["", *(f"w {row['cfg_scale']:g} ({row['n']})" for row in rows)], body)
+    return table(["", *(f"{_guided_by(row)} ({row['n']})" for row in rows)], body)
+
+
+def _guided_by(row: Mapping[str, Any]) -> str:
+    """Return w, and what is told where that is not everything or only the elements are."""
+    if row["arrangements_guided"]:
+        return f"w {row['cfg_scale']:g}"
+    told = row["told"]
+    asked = ASKED_OF_ELEMENTS[told[0]] if len(told) == 1 else "all"
+    return f"w {row['cfg_scale']:g}, elements alone, {asked}"

@@ -21,12 +21,15 @@ def test_each_strength_has_a_row_of_different_draws(tmp_path, monkeypatch):
     cfg = load_config(None, [*given, f"benchmark.output_dir={tmp_path}", "generation.max_recipe_atoms=4"])
     benchmark_elements.main(cfg)
     found = json.loads((tmp_path / "elements.json").read_text(encoding="utf-8"))
-    assert [row["cfg_scale"] for row in found["guidance"]] == [0.0, 2.0] and len(found["inputs"]) == 6
+    assert [row["cfg_scale"] for row in found["guidance"]] == [0.0, 2.0, 1.5, 1.5, 1.5] and len(found["inputs"]) == 6
+    ways = [(row["arrangements_guided"], len(row["told"])) for row in found["guidance"]]
+    assert ways == [(True, 5), (True, 5), (False, 1), (False, 1), (False, 5)]
     for row in found["guidance"]:
         assert row["n"] == 4
         assert all(0 <= row["aggregates"][name]["value"] <= 1 for name in SHARES)
         assert all(a["low"] <= a["value"] <= a["high"] and a["n"] == 4 for a in row["aggregates"].values())
     assert found["guidance"][0]["aggregates"] != found["guidance"][1]["aggregates"], "the same seed, another strength"
+    assert len({json.dumps(row["aggregates"]) for row in found["guidance"]}) == 5, "another question, another answer"
     monkeypatch.setattr(element_guidance, "SCALES", (2.0,))
     denoiser, content = load_denoiser(cfg.denoiser.checkpoint, "")
     content = content | {"formulas": []}
