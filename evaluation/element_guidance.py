@@ -17,13 +17,16 @@ from scipy.stats import norm
 
 from crystals.recipes import allowed_elements, reduced_formula
 from energetics.dynamics_model import load_dynamics_model
+from evaluation.generated_distributions import compare, features_of
 from evaluation.statistics import mean_metric, rate_metric
 from evaluation.triage import HEADS_STD_EV, HULL_STD_EV, VACUUM_ANGSTROM, QuickJudges
 from generation.batch import Denoiser
 from generation.elements import CONDITIONS, UNGUIDED_DRAWS, ElementModel, element_recipes, load_elements
 from generation.sampling import predict_properties
 from generation.search import starting_sheets
+from generation.sheet_table import sheet_of
 from geo_utils import Sheet
+from pipeline.errors import StageError
 from pipeline.settings import Config
 
 SCALES = (0.0, 1.0, 1.5, 2.0, 3.0)  # w
@@ -63,6 +66,33 @@ def element_guidance(cfg: Config, denoiser: Denoiser, content: dict[str, Any]) -
         about = {"cfg_scale": scale, "told": list(told), "arrangements_guided": with_arrangements, "n": len(recipes)}
         rows.append(about | {"aggregates": _aggregates(values, cfg)})
     return rows
+
+
+def unguided_distributions(cfg: Config, content: dict[str, Any], crystals: dict[str, Any]) -> dict[str, Any]:
+    """Compare ``benchmark.num_structures`` draws without guidance with crystals as large and of the same elements.
+
+    Args:
+        cfg: all settings.
+        content: the checkpoint of the denoiser, with the elements of the training set.
+        crystals: columns of a split of stage 2 (``sheet_table.read_split``).
+
+    Raises:
+        StageError: the split has no more such crystals than draws.
+    """
+    settings, number = cfg.generation, cfg.benchmark.num_structures
+    model = load_elements(settings.elements_checkpoint)
+    elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements) - {1}
+    asked = dataclasses.replace(
+        settings, guidance_scale=0.0, cfg_scale=0.0, num_structures=-(-2 * number // UNGUIDED_DRAWS), recipes=[]
+    )
+    _, drawn = starting_sheets(None, asked, element_recipes(model, asked, elements, cfg.run.seed)[:number])
+    known = [sheet_of(crystals, row) for row in range(len(crystals["uid"]))]
+    alike = [s for s in known if len(s) <= settings.max_recipe_atoms and set(s.atomic_numbers.tolist()) <= elements]
+    if len(alike) <= len(drawn):
+        raise StageError(f"{len(alike)} crystals of dataset.processed_dir are too few to compare {len(drawn)} draws with")
+    features = [features_of(sheets, settings.symprec_angstrom) for sheets in (drawn, alike)]
+    found = compare(*features, np.random.default_rng([cfg.run.seed, 47]))
+    return {"n": len(drawn), "crystals": len(alike), "of": found}
 
 
 def _without_properties(model: ElementModel) -> ElementModel:

@@ -122,3 +122,20 @@ def _guided_by(row: Mapping[str, Any]) -> str:
     told = row["told"]
     asked = ASKED_OF_ELEMENTS[told[0]] if len(told) == 1 else "all"
     return f"w {row['cfg_scale']:g}, elements alone, {asked}"
+
+
+DISTRIBUTIONS = (
+    ("shortest bond over the sum of covalent radii", "shortest_bond", ".4f"),
+    ("layer group", "layer_group", ".2f"),
+    ("number of elements", "number_of_elements", ".2f"),
+)
+
+
+def distributions(content: Mapping[str, Any]) -> str:
+    """Return how far draws without guidance are from the crystals, and how far as many of these are from the others."""
+    found = content["distributions"]
+    body = []
+    for label, key, style in DISTRIBUTIONS:
+        own = found["of"][key]
+        body.append([label, f"{own['distance']:{style}}", f"{own['floor']:{style}}", f"{own['distance'] / own['floor']:.1f}"])
+    return table(["", f"{found['n']} draws to {found['crystals']:,} crystals", "as many crystals to the others", "ratio"], body)

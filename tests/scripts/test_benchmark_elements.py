@@ -6,9 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from element_tables import flat_ab, mx2
 
+from crystals.database import Row
 from evaluation import element_guidance
+from generation.sheet_table import pack
 from models import load_denoiser
+from pipeline.errors import StageError
 from pipeline.loading import load_config
 from scripts import benchmark_elements
 
@@ -37,3 +41,19 @@ def test_each_strength_has_a_row_of_different_draws(tmp_path, monkeypatch):
     assert again["new"]["value"] == 1.0, "no composition is known"
     assert again["abs_delta_g_ev"]["value"] == pytest.approx(found["guidance"][1]["aggregates"]["abs_delta_g_ev"]["value"])
     assert np.isfinite(again["abs_delta_g_ev"]["value"])
+
+
+def test_draws_without_guidance_are_compared_with_crystals_of_their_elements_and_size():
+    given = ["denoiser.checkpoint=weights/denoiser.pth", "benchmark.num_structures=6", "generation.elements=[Mo,W,S,Se,Te]"]
+    cfg = load_config(None, [*given, "generation.max_recipe_atoms=4"])
+    alike = [mx2(metal, anion) for metal in (42, 74) for anion in (16, 34, 52)] * 2
+    sheets = [*alike, mx2(22, 16), flat_ab(5, 7)]
+    split = pack([Row(k, f"u{k}", sheet, "", "", 0.0, 0.0, 1.0) for k, sheet in enumerate(sheets)], {})
+    _, content = load_denoiser(cfg.denoiser.checkpoint, "")
+    found = element_guidance.unguided_distributions(cfg, content, split)
+    assert found["crystals"] == len(alike) and 0 < found["n"] <= 6
+    assert found["of"]["layer_group"]["floor"] == 0, "all crystals have one"
+    assert 0 < found["of"]["layer_group"]["distance"] <= 1 and found["of"]["shortest_bond"]["distance"] > 0
+    few = pack([Row(k, f"u{k}", sheet, "", "", 0.0, 0.0, 1.0) for k, sheet in enumerate(alike[:2])], {})
+    with pytest.raises(StageError, match=r"^2 crystals of dataset\.processed_dir are too few to compare \d draws with$"):
+        element_guidance.unguided_distributions(cfg, content, few)
