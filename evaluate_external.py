@@ -103,5 +103,11 @@ def _judge(cfg: Config, sources: Sequence[Source], identity: dict[str, Any]) -> 
 
 if __name__ == "__main__":
     raise SystemExit(
-        run_stage(main, __doc__, ("run", "external", "evaluation", "dimenet", "dataset"), resumes_in="external.output_dir")
+        run_stage(
+            main,
+            __doc__,
+            ("run", "external", "evaluation", "dimenet", "dataset"),
+            resumes_in="external.output_dir",
+            workers_judge=lambda cfg: True,
+        )
     )

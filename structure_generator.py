@@ -38,6 +38,10 @@ def main(cfg: Config) -> None:
 if __name__ == "__main__":
     raise SystemExit(
         run_stage(
-            main, __doc__, ("run", "dataset", "denoiser", "generation", "dimenet", "evaluation"), resumes_in="generation.output_dir"
+            main,
+            __doc__,
+            ("run", "dataset", "denoiser", "generation", "dimenet", "evaluation"),
+            resumes_in="generation.output_dir",
+            workers_judge=lambda cfg: cfg.generation.guidance_scale > 0,
         )
     )

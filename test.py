@@ -133,4 +133,12 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_stage(main, __doc__, ("run", "evaluation", "dimenet", "dataset"), resumes_in="evaluation.output_dir"))
+    raise SystemExit(
+        run_stage(
+            main,
+            __doc__,
+            ("run", "evaluation", "dimenet", "dataset"),
+            resumes_in="evaluation.output_dir",
+            workers_judge=lambda cfg: True,
+        )
+    )

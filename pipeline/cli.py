@@ -20,7 +20,10 @@ from pipeline.errors import ConfigError, OtherRankError, StageError
 from pipeline.files import relative_name
 from pipeline.loading import help_text, load_config, split_arguments
 from pipeline.settings import Config, RunConfig
-from pipeline.tasks import cpu_count
+from pipeline.tasks import cpu_count, import_for_workers
+
+WORKER_MODULES = ("torch", "ase.optimize", "pymatgen.core", "scipy.stats", "sklearn.ensemble")
+POTENTIAL_MODULES = ("e3nn.o3", "sevenn.calculator")
 
 
 def run_stage(
@@ -31,6 +34,7 @@ def run_stage(
     *,
     resumes_in: str = "run.output_dir",
     under_torchrun: bool = False,
+    workers_judge: Callable[[Config], bool] = lambda config: False,
 ) -> int:
     """Run a stage from the command line. A failure that the user can mend becomes one line.
 
@@ -41,6 +45,7 @@ def run_stage(
         argv: arguments; None: those of the process.
         resumes_in: setting that names the folder from which a stopped run goes on.
         under_torchrun: whether several processes may do the work together.
+        workers_judge: whether its workers are those of section ``evaluation``; what these need is then imported once for all.
 
     Returns:
         The exit code: 0 done, 1 the stage could not do its work, 2 a setting cannot be used, 130 interrupted, 143
@@ -67,6 +72,9 @@ def run_stage(
             raise ConfigError("this stage is one process; start it without torchrun")
         config_path, overrides = split_arguments(arguments)
         config = load_config(config_path, overrides)
+        if workers_judge(config) and config.run.scheduler == "processes" and config.evaluation.workers:
+            own = POTENTIAL_MODULES if config.evaluation.potential.startswith("sevennet") else ()
+            import_for_workers([*WORKER_MODULES, *own])
         with _terminated_as_interrupted():
             main(config)
     except StageError as error:

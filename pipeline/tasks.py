@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,12 +30,38 @@ if TYPE_CHECKING:
     from pipeline.cluster import DaskWorkers
 
 Function = Callable[..., Any]  # (task), or (what the factory has made, task)
+FORK_SERVERS = sys.platform == "linux"  # elsewhere libraries of the system do not survive a fork
+# Of a process from which workers are forked, and of what it imports.
+SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+_start_method = "spawn"
 LOST = object()  # in place of the result of a task whose worker process died twice
 
 
 def cpu_count() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def import_for_workers(modules: Sequence[str]) -> None:
+    """Let a process beside this one import modules; from then on ``Processes`` forks its workers from it.
+
+    Workers that import PyTorch and a potential themselves take ten seconds of a core each, in every pool that a stage opens.
+    Modules that are not installed are left out. To be called in the main thread, before the first pool.
+    """
+    global _start_method
+    if not FORK_SERVERS or _start_method == "forkserver":
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    before = {name: os.environ.get(name) for name in SERVER_ENVIRONMENT}
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: Ctrl-C is this one's to handle
+    os.environ.update(SERVER_ENVIRONMENT)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        signal.signal(signal.SIGINT, handler)
+    _start_method = "forkserver"
 
 
 class Backend(Protocol):
@@ -223,7 +250,7 @@ class Processes:
 
     def _submit(self, function: Function, task: Any) -> Future:
         if self._executor is None:
-            context = multiprocessing.get_context("spawn")
+            context = multiprocessing.get_context(_start_method)
             self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(self.factory,))
         return self._executor.submit(_run_in_worker, function, task)
 

@@ -247,3 +247,86 @@ def test_the_number_of_cpus_is_that_of_this_process():
 def test_it_does_not_import_torch():
     code = "import sys, pipeline.tasks; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR).returncode == 0
+
+
+FORKING = """
+import os, signal, sys, time
+from pipeline import tasks
+
+def found(number):
+    return {"n": number, "imported": "colorsys" in sys.modules, "threads": os.environ["OMP_NUM_THREADS"], "parent": os.getppid()}
+
+def deadly(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"n": number}
+
+def sleeping(number):
+    print(os.getpid(), os.getppid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    environment = dict(os.environ)
+    tasks.import_for_workers(["colorsys", "no_such_module"])
+    assert dict(os.environ) == environment and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    given = {str(k): k for k in range(5)}
+    with tasks.Processes(2) as pool:
+        if sys.argv[1] == "sleep":
+            list(tasks.run(sleeping, given, None, pool))
+        records = dict(tasks.run(found, given, None, pool))
+        assert {record["n"] for record in records.values()} == set(range(5))
+        assert all(record["imported"] and record["threads"] == "1" for record in records.values())
+        parents = {record["parent"] for record in records.values()}
+        assert len(parents) == 1 and parents != {os.getpid()}, "workers are forked from one process beside this one"
+        lost = dict(tasks.run(deadly, given, None, pool, if_lost=lambda task: "lost"))
+        assert lost == {str(k): "lost" if k == 2 else {"n": k} for k in range(5)}
+    with tasks.Processes(2) as pool:
+        assert {record["parent"] for record in dict(tasks.run(found, given, None, pool)).values()} == parents, "a second pool too"
+    print("done")
+"""
+
+
+@pytest.fixture
+def forking(tmp_path):
+    """Starts a program whose workers are forked; its argument says what they do."""
+    (tmp_path / "program.py").write_text(FORKING, encoding="utf-8")
+    started = []
+
+    def start(does):
+        command = [sys.executable, str(tmp_path / "program.py"), does]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT_DIR)}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not tasks.FORK_SERVERS, reason="workers are spawned on this system")
+def test_workers_are_forked_from_a_process_that_has_imported_what_they_need(forking, ctrl_c):
+    out, errors = forking("work").communicate(timeout=60)
+    assert (out, errors) == ("done\n", "")
+
+
+@pytest.mark.skipif(not tasks.FORK_SERVERS, reason="workers are spawned on this system")
+def test_forked_workers_and_the_process_they_come_from_end_with_a_parent_that_is_killed(forking):
+    process = forking("sleep")
+    pids = {int(pid) for _ in range(2) for pid in process.stdout.readline().split()}
+    assert len(pids) == 3, "two workers and the process that they were forked from"
+    process.kill()
+    process.wait(timeout=10)
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    """Return whether a process is there and no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as handle:
+            return handle.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
