@@ -16,10 +16,12 @@ alike so far, as all are at first, are asked about once.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from generation.element_training import HIDDEN_LOGIT, seen
-from generation.mean_arrangements import MeanArrangements
+from generation.element_training import HIDDEN_LOGIT, ElementTable, seen
+from generation.mean_arrangements import LEAST_CRYSTALS, MeanArrangements
 from networks.element_denoiser import UNKNOWN, ElementDenoiser
 from networks.sheet_trunk import NUM_ELEMENTS, SheetState
 
@@ -51,6 +53,27 @@ def arrangement_weights(
     total = torch.zeros_like(count).index_add(0, arrangements.owner, near)
     likelihood = (total + MEAN_CRYSTALS * prior) / (count + MEAN_CRYSTALS)
     return count * (likelihood / prior) ** cfg_scale
+
+
+def arrangement_gain(table: ElementTable, arrangements: MeanArrangements, widths: torch.Tensor) -> float:
+    """Return the mean of log p(arrangement | properties) / p(arrangement) of held-out crystals, in nats; 0 is what numbers say.
+
+    Args:
+        table: whose validation sheets are asked about, as far as their arrangement is among these.
+        arrangements: ``element_training.arrangements_of`` the table.
+        widths: as in ``arrangement_weights``.
+    """
+    pairs = table.pairs
+    counts = pairs.first[1:] - pairs.first[:-1]
+    number = torch.full_like(counts, -1)
+    number[counts >= LEAST_CRYSTALS] = torch.arange(len(arrangements))
+    rows = torch.nonzero(~pairs.training & (number[pairs.arrangement] >= 0)).flatten()
+    gains = []
+    for row in rows.tolist():
+        weights = [arrangement_weights(arrangements, table.conditions[row], widths, w) for w in (1.0, 0.0)]
+        own = [float(weight[number[pairs.arrangement[row]]] / weight.sum()) for weight in weights]
+        gains.append(math.log(own[0] / own[1]))
+    return sum(gains) / len(gains) if gains else math.nan
 
 
 @torch.no_grad()

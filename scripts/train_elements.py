@@ -119,8 +119,11 @@ def _train(cfg: Config, splits: list[Path], inputs: list[Path], labels: str, mar
 
 def write_products(cfg: Config, trainer: Trainer, table: ElementTable, inputs: list[Path]) -> None:
     """Write the checkpoint with the arrangements and, last, its sidecar; say what the validation found."""
+    import torch
+
+    from generation.element_diffusion import arrangement_gain
     from generation.element_training import arrangements_of, frequency_loss
-    from generation.elements import ElementModel, save_elements
+    from generation.elements import WIDTHS, ElementModel, save_elements
 
     checkpoint, best = Path(cfg.elements.checkpoint), trainer.best
     trainer.model.load_state_dict(best["weights"])
@@ -129,6 +132,7 @@ def write_products(cfg: Config, trainer: Trainer, table: ElementTable, inputs: l
     save_elements(checkpoint, model, step=best["step"])
     metrics: dict[str, Any] = next(row for row in trainer.history if row["step"] == best["step"])
     metrics |= {"val_frequencies": frequency_loss(table)}
+    metrics |= {"val_arrangement_gain": arrangement_gain(table, arrangements, torch.tensor(WIDTHS))}
     training = table.pairs.training
     write_sidecar(
         checkpoint,

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from element_tables import LookupNetwork, chain, chosen, exact_distribution, log_p_of_order
+from element_tables import LookupNetwork, chain, chosen, exact_distribution, flat_ab, log_p_of_order, mx2, table_of
 from scipy.stats import chisquare
 
-from generation.element_diffusion import MEAN_CRYSTALS, arrangement_weights, draw_elements, guided_logits
+from generation.element_diffusion import MEAN_CRYSTALS, arrangement_gain, arrangement_weights, draw_elements, guided_logits
+from generation.element_training import arrangements_of
 from generation.mean_arrangements import MeanArrangements
 
 ELEMENTS = (5, 6, 7, 8)
@@ -200,3 +201,21 @@ def test_stronger_guidance_takes_more_of_the_arrangement_that_is_as_asked_for():
     assert likelihood[1] > 0, "an arrangement of few crystals is never ruled out by them"
     far = arrangement_weights(three_arrangements(), torch.tensor([90.0, 0.2]), WIDTHS, 2.0)
     assert far.isfinite().all() and far.argmax() == 2, "far from all crystals those that are least far win"
+
+
+def test_properties_that_tell_the_arrangement_of_held_out_crystals_gain_what_they_are_worth():
+    """Two arrangements with eight crystals each: the most there is to gain is log 2; two mean crystals each take a part of it."""
+    sheets = [mx2(42, 16), flat_ab(5, 7)] * 10
+    training = [True] * 16 + [False] * 4
+    told = torch.tensor([[0.0], [3.0]]).repeat(10, 1)
+    tables = {"told": told, "nothing": torch.zeros_like(told), "wrong": torch.cat([told[:16], 3.0 - told[16:]])}
+    gains = {}
+    for name, conditions in tables.items():
+        table = table_of(sheets, [0, 1] * 10, training, conditions)
+        gains[name] = arrangement_gain(table, arrangements_of(table), torch.tensor([0.3]))
+    likelihood = [(8 + MEAN_CRYSTALS / 2) / (8 + MEAN_CRYSTALS), (MEAN_CRYSTALS / 2) / (8 + MEAN_CRYSTALS)]
+    assert gains["told"] == pytest.approx(math.log(2 * likelihood[0] / sum(likelihood)), abs=1e-6)
+    assert gains["nothing"] == pytest.approx(0, abs=1e-9)
+    assert gains["wrong"] == pytest.approx(math.log(2 * likelihood[1] / sum(likelihood)), abs=1e-6)
+    unknown = table_of([*sheets, mx2(74, 34)], [0, 1] * 10 + [2], [*training, False], torch.cat([told, told[:1]]))
+    assert arrangement_gain(unknown, arrangements_of(unknown), torch.tensor([0.3])) == pytest.approx(gains["told"])

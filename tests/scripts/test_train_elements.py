@@ -90,6 +90,7 @@ def test_the_checkpoint_holds_arrangements_of_three_crystals_or_more(trained):
     metrics = card["metrics"]
     losses = [metrics[name] for name in ("val_told", "val_not_told", "val_frequencies")]
     assert all(0 < loss < 20 for loss in losses), "sheets of elements that no training sheet has do not count"
+    assert -3 < metrics["val_arrangement_gain"] < math.log(26)
     assert metrics["step"] in (2, 4) and not (trained / "out" / "resume.pt").exists()
     assert [Path(path).name for path in card["inputs"]][:3] == ["train.pt", "val.pt", "denoiser.pth"]
 
