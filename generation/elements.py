@@ -100,6 +100,9 @@ def element_recipes(
 ) -> list[Recipe]:
     """Draw arrangements by their weight in the training set, and elements on them; return the different ones, as drawn.
 
+    Where heads and judges choose among the draws (``generation.guidance_scale`` above 0), arrangements are drawn by the number of
+    their crystals: there are three times as many new compositions to choose from then, and the best of these are better.
+
     Args:
         model: the trained model.
         settings: number of structures and of draws, w, targets.
@@ -128,7 +131,8 @@ def element_recipes(
     draws = settings.num_structures * (settings.element_draws if settings.guidance_scale > 0 else UNGUIDED_DRAWS)
     generator = seeded_generator("elements", seed)
     conditions = conditions_of(settings, told)
-    weights = arrangement_weights(arrangements, conditions, torch.tensor(WIDTHS), settings.cfg_scale)
+    of_arrangements = 0.0 if settings.guidance_scale > 0 else settings.cfg_scale
+    weights = arrangement_weights(arrangements, conditions, torch.tensor(WIDTHS), of_arrangements)
     chosen = rows[torch.multinomial(weights[rows], draws, replacement=True, generator=generator)]
     by_arrangement = torch.argsort(chosen, stable=True)  # those of one arrangement together: they are alike at first
     parts = dict(enumerate(chosen[by_arrangement].split(BATCH)))

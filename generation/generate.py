@@ -51,7 +51,7 @@ from generation.candidates import (
     uses_elements,
 )
 from generation.ranking import RankedPrototypes, ranked_prototypes
-from generation.recipe_choice import choose_recipes
+from generation.recipe_choice import choose_recipes, known_compositions
 from generation.sampling import predict_properties, target_loss
 from generation.search import StartVerdicts, exceeds_quota, gumbel_keys, order_by_chance, screen
 from generation.shards import STARTS, check_parts, remove_parts, sample_part, take_starts
@@ -171,7 +171,8 @@ def _generate(
     drawn = LineStore(partial_dir / ELEMENTS, {"fingerprint": fingerprint})
     recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened, drawn)
     if by_sheets and prefilter is not None:
-        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage, near)
+        known = known_compositions(content) if uses_elements(settings) else frozenset()
+        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage, near, known)
     plan = planner(recipes, library, cfg, crystals)
     store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
     first = [plan(k) for k in range(first_round(settings))] if shard is not None else []

@@ -45,7 +45,7 @@ def choose_recipes(
     if settings.recipes:
         return parse_recipes(settings.recipes, elements)
     elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
-    known = {Composition(formula).reduced_formula for formula in content["formulas"]}
+    known = known_compositions(content)
     if uses_elements(settings):
         recipes = drawn_recipes(settings, elements, seed, workers, drawn)
         if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
@@ -65,6 +65,11 @@ def choose_recipes(
         )
     substituted = partial(library.further_substitutions, elements=elements)
     return order_recipes(model, recipes, known, settings, seed, verdicts, substituted, store, workers, screened)
+
+
+def known_compositions(content: dict[str, Any]) -> set[str]:
+    """Return the reduced formulas of the training set of a checkpoint of the denoiser."""
+    return {Composition(formula).reduced_formula for formula in content["formulas"]}
 
 
 def drawn_recipes(

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -246,8 +246,11 @@ def order_by_chance(
     device: Any,
     triage: Triage,
     workers: Processes | None = None,
+    known: Collection[str] = frozenset(),
 ) -> list[Recipe]:
     """Return recipes in the order of the chance of a hit of the sheets that they start from; those beyond a quota after the others.
+
+    Known compositions come last: what they give is no new hit.
 
     Args:
         model: whose heads say ΔG_H and E_hull.
@@ -257,6 +260,7 @@ def order_by_chance(
         device: of the model.
         triage: quick judges of sheets.
         workers: load the same model, and refine sheets where they are many; None: this process.
+        known: their reduced formulas.
     """
     first = list(recipes[: TRIAGED * math.ceil(settings.num_structures * settings.oversample)])
     batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
@@ -269,6 +273,8 @@ def order_by_chance(
         names = PropertyEstimate.__dataclass_fields__
         properties = PropertyEstimate(*(torch.cat([getattr(p, name) for *_, p in found]) for name in names))
         chance[numbers] = triage([sheet for _, _, sheets, _ in found for sheet in sheets], properties)
-    ranked = [first[k] for k in np.argsort(-chance, kind="stable")]
+    is_known = np.array([reduced_formula(recipe.atomic_numbers) in known for recipe in first], dtype=bool)
+    order = np.lexsort((-chance, is_known))
+    ranked = [first[k] for k in order]
     exceeding = exceeds_quota(ranked, settings, settings.oversample)
-    return [ranked[k] for k in np.argsort(exceeding, kind="stable")] + list(recipes[len(first) :])
+    return [ranked[k] for k in np.lexsort((exceeding, is_known[order]))] + list(recipes[len(first) :])
