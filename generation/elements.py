@@ -101,7 +101,7 @@ def element_recipes(
     """Draw arrangements by their weight in the training set, and elements on them; return the different ones, as drawn.
 
     Where heads and judges choose among the draws (``generation.guidance_scale`` above 0), arrangements are drawn by the number of
-    their crystals: there are three times as many new compositions to choose from then, and the best of these are better.
+    their crystals: there are several times as many new compositions to choose from then, and the best of these are better.
 
     Args:
         model: the trained model.

@@ -208,6 +208,9 @@ def test_guidance_draws_arrangements_whose_crystals_are_near_the_hull(shipped):
     rows = arrangements.rows_of_at_most(UNGUIDED.max_recipe_atoms)
     everywhere = float((share * arrangements.crystals)[rows].sum() / arrangements.crystals[rows].sum())
     assert mean_share(0.0) == pytest.approx(everywhere, abs=0.06) and mean_share(1.5) > 1.5 * everywhere
+    chosen = dataclasses.replace(UNGUIDED, num_structures=2, element_draws=60, guidance_scale=1.0, cfg_scale=1.5)
+    by_number = [float(share[int(r.family.rsplit(" ", 1)[1])]) for r in element_recipes(shipped, chosen, trained_on(shipped), 0)]
+    assert np.mean(by_number) == pytest.approx(everywhere, abs=0.09), "where there is a choice, by the number of their crystals"
 
 
 def test_guidance_draws_more_to_choose_from(checkpoint):

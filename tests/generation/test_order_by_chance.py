@@ -92,6 +92,10 @@ def test_the_best_chances_come_first_and_what_exceeds_a_quota_after_them(model, 
     mixed = [dataclasses.replace(r, family="y") if r.formula == "MoS2" else r for r in recipes]
     order = [r.formula for r in order_by_chance(model, mixed, None, one_family, "cpu", by_lattice)]
     assert order == ["TiS2", "MoS2", "TaS2", "WSe2", "NbS2"], "the best of each family, then the others as they are"
+    order = [r.formula for r in order_by_chance(model, recipes, None, plain, "cpu", by_lattice, known={"TiS2", "NbS2"})]
+    assert order == ["TaS2", "WSe2", "MoS2", "TiS2", "NbS2"], "known compositions come last"
+    order = [r.formula for r in order_by_chance(model, mixed, None, one_family, "cpu", by_lattice, known={"TiS2"})]
+    assert order == ["TaS2", "MoS2", "WSe2", "NbS2", "TiS2"], "and take no place of a family from new ones"
 
 
 def test_recipes_beyond_the_first_stay_behind_in_their_order(model, plain, monkeypatch):
