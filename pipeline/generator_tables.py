@@ -71,6 +71,7 @@ SEARCH = (
     ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
     ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
     ("not dissolved by water", "rate_not_dissolved", ".0%"),
+    ("novel", "rate_novel", ".0%"),
     ("metastable S.U.N.", "rate_metastable_sun", ".0%"),
     ("Rate_synth", "rate_synth", ".0%"),
     ("median RMSD to relaxed (Å)", "median_rmsd_angstrom", ".2f"),
