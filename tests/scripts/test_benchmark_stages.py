@@ -42,6 +42,13 @@ def test_waiting_is_no_work_of_the_processor(folder, tmp_path):
         benchmark_stages.measure(benchmark_stages.commands("broken", tmp_path / "out", folder)[0], folder)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are children that the stage waits for")
+def test_the_work_of_processes_that_a_command_does_not_wait_for_counts(tmp_path):
+    works = "import time; end = time.process_time() + 0.8\nwhile time.process_time() < end: pass"
+    leaves = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {works!r}])"
+    assert benchmark_stages.measure([sys.executable, "-c", leaves], tmp_path)["processor_seconds"] > 0.7
+
+
 def test_the_table_keeps_the_other_target(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark_stages, "commands", lambda target, out: [[sys.executable, "-c", "pass", target]])
     table = tmp_path / "stages.json"
