@@ -33,7 +33,7 @@ Function = Callable[..., Any]  # (task), or (what the factory has made, task)
 FORK_SERVERS = sys.platform == "linux"  # elsewhere libraries of the system do not survive a fork
 # Of a process from which workers are forked, and of what it imports.
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-_start_method = "spawn"
+_for_workers: list[str] = []  # modules that this process imports, where workers are forked
 LOST = object()  # in place of the result of a task whose worker process died twice
 
 
@@ -43,25 +43,32 @@ def cpu_count() -> int:
 
 
 def import_for_workers(modules: Sequence[str]) -> None:
-    """Let a process beside this one import modules; from then on ``Processes`` forks its workers from it.
+    """Let ``Processes`` fork its workers from a process that imports modules once, beside this one, when the first pool is made.
 
     Workers that import PyTorch and a potential themselves take ten seconds of a core each, in every pool that a stage opens.
-    Modules that are not installed are left out. To be called in the main thread, before the first pool.
+    Modules that are not installed are left out. Does nothing where workers cannot be forked.
     """
-    global _start_method
-    if not FORK_SERVERS or _start_method == "forkserver":
-        return
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    _for_workers[:] = modules if FORK_SERVERS else ()
+
+
+def _start_method() -> str:
+    """Return how workers are started; the process that they are forked from runs then."""
+    if not _for_workers:
+        return "spawn"
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(_for_workers))
     before = {name: os.environ.get(name) for name in SERVER_ENVIRONMENT}
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: Ctrl-C is this one's to handle
+    # The process inherits that Ctrl-C is ignored: it is this one's to handle. Only the main thread may say so.
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     os.environ.update(SERVER_ENVIRONMENT)
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-        signal.signal(signal.SIGINT, handler)
-    _start_method = "forkserver"
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    return "forkserver"
 
 
 class Backend(Protocol):
@@ -190,6 +197,7 @@ class Processes:
 
     def __init__(self, workers: int, factory: Callable[[], Any] | None = None) -> None:
         self.workers, self.factory = max(1, workers), factory
+        _start_method()  # what workers need is imported meanwhile
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Processes:
@@ -250,7 +258,7 @@ class Processes:
 
     def _submit(self, function: Function, task: Any) -> Future:
         if self._executor is None:
-            context = multiprocessing.get_context(_start_method)
+            context = multiprocessing.get_context(_start_method())
             self._executor = ProcessPoolExecutor(self.workers, context, initializer=_start_worker, initargs=(self.factory,))
         return self._executor.submit(_run_in_worker, function, task)
 
