@@ -58,23 +58,15 @@ def run_stage(
         with contextlib.suppress(BrokenPipeError):
             print(help_text(doc, sections).replace("STAGE.py", script), flush=True)
         return 0
-    logging.basicConfig(
-        level=logging.INFO if torchrun.is_first() else logging.ERROR,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    _silence_libraries()
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
+    _start_logging()
     config: Config | None = None
     try:
         if torchrun.is_used() and not under_torchrun:
             raise ConfigError("this stage is one process; start it without torchrun")
         config_path, overrides = split_arguments(arguments)
         config = load_config(config_path, overrides)
-        if workers_judge(config) and config.run.scheduler == "processes" and config.evaluation.workers:
-            own = POTENTIAL_MODULES if config.evaluation.potential.startswith("sevennet") else ()
-            import_for_workers([*WORKER_MODULES, *own])
+        if workers_judge(config):
+            import_for_workers(_modules_of_judges(config))
         with _terminated_as_interrupted():
             main(config)
     except StageError as error:
@@ -95,6 +87,25 @@ def run_stage(
         _say(program.name, f"{word}; the same command goes on from what is finished in {place}", stop)
         return 143 if was_terminated else 130
     return 0
+
+
+def _start_logging() -> None:
+    """Let the stage speak, and libraries only where something is wrong."""
+    logging.basicConfig(
+        level=logging.INFO if torchrun.is_first() else logging.ERROR,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    _silence_libraries()
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every table of every font of a PDF
+
+
+def _modules_of_judges(config: Config) -> list[str]:
+    """Return what workers that judge import, as far as they are processes of this machine."""
+    if config.run.scheduler != "processes" or not config.evaluation.workers:
+        return []
+    return [*WORKER_MODULES, *(POTENTIAL_MODULES if config.evaluation.potential.startswith("sevennet") else ())]
 
 
 def _say(program: str, message: str, error: BaseException) -> None:
