@@ -277,12 +277,12 @@ def benchmark(cfg: Config, result: Path) -> None:
     rows = with_noise(table, cfg.run.seed)
     odds = {"trees": held_out_odds(rows[:, :-1], table, cfg), "trees with E_above_hull": held_out_odds(rows, table, cfg)}
     measured = measure(table, chosen, stores, odds, cfg)
-    last = list(potentials)[-1]
-    done = [k for k in chosen if stores[last][table.uids[k]]["problem"] == ""]
-    scores = hessian_score(np.array([stores[last][table.uids[k]]["min_hessian"] for k in done]))
+    judge = cfg.evaluation.potential
+    done = [k for k in chosen if stores[judge][table.uids[k]]["problem"] == ""]
+    scores = hessian_score(np.array([stores[judge][table.uids[k]]["min_hessian"] for k in done]))
     weights = fit_logistic(np.column_stack([odds["trees with E_above_hull"][done], scores]), table.stable[done])
     elements = Counter(symbol for symbols in table.symbols for symbol in symbols)
-    model = DynamicsModel(fit_trees(rows, table.stable, cfg), tuple(weights), last, dict(sorted(elements.items())))
+    model = DynamicsModel(fit_trees(rows, table.stable, cfg), tuple(weights), judge, dict(sorted(elements.items())))
     checkpoint = Path(settings.checkpoint)
     save_checkpoint(checkpoint, KIND, DynamicsColumns(), model.state())
     about = {"trees_learnt_from": len(table.uids), "min_hessian_limit_ev_per_a2": MIN_HESSIAN, **measured}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -23,9 +24,14 @@ from pipeline.errors import StageError
 from pipeline.files import atomic_path, missing_file, relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
+log = logging.getLogger("her2d")
+
 ENTRY_PREFIX = "MP "  # with which the names of phases from entries of the Materials Project begin
 MAX_SAMPLE_ATOMS = 12  # of a row that is relaxed for a comparison
 MAX_DIAGRAMS = 64  # phase diagrams kept in memory; the oldest makes room for the next
+# eV/atom; no compound is as stable against its elements (CaF2 -4.2, LaF3 -4.4, ThF4 -4.4 by their enthalpies). For a phase below it
+# the potential has left its domain, and the phase would pull down the hull of all compounds of its elements.
+MIN_HFORM_EV = -5.0
 HINT = "build it: python -m scripts.prepare_demo_data demo.parts=[references] demo.potential=... demo.references_path=..."
 
 
@@ -57,6 +63,28 @@ def read_phases(path: str | os.PathLike) -> tuple[dict[str, str], list[Reference
     if schema != SCHEMA_VERSION:
         raise StageError(f"{relative_name(path)} has schema {schema}, expected {SCHEMA_VERSION}; {HINT}")
     return identity, phases
+
+
+def believable(phases: Sequence[ReferencePhase]) -> list[ReferencePhase]:
+    """Return the phases that are not below MIN_HFORM_EV; a warning names the others."""
+    from pymatgen.core import Composition
+
+    elemental: dict[str, float] = {}
+    for phase in phases:
+        if len(elements := Composition(phase.formula).elements) == 1:
+            symbol = elements[0].symbol
+            elemental[symbol] = min(phase.energy_per_atom, elemental.get(symbol, math.inf))
+    kept, left_out = [], []
+    for phase in phases:
+        shares = Composition(phase.formula).fractional_composition.items()
+        of_elements = sum(elemental.get(element.symbol, -math.inf) * share for element, share in shares)
+        if phase.energy_per_atom - of_elements < MIN_HFORM_EV:
+            left_out.append(f"{phase.formula} {phase.prototype}")
+        else:
+            kept.append(phase)
+    if left_out:
+        log.warning("left out, below any compound: the potential has left its domain: %s", ", ".join(left_out))
+    return kept
 
 
 class References:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from generation.refinement import network_of, padded, weights_of
+from generation.refinement import load_refiner, network_of, padded, weights_of
 from geo_utils import Sheet
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, save_checkpoint
 from networks.refiner import SheetRefiner
@@ -84,6 +84,18 @@ def load_hull_network(settings: EvaluationConfig) -> HullNetwork | None:
     """
     asked = settings.hull == COMBINED and Path(settings.hull_checkpoint).is_file()
     return _load(settings.hull_network) if asked else None
+
+
+def load_members(path: str | os.PathLike) -> list[SheetRefiner]:
+    """Return the networks of an ensemble, or the one of a checkpoint of ``scripts.train_refiner``.
+
+    Raises:
+        CheckpointError: the file is neither.
+    """
+    try:
+        return _load(path).members
+    except CheckpointError:
+        return [load_refiner(path)[0]]
 
 
 def _load(path: str | os.PathLike) -> HullNetwork:

@@ -15,12 +15,11 @@ from ase import Atoms
 from tqdm import tqdm
 
 from energetics.hull import References
-from energetics.hull_network import COMBINED, NETWORK_SHARE, HullNetwork, save_hull_network
+from energetics.hull_network import COMBINED, NETWORK_SHARE, HullNetwork, load_members, save_hull_network
 from energetics.learnt_hull import BOTH, LEARNT, LEAST_STD, POTENTIAL, LearntHull
 from energetics.learnt_hull_training import WITHIN_ONE, agreement
 from energetics.potentials import Potential, load_potential
 from energetics.relaxation import relax_sheet
-from generation.refinement import load_refiner
 from generation.sheet_table import read_split, sheet_of
 from geo_utils import NotTwoDimensional
 from networks.training import fingerprint
@@ -50,7 +49,7 @@ def join_stage(cfg: Config) -> None:
     settings, evaluation = cfg.hull_network, cfg.evaluation
     if not settings.members:
         raise StageError("hull_network.members names no checkpoint: run python -m scripts.train_refiner with several seeds")
-    members = [load_refiner(path)[0] for path in settings.members]
+    members = [member for path in settings.members for member in load_members(path)]
     potential = load_potential(evaluation.potential, evaluation.potential_checkpoint)
     references = References.load(evaluation.references_path, potential)
     learnt = LearntHull.load(evaluation.hull_checkpoint, references, potential)

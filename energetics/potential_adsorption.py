@@ -118,15 +118,12 @@ class StabilityJudge:
         return as_float(recall(self.memory, "band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
-        """Judge a relaxed sheet by its phonons and its stiffness, with the second potential where there is one.
-
-        That one agrees with PBE more often (docs/results.md).
-        """
-        return dynamic_stability(sheet, self.second or self.potential)
+        """Judge a relaxed sheet by its phonons and its stiffness."""
+        return dynamic_stability(sheet, self.potential)
 
     def exfoliation(self, sheet: Atoms) -> Exfoliation:
-        """Find what binds a relaxed sheet to others like it, with the second potential where there is one."""
-        return exfoliate(sheet, (self.second or self.potential).calculator)
+        """Find what binds a relaxed sheet to others like it."""
+        return exfoliate(sheet, self.potential.calculator)
 
     def legacy_energy(self, atoms: Atoms) -> float:
         """Compute the energy in eV/atom after at most ``legacy_max_steps`` steps of BFGS, positions only, in the cell as given.

@@ -45,7 +45,7 @@ def mark_dynamics(
         id -> stable sheet of lower symmetry to which an unstable candidate leads.
     """
     model = load_dynamics_model(settings.dynamics_checkpoint) if settings.phonons else None
-    if model is not None and model.potential != near_hull.sharper_potential(judges.identity).get("name"):
+    if model is not None and model.potential != near_hull.potential_of(judges.identity).get("name"):
         log.info("phonons alone decide: the learnt part belongs to %s", model.potential)
         model = None
     asked = {row.id: structures[row.id] for row in rows if row.id in structures and is_asked(row, settings)}

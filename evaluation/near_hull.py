@@ -37,15 +37,14 @@ def is_near_hull(row: CandidateResult, settings: EvaluationConfig) -> bool:
     return row.is_sheet and row.valid is True and row.sheet_relaxed is True and near and small
 
 
-def sharper_potential(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity of the second potential of the judges, of the first where there is no second."""
-    found = identity.get("potential", {})
-    return {k: v for k, v in found.get("second", found).items() if k in ("name", "version", "path", "sha256")}
+def potential_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity of the potential of the judges alone, without what its ΔE_H is corrected with."""
+    return {k: v for k, v in identity.get("potential", {}).items() if k in ("name", "version", "path", "sha256")}
 
 
 def question_key(about: Mapping[str, Any], atoms: Atoms, identity: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the structure, the potential (its weights, not their paths) and what else an answer depends on."""
-    content = {**about, "potential": without_paths(sharper_potential(identity)), "structure": atoms_to_dict(atoms)}
+    content = {**about, "potential": without_paths(potential_of(identity)), "structure": atoms_to_dict(atoms)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

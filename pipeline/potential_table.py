@@ -1,4 +1,4 @@
-"""Writes the tables of ``results/benchmark/potentials.json`` for the documents."""
+"""Writes the tables that compare potentials, of ``results/benchmark/potentials.json`` and of the cards of the learnt hulls."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def paired(content: Mapping[str, Any]) -> str:
     pairs = list(next(iter(found.values())))
     names = [" − ".join(pair.split(" - ")) for pair in pairs]
     return table(["MAE of", *names], [[name, *(_text(own[pair], ".3f") for pair in pairs)] for name, own in found.items()])
+
+
+def hulls(cards: Mapping[str, Any]) -> str:
+    """Return E_form and E_above_hull by several potentials on sheets of held-out formulas. cards: metrics of the learnt hulls."""
+    body = []
+    for geometry in ("relaxed", "geometry of the database"):
+        found = {name: card[f"test, {geometry}"] for name, card in cards.items()}
+        for label, key in (("E_form of the potential", "potential"), ("E_form, corrected", "learnt")):
+            cells = [formatted(own["E_form, mae_ev"][key], ".3f") for own in found.values()]
+            body.append([f"{label}, MAE (eV/atom)", geometry, *cells])
+        for label, key in (("the potential and its phases", "potential"), ("learnt hull", "learnt"), ("mean of both", "both")):
+            for measure, name, style in (("MAE (eV/atom)", "mae_ev", ".3f"), ("same verdict", "agree", ".0%")):
+                cells = [_text(own[key][name], style) for own in found.values()]
+                body.append([f"E_hull, {label}, {measure}", geometry, *cells])
+    return table(["", "sheets", *cards], body)
 
 
 def phases(content: Mapping[str, Any]) -> str:

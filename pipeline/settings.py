@@ -54,7 +54,7 @@ class DemoConfig:
     db_path: str = setting("data/demo_c2db.db", "monolayer database to build (ASE db)", path=True)
     lmdb_path: str = setting("data/demo_is2re/data.lmdb", "H-adsorption LMDB to build (OC20 IS2RE schema)", path=True)
     references_path: str = setting(
-        "data/references_sevennet-0.json.gz", "energies of elements and competing phases to build", path=True
+        "data/references_${demo.potential}.json.gz", "energies of elements and competing phases to build", path=True
     )
     mp_entries_path: str = setting(
         "", "part references: Materials Project entries with structures (JSON), relaxed as further phases; empty: none", path=True
@@ -74,7 +74,7 @@ class DemoConfig:
     num_snapshot_hosts: int = setting(1500, "part snapshots: sheets", low=1)
     snapshots_per_host: int = setting(8, "part snapshots: geometries per sheet, one energy each", low=1)
     work_dir: str = setting("results/demo_work", "resumable intermediate results, one file per relaxed structure", path=True)
-    potential: str = setting("sevennet-0", "potential that relaxes everything", choices=POTENTIALS)
+    potential: str = setting("sevennet-l3i5", "potential that relaxes everything", choices=POTENTIALS)
     potential_checkpoint: str = setting("", "checkpoint of that potential (MatterSim only)", path=True)
     num_monolayers: int = setting(1000, "prototype decorations to relax", low=1)
     num_adsorption: int = setting(805, "H-adsorption records to relax", low=1)
@@ -328,9 +328,9 @@ class EvaluationConfig:
     known_formulas_from: str = setting(
         "${denoiser.checkpoint}", "its training formulas are not novel unless training_set has them all; empty: off", path=True
     )
-    potential: str = setting("sevennet-0", "stability judge", choices=POTENTIALS)
+    potential: str = setting("sevennet-l3i5", "stability judge", choices=POTENTIALS)
     second_potential: str = setting(
-        "sevennet-l3i5", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
+        "sevennet-0", "its ΔE_H beside the judge's sharpens the DFT correction; empty: none", choices=("", *POTENTIALS[:2])
     )
     dft_geometry: str = setting(
         "sevennet-mf-0", "potential in whose minima DFT is asked; empty: the stability judge", choices=("", *POTENTIALS[:3])

@@ -66,7 +66,7 @@ class HullNetworkConfig:
     """Settings of the networks that stand beside the learnt hull."""
 
     checkpoint: str = setting("${run.output_dir}/hull_network/hull_network.pth", "the joined networks", path=True)
-    members: list[str] = setting([], "trained refiners, of different seeds", path=True)
+    members: list[str] = setting([], "trained refiners, of different seeds, or joined networks", path=True)
     work_dir: str = setting("${run.output_dir}/hull_network/work", "resumable relaxations, one line per sheet", path=True)
     calibration_rows: int = setting(200, "sheets of the validation split that are relaxed, for the standard error", low=10)
     test_rows: int = setting(300, "sheets of the test split that are relaxed, to measure on", low=10)

@@ -1,7 +1,7 @@
 """Joins refiners to the networks that stand beside the learnt hull in E_above_hull (evaluation.hull: combined).
 
-Reads   hull_network.members: checkpoints of scripts.train_refiner; dataset.processed_dir (stage 2): the validation and the test
-        split; evaluation.hull_checkpoint: the learnt hull.
+Reads   hull_network.members: checkpoints of scripts.train_refiner, or of this script, to measure with another potential;
+        dataset.processed_dir (stage 2): the validation and the test split; evaluation.hull_checkpoint: the learnt hull.
 Writes  hull_network.checkpoint and its sidecar .json.
 Run     python -m scripts.train_refiner run.seed=1 refiner.energy_weight=2 refiner.checkpoint=1.pth   and with other seeds, then
         python -m scripts.join_hull_network 'hull_network.members=[1.pth,2.pth,3.pth]'

@@ -19,7 +19,7 @@ from crystals import database
 from crystals.prototypes import honeycomb
 from energetics import hull_network_joining
 from energetics.hull import ReferencePhase, References
-from energetics.hull_network import HullNetwork, load_hull_network
+from energetics.hull_network import HullNetwork, load_hull_network, load_members
 from energetics.learnt_hull import KIND, HullColumns, LearntHull
 from energetics.potentials import Potential
 from energetics.relaxation import single_point
@@ -157,6 +157,11 @@ def test_the_stage_joins_measures_and_relaxes_nothing_twice(world, emt, capsys):
     join_hull_network.main(cfg)
     assert computed >= 24 and emt.computed == 0, "relaxations are kept"
     assert read_sidecar(world / "out" / "network.pth", stage=hull_network_joining.STAGE)["metrics"] == card["metrics"]
+    again = world / "again.pth"  # from the joined networks, whose weights are in half precision
+    join_hull_network.main(settings(world, f"hull_network.members=[{world}/out/network.pth]", f"hull_network.checkpoint={again}"))
+    for kept, copied in zip(joined.members, load_members(again), strict=True):
+        assert all(torch.equal(weight, kept.state_dict()[name]) for name, weight in copied.state_dict().items())
+    assert read_sidecar(again, stage=hull_network_joining.STAGE)["scale"] == pytest.approx(joined.scale, rel=1e-2)
     more = settings(world, "hull_network.test_rows=12", f"hull_network.checkpoint={world}/more.pth")
     join_hull_network.main(more)
     assert 0 < emt.computed <= 4, "further sheets alone are relaxed"

@@ -139,7 +139,7 @@ def test_the_committed_database():
     assert max(row.natoms for row in rows) <= 12
     assert len({row.uid for row in rows}) == len(rows)
     assert max(row.ehull for row in rows) < 3
-    references = References.load(ROOT / "data" / "references_sevennet-0.json.gz")
+    references = References.load(ROOT / "data" / "references_sevennet-l3i5.json.gz")
     for row in rows[::25]:
         atoms = row.toatoms()
         assert geo.sheet_connectivity(atoms).is_single_sheet and not geo.has_clash(atoms)
