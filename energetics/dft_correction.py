@@ -34,7 +34,7 @@ from ase import Atoms
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from energetics.dft_points import TruthPoint, potential_delta_e, read_truth, sheet_gaps
+from energetics.dft_points import TruthPoint, judged_delta_e, potential_delta_e, read_truth, sheet_gaps
 from energetics.gaussian_process import DEGREES_OF_FREEDOM, PRIOR, WITHIN_ONE_STD, GaussianProcess
 from energetics.site_chemistry import PLACE, site_descriptors
 from pipeline.errors import StageError
@@ -361,7 +361,7 @@ def fit_potential_correction(
         The correction; None, with a warning that says why, where there are too few DFT points.
     """
     points = read_truth(truth_path)
-    raw = np.stack([potential_delta_e(points, potential) for potential in potentials], 1)
+    raw = judged_delta_e(points, potentials)
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
     try:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.db import connect
+from ase.geometry import find_mic
 
 from crystals.database import check_ase_database
 from crystals.prototypes import name_as_relaxed
 from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
-from energetics.dft_rows import CLEAN, COVERED, GIVEN, STORED_ENERGIES
+from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, STORED_ENERGIES
 from energetics.site_chemistry import site_chemistry, site_descriptors
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
@@ -26,6 +27,7 @@ from pipeline.judge_table import DEFECTS
 
 log = logging.getLogger("her2d")
 STORED_GAP = "gap_gfn2"  # key under which the database holds the GFN2-xTB band gap of the sheet without H
+NO_MINIMUM = "minimum_7netl3i5_fails"  # true where the minimum of the judge is another one than DFT was asked about
 NO_GAP = "gap_gfn2_fails"  # true where the method was asked and found none, which takes it minutes
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
@@ -33,6 +35,10 @@ UNBOUND_EV = 2.27 + 0.5
 # No bond of H is stronger than that of HF, D_e = 6.1 eV (Huber, Herzberg, Constants of Diatomic Molecules (1979)). A ΔE_H below
 # what it would give says that the sheet has become another one around H.
 TORN_EV = 2.27 - 6.1
+# From a DFT point to the minimum of a judge: H that goes further is at another site, and a sheet another sheet.
+H_STAYS, SHEET_STAYS = 0.6, 0.5  # Å
+MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
+STEPS = 80
 DFT_ERROR_EV = 0.05  # convergence of ΔE_H with the settings of energetics/dft_calculation.py
 DEFECT_FAMILIES = ("vacancy in ", "single atom in ", "edge of ")  # as scripts.prepare_defects names them
 # What the design loop drew a sheet as -> where it is from.
@@ -51,7 +57,8 @@ class TruthPoint:
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
     prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. no_gap: whether the method for it is
-    known to fail. drawn_as: by the design loop, empty for other sheets.
+    known to fail. drawn_as: by the design loop, empty for other sheets. at_minimum_of: ``energies`` at the minimum of a judge, by
+    the name of the judge.
     """
 
     name: str
@@ -65,6 +72,7 @@ class TruthPoint:
     gap: float = np.nan
     no_gap: bool = False
     drawn_as: str = ""
+    at_minimum_of: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
     @functools.cached_property
     def chemistry(self) -> str:
@@ -132,7 +140,9 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         family = str(row.get("family", host))
         gap = float(row.get(STORED_GAP, np.nan))
         no_gap = bool(row.get(NO_GAP, False))
-        found = (float(row.dE_dft), energies, clean.get(name), family, gap, no_gap, str(row.get("drawn_as", "")))
+        at_minima = {judge: {p: float(row[key]) for p, key in keys.items() if key in row} for judge, keys in AT_MINIMUM_OF.items()}
+        drawn_as = str(row.get("drawn_as", ""))
+        found = (float(row.dE_dft), energies, clean.get(name), family, gap, no_gap, drawn_as, at_minima)
         points.append(TruthPoint(name, host, site, atoms, *found))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
@@ -169,6 +179,21 @@ def potential_delta_e(points: Sequence[TruthPoint], potential: Any) -> np.ndarra
             sheets[name] = energy(points[k].clean)
         values[k] = adsorption_energy(energy(points[k].atoms), sheets[name], h2)
     return values
+
+
+def judged_delta_e(points: Sequence[TruthPoint], potentials: Sequence[Any]) -> np.ndarray:
+    """Return the ΔE_H (n, k) eV of k potentials as a judge finds them: at the minima of the first, where they are stored for it.
+
+    Elsewhere ``potential_delta_e``.
+    """
+    columns = []
+    for potential in potentials:
+        found = [point.at_minimum_of.get(potentials[0].name, {}).get(potential.name, np.nan) for point in points]
+        values = np.array(found, dtype=float)
+        if missing := np.flatnonzero(np.isnan(values)).tolist():
+            values[missing] = potential_delta_e([points[k] for k in missing], potential)
+        columns.append(values)
+    return np.stack(columns, 1)
 
 
 def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
@@ -217,6 +242,47 @@ def store_gaps(path: str | Path) -> int:
             added += 1
         elif STORED_GAP not in row and row.name in asked:
             database.update(row.id, **{NO_GAP: True})
+    return added
+
+
+def store_at_minima(path: str | Path, judge: Any, *others: Any) -> int:
+    """Add the ΔE_H of an embedded potential at its own minima, and of others there, to the rows that lack them; return how many.
+
+    All atoms relax in the fixed cell, from the geometry of the DFT point with H and without. Where H goes further than H_STAYS,
+    another atom further than SHEET_STAYS, or a relaxation fails, the minimum is another one than DFT was asked about: the row is
+    marked, and nobody asks again.
+    """
+    from energetics.relaxation import h2_energy, relax_positions, single_point
+
+    keys = AT_MINIMUM_OF[judge.name]
+    potentials = [judge, *(other for other in others if other.name in keys)]
+    added, sheets, database = 0, {}, connect(path)
+
+    def relaxed(atoms: Atoms) -> list[float] | None:
+        start = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
+        found = relax_positions(start, judge, max_steps=STEPS)
+        moved = find_mic(found.atoms.positions - atoms.positions, atoms.cell, (True, True, False))[1]
+        limits = np.where(np.arange(len(atoms)) == len(point.clean), H_STAYS, SHEET_STAYS)
+        if found.status not in ("ok", "not converged") or (moved > limits).any():
+            return None
+        return [single_point(found.atoms, potential.calculator) for potential in potentials]
+
+    points = {(point.name, point.site): point for point in read_truth(path, with_unbound=True)}
+    for row in list(database.select(kind=COVERED)):
+        point = points.get((str(row.name), str(row.get("site", ""))))
+        if point is None or point.clean is None or row.get(NO_MINIMUM) or all(keys[p.name] in row for p in potentials):
+            continue
+        if point.name not in sheets:
+            sheets[point.name] = relaxed(point.clean)
+        sheet, covered = sheets[point.name], relaxed(point.atoms)
+        if sheet is not None and covered is not None:
+            energies = zip(potentials, covered, sheet, strict=True)
+            values = {keys[p.name]: adsorption_energy(with_h, without, h2_energy(p)) for p, with_h, without in energies}
+            if max(map(abs, values.values())) <= MAX_DELTA_E_EV:
+                database.update(row.id, **values)
+                added += 1
+                continue
+        database.update(row.id, **{NO_MINIMUM: True})
     return added
 
 

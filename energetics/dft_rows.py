@@ -25,6 +25,9 @@ GIVEN, RELAXED = "given", "relaxed"
 CLEAN, COVERED = "clean", "slab_H"  # ``kind`` of a row
 # Under which keys a row keeps the ΔE_H of the embedded potentials (``potential_values``).
 STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
+# And those at the minimum of a judge: judge -> potential -> key. Where SevenNet-0 relaxed what DFT was asked about, or what went on
+# from there to the minimum of another potential, the values above are those of its minima.
+AT_MINIMUM_OF = {"sevennet-l3i5": {"sevennet-l3i5": "dE_7netl3i5_min", "sevennet-0": "dE_7net0_at_7netl3i5"}}
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,12 @@ def potential_values(info: Mapping[str, Any]) -> dict[str, float]:
 
     They are of the geometry that the judge's potential found, from which the frame may have gone on to another minimum.
     """
-    found = {key: float(info[key]) for key in STORED_ENERGIES.values() if key in info}
-    potential = info.get("potential")
-    if potential in STORED_ENERGIES and "delta_e_potential_ev" in info:
-        found[STORED_ENERGIES[potential]] = float(info["delta_e_potential_ev"])
-    return found
+    found = {potential: float(info[key]) for potential, key in STORED_ENERGIES.items() if key in info}
+    judge = info.get("potential")
+    if judge in STORED_ENERGIES and "delta_e_potential_ev" in info:
+        found[judge] = float(info["delta_e_potential_ev"])
+    keys = AT_MINIMUM_OF.get(judge, STORED_ENERGIES)
+    return {keys[potential]: value for potential, value in found.items()}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

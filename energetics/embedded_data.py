@@ -43,7 +43,7 @@ from energetics.adsorption_records import (
     write_adsorption,
 )
 from energetics.baseline_set import write_baseline
-from energetics.dft_points import STORED_ENERGIES, name_as_found, store_energies, store_gaps
+from energetics.dft_points import AT_MINIMUM_OF, STORED_ENERGIES, name_as_found, store_at_minima, store_energies, store_gaps
 from energetics.hull import ReferencePhase, References, believable
 from energetics.potentials import Potential, load_potential
 from energetics.relaxation import is_sane, relax_bulk, relax_positions, relax_sheet
@@ -73,8 +73,7 @@ PRODUCTS = {  # settings of section demo that name what a part writes
 }
 RELAXING = {"monolayers", "references", "adsorption", "hosts", "snapshots"}  # parts that keep what they relax in work_dir
 MAX_ATOMS = 12
-# eV/atom; sheets less stable than this against the elements are dropped and counted. Mo2C, which has been made, is at 0.79 in C2DB.
-MAX_HFORM_EV = 0.8
+MAX_HFORM_EV = 0.8  # eV/atom; less stable sheets are dropped and counted. Mo2C, which has been made, is at 0.79 in C2DB.
 
 
 def relax_all(
@@ -487,6 +486,7 @@ def _build(cfg: Config, parts: set[str]) -> None:
     if "truth" in parts:
         path = cfg.evaluation.dft_truth_path
         summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
+        summary["truth"] |= {f"minima, {j}": store_at_minima(path, *map(load_potential, of)) for j, of in AT_MINIMUM_OF.items()}
         summary["truth"] |= {"band gap": store_gaps(path), "renamed": name_as_found(path)}
     if parts & {"random", "known"} and not Path(settings.db_path).is_file():
         raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")

@@ -14,6 +14,7 @@ from energetics import band_gap as band_gap_module
 from energetics import sites
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
+from energetics.dft_points import MAX_DELTA_E_EV
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from energetics.exfoliation import Exfoliation, exfoliate
 from energetics.relaxation_memory import plain, recall
@@ -22,7 +23,6 @@ from pipeline.memory import NO_MEMORY, Memory
 from pipeline.settings import EvaluationConfig
 
 NAN = math.nan
-MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correction learnt within it says nothing
 LEGACY_FMAX = 0.05  # eV/Å
 RELAXED = ("energy", "converged", "steps", "status", "forces")  # fields of a ``Relaxation`` that its record has
 RELAXED_H = ("delta_e", "desorbed", "converged", "status")

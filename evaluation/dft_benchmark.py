@@ -231,10 +231,7 @@ def by_label(
 
 def _by_potentials(points: Sequence[Any], potentials: Sequence[Any]) -> np.ndarray:
     """Return ΔE_H (N, number of potentials) in eV; one column of NaN where there is no potential."""
-    energies = np.full((len(points), max(1, len(potentials))), np.nan)
-    for k, potential in enumerate(potentials):
-        energies[:, k] = dft_points.potential_delta_e(points, potential)
-    return energies
+    return dft_points.judged_delta_e(points, potentials) if potentials else np.full((len(points), 1), np.nan)
 
 
 def _benchmark_rows(points: Sequence[Any], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -281,7 +278,7 @@ def blind_report(
     gaps = dft_points.sheet_gaps(points) if with_gap else None
     truth = np.array([point.delta_e for point in points])
     predicted, std = her.predict_delta_e(structures, gaps=gaps)
-    energies = np.stack([dft_points.potential_delta_e(points, potential) for potential in potentials], 1)
+    energies = dft_points.judged_delta_e(points, potentials)
     correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap, memory)
     corrected = corrected_std = np.full(len(points), NAN)
     if correction is not None:

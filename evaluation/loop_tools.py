@@ -22,8 +22,8 @@ from ase.db import connect
 
 from energetics.dft_calculation import HESSIANS
 from energetics.dft_inputs import write_hessians
-from energetics.dft_points import STORED_ENERGIES, read_truth, store_energies, store_gaps
-from energetics.dft_rows import GIVEN, RELAXED, add_points, check_unmixed
+from energetics.dft_points import STORED_ENERGIES, read_truth, store_at_minima, store_energies, store_gaps
+from energetics.dft_rows import AT_MINIMUM_OF, GIVEN, RELAXED, add_points, check_unmixed
 from evaluation.candidate import CandidateResult
 from evaluation.vasp_points import VASP, read_calculations, summary_of_missing, write_calculations
 from pipeline.errors import StageError
@@ -286,6 +286,8 @@ def complete(cfg: Config, path: Path) -> None:
     for name in dict.fromkeys((cfg.evaluation.potential, cfg.evaluation.second_potential)):
         if name in STORED_ENERGIES and any(name not in point.energies for point in read_truth(path, with_unbound=True)):
             store_energies(path, load_potential(name))
+    if cfg.evaluation.potential in AT_MINIMUM_OF:
+        store_at_minima(path, *(load_potential(name) for name in AT_MINIMUM_OF[cfg.evaluation.potential]))
     if uses_gap(cfg.evaluation):
         store_gaps(path)
 

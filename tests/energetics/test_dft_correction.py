@@ -19,6 +19,7 @@ from energetics.dft_correction import DftCorrection, ErrorScale, descriptors
 from energetics.gaussian_process import GaussianProcess
 from pipeline.errors import StageError
 from pipeline.memory import Memory
+from pipeline.settings import EvaluationConfig
 
 TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
 TABLE = Path(__file__).resolve().parents[1] / "data" / "her_truth.csv"
@@ -147,12 +148,18 @@ def test_error_bars_grow_with_the_networks_and_far_from_the_points():
     assert np.isnan(correction.apply([helium], np.array([0.5]), np.zeros(1))[0]).all(), "no electronegativity, no correction"
 
 
+def as_judged(points):
+    """Return the ΔE_H (n, 2) of the two potentials of the default judge."""
+    settings = EvaluationConfig()
+    return dft_points.judged_delta_e(points, [SimpleNamespace(name=n) for n in (settings.potential, settings.second_potential)])
+
+
 def fitted_on_the_committed_points(most_halogens=100):
     """Points with a gap, at most so many with H on a halogen, the ΔE_H of the potentials, and a correction fitted on them."""
     points = [point for point in dft_points.read_truth(TRUTH) if np.isfinite(point.gap)]
     halogens = [point for point in points if point.chemistry.startswith("halogen")][:most_halogens]
     points = [point for point in points if not point.chemistry.startswith("halogen")] + halogens
-    energies = np.array([[p.energies[name] for name in dft_points.STORED_ENERGIES] for p in points])
+    energies = as_judged(points)
     arguments = dft_correction.fit_arguments(points, energies, with_gap=True)
     return points, energies, DftCorrection.fit(*arguments, with_gap=True)
 
@@ -429,7 +436,7 @@ def test_the_committed_points_pass_the_gate():
 
     points = dft_points.read_truth(TRUTH)
     truth = np.array([p.delta_e for p in points])
-    energies = np.array([[p.energies[name] for name in dft_points.STORED_ENERGIES] for p in points])
+    energies = as_judged(points)
     table = dft_benchmark.read_table(TABLE)
     assert len({p.host for p in points}) >= 60 and len({p.family for p in points}) >= 10
     scales = {}
