@@ -362,7 +362,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
         axis.set_aspect("equal")
         axis.set_xlabel(f"{DELTA_E} by DFT (eV)", parse_math=True)
         axis.set_ylabel(f"{DELTA_E} predicted (eV)", parse_math=True)
-        axis.set_title(f"H on sheets, same geometries, n = {len(rows)}")
+        axis.set_title(f"H on sheets by DFT and by the judges, n = {len(rows)}")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), fontsize=8)
 
 

@@ -27,7 +27,7 @@ def _delta_g_rows(truth: Mapping[str, Any], found: Mapping[str, Any]) -> list[Ro
     rows = [
         (
             "ΔG_H by DimeNet++",
-            f"Against our DFT (PBE) values on the same geometries, {truth.get('source', '')}: {_errors(truth)}; "
+            f"Against our DFT (PBE) values, {truth.get('source', '')}: {_errors(truth)}; "
             f"{truth.get('protocol', '')}. Without it: {_errors(truth.get('uncorrected', {}))}. Inside its training "
             f"domain: {metric_text(found['rate_her_in_domain'])}. ± is one calibrated standard error.",
         ),
