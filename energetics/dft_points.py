@@ -252,29 +252,20 @@ def store_at_minima(path: str | Path, judge: Any, *others: Any) -> int:
     another atom further than SHEET_STAYS, or a relaxation fails, the minimum is another one than DFT was asked about: the row is
     marked, and nobody asks again.
     """
-    from energetics.relaxation import h2_energy, relax_positions, single_point
+    from energetics.relaxation import h2_energy
 
     keys = AT_MINIMUM_OF[judge.name]
     potentials = [judge, *(other for other in others if other.name in keys)]
     added, sheets, database = 0, {}, connect(path)
-
-    def relaxed(atoms: Atoms) -> list[float] | None:
-        start = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
-        found = relax_positions(start, judge, max_steps=STEPS)
-        moved = find_mic(found.atoms.positions - atoms.positions, atoms.cell, (True, True, False))[1]
-        limits = np.where(np.arange(len(atoms)) == len(point.clean), H_STAYS, SHEET_STAYS)
-        if found.status not in ("ok", "not converged") or (moved > limits).any():
-            return None
-        return [single_point(found.atoms, potential.calculator) for potential in potentials]
-
     points = {(point.name, point.site): point for point in read_truth(path, with_unbound=True)}
     for row in list(database.select(kind=COVERED)):
         point = points.get((str(row.name), str(row.get("site", ""))))
         if point is None or point.clean is None or row.get(NO_MINIMUM) or all(keys[p.name] in row for p in potentials):
             continue
         if point.name not in sheets:
-            sheets[point.name] = relaxed(point.clean)
-        sheet, covered = sheets[point.name], relaxed(point.atoms)
+            sheets[point.name] = _at_minimum(point.clean, potentials, [SHEET_STAYS] * len(point.clean))
+        sheet = sheets[point.name]
+        covered = _at_minimum(point.atoms, potentials, [SHEET_STAYS] * len(point.clean) + [H_STAYS])
         if sheet is not None and covered is not None:
             energies = zip(potentials, covered, sheet, strict=True)
             values = {keys[p.name]: adsorption_energy(with_h, without, h2_energy(p)) for p, with_h, without in energies}
@@ -284,6 +275,21 @@ def store_at_minima(path: str | Path, judge: Any, *others: Any) -> int:
                 continue
         database.update(row.id, **{NO_MINIMUM: True})
     return added
+
+
+def _at_minimum(atoms: Atoms, potentials: Sequence[Any], stays: Sequence[float]) -> list[float] | None:
+    """Return the energies (eV) by several potentials at the minimum of the first one; None where there is none nearby.
+
+    stays: (N,) Å, how far each atom may go.
+    """
+    from energetics.relaxation import relax_positions, single_point
+
+    start = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
+    found = relax_positions(start, potentials[0], max_steps=STEPS)
+    moved = find_mic(found.atoms.positions - atoms.positions, atoms.cell, (True, True, False))[1]
+    if found.status not in ("ok", "not converged") or (moved > np.array(stays)).any():
+        return None
+    return [single_point(found.atoms, potential.calculator) for potential in potentials]
 
 
 def store_energies(path: str | Path, potential: Any) -> int:
