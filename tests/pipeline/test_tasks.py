@@ -314,9 +314,9 @@ def test_workers_are_forked_from_a_process_that_has_imported_what_they_need(fork
 def test_forked_workers_and_the_process_they_come_from_end_with_a_parent_that_is_killed(forking):
     process = forking("sleep")
     pids = {int(pid) for _ in range(2) for pid in process.stdout.readline().split()}
-    assert len(pids) == 3, "two workers and the process that they were forked from"
     process.kill()
-    process.wait(timeout=10)
+    errors = process.communicate(timeout=20)[1]
+    assert len(pids) == 3, f"two workers and the process that they were forked from; {errors}"
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker lives on"
