@@ -311,7 +311,7 @@ def test_workers_are_forked_from_a_process_that_has_imported_what_they_need(fork
 
 
 @pytest.mark.skipif(not tasks.FORK_SERVERS, reason="workers are spawned on this system")
-def test_forked_workers_and_the_process_they_come_from_end_with_a_parent_that_is_killed(forking):
+def test_forked_workers_and_the_process_they_come_from_end_with_a_parent_that_is_killed(forking, ctrl_c):
     process = forking("sleep")
     pids = {int(pid) for _ in range(2) for pid in process.stdout.readline().split()}
     process.kill()
