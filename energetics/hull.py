@@ -69,11 +69,7 @@ def believable(phases: Sequence[ReferencePhase]) -> list[ReferencePhase]:
     """Return the phases that are not below MIN_HFORM_EV; a warning names the others."""
     from pymatgen.core import Composition
 
-    elemental: dict[str, float] = {}
-    for phase in phases:
-        if len(elements := Composition(phase.formula).elements) == 1:
-            symbol = elements[0].symbol
-            elemental[symbol] = min(phase.energy_per_atom, elemental.get(symbol, math.inf))
+    elemental = References({}, phases)._elemental
     kept, left_out = [], []
     for phase in phases:
         shares = Composition(phase.formula).fractional_composition.items()

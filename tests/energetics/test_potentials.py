@@ -132,17 +132,17 @@ def test_a_bottomless_well_is_an_explosion():
     assert result.status == "exploded" and not result.converged
 
 
-@pytest.mark.parametrize("potential", ["sevennet-0", "sevennet-l3i5"])
-def test_the_committed_hull_has_only_sane_energies(potential):
+@pytest.mark.parametrize(("potential", "nitride", "boron_oxide"), [("sevennet-0", "Ba3N2", -2.3), ("sevennet-l3i5", "Sr3N2", -2.2)])
+def test_the_committed_hull_has_only_sane_energies(potential, nitride, boron_oxide):
     references = References.load(PROJECT_DIR / "data" / f"references_{potential}.json.gz")
     assert believable(references.phases) == references.phases
     assert len(references.phases) > 2000 and len(references.elements) >= 60
     for phase in references.phases:
         assert relaxation.is_sane(phase.energy_per_atom, 1) and phase.energy_per_atom < 0, phase
-    for formula in ("BaS", "Sr3N2", "SiF4", "MoS2", "Ti2CO2", "Fe2O3", "CaF2"):
+    for formula in ("BaS", nitride, "SiF4", "MoS2", "Ti2CO2", "Fe2O3", "CaF2"):
         assert -6 < references.hull_energy(formula) < 0, formula
     # Compounds without which a sheet of phosphate, of an early metal's chloride or of boron oxide would look stable.
-    for formula, at_most in (("P2O5", -1.8), ("NbCl5", -1.0), ("B2O3", -2.2), ("CO2", -1.0), ("NaCl", -1.7), ("Ta2C", -0.3)):
+    for formula, at_most in (("P2O5", -1.8), ("NbCl5", -1.0), ("B2O3", boron_oxide), ("CO2", -1.0), ("NaCl", -1.7), ("Ta2C", -0.3)):
         assert references.hull_energy(formula) < at_most, (formula, references.hull_energy(formula))
 
 
