@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,15 @@ def gap_descriptors(atoms: Atoms) -> np.ndarray:
         geo_utils.NotTwoDimensional: the crystal has no such gap.
         ValueError: an element without descriptors.
     """
+    content = (atoms.numbers.tobytes(), atoms.positions.tobytes(), atoms.cell.array.tobytes(), tuple(atoms.pbc.tolist()))
+    return _described(*content).copy()
+
+
+@lru_cache(maxsize=8)
+def _described(numbers: bytes, positions: bytes, cell: bytes, pbc: tuple[bool, ...]) -> np.ndarray:
+    """Do the work of ``gap_descriptors``, once: the trees of band gap, ΔG_H and dynamic stability ask for one sheet in turn."""
+    places = np.frombuffer(positions).reshape(-1, 3)
+    atoms = Atoms(np.frombuffer(numbers, dtype=int), places, cell=np.frombuffer(cell).reshape(3, 3), pbc=pbc)
     sheet = geo_utils.primitive_sheet(atoms, SYMPREC, MIN_SHEET_GAP)
     return np.concatenate([crystal_descriptors(sheet), bond_angles(sheet), [float(not electrons_can_pair(sheet))]])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ NAN = math.nan
 LEGACY_FMAX = 0.05  # eV/Å
 RELAXED = ("energy", "converged", "steps", "status", "forces")  # fields of a ``Relaxation`` that its record has
 RELAXED_H = ("delta_e", "desorbed", "converged", "status")
+MOVED_FAR = 0.4  # Å, from which on an atom of the sheet may have gone to another place for H
+OTHER_SHEET_EV = -0.1  # below this the sheet has another structure once H was there: its potentials miss ΔE_H twice as far then
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class HydrogenAtSite:
 
     delta_e: ΔE_H, eV. desorbed: H left the sheet. converged, given_up: how the relaxation ended. corrected, corrected_std: ΔE_H
     after the correction from DFT and its standard error, eV, NaN without a correction. complaint: why the DFT points do not cover
-    the site, empty where they do.
+    the site, empty where they do. atoms: sheet and H as relaxed. moved: Å, how far H moved an atom of the sheet at most. rest: eV,
+    how much higher the sheet lies than before when H is taken off and the rest relaxed; NaN where it was not.
     """
 
     delta_e: float
@@ -44,18 +47,36 @@ class HydrogenAtSite:
     corrected_std: float = NAN
     given_up: bool = False
     complaint: str = ""
+    atoms: Atoms | None = None
+    moved: float = 0.0
+    rest: float = NAN
 
     @property
     def is_bound(self) -> bool:
         """Return whether H stays on the sheet with an energy."""
         return not (self.desorbed or self.given_up) and math.isfinite(self.delta_e)
 
+    @property
+    def changes_sheet(self) -> bool:
+        """Return whether H takes the sheet to another structure, so that ΔE_H is not of adsorption on the sheet."""
+        return self.rest < OTHER_SHEET_EV
+
+
+def deciding(at_sites: Sequence[HydrogenAtSite]) -> int | None:
+    """Return which site decides: the lowest corrected ΔE_H, without a correction the lowest ΔE_H; None where none keeps H."""
+    bound = [k for k, h in enumerate(at_sites) if h.is_bound]
+    corrected = [k for k in bound if math.isfinite(at_sites[k].corrected)]
+    if corrected:
+        return min(corrected, key=lambda k: at_sites[k].corrected)
+    return min(bound, key=lambda k: at_sites[k].delta_e) if bound else None
+
 
 def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> list[tuple[sites.AdsorptionSite, HydrogenAtSite]]:
     """Relax H with the potential at the best sites of a prediction, and at all inside the sheet, which DimeNet++ has not learnt.
 
     A site is given up by the best one of its kind, on a face or inside: potentials put H inside sheets of 4d and 5d metals 0.4 to
-    0.8 eV too high, and on their faces nearly right, so that only the correction tells these apart.
+    0.8 eV too high, and on their faces nearly right, so that only the correction tells these apart. Where H at the site that
+    decides has moved the sheet's atoms far, the sheet is relaxed again without it.
 
     Args:
         potential: a ``StabilityJudge``.
@@ -72,6 +93,10 @@ def hydrogen_at_best_sites(potential: Any, prediction: Any, num_sites: int) -> l
         like = [h for other, h in at_sites if h.is_bound and (other.face == sites.INNER) == (site.face == sites.INNER)]
         best = min((h.delta_e for h in like), default=math.inf)
         at_sites.append((site, potential.delta_e_hydrogen(sheet, site, supercell, best, gap)))
+    decides = deciding([h for _, h in at_sites])
+    if decides is not None and at_sites[decides][1].moved > MOVED_FAR:
+        site, h = at_sites[decides]
+        at_sites[decides] = site, replace(h, rest=potential.rest_without_hydrogen(h.atoms, sheet, supercell))
     return at_sites
 
 
@@ -154,22 +179,48 @@ class StabilityJudge:
         """
         from energetics.relaxation import FAR_ABOVE_EV
 
-        relaxed = self._relaxed_hydrogen(sheet, sites.beside_site(sheet, site, supercell), supercell, best + FAR_ABOVE_EV)
+        start = sites.beside_site(sheet, site, supercell)
+        relaxed = self._relaxed_hydrogen(sheet, start, supercell, best + FAR_ABOVE_EV)
         delta_e = as_float(relaxed["delta_e"])
         outcome = delta_e, relaxed["desorbed"], relaxed["converged"]
         # A record of a relaxation that went on says how far above it was when it would have been given up.
         if not relaxed["desorbed"] and as_float(relaxed["early_delta_e"]) > best + FAR_ABOVE_EV:
             return HydrogenAtSite(as_float(relaxed["early_delta_e"]), False, False, given_up=True)
-        if self.correction is None or not math.isfinite(delta_e):
-            return HydrogenAtSite(*outcome)
         with_h, energies = Atoms(**relaxed["atoms"]), [delta_e]
+        moved = float(np.linalg.norm(with_h.positions[:-1] - start.positions[:-1], axis=1).max())
+        found = HydrogenAtSite(*outcome, atoms=with_h, moved=moved)
+        if self.correction is None or not math.isfinite(delta_e):
+            return found
         if self.second is not None:
             energies.append(self._second_delta_e(with_h, sheet, supercell))
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
-            return HydrogenAtSite(*outcome)
+            return found
         described = [with_h], np.array([energies]), np.array([gap])
         value, error = self.correction.apply(*described[:2], np.zeros(1), described[2])
-        return HydrogenAtSite(*outcome, float(value[0]), float(error[0]), complaint=self.correction.complaints(*described)[0])
+        complaint = self.correction.complaints(*described)[0]
+        return replace(found, corrected=float(value[0]), corrected_std=float(error[0]), complaint=complaint)
+
+    def rest_without_hydrogen(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
+        """Return E(rest, relaxed) − E(sheet) of the supercell in eV, the last atom, H, taken off; NaN where it cannot be found.
+
+        Args:
+            with_h: sheet and H as relaxed.
+            sheet: the primitive cell as it was before H.
+            supercell: cells along a and b.
+        """
+        from energetics.relaxation import relax_positions, single_point
+
+        fmax, steps = self.settings.fmax_ev_per_angstrom, self.settings.max_steps
+
+        def find() -> dict[str, Any]:
+            rest = with_h[:-1]
+            rest.set_constraint()
+            relaxed = relax_positions(rest, self.potential, fmax, steps)
+            clean = supercell[0] * supercell[1] * single_point(sheet, self.potential.calculator)
+            return {"rest": relaxed.energy - clean if relaxed.status != "exploded" else NAN}
+
+        about = {"potential": self.potential.identity, "fmax": fmax, "steps": steps, "supercell": supercell}
+        return as_float(recall(self.memory, "rest without hydrogen", about, with_h, find)["rest"])
 
     def _relaxed_hydrogen(self, sheet: Atoms, with_h: Atoms, supercell: tuple[int, int], limit: float) -> dict[str, Any]:
         """Return the record of a relaxation of H: ``plain`` atoms, and the fields RELAXED_H of ``relaxation.HydrogenRelaxation``.

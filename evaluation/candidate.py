@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 12
+JUDGEMENT_VERSION = 13
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (
@@ -64,8 +64,10 @@ class CandidateResult:
     (``water_verdict.mark_water``). ``price_usd_per_kg``, ``hhi_reserve`` and ``hazards`` are of the elements
     (``element_facts.mark_elements``).
     ``h_relax_converged`` is of the potential's H at its best site of ``h_sites_relaxed``: those inside the sheet, and some of the
-    ``h_n_sites`` on its faces, of the first candidates all (``all_sites.mark_all_sites``). ``synthesis_*`` are CSLLM's suggestions,
-    for valid sheets that it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline
+    ``h_n_sites`` on its faces, of the first candidates all (``all_sites.mark_all_sites``). ``h_rest_ev`` is how much higher the
+    sheet lies than before when that H is taken off and the rest relaxed, asked where H has moved its atoms far; clearly below
+    zero, ``h_changes_sheet``, H takes the sheet to another structure. ``synthesis_*`` are CSLLM's suggestions, for valid sheets
+    that it calls synthesizable. ``legacy_*`` repeat the scoring of the earlier public baseline
     (``legacy.legacy_stability_score``), for comparison only; no verdict uses them.
     """
 
@@ -136,6 +138,8 @@ class CandidateResult:
     correction_domain_note: str = ""
     h_desorbed: bool | None = None
     h_relax_converged: bool | None = None
+    h_rest_ev: float = NAN
+    h_changes_sheet: bool | None = None
     delta_g_h_dft_ev: float = NAN
     h_site_dft: str = ""
     h_sites_dft: int = 0
@@ -291,6 +295,8 @@ QUANTITIES = {
     "delta_g_h_corrected_std_ev": Quantity("± corrected", "eV"),
     "h_desorbed": Quantity("H desorbs"),
     "h_relax_converged": Quantity("H at rest"),
+    "h_rest_ev": Quantity("rest without H", "eV"),
+    "h_changes_sheet": Quantity("H changes sheet"),
     "p_synth_label_mass": Quantity("label mass"),
     "synthesizable": Quantity("synthesizable"),
     "duplicate_of": Quantity("same as"),

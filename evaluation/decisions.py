@@ -80,8 +80,8 @@ def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
     Both errors are taken as normal and independent. A value without a standard error is taken as exact.
 
     Returns:
-        The probability; 0 for a candidate that is no valid sheet, whose H leaves or does not come to rest; NaN where a value is
-        missing.
+        The probability; 0 for a candidate that is no valid sheet, whose H leaves, does not come to rest or takes the sheet to
+        another structure; NaN where a value is missing.
     """
     if False in (row.valid, row.sheet_relaxed, h_at_rest(row)):
         return 0.0
@@ -101,13 +101,14 @@ def probability_below(limit: float, value: float, std: float, inclusive: bool = 
 
 
 def h_at_rest(row: CandidateResult) -> bool | None:
-    """Return whether the potential's H stays on the sheet and its relaxation ended; None where the potential was not asked.
+    """Return whether the potential's H stays on the sheet, its relaxation ended, and the sheet stays what it is; None where the
+    potential was not asked.
 
     Where DFT has computed the sheet, H is where DFT found it bound.
     """
     if row.delta_g_source == BY_DFT:
         return True
-    if row.h_desorbed:
+    if row.h_desorbed or row.h_changes_sheet:
         return False
     return row.h_relax_converged
 
@@ -187,5 +188,5 @@ def verdict(row: Any, settings: Any) -> str:
     if math.isnan(row.delta_g_ev):
         return "no ΔG_H"
     if h_at_rest(row) is False:
-        return "H desorbs" if row.h_desorbed else "H not relaxed"
+        return "H desorbs" if row.h_desorbed else "H changes the sheet" if row.h_changes_sheet else "H not relaxed"
     return "hit" if row.hit else f"|ΔG_H| > {settings.hit_delta_g_ev:g} eV"

@@ -24,7 +24,7 @@ from crystals.formulas import cell_formula, composition_key, reduced_formula
 from crystals.matching import match_structure, same_structure
 from energetics.adsorption_energy import free_energy
 from energetics.learnt_hull import judge_hull
-from energetics.potential_adsorption import HydrogenAtSite, hydrogen_at_best_sites
+from energetics.potential_adsorption import HydrogenAtSite, deciding, hydrogen_at_best_sites
 from evaluation import h_site, legacy
 from evaluation.candidate import P_SYNTH_THRESHOLD, CandidateResult, atoms_to_dict
 from evaluation.decisions import choose_delta_g
@@ -291,14 +291,14 @@ def potential_hydrogen(at_sites: Sequence[HydrogenAtSite], correction_ev: float)
     fields: dict[str, Any] = {"h_desorbed": any(h.desorbed for h in at_sites) and not bound, "h_sites_relaxed": len(at_sites)}
     if not bound:
         return fields, f"H {'desorbs' if fields['h_desorbed'] else 'relaxation exploded'}"
-    best = min(bound, key=lambda h: h.delta_e)
-    corrected = min(bound, key=lambda h: h.corrected if math.isfinite(h.corrected) else math.inf)
-    fields["delta_g_h_potential_ev"] = free_energy(best.delta_e, correction_ev)
-    fields["delta_g_h_corrected_ev"] = free_energy(corrected.corrected, correction_ev)
-    fields["delta_g_h_corrected_std_ev"] = corrected.corrected_std
-    if math.isfinite(corrected.corrected):
-        fields["correction_in_domain"], fields["correction_domain_note"] = not corrected.complaint, corrected.complaint
-    fields["h_relax_converged"] = corrected.converged if math.isfinite(corrected.corrected) else best.converged
+    decides = at_sites[deciding(at_sites)]
+    fields["delta_g_h_potential_ev"] = free_energy(min(h.delta_e for h in bound), correction_ev)
+    fields["delta_g_h_corrected_ev"] = free_energy(decides.corrected, correction_ev)
+    fields["delta_g_h_corrected_std_ev"] = decides.corrected_std
+    if math.isfinite(decides.corrected):
+        fields["correction_in_domain"], fields["correction_domain_note"] = not decides.complaint, decides.complaint
+    fields["h_relax_converged"] = decides.converged
+    fields["h_rest_ev"], fields["h_changes_sheet"] = decides.rest, decides.changes_sheet
     return fields, "" if fields["h_relax_converged"] else "H relaxation not converged"
 
 

@@ -33,6 +33,7 @@ GROUPS = {
         "delta_g_h_corrected_std_ev", "correction_in_domain", "correction_domain_note", "delta_g_h_potential_ev", "delta_g_h_ev",
         "delta_g_h_std_ev", "h_site_dft", "h_sites_dft", "h_site_kind", "h_site_face", "h_in_domain", "h_domain_note", "h_n_sites",
         "h_sites_relaxed", "h_coverage", "h_desorbed", "h_relax_converged",
+        "h_rest_ev", "h_changes_sheet",
     ),
     "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
     "Elements": ("price_usd_per_kg", "hhi_reserve", "hazards"),

@@ -78,6 +78,8 @@ ABOUT = {
     "correction_domain_note": "Why the correction was not learnt on such sites of H",
     "h_desorbed": "H left the sheet in the potential's relaxation at every site",
     "h_relax_converged": "The relaxation of H at its best site reached its limit on the forces",
+    "h_rest_ev": "Energy of the sheet relaxed after that H is taken off, above the sheet before; asked where H moved its atoms far",
+    "h_changes_sheet": "H takes the sheet to another structure, so that its ΔG_H is not of adsorption; never a hit",
     "p_synth": "Probability that it can be synthesized",
     "p_synth_label_mass": "Probability that the language model gave to its two answers together",
     "synthesizable": f"P_synth is at least {P_SYNTH_THRESHOLD:g}",

@@ -1,7 +1,8 @@
 """Looks at sampled sheets with the judges of stage 5, but for the costly ones, so that stage 4 writes those that are worth these.
 
 It leaves out H on the sheet by the potential, phonons, the GFN2 gap and the scores of the earlier baseline. In the place of phonons
-stand the trees of ``energetics.dynamics_model``, which miss more.
+stand the trees of ``energetics.dynamics_model``, which miss more, and in the place of H on the sheet those of
+``energetics.activity_model``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from energetics.activity_model import load_activity_model
 from energetics.dynamics_model import DynamicsModel, load_dynamics_model
 from energetics.potential_loading import file_identity, without_paths
 from evaluation import evaluate, judges
@@ -56,7 +58,7 @@ class Prefilter:
     """The quick judges.
 
     Args:
-        cfg: sections ``run``, ``dimenet``, ``dataset`` and ``evaluation`` name the judges.
+        cfg: sections ``run``, ``denoiser``, ``dimenet``, ``dataset`` and ``evaluation`` name the judges.
 
     Attributes:
         identity: what its verdicts depend on: hashes of the judges, and settings.
@@ -70,7 +72,9 @@ class Prefilter:
         self.cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(given, **LEFT_OUT))
         self._judges: dict[str, Any] = judges.judge_identity(self.cfg)
         self._dynamics = load_dynamics_model(given.dynamics_checkpoint) if given.phonons else None
+        self._activity = load_activity_model(given.activity_checkpoint, cfg.denoiser.checkpoint, cfg.dimenet.checkpoint)
         files = {"dynamics": file_identity(given.dynamics_checkpoint)} if self._dynamics else {}
+        files |= {"activity": file_identity(given.activity_checkpoint)} if self._activity else {}
         self.identity = without_paths({"judges": self._judges, **files}) | {
             name: getattr(self.cfg.evaluation, name) for name in SETTINGS
         }
@@ -94,14 +98,23 @@ class Prefilter:
         verdicts = {}
         for row in found.rows:
             name = Path(row.source_file).stem
-            row.delta_g_ev, row.delta_g_std_ev = with_heads(row.delta_g_ev, row.delta_g_std_ev, delta_g[name])
+            sheet = found.structures.get(row.id)
+            row.delta_g_ev, row.delta_g_std_ev = self._delta_g(row, sheet, delta_g[name])
             row.p_hit = hit_probability(row, settings)
-            verdicts[name] = _verdict(row, found.structures.get(row.id), self._dynamics, settings.hit_e_hull_ev)
+            verdicts[name] = _verdict(row, sheet, self._dynamics, settings.hit_e_hull_ev)
         return verdicts
+
+    def _delta_g(self, row: CandidateResult, sheet: Atoms | None, by_heads: float) -> tuple[float, float]:
+        """Return ΔG_H and its standard error, eV, by the trees where there are any, else by heads and DimeNet++."""
+        if self._activity is not None and sheet is not None:
+            value, std = self._activity.delta_g(sheet, by_heads, row.delta_g_ev)
+            if math.isfinite(value):
+                return value, std
+        return with_heads(row.delta_g_ev, row.delta_g_std_ev, by_heads)
 
     def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
         """Return the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``."""
-        load = partial(QuickJudges.load, self.cfg.evaluation, self._dynamics)
+        load = partial(QuickJudges.load, self.cfg.evaluation, self._dynamics, self._activity)
         if len(sheets) < SHEETS_FOR_WORKERS or not self.cfg.evaluation.workers:
             return load().chances(sheets, properties)
         with start_workers(self.cfg.run, self.cfg.evaluation.workers, load) as workers:

@@ -1,12 +1,13 @@
 """Quick judges of sheets that nothing has relaxed: which of thousands are worth a relaxation.
 
-They take milliseconds each: ΔG_H by the heads, E_above_hull by heads and networks, and for the best of these the trees for
+They take milliseconds each: ΔG_H by the heads, E_above_hull by heads and networks, and for the best of these the trees for ΔG_H,
 band gap, dynamic stability and synthesizability, and water. What they say decides the order in which sheets are looked at, and
 nothing else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from crystals.charge_balance import charge_neutral_possible
 from crystals.validity import sheet_fault
+from energetics.activity_model import ActivityModel
 from energetics.band_gap_model import GapModel, load_gap_model
 from energetics.dynamics_model import DynamicsModel
 from energetics.hull_network import HullNetwork, load_hull_network
@@ -47,9 +49,10 @@ class QuickJudges:
     dynamics: DynamicsModel | None
     water: Water | None
     synth: EmbeddedTreesJudge | None = None
+    activity: ActivityModel | None = None
 
     @classmethod
-    def load(cls, settings: EvaluationConfig, dynamics: DynamicsModel | None) -> QuickJudges:
+    def load(cls, settings: EvaluationConfig, dynamics: DynamicsModel | None, activity: ActivityModel | None = None) -> QuickJudges:
         """Load the judges that the section ``evaluation`` names; raises CheckpointError for a file that cannot be used."""
         return cls(
             settings,
@@ -58,6 +61,7 @@ class QuickJudges:
             dynamics,
             load_water(settings.references_path) if settings.water else None,
             EmbeddedTreesJudge(settings.embedded_checkpoint) if settings.synthesizability == "embedded" else None,
+            activity,
         )
 
     def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate, where: Backend | None = None) -> np.ndarray:
@@ -74,31 +78,38 @@ class QuickJudges:
             batches = {start: sheets[start : start + BATCH] for start in range(0, len(sheets), BATCH)}
             of_batches = run(QuickJudges.by_networks, batches, None, where, in_order=True)
             e_hull = (e_hull + np.concatenate([found for _, found in of_batches])) / 2
-        window, limit = self.settings.hit_delta_g_ev, self.settings.hit_e_hull_ev
-        active = norm.cdf((window - delta_g) / HEADS_STD_EV) - norm.cdf((-window - delta_g) / HEADS_STD_EV)
-        chance = active * norm.cdf((limit - e_hull) / HULL_STD_EV)
-        chance = chance * np.where(e_hull > limit, ABOVE_HULL, 1.0)
-        best = np.argsort(-chance, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
-        factor = np.zeros(len(sheets))
-        tasks = {k: (sheets[k], float(e_hull[k])) for k in best.tolist()}
-        looks = run(QuickJudges.factor, tasks, None, where)
-        for k, found in tqdm(looks, total=len(tasks), desc="gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
-            factor[k] = found
-        return chance * factor
+        limit = self.settings.hit_e_hull_ev
+        near = norm.cdf((limit - e_hull) / HULL_STD_EV) * np.where(e_hull > limit, ABOVE_HULL, 1.0)
+        first = near * self.active(delta_g, HEADS_STD_EV)
+        best = np.argsort(-first, kind="stable")[: max(1, round(LOOKED_AT * len(sheets)))]
+        chance = np.zeros(len(sheets))
+        tasks = {k: (sheets[k], float(e_hull[k]), float(delta_g[k])) for k in best.tolist()}
+        looks = run(QuickJudges.look, tasks, None, where)
+        for k, found in tqdm(looks, total=len(tasks), desc="ΔG_H, gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
+            chance[k] = near[k] * found
+        return chance
+
+    def active(self, delta_g: np.ndarray | float, std: float) -> np.ndarray | float:
+        """Return the chance that ΔG_H is within the window of a hit. delta_g: estimate, eV. std: its standard error, eV."""
+        window = self.settings.hit_delta_g_ev
+        return norm.cdf((window - delta_g) / std) - norm.cdf((-window - delta_g) / std)
 
     def by_networks(self, sheets: Sequence[Sheet]) -> np.ndarray:
         """Return E_above_hull (M,) of M sheets by the networks, eV/atom."""
         return self.network.of_sheets(sheets)
 
-    def factor(self, task: tuple[Sheet, float]) -> float:
-        """Return by what the chance of a sheet is multiplied: 0 where it is not valid. task: the sheet, its E_hull in eV/atom."""
-        sheet, e_hull = task
+    def look(self, task: tuple[Sheet, float, float]) -> float:
+        """Return the chance that a sheet on the hull is a hit: 0 where it is not valid.
+
+        task: the sheet, its E_hull in eV/atom, and its ΔG_H by the heads in eV.
+        """
+        sheet, e_hull, by_heads = task
         atoms = sheet.to_atoms(VACUUM_ANGSTROM)
         formula = atoms.get_chemical_formula()
         if sheet_fault(atoms, self.settings.clash_factor) or not charge_neutral_possible(formula):
             return 0.0
-        factor = 1.0
         try:
+            factor = self.active(*self.delta_g(atoms, by_heads))
             if self.dynamics is not None:
                 stable = self.dynamics.without_phonons(atoms, e_hull)
                 factor *= stable if np.isfinite(stable) else 1.0
@@ -109,6 +120,11 @@ class QuickJudges:
         except (NotTwoDimensional, ValueError):
             return 0.0
         return factor * (1.0 if conducts and not self.dissolves(atoms, e_hull) else HELD_BACK)
+
+    def delta_g(self, atoms: Atoms, by_heads: float) -> tuple[float, float]:
+        """Return ΔG_H of a sheet and its standard error, eV, by the trees, else by the heads, whose value is given."""
+        value, std = self.activity.delta_g(atoms, by_heads) if self.activity is not None else (math.nan, math.nan)
+        return (value, std) if math.isfinite(value) else (by_heads, HEADS_STD_EV)
 
     def dissolves(self, atoms: Atoms, e_hull: float) -> bool | None:
         """Return whether water dissolves a sheet, None where that is not known. e_hull: eV/atom."""

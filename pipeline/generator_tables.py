@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.number_texts import MISSING, formatted, interval, table
@@ -130,6 +130,27 @@ DISTRIBUTIONS = (
     ("layer group", "layer_group", ".2f"),
     ("number of elements", "number_of_elements", ".2f"),
 )
+
+
+def activity(content: Mapping[str, Any]) -> str:
+    """Return how far trees, heads and DimeNet++ are from the judge's ΔG_H on formulas that the trees had not learnt from."""
+    found = content["metrics"]
+    names = [name for name in next(iter(found.values())) if name.startswith(("trees", "heads", "DimeNet++", "mean", "median"))]
+    body = []
+    for name in names:
+        cells = [name]
+        for row in found.values():
+            spearman = row[name].get("spearman")
+            cells += [_bracketed(row[name]["mae_ev"]), _bracketed(spearman) if spearman else MISSING]
+        body.append(cells)
+    heads = [f"{source} ({row['n']}): {what}" for source, row in found.items() for what in ("MAE (eV)", "Spearman")]
+    return table(["", *heads], body)
+
+
+def _bracketed(found: Sequence[float]) -> str:
+    """Write a value with its interval."""
+    value, low, high = found
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def distributions(content: Mapping[str, Any]) -> str:

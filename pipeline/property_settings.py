@@ -1,4 +1,4 @@
-"""Declares the settings of the models of single properties: the learnt hull, the band gap and dynamic stability."""
+"""Declares the settings of the models of single properties: the learnt hull, the band gap, the activity and dynamic stability."""
 
 from __future__ import annotations
 
@@ -35,6 +35,22 @@ class BandGapConfig:
     learning_rate: float = setting(0.06, "weight of each tree", low=1e-4, high=1.0)
     max_leaf_nodes: int = setting(24, "leaves of a tree", low=2)
     min_samples_leaf: int = setting(5, "least sheets in a leaf", low=1)
+
+
+@dataclass(frozen=True)
+class ActivityConfig:
+    """Settings of the trees that say ΔG_H at once, and their training."""
+
+    judged_dirs: list[str] = setting([], "folders of stage 5 (metrics.csv, relaxed.extxyz) with sheets to learn from", path=True)
+    processed_dir: str = setting(
+        "${dataset.processed_dir}", "folder of stage 2 with labels of the potential to learn from; empty: none", path=True
+    )
+    checkpoint: str = setting("${run.output_dir}/activity/activity.pth", "fitted trees", path=True)
+    trees: int = setting(300, "boosted trees of each model", low=1)
+    learning_rate: float = setting(0.04, "weight of each tree", low=1e-4, high=1.0)
+    max_leaf_nodes: int = setting(15, "leaves of a tree", low=2)
+    min_samples_leaf: int = setting(8, "least sheets in a leaf", low=1)
+    max_features: float = setting(0.3, "share of the descriptors that each split looks at", low=0.01, high=1.0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from pipeline.loop_settings import LoopConfig
-from pipeline.property_settings import BandGapConfig, LearntHullConfig, PhononBenchmarkConfig
+from pipeline.property_settings import ActivityConfig, BandGapConfig, LearntHullConfig, PhononBenchmarkConfig
 from pipeline.setting_field import setting
 from pipeline.structure_settings import ElementTrainingConfig, HullNetworkConfig, RankerConfig, RefinerTrainingConfig
 
@@ -368,6 +368,9 @@ class EvaluationConfig:
     dynamics_checkpoint: str = setting(
         "weights/dynamics.pth", "learnt part of that verdict; empty: phonons and stiffness alone decide", path=True
     )
+    activity_checkpoint: str = setting(
+        "weights/activity.pth", "trees by whose ΔG_H stage 4 chooses; empty: by heads and DimeNet++ alone", path=True
+    )
     phonon_max_e_hull_ev: float = setting(0.2, "no phonons and exfoliation of sheets further above the hull (eV/atom)", low=0)
     phonon_max_atoms: int = setting(12, "no phonons and exfoliation of larger cells", low=1)
     exfoliation: bool = setting(True, "what it costs to peel such sheets (those that phonons are asked of) off a crystal of them")
@@ -455,6 +458,7 @@ class Config:
     learnt_hull: LearntHullConfig = field(default_factory=LearntHullConfig)
     hull_network: HullNetworkConfig = field(default_factory=HullNetworkConfig)
     band_gap: BandGapConfig = field(default_factory=BandGapConfig)
+    activity: ActivityConfig = field(default_factory=ActivityConfig)
     phonon_benchmark: PhononBenchmarkConfig = field(default_factory=PhononBenchmarkConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import fcc111, mx2
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 
 import geo_utils
 from energetics import sites
-from energetics.potential_adsorption import HydrogenAtSite, StabilityJudge, hydrogen_at_best_sites
+from energetics.potential_adsorption import MOVED_FAR, HydrogenAtSite, StabilityJudge, deciding, hydrogen_at_best_sites
 from energetics.potentials import Potential
 from pipeline.settings import EvaluationConfig
 
@@ -81,3 +83,68 @@ def test_h_inside_is_given_up_by_what_is_inside(niobium_sulfide_sites):
     assert [best for is_inside, best in limits if not is_inside] == [math.inf, 0.0]
     assert len(inside) >= 2 and inside == [math.inf] + [0.8] * (len(inside) - 1)
     assert [h.delta_e for _, h in found] == [0.0, 0.0] + [0.8] * len(inside)
+
+
+class Wells(Calculator):
+    """Each atom in a double well over its height: (u² − 1)² − 0.4 u, u from the middle of the cell, minima near −0.94 and 1.05."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        u = atoms.positions[:, 2] - atoms.cell[2, 2] / 2
+        forces = np.zeros((len(atoms), 3))
+        forces[:, 2] = -(4 * u * (u**2 - 1) - 0.4)
+        self.results = {"energy": float(((u**2 - 1) ** 2 - 0.4 * u).sum()), "forces": forces, "stress": np.zeros(6)}
+
+
+@pytest.mark.parametrize("height, falls", [(-0.5, False), (0.5, True)])
+def test_the_rest_without_h_says_whether_the_sheet_is_another(height, falls):
+    """Two of four atoms of a sheet in the upper well, where H has pulled them up past the hill, else it is the sheet again."""
+    low, high = (min((u for u in np.roots([4, 0, -4, -0.4]).real if u * side > 0.5), key=abs) for side in (-1, 1))
+    energy = [(u**2 - 1) ** 2 - 0.4 * u for u in (low, high)]
+    sheet = Atoms("Pt", positions=[[0, 0, 10 + low]], cell=[3, 3, 20], pbc=(True, True, False))
+    covered = sheet.repeat((2, 2, 1))
+    covered.positions[:2, 2] = 10 + height
+    covered += Atoms("H", positions=[[0, 0, 12]])
+    judge = StabilityJudge(Potential("wells", {"name": "wells"}, Wells()), EvaluationConfig())
+    rest = judge.rest_without_hydrogen(covered, sheet, (2, 2))
+    assert rest == pytest.approx(2 * (energy[1] - energy[0]) if falls else 0.0, abs=0.01)
+    assert HydrogenAtSite(0.0, desorbed=False, converged=True, rest=rest).changes_sheet is falls
+
+
+def test_the_site_that_decides_is_the_lowest_after_the_correction():
+    def at(delta_e: float, corrected: float = math.nan, desorbed: bool = False) -> HydrogenAtSite:
+        return HydrogenAtSite(delta_e, desorbed, converged=True, corrected=corrected)
+
+    assert deciding([at(0.1, 0.9), at(0.3, 0.2), at(-1.0, -1.0, desorbed=True)]) == 1
+    assert deciding([at(0.1), at(0.3, 0.2)]) == 1, "one without a correction does not decide beside others"
+    assert deciding([at(0.5), at(0.3)]) == 1
+    assert deciding([]) is None and deciding([at(0.1, desorbed=True)]) is None
+
+
+def test_the_rest_is_asked_for_where_h_moved_the_sheet_at_the_site_that_decides(niobium_sulfide_sites):
+    """Of two sites on the faces the second decides."""
+    asked = []
+
+    class Moves:
+        def __init__(self, moved):
+            self.moved = moved
+
+        def delta_e_hydrogen(self, sheet, site, supercell, best, gap):
+            first = math.isinf(best) and site.face != sites.INNER
+            value = 0.2 if first else 0.0 if site.face != sites.INNER else 0.9
+            return HydrogenAtSite(value, desorbed=False, converged=True, atoms=sheet, moved=5.0 if first else self.moved)
+
+        def rest_without_hydrogen(self, with_h, sheet, supercell):
+            asked.append(supercell)
+            return -0.3
+
+    little = hydrogen_at_best_sites(Moves(0.9 * MOVED_FAR), niobium_sulfide_sites, 2)
+    assert not asked and not any(h.changes_sheet for _, h in little) and all(math.isnan(h.rest) for _, h in little)
+    far = hydrogen_at_best_sites(Moves(1.1 * MOVED_FAR), niobium_sulfide_sites, 2)
+    assert asked == [niobium_sulfide_sites.supercell] and [h.changes_sheet for _, h in far][:2] == [False, True]
+
+
+def test_h_on_platinum_leaves_it_as_it_is(on_platinum):
+    assert on_platinum(200, 0).moved < MOVED_FAR

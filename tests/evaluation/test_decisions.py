@@ -91,7 +91,13 @@ def test_p_hit_is_the_share_of_random_draws_within_the_window():
 
 
 def test_h_that_is_not_at_rest_is_never_a_hit():
-    for values in ({"h_relax_converged": False}, {"h_desorbed": True}, {"valid": False}, {"sheet_relaxed": False}):
+    for values in (
+        {"h_relax_converged": False},
+        {"h_desorbed": True},
+        {"h_changes_sheet": True},
+        {"valid": False},
+        {"sheet_relaxed": False},
+    ):
         row = stable(delta_g_ev=0.0, delta_g_std_ev=0.1, **values)
         decisions.decide([row], SETTINGS)
         assert row.hit is False and row.p_hit == 0.0 and decisions.verdict(row, SETTINGS) != "hit"
