@@ -76,6 +76,7 @@ def value_at(content: Any, key: str) -> Any:
 
 
 HULLS = ("sevennet-l3i5", "sevennet-0")  # potentials with a hull of their own, that of the committed run first
+NEAR_DFT_EV = 0.3  # of known sheets
 NO_SHEET = "no sheet"  # name of the metric that this script adds
 COMPARISON = (
     ("no sheet (bulk, chain, molecule)", NO_SHEET, ".0%"),
@@ -256,6 +257,10 @@ def known_sheets() -> str:
         body.append([row["name"], formatted(row["e_above_hull_ev"], ".2f"), formatted(row["delta_g_ev"], ".2f") + error])
         body[-1] += [formatted(row[key], ".2f") for key in ("delta_g_dft_ev", "band_gap_ev", "p_synth")]
         body[-1].append(formatted(float(layers[row["name"]]), ".0f") if layers[row["name"]] else MISSING)
+    known = [row for row in load("results/report.json")["known"] if row["delta_g_dft_ev"] is not None]
+    near = sum(abs(row["delta_g_ev"] - row["delta_g_dft_ev"]) <= NEAR_DFT_EV for row in known)
+    within = f"{near} of {len(known)}: {interval(share(near, len(known)), '.0%')}"
+    body.append([f"within {NEAR_DFT_EV:g} eV of DFT", MISSING, within, *[MISSING] * 4])
     head = ["sheet", "E_hull (eV/atom)", "ΔG_H (eV)", "ΔG_H, DFT (eV)", "gap (eV)", "P_synth", "E_exf (meV/Å²)"]
     return table(head, body)
 

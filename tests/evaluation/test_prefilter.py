@@ -13,6 +13,7 @@ from evaluation.candidate import CandidateResult
 from evaluation.prefilter import Prefilter
 from evaluation.water_verdict import AS_STABLE, DISSOLVES
 from pipeline.errors import StageError
+from pipeline.files import PROJECT_DIR
 from pipeline.loading import load_config
 from pipeline.settings import Config
 
@@ -60,12 +61,30 @@ def test_heads_and_dimenet_are_weighted_by_their_errors():
     assert all(map(math.isnan, prefilter.with_heads(math.nan, math.nan, 0.1)[:1]))
 
 
+def test_trees_say_what_a_relaxed_sheet_does(cfg):
+    """Beside heads and DimeNet++, whose mean counts where the trees say nothing."""
+    asked = []
+
+    class Active:
+        def delta_g(self, atoms, by_heads, by_dimenet):
+            asked.append((by_heads, by_dimenet))
+            return (0.05, 0.3) if by_heads < 1 else (math.nan, math.nan)
+
+    row = CandidateResult(delta_g_ev=0.4, delta_g_std_ev=0.3)
+    quick = Prefilter(cfg)
+    assert quick._activity is None and quick._delta_g(row, SHEET, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2)
+    quick._activity = Active()
+    assert quick._delta_g(row, SHEET, 0.2) == (0.05, 0.3) and asked == [(0.2, 0.4)]
+    assert quick._delta_g(row, SHEET, 1.5) == prefilter.with_heads(0.4, 0.3, 1.5)
+    assert quick._delta_g(row, None, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2) and len(asked) == 2, "no sheet could be relaxed"
+
+
 @pytest.fixture
 def cfg(tmp_path, monkeypatch) -> Config:
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs", "path": "/x"}})
     monkeypatch.setattr(judges, "load_judges", simple.slow_judges)
     base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "evaluation.known_formulas_from="])
-    evaluation = dataclasses.replace(base.evaluation, workers=0, dynamics_checkpoint="")
+    evaluation = dataclasses.replace(base.evaluation, workers=0, dynamics_checkpoint="", activity_checkpoint="")
     return dataclasses.replace(base, evaluation=evaluation)
 
 
@@ -93,6 +112,13 @@ def test_its_identity_follows_judges_and_limits_but_no_paths(cfg):
 
 
 def test_missing_trees_are_named_before_any_work(cfg, tmp_path):
-    missing = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, dynamics_checkpoint=str(tmp_path / "no.pth")))
-    with pytest.raises(StageError, match="evaluation.dynamics_checkpoint: no file"):
-        Prefilter(missing)
+    for name in ("dynamics_checkpoint", "activity_checkpoint"):
+        missing = dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, **{name: str(tmp_path / "no.pth")}))
+        with pytest.raises(StageError, match=f"evaluation.{name}: no file"):
+            Prefilter(missing)
+
+
+def test_its_identity_follows_the_trees_of_activity(cfg):
+    with_trees = dataclasses.replace(cfg.evaluation, activity_checkpoint=str(PROJECT_DIR / "weights" / "activity.pth"))
+    assert "activity" in Prefilter(dataclasses.replace(cfg, evaluation=with_trees)).identity
+    assert "activity" not in Prefilter(cfg).identity

@@ -127,6 +127,22 @@ def test_trees_say_no_more_than_they_know(monkeypatch):
     assert quick(gap=Fails(0.0)).chances([mos2()], given)[0] == 0
 
 
+def test_trees_take_the_place_of_the_heads_where_they_know_the_elements(monkeypatch):
+    monkeypatch.setattr(triage, "LOOKED_AT", 1.0)
+
+    class Active:
+        """Says ΔG_H of MoS2 by the heads' value alone, and nothing of other sheets."""
+
+        def delta_g(self, atoms, by_heads):
+            return (by_heads - 0.5, 0.2) if "Mo" in atoms.symbols else (math.nan, math.nan)
+
+    window, given = SETTINGS.hit_delta_g_ev, heads([0.6, 0.6], [0.0, 0.0])
+    found = quick(activity=Active()).chances([mos2(), mos2("WS2")], given)
+    of_trees = (norm(0.1, 0.2).cdf(window) - norm(0.1, 0.2).cdf(-window)) * norm(0.0, HULL_STD_EV).cdf(SETTINGS.hit_e_hull_ev)
+    assert found == pytest.approx([of_trees, chance(0.6, 0.0)], rel=1e-6)
+    assert quick(activity=Active()).delta_g(mos2("WS2").to_atoms(15.0), 0.6) == (0.6, HEADS_STD_EV)
+
+
 def test_salts_and_insulators_are_held_back(shipped, monkeypatch):
     monkeypatch.setattr(triage, "LOOKED_AT", 1.0)
     sheets = [salt(), known("h-BN"), known("2H-NbS2"), known("1T-VSe2"), known("2H-MoS2")]
