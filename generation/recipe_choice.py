@@ -48,7 +48,8 @@ def choose_recipes(
     known = known_compositions(content)
     if uses_elements(settings):
         recipes = drawn_recipes(settings, elements, seed, workers, drawn)
-        if settings.guidance_scale == 0:  # as they were drawn, new ones first: the control of the diffusion
+        # As they were drawn, new ones first: without guidance, the control of the diffusion, and where quick judges order them.
+        if settings.guidance_scale == 0 or settings.prefilter:
             return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
         everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
         return order_recipes(model, recipes, known, everything, seed, verdicts, None, store, workers, screened)

@@ -34,7 +34,8 @@ WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance choose
 StartVerdicts = dict[Recipe, tuple[bool, float]]
 # Chance of a hit of sheets, from what quick judges and the heads say of them.
 Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
-TRIAGED = 8  # recipes for each sheet that will be sampled
+TRIAGED = 8  # recipes for each sheet that will be sampled, where they are in the order of the heads
+ENOUGH_NEW = 2  # new compositions for each sheet that will be sampled, from which on known ones are not looked at
 # "valid" and "loss" of recipes, in their order, by the sheets that they start from and the heads of a model.
 Screen = Callable[[Denoiser, Sequence[Recipe]], dict[str, list]]
 
@@ -254,15 +255,19 @@ def order_by_chance(
 
     Args:
         model: whose heads say ΔG_H and E_hull.
-        recipes: the first of them, ``TRIAGED`` for each sheet that will be sampled, are looked at; the others stay behind these.
+        recipes: all new compositions among them are looked at where there are ``ENOUGH_NEW``, else the first, ``TRIAGED`` for each
+            sheet that will be sampled; the others stay behind these.
         crystals: what recipes without a sheet of their own start from.
         settings: of the generation.
         device: of the model.
         triage: quick judges of sheets.
         workers: load the same model, and refine sheets where they are many; None: this process.
-        known: their reduced formulas.
+        known: their reduced formulas; none where the recipes are in the order of the heads.
     """
-    first = list(recipes[: TRIAGED * math.ceil(settings.num_structures * settings.oversample)])
+    sampled = math.ceil(settings.num_structures * settings.oversample)
+    recipes = sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
+    new = sum(reduced_formula(recipe.atomic_numbers) not in known for recipe in recipes)
+    first = recipes[: new if known and new >= ENOUGH_NEW * sampled else TRIAGED * sampled]
     batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
     where = workers if workers is not None and len(batches) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
     look = partial(starts_and_properties, crystals, settings, device)
@@ -277,4 +282,4 @@ def order_by_chance(
     order = np.lexsort((-chance, is_known))
     ranked = [first[k] for k in order]
     exceeding = exceeds_quota(ranked, settings, settings.oversample)
-    return [ranked[k] for k in np.lexsort((exceeding, is_known[order]))] + list(recipes[len(first) :])
+    return [ranked[k] for k in np.lexsort((exceeding, is_known[order]))] + recipes[len(first) :]
