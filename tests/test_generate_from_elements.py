@@ -108,6 +108,17 @@ def test_new_compositions_come_first_without_guidance(cfg):
     assert all(sorted(recipe.start.atomic_numbers) == sorted(recipe.atomic_numbers) for recipe in recipes)
 
 
+def test_the_heads_order_nothing_where_quick_judges_do(cfg, monkeypatch):
+    model, content = load_denoiser(cfg.denoiser.checkpoint, "")
+    asked = []
+    monkeypatch.setattr(recipe_choice, "order_recipes", lambda model, recipes, *_: asked.append(recipes) or recipes[::-1])
+    for prefilter in (True, False):
+        guided = with_generation(cfg, guidance_scale=1.0, prefilter=prefilter).generation
+        found = recipe_choice.choose_recipes(model, content | {"formulas": []}, TemplateLibrary([], []), guided, 0)
+        assert len(found) > 4 and len(asked) == (not prefilter)
+    assert found == asked[0][::-1]
+
+
 def test_missing_files_are_one_line(cfg, tmp_path):
     for setting in ("elements", "refiner"):
         missing = with_generation(cfg, **{f"{setting}_checkpoint": str(tmp_path / "no.pth")})

@@ -112,6 +112,23 @@ def test_recipes_beyond_the_first_stay_behind_in_their_order(model, plain, monke
     assert len(looked_at) == 2 * math.ceil(1.5) and order == ["3", "2", "1", "0", "4", "5", "6"]
 
 
+def test_known_compositions_are_not_looked_at_where_there_are_enough_new_ones(model, plain):
+    """For two sheets that are sampled four new compositions are enough, one is not."""
+    cells = {"NbS2": 3.3, "WS2": 3.2, "MoS2": 3.1, "TaS2": 3.4, "TiS2": 3.5}
+    recipes = [recipe_of(formula, a=a) for formula, a in cells.items()]
+    one = dataclasses.replace(plain, num_structures=1, oversample=2.0)
+    looked_at = []
+
+    def triage(sheets, properties):
+        looked_at.append(len(sheets))
+        return by_lattice(sheets, properties)
+
+    order = order_by_chance(model.double(), recipes, None, one, "cpu", triage, known={"NbS2"})
+    assert looked_at == [4] and [r.formula for r in order] == ["TiS2", "TaS2", "WS2", "MoS2", "NbS2"]
+    order = order_by_chance(model, recipes, None, one, "cpu", triage, known={"NbS2", "WS2", "MoS2", "TaS2"})
+    assert looked_at == [4, 5] and [r.formula for r in order] == ["TiS2", "TaS2", "NbS2", "WS2", "MoS2"]
+
+
 def test_what_starts_from_nothing_comes_last_of_those_looked_at(model, plain):
     recipes = [recipe_of("AuS2", start=False), recipe_of("MoS2", start=False), recipe_of("WSe2", a=3.3)]
     order = [r.formula for r in order_by_chance(model.double(), recipes, Crystals(), plain, "cpu", by_lattice)]
