@@ -450,10 +450,9 @@ def test_the_committed_points_pass_the_gate():
         assert np.abs(predicted - truth)[of].mean() <= mae and spearmanr(predicted[of], truth[of]).statistic >= rank
         rows = [{"name": p.name, "e": value} for p, value in zip(points, predicted, strict=True)]
         order = dft_benchmark.inert_above_active(rows, table, "e")
-        # Without any site on a chalcogen in the fit one pair may be in the wrong order.
-        assert order["pairs"] >= 8 and len(order["violations"]) <= (by == "chemistry")
+        assert order["pairs"] >= 8 and len(order["violations"]) <= (by == "chemistry")  # without any site on a chalcogen one pair
         scale = scales.setdefault(with_gap, ErrorScale.fit(truth, predicted, sigma))  # of the hosts, which are first
-        most = 0.9 if by == "chemistry" else 0.85  # without a whole chemistry σ is on the safe side
+        most = 0.9 if by == "chemistry" else 0.85  # σ is on the safe side without a whole chemistry
         assert 0.6 < np.mean(np.abs(predicted - truth) <= scale(sigma)) < most, "a standard error, whatever was left out"
 
 
