@@ -265,9 +265,9 @@ def order_by_chance(
         known: their reduced formulas; none where the recipes are in the order of the heads.
     """
     sampled = math.ceil(settings.num_structures * settings.oversample)
-    recipes = sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
-    new = sum(reduced_formula(recipe.atomic_numbers) not in known for recipe in recipes)
-    first = recipes[: new if known and new >= ENOUGH_NEW * sampled else TRIAGED * sampled]
+    is_known = [reduced_formula(recipe.atomic_numbers) in known for recipe in recipes]
+    new, old = ([recipe for recipe, own in zip(recipes, is_known, strict=True) if own is side] for side in (False, True))
+    first = new if known and len(new) >= ENOUGH_NEW * sampled else (new + old)[: TRIAGED * sampled]
     batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
     where = workers if workers is not None and len(batches) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
     look = partial(starts_and_properties, crystals, settings, device)
@@ -278,8 +278,8 @@ def order_by_chance(
         names = PropertyEstimate.__dataclass_fields__
         properties = PropertyEstimate(*(torch.cat([getattr(p, name) for *_, p in found]) for name in names))
         chance[numbers] = triage([sheet for _, _, sheets, _ in found for sheet in sheets], properties)
-    is_known = np.array([reduced_formula(recipe.atomic_numbers) in known for recipe in first], dtype=bool)
-    order = np.lexsort((-chance, is_known))
+    comes_last = np.arange(len(first)) >= len(new)
+    order = np.lexsort((-chance, comes_last))
     ranked = [first[k] for k in order]
     exceeding = exceeds_quota(ranked, settings, settings.oversample)
-    return [ranked[k] for k in np.lexsort((exceeding, is_known[order]))] + recipes[len(first) :]
+    return [ranked[k] for k in np.lexsort((exceeding, comes_last[order]))] + (new + old)[len(first) :]
