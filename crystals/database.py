@@ -197,11 +197,11 @@ def read_rows(settings: DatasetConfig) -> Iterator[tuple[int, str, Row | str]]:
         )
 
 
-def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str, Any]]]:
+def read_judged(settings: DatasetConfig, named_by: str = "dataset.judged_dirs") -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """Read the relaxed candidates that stage 5 judged, as further rows of the data set.
 
     Of several candidates with one formula of the cell, the first is taken. Candidates without a relaxed sheet or an E_hull are left
-    out, and so are those past ``max_atoms`` and ``max_e_hull_ev``.
+    out, and so are those past ``max_atoms`` and ``max_e_hull_ev``. named_by: the setting that an error names.
 
     Returns:
         (rows, labels): rows with the potential's E_hull; labels by ``Row.key``, the potential's ΔG_H corrected from DFT at the site
@@ -241,7 +241,7 @@ def read_judged(settings: DatasetConfig) -> tuple[list[Row], dict[str, dict[str,
                     }
         except (OSError, KeyError, ValueError) as error:
             raise StageError(
-                f"dataset.judged_dirs: {relative_name(folder)} has no {' and '.join(JUDGED_FILES)} of stage 5 (test.py): "
+                f"{named_by}: {relative_name(folder)} has no {' and '.join(JUDGED_FILES)} of stage 5 (test.py): "
                 f"{type(error).__name__}: {error}"
             ) from error
     return list(rows.values()), labels

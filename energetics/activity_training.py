@@ -73,7 +73,7 @@ def labelled_sheets(cfg: Config) -> list[tuple[Sheet, float, str, str]]:
         StageError: a folder that stage 5 or stage 2 has not written, or labels that are not the potential's.
     """
     settings = cfg.activity
-    judged, labels = read_judged(dataclasses.replace(cfg.dataset, judged_dirs=settings.judged_dirs))
+    judged, labels = read_judged(dataclasses.replace(cfg.dataset, judged_dirs=settings.judged_dirs), "activity.judged_dirs")
     found = [(row.sheet, labels[row.key]["delta_g"][0], row.formula, GENERATED) for row in judged if row.key in labels]
     for split in SPLITS if settings.processed_dir else ():
         path = Path(settings.processed_dir) / f"{split}.pt"

@@ -198,7 +198,7 @@ def test_a_training_writes_what_was_measured(tmp_path):
     with pytest.raises(StageError, match="0 sheets with ΔG_H of the potential are too few"):
         training.train_stage(few)
     shutil.rmtree(folder)
-    with pytest.raises(StageError, match="judged"):
+    with pytest.raises(StageError, match="^activity.judged_dirs: "):
         training.train_stage(config)
 
 
