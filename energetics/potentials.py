@@ -75,13 +75,13 @@ def _load_sevennet(name: str, device: str) -> Potential:
 def _sevennet_calculator(model: str, device: str, modality: str | None) -> Calculator:
     from sevenn.calculator import SevenNetCalculator
 
-    from energetics.fast_convolution import use_fast_convolutions  # here, because it imports torch
+    from energetics.fast_convolution import use_fast_interactions  # here, because it imports torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No tensor product accelerator")  # none is among the requirements
         calculator = SevenNetCalculator(model, device=device, modal=modality)
     if device == "cpu":
-        use_fast_convolutions(calculator.model)
+        use_fast_interactions(calculator.model)
         keep_freed_memory()
     return calculator
 
