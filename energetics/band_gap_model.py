@@ -169,6 +169,13 @@ class GapModel:
             return math.nan
         return round(float(self.gaps(gap_descriptors(atoms)[None])[0]), 3)
 
+    def known_gap(self, atoms: Atoms) -> float:
+        """Return ``band_gap``, NaN too where that cannot be asked: for a ribbon, and for an element without descriptors."""
+        try:
+            return self.band_gap(atoms)
+        except ValueError:  # NotTwoDimensional included
+            return math.nan
+
 
 def load_gap_model(path: str) -> GapModel | None:
     """Load the model that ``evaluation.band_gap_checkpoint`` names; None where it names none."""

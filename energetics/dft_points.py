@@ -16,8 +16,8 @@ from ase.geometry import find_mic
 
 from crystals.database import check_ase_database
 from crystals.prototypes import name_as_relaxed
-from energetics import band_gap
 from energetics.adsorption_energy import adsorption_energy
+from energetics.band_gap_model import GapModel
 from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, STORED_ENERGIES
 from energetics.site_chemistry import site_chemistry, site_descriptors
 from energetics.sites import tag_last_hydrogen
@@ -26,9 +26,8 @@ from pipeline.files import missing_file, relative_name
 from pipeline.judge_table import DEFECTS
 
 log = logging.getLogger("her2d")
-STORED_GAP = "gap_gfn2"  # key under which the database holds the GFN2-xTB band gap of the sheet without H
+STORED_GAP = "gap_learnt"  # key under which the database holds the band gap of the sheet without H, by ``band_gap_model``
 NO_MINIMUM = "minimum_7netl3i5_fails"  # true where the minimum of the judge is another one than DFT was asked about
-NO_GAP = "gap_gfn2_fails"  # true where the method was asked and found none, which takes it minutes
 # ½D_e(H2) is 2.27 eV in PBE: the ΔE_H of an H that the sheet does not bind at all. A value far above it says nothing about
 # adsorption: the geometry, which is the potential's, is one that DFT would not keep, such as a sheet collapsed around H.
 UNBOUND_EV = 2.27 + 0.5
@@ -56,9 +55,8 @@ class TruthPoint:
     """One DFT value. atoms: sheet with one H, tagged. delta_e: eV. host: reduced formula, the unit left out of fits.
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
-    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. no_gap: whether the method for it is
-    known to fail. drawn_as: by the design loop, empty for other sheets. at_minimum_of: ``energies`` at the minimum of a judge, by
-    the name of the judge.
+    prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. drawn_as: by the design loop, empty for
+    other sheets. at_minimum_of: ``energies`` at the minimum of a judge, by the name of the judge.
     """
 
     name: str
@@ -70,7 +68,6 @@ class TruthPoint:
     clean: Atoms | None = None
     family: str = ""
     gap: float = np.nan
-    no_gap: bool = False
     drawn_as: str = ""
     at_minimum_of: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
@@ -139,10 +136,9 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
             continue
         family = str(row.get("family", host))
         gap = float(row.get(STORED_GAP, np.nan))
-        no_gap = bool(row.get(NO_GAP, False))
         at_minima = {judge: {p: float(row[key]) for p, key in keys.items() if key in row} for judge, keys in AT_MINIMUM_OF.items()}
         drawn_as = str(row.get("drawn_as", ""))
-        found = (float(row.dE_dft), energies, clean.get(name), family, gap, no_gap, drawn_as, at_minima)
+        found = (float(row.dE_dft), energies, clean.get(name), family, gap, drawn_as, at_minima)
         points.append(TruthPoint(name, host, site, atoms, *found))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
@@ -197,15 +193,8 @@ def judged_delta_e(points: Sequence[TruthPoint], potentials: Sequence[Any]) -> n
 
 
 def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
-    """Return the band gaps (n,) eV of the sheets, as stored, otherwise computed; NaN where neither is possible."""
-    values = np.array([point.gap for point in points])
-    sheets: dict[str, float] = {}
-    for k in np.flatnonzero(np.isnan(values)):
-        point = points[k]
-        if not point.no_gap and point.clean is not None and point.name not in sheets and band_gap.is_installed():
-            sheets[point.name] = band_gap.band_gap(point.clean)
-        values[k] = sheets.get(point.name, np.nan)
-    return values
+    """Return the band gaps (n,) eV of the sheets, as stored; NaN where the database holds none."""
+    return np.array([point.gap for point in points], dtype=float)
 
 
 def name_as_found(path: str | Path) -> int:
@@ -225,24 +214,25 @@ def name_as_found(path: str | Path) -> int:
     return changed
 
 
-def store_gaps(path: str | Path) -> int:
-    """Add the band gap of the sheet to the rows of the DFT database that lack it; return how many.
+def store_gaps(path: str | Path, checkpoint: str) -> int:
+    """Write the band gaps of the sheets into the rows of the DFT database, in the place of those that are there; return how many.
 
-    Rows of sheets for which the method finds none are marked, so that it is not asked again.
+    Args:
+        path: of the database.
+        checkpoint: of a ``band_gap_model.GapModel``. A ribbon, and a sheet of an element that it does not know, has none.
     """
-    points = read_truth(path, with_unbound=True)
-    by_name = {point.name: float(gap) for point, gap in zip(points, sheet_gaps(points), strict=True)}
-    asked = {point.name for point in points if point.clean is not None and band_gap.is_installed()}
-    added = 0
-    database = connect(path)
+    database, gap = connect(path), GapModel.load(checkpoint)
+    sheets = {str(row.get("name", "")): row.toatoms() for row in database.select(kind=CLEAN)}
+    gaps = {name: gap.known_gap(sheet) for name, sheet in sheets.items()}
+    stored = 0
     for row in list(database.select(kind=COVERED)):
-        gap = by_name.get(str(row.name), np.nan)
-        if STORED_GAP not in row and np.isfinite(gap):
-            database.update(row.id, **{STORED_GAP: gap})
-            added += 1
-        elif STORED_GAP not in row and row.name in asked:
-            database.update(row.id, **{NO_GAP: True})
-    return added
+        value = gaps.get(str(row.name), np.nan)
+        if np.isfinite(value):
+            database.update(row.id, **{STORED_GAP: value})
+            stored += 1
+        elif STORED_GAP in row:
+            database.update(row.id, delete_keys=[STORED_GAP])
+    return stored
 
 
 def store_at_minima(path: str | Path, judge: Any, *others: Any) -> int:

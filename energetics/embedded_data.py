@@ -487,7 +487,7 @@ def _build(cfg: Config, parts: set[str]) -> None:
         path = cfg.evaluation.dft_truth_path
         summary["truth"] = {name: store_energies(path, load_potential(name)) for name in STORED_ENERGIES}
         summary["truth"] |= {f"minima, {j}": store_at_minima(path, *map(load_potential, of)) for j, of in AT_MINIMUM_OF.items()}
-        summary["truth"] |= {"band gap": store_gaps(path), "renamed": name_as_found(path)}
+        summary["truth"] |= {"band gap": store_gaps(path, cfg.evaluation.band_gap_checkpoint), "renamed": name_as_found(path)}
     if parts & {"random", "known"} and not Path(settings.db_path).is_file():
         raise missing_file("demo.db_path", settings.db_path, "build monolayers first (demo.parts=[monolayers])")
     if "random" in parts:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from energetics import band_gap as band_gap_module
 from energetics import sites
 from energetics.adsorption_energy import adsorption_energy
 from energetics.dft_correction import DftCorrection
@@ -104,7 +103,8 @@ class StabilityJudge:
     """Relaxation and hydrogen adsorption by one interatomic potential.
 
     correction: of its ΔE_H, learnt from DFT. second: a potential whose ΔE_H at the relaxed geometry the correction needs beside it.
-    with_gap: whether band gaps are computed, for this correction and for that of DimeNet++. memory: of relaxations and gaps.
+    gap: the band gap, as ``band_gap_model.GapModel`` (``known_gap``), for this correction and for that of DimeNet++; None: they do
+    without. memory: of relaxations.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class StabilityJudge:
         settings: EvaluationConfig,
         correction: DftCorrection | None = None,
         second: Any = None,
-        with_gap: bool = False,
+        gap: Any = None,
         memory: Memory = NO_MEMORY,
     ) -> None:
         self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
-        self.with_gap, self.memory = with_gap, memory
+        self.gap, self.memory = gap, memory
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """Relax a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
@@ -136,11 +136,8 @@ class StabilityJudge:
         return Relaxation(Atoms(**record["atoms"]), energy, converged, taken, record["status"], forces=forces)
 
     def band_gap(self, sheet: Atoms) -> float:
-        """Return the band gap in eV; NaN where none is wanted or the method finds none."""
-        if not self.with_gap:
-            return NAN
-        about = {"method": band_gap_module.identity()}
-        return as_float(recall(self.memory, "band gap", about, sheet, lambda: {"gap": band_gap_module.band_gap(sheet)})["gap"])
+        """Return the band gap in eV; NaN where none is wanted or known."""
+        return NAN if self.gap is None else self.gap.known_gap(sheet)
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         """Judge a relaxed sheet by its phonons and its stiffness."""

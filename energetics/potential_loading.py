@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from energetics import band_gap, dft_correction
+from energetics import dft_correction
+from energetics.band_gap_model import load_gap_model
 from energetics.potential_adsorption import StabilityJudge
 from pipeline.cli import resolve_device
 from pipeline.files import file_sha256, relative_name
@@ -36,7 +37,7 @@ def potential_identity(settings: EvaluationConfig) -> dict[str, Any]:
         potential |= file_identity(settings.potential_checkpoint)
     if settings.second_potential not in ("", settings.potential):
         potential["second"] = {"name": settings.second_potential, "version": _package_version(settings.second_potential)}
-    potential["band_gap"] = f"{settings.band_gap} (tblite {_version('tblite')})" if settings.band_gap else "none"
+    potential["band_gap"] = file_identity(settings.band_gap_checkpoint) if uses_gap(settings) else "none"
     potential["dft_correction"] = file_identity(settings.dft_truth_path) if Path(settings.dft_truth_path).is_file() else "none"
     return potential
 
@@ -54,13 +55,8 @@ def _version(package: str) -> str:
 
 
 def uses_gap(settings: EvaluationConfig) -> bool:
-    """Return whether the DFT corrections use the band gap: the setting names a method and its package is installed."""
-    if not settings.band_gap:
-        return False
-    if not band_gap.is_installed():
-        log.warning("evaluation.band_gap: the package tblite is not installed; the DFT corrections do without band gaps")
-        return False
-    return True
+    """Return whether the DFT corrections use the band gap."""
+    return bool(settings.band_gap and settings.band_gap_checkpoint)
 
 
 def load_stability_judge(cfg: Config) -> StabilityJudge:
@@ -75,12 +71,13 @@ def load_stability_judge(cfg: Config) -> StabilityJudge:
     device = str(resolve_device(cfg.run))
     potential = potentials.load_potential(settings.potential, settings.potential_checkpoint, device=device)
     correction = second = None
-    with_gap, memory = uses_gap(settings), memory_of(settings)
+    memory = memory_of(settings)
+    gap = load_gap_model(settings.band_gap_checkpoint) if uses_gap(settings) else None
     if Path(settings.dft_truth_path).is_file():
         second = load_second_potential(settings, device)
         both = [p for p in (potential, second) if p is not None]
-        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, with_gap, memory)
-    return StabilityJudge(potential, settings, correction, second, with_gap, memory)
+        correction = dft_correction.fit_potential_correction(both, settings.dft_truth_path, gap is not None, memory)
+    return StabilityJudge(potential, settings, correction, second, gap, memory)
 
 
 def memory_of(settings: EvaluationConfig) -> Memory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
@@ -14,12 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import StageError
 from pipeline.files import file_sha256, missing_file, relative_name
+from pipeline.heap import keep_freed_memory
 from pipeline.settings import POTENTIALS
 
 # The training set whose energies a network of several gives: of those of SevenNet-MF-0, R2SCAN is not what C2DB and our DFT use.
 MODALITIES = {"sevennet-mf-0": "PBE"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-MIB = 2**20
 
 
 class Potential:
@@ -84,20 +82,6 @@ def _sevennet_calculator(model: str, device: str, modality: str | None) -> Calcu
         use_fast_interactions(calculator.model)
         keep_freed_memory()
     return calculator
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what its arrays free, up to 512 MiB, where the C library is glibc; elsewhere nothing happens.
-
-    An array of some MiB is otherwise mapped anew at each call and cleared by the system. With SevenNet-l3i5 on 48 atoms that is a
-    fifth of the time of a call, on 12 atoms nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, size in ((M_MMAP_THRESHOLD, 256 * MIB), (M_TRIM_THRESHOLD, 512 * MIB)):
-        mallopt(parameter, size)
 
 
 @lru_cache(maxsize=2)

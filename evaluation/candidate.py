@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 13
+JUDGEMENT_VERSION = 14
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (
@@ -43,15 +43,13 @@ class CandidateResult:
     Numbers are NaN and verdicts None where a judge gave none; ``status`` is "ok" or says which judge failed and why. Energies in
     eV (ΔG_H) and eV/atom (E_form, E_above_hull), lengths in Å, ``h_coverage`` in H per primitive cell, ``relax_area_change``
     relative to the cell as given. ``space_group`` and ``layer_group`` are found within 0.1 Å. ``band_gap_ev`` is PBE's gap as
-    ``band_gap_model.GapModel`` learnt it, ``conductive`` says whether it is small enough for an electrode. ``band_gap_gfn2_ev``, by
-    GFN2-xTB at few k-points, only serves the correction from DFT. ``e_above_hull_ev`` is by the hull that
-    ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull. ``delta_g_ev`` is
-    ΔG_H by the best judge at hand, which ``delta_g_source`` names
-    (``decisions.choose_delta_g``); ``delta_g_h_dft_ev`` is DFT's, the lowest of the ``h_sites_dft`` sites that it has computed
-    (``dft_verdict.mark_dft``). ``hit`` and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s
-    ΔG_H, ``hit_potential`` the potential's own, ``hit_corrected`` the potential's after its correction from DFT;
-    ``correction_in_domain`` says whether the DFT points cover the site of that value (``DftCorrection.complaints``), and
-    ``correction_domain_note`` why not.
+    ``band_gap_model.GapModel`` learnt it, ``conductive`` says whether it is small enough for an electrode. ``e_above_hull_ev`` is
+    by the hull that ``e_above_hull_source`` names, ``decomposition`` the share of the atoms in each phase on the potential's hull.
+    ``delta_g_ev`` is ΔG_H by the best judge at hand, which ``delta_g_source`` names (``decisions.choose_delta_g``);
+    ``delta_g_h_dft_ev`` is DFT's, the lowest of the ``h_sites_dft`` sites that it has computed (``dft_verdict.mark_dft``). ``hit``
+    and ``p_hit``, the probability of being one, use it. ``hit_dimenet`` uses DimeNet++'s ΔG_H, ``hit_potential`` the potential's
+    own, ``hit_corrected`` the potential's after its correction from DFT; ``correction_in_domain`` says whether the DFT points cover
+    the site of that value (``DftCorrection.complaints``), and ``correction_domain_note`` why not.
     ``dynamically_stable`` and what stands behind it are of sheets near the hull (``dynamics.mark_dynamics``): the probability
     ``p_dynamic`` by phonons and ``dynamics_model.DynamicsModel`` together, the lowest eigenvalues of Hessian and stiffness and the
     lowest frequency, negative where it is imaginary. ``distortion_gain_ev`` (eV/atom) is what a sheet with an unstable mode gains
@@ -131,7 +129,6 @@ class CandidateResult:
     delta_g_h_potential_ev: float = NAN
     band_gap_ev: float = NAN
     conductive: bool | None = None
-    band_gap_gfn2_ev: float = NAN
     delta_g_h_corrected_ev: float = NAN
     delta_g_h_corrected_std_ev: float = NAN
     correction_in_domain: bool | None = None
@@ -252,7 +249,6 @@ QUANTITIES = {
     "delta_g_h_potential_ev": Quantity("ΔG_H potential", "eV", name="ΔG_H, potential"),
     "band_gap_ev": Quantity("band gap", "eV", name="band gap, learnt from PBE"),
     "conductive": Quantity("conducts"),
-    "band_gap_gfn2_ev": Quantity("GFN2 gap", "eV", name="band gap, GFN2-xTB"),
     "delta_g_h_corrected_ev": Quantity("ΔG_H corrected", "eV", name="ΔG_H, corrected"),
     "correction_in_domain": Quantity("correction in domain"),
     "p_synth": Quantity("P_synth"),

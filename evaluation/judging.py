@@ -255,7 +255,6 @@ def _hydrogen_by_dimenet(case: _Case) -> None:
     """Predict ΔG_H with DimeNet++ over all sites; the best site counts."""
     row, judges = case.row, case.judges
     result = judges.her.predict_sheet(case.judged, judges.dataset, judges.potential.band_gap)
-    row.band_gap_gfn2_ev = result.band_gap
     if result.best is None:
         case.problems.append(f"ΔG_H: {result.status}")
         return

@@ -289,7 +289,7 @@ def complete(cfg: Config, path: Path) -> None:
     if cfg.evaluation.potential in AT_MINIMUM_OF:
         store_at_minima(path, *(load_potential(name) for name in AT_MINIMUM_OF[cfg.evaluation.potential]))
     if uses_gap(cfg.evaluation):
-        store_gaps(path)
+        store_gaps(path, cfg.evaluation.band_gap_checkpoint)
 
 
 def join_points(before: Path, new: Path, target: Path, about: Mapping[str, Mapping[str, Any]]) -> int:

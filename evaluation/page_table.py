@@ -37,7 +37,7 @@ GROUPS = {
     ),
     "Water": ("water", "dg_pbx_ev", "dg_pbx_ph0_ev", "dg_pbx_ph7_ev", "dg_pbx_ph14_ev", "water_products"),
     "Elements": ("price_usd_per_kg", "hhi_reserve", "hazards"),
-    "Electrons": ("conductive", "band_gap_ev", "band_gap_gfn2_ev"),
+    "Electrons": ("conductive", "band_gap_ev"),
     "Synthesis": ("p_synth", "synthesizable", "p_synth_label_mass", "synthesis_method", "synthesis_precursors"),
     "Verdict": (
         "hit", "p_hit", "hit_corrected", "hit_potential", "hit_dimenet", "score_composite", "metastable_sun", "sun", "unique",

@@ -71,7 +71,6 @@ ABOUT = {
     "hazards": "Elements that are toxic or radioactive (evaluation.hazards)",
     "band_gap_ev": "Gap as learnt from PBE",
     "conductive": "The gap is small enough for an electrode",
-    "band_gap_gfn2_ev": "Gap by GFN2-xTB at few k-points; only the correction of ΔG_H uses it",
     "delta_g_h_corrected_ev": "The potential's ΔG_H after its correction from DFT, ± one standard error",
     "delta_g_h_corrected_std_ev": "Standard error of the corrected ΔG_H",
     "correction_in_domain": "Whether the correction was learnt on such sites of H; if not, why, and the standard error is larger",

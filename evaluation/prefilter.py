@@ -1,8 +1,8 @@
 """Looks at sampled sheets with the judges of stage 5, but for the costly ones, so that stage 4 writes those that are worth these.
 
-It leaves out H on the sheet by the potential, phonons, the GFN2 gap and the scores of the earlier baseline. In the place of phonons
-stand the trees of ``energetics.dynamics_model``, which miss more, and in the place of H on the sheet those of
-``energetics.activity_model``.
+It leaves out H on the sheet by the potential, phonons, the band gap in the correction of DimeNet++ and the scores of the earlier
+baseline. In the place of phonons stand the trees of ``energetics.dynamics_model``, which miss more, and in the place of H on the
+sheet those of ``energetics.activity_model``.
 """
 
 from __future__ import annotations

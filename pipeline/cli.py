@@ -18,6 +18,7 @@ from typing import Any
 from pipeline import torchrun
 from pipeline.errors import ConfigError, OtherRankError, StageError
 from pipeline.files import relative_name
+from pipeline.heap import keep_freed_memory
 from pipeline.loading import help_text, load_config, split_arguments
 from pipeline.settings import Config, RunConfig
 from pipeline.tasks import cpu_count, import_for_workers
@@ -178,6 +179,7 @@ def resolve_device(run: RunConfig, training: bool = False) -> Any:
     """
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(run.threads or max(1, cpu_count() // torchrun.local_world_size()))
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(run.device if run.device != "auto" else "cuda" if seen else "cpu")

@@ -336,7 +336,7 @@ class EvaluationConfig:
         "sevennet-mf-0", "potential in whose minima DFT is asked; empty: the stability judge", choices=("", *POTENTIALS[:3])
     )
     band_gap: str = setting(
-        "gfn2-xtb", "band gap that sharpens the DFT corrections too, of sheets before H; empty: none", choices=("", "gfn2-xtb")
+        "learnt", "band gap that sharpens the DFT corrections too, of sheets before H; empty: none", choices=("", "learnt")
     )
     band_gap_checkpoint: str = setting(
         "weights/band_gap.pth", "learnt PBE gap, which decides whether a sheet conducts; empty: no verdict", path=True

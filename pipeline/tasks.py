@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import StageError
+from pipeline.heap import keep_freed_memory
 from pipeline.settings import RunConfig
 from pipeline.store import Store
 
@@ -307,6 +308,7 @@ def end_with_parent() -> None:
 
 def prepare_worker() -> None:
     """Make a process a worker: the first thing that it does."""
+    keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = "1"  # for a PyTorch that the first task imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     end_with_parent()

@@ -188,6 +188,9 @@ class Hydrogen:
     correction = None
     provenance: ClassVar[dict[str, str]] = {"sha256": "simple"}
 
+    def __init__(self) -> None:
+        self.gaps: list[float] = []  # that the correction of each sheet was given
+
     def predict_sheet(self, atoms: Atoms, settings: DatasetConfig, band_gap=None) -> SiteTable:
         if "Nb" in atoms.get_chemical_symbols():
             raise ValueError("Nb is not in the training records")
@@ -196,6 +199,7 @@ class Hydrogen:
         na, nb = h_supercell(primitive, settings.h_image_distance_angstrom)
         values = -0.05 + 0.1 * np.arange(len(sites))
         gap = band_gap(primitive) if band_gap is not None else math.nan
+        self.gaps.append(gap)
         return SiteTable(primitive, (na, nb), sites, values, np.full(len(sites), 0.1), 1 / (na * nb), gap)
 
     def legacy_bare_output(self, atoms: Atoms) -> float:

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 import geo_utils as geo
 from energetics import dft_correction, dft_points, gaussian_process, sites
+from energetics.band_gap_model import GapModel
 from energetics.dft_correction import DftCorrection, ErrorScale, descriptors
 from energetics.gaussian_process import GaussianProcess
 from pipeline.errors import StageError
@@ -22,6 +23,7 @@ from pipeline.memory import Memory
 from pipeline.settings import EvaluationConfig
 
 TRUTH = Path(__file__).resolve().parents[2] / "data" / "h_on_2d_dft.db"
+GAPS = str(Path(__file__).parents[2] / "weights" / "band_gap.pth")
 TABLE = Path(__file__).resolve().parents[1] / "data" / "her_truth.csv"
 
 
@@ -271,34 +273,19 @@ def test_the_gap_helps_where_it_is_known_and_its_absence_is_the_fit_without_it()
     np.testing.assert_allclose(dft_correction.leave_out(blank, truth, hosts, with_gap=True)[0], plain, rtol=1e-12)
 
 
-def test_stored_gaps_are_those_of_the_sheets(tmp_path, monkeypatch):
-    monkeypatch.setattr(dft_points.band_gap, "is_installed", lambda: True)
-    monkeypatch.setattr(dft_points.band_gap, "band_gap", lambda sheet: 0.1 * len(sheet))
+def test_stored_gaps_are_those_of_the_sheets(tmp_path):
+    ribbon = Atoms("MoS2", [[0, 0, 0], [1.8, 0, 1.6], [1.8, 0, -1.6]], cell=[3.2, 24, 24], pbc=(True, True, False))
+    ribbon.center()
+    sheets = {"a": sheet_with_hydrogen()[:-1], "none": sheet_with_hydrogen()[:-1], "ribbon": ribbon}
     with connect(tmp_path / "x.db") as db:
-        for name in ("a", "b"):
-            atoms = sheet_with_hydrogen()
-            db.write(atoms, kind="slab_H", name=name, dE_dft=1.0)
-            if name == "a":
-                db.write(atoms[:-1], kind="clean", name=name)
+        for name, sheet in sheets.items():
+            db.write(sheet + Atoms("H", [sheet.positions[0] + [0, 0, 3.0]]), kind="slab_H", name=name, dE_dft=1.0, gap_learnt=9.0)
+            if name != "none":
+                db.write(sheet, kind="clean", name=name)
+    expected = GapModel.load(GAPS).band_gap(sheets["a"])
+    assert dft_points.store_gaps(tmp_path / "x.db", GAPS) == 1
     gaps = dft_points.sheet_gaps(dft_points.read_truth(tmp_path / "x.db"))
-    assert gaps[0] == pytest.approx(1.2) and np.isnan(gaps[1]), "without its sheet a point has no gap"
-    assert dft_points.store_gaps(tmp_path / "x.db") == 1 and dft_points.store_gaps(tmp_path / "x.db") == 0
-    assert dft_points.read_truth(tmp_path / "x.db")[0].gap == pytest.approx(1.2)
-
-
-def test_a_sheet_without_a_gap_is_asked_once(tmp_path, monkeypatch):
-    """Where the charges do not become self-consistent, the method takes minutes to say so."""
-    asked = []
-    monkeypatch.setattr(dft_points.band_gap, "is_installed", lambda: True)
-    monkeypatch.setattr(dft_points.band_gap, "band_gap", lambda sheet: asked.append(len(sheet)) or np.nan)
-    sheet = Atoms("Pt2", [[0, 0, 8.0], [1.5, 1.5, 6.5]], cell=[4.5, 4.5, 16.0], pbc=(True, True, False))
-    with connect(tmp_path / "x.db") as db:
-        db.write(sheet, name="Pt", kind="clean")
-        db.write(sheet + Atoms("H", [[0, 0, 9.5]]), name="Pt", kind="slab_H", site="top", dE_dft=0.1)
-    assert dft_points.store_gaps(tmp_path / "x.db") == 0 and len(asked) == 1
-    points = dft_points.read_truth(tmp_path / "x.db")
-    assert np.isnan(dft_points.sheet_gaps(points)).all() and dft_points.store_gaps(tmp_path / "x.db") == 0
-    assert len(asked) == 1
+    assert gaps[0] == pytest.approx(expected) and np.isnan(gaps[1:]).all(), "neither without its sheet nor of a ribbon"
 
 
 def test_the_committed_points():

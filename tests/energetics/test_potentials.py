@@ -59,7 +59,7 @@ def test_the_default_judge_knows_the_phases_of_mos2():
 PAGE_FAULTS = """
 import resource, sys
 import numpy as np
-from energetics.potentials import keep_freed_memory
+from pipeline.heap import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

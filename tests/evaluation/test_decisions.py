@@ -16,11 +16,13 @@ from evaluation import candidate, decisions
 
 def test_a_potential_that_is_not_asked_for_hydrogen_calls_nothing_a_hit_or_a_miss(tmp_path):
     sheets = {"good": simple.sheet(), "no_sheet": simple.bulk_copper()}
-    evaluation = evaluated(tmp_path, sheets, settings=dataclasses.replace(SETTINGS, potential_h_sites=0))
+    her = simple.Hydrogen()
+    settings = dataclasses.replace(SETTINGS, potential_h_sites=0)
+    evaluation = evaluated(tmp_path, sheets, simple.judges(her=her), settings=settings)
     assert [row.hit_potential for row in evaluation.rows] == [row.hit_corrected for row in evaluation.rows] == [None, None]
     assert evaluation.aggregates["hit_rate_potential"].n_ok == 0 and math.isnan(evaluation.aggregates["hit_rate_corrected"].value)
     assert evaluation.aggregates["hit_rate"].n_ok == 1
-    assert evaluation.rows[0].band_gap_gfn2_ev == 1.5, "the gap is DimeNet++'s too"
+    assert her.gaps == [1.5], "the gap is DimeNet++'s too"
 
 
 def test_duplicates_and_known_structures(tmp_path):

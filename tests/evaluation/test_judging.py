@@ -207,7 +207,7 @@ def test_a_sheet_conducts_up_to_the_gap_of_the_settings(tmp_path):
     evaluation = evaluated(tmp_path, {**sheets, "bulk": simple.bulk_copper()}, judges)
     rows = {row.id: row for row in evaluation.rows}
     assert [rows[name].conductive for name in (*sheets, "bulk")] == [True, True, None, None, None]
-    assert rows["narrow"].band_gap_ev == 0.5 and rows["narrow"].band_gap_gfn2_ev == 1.5, "the second one is the correction's"
+    assert rows["narrow"].band_gap_ev == 0.5 and judges.her.gaps == [1.5] * 4, "the potential's judge gives that of the correction"
     assert "band gap: no descriptors" in rows["fails"].status and rows["fails"].delta_g_h_ev == rows["narrow"].delta_g_h_ev
     strict = evaluated(tmp_path / "strict", sheets, judges, settings=dataclasses.replace(SETTINGS, conductive_gap_ev=0.4))
     assert {row.id: row.conductive for row in strict.rows}["narrow"] is False
