@@ -7,8 +7,10 @@ mean of all three is better than each.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,11 @@ class HullNetwork:
     def __init__(self, members: Sequence[SheetRefiner], scale: float) -> None:
         self.members, self.scale = [member.double().eval().requires_grad_(False) for member in members], scale
 
+    @cached_property
+    def _single(self) -> list[SheetRefiner]:
+        """Return the members in single precision."""
+        return [copy.deepcopy(member).float() for member in self.members]
+
     def combined(self, others: float, atoms: Atoms) -> float:
         """Return the weighted mean of E_above_hull by others and by the networks, eV/atom; errors as of ``e_above_hull``.
 
@@ -58,15 +65,18 @@ class HullNetwork:
         return float(self.of_sheets([Sheet.from_atoms(atoms)])[0])
 
     @torch.no_grad()
-    def of_sheets(self, sheets: Sequence[Sheet]) -> np.ndarray:
-        """Return E_above_hull (M,) of M relaxed sheets, eV/atom: the mean of the members, not below 0."""
-        found = np.zeros(len(sheets))
+    def of_sheets(self, sheets: Sequence[Sheet], dtype: torch.dtype = torch.float64) -> np.ndarray:
+        """Return E_above_hull (M,) of M relaxed sheets, eV/atom: the mean of the members, not below 0.
+
+        dtype: in double precision no sheet depends on the others of its batch; single precision takes half the time.
+        """
+        found, members = np.zeros(len(sheets)), self.members if dtype == torch.float64 else self._single
         # Sheets of about the same size share a batch, so that little of it is padding.
         order = np.argsort([len(sheet.atomic_numbers) for sheet in sheets], kind="stable").tolist()
         for first in range(0, len(order), BATCH):
             batch = order[first : first + BATCH]
-            state = padded([sheets[k] for k in batch], torch.float64)
-            found[batch] = torch.stack([member(state).e_hull for member in self.members]).mean(0).numpy()
+            state = padded([sheets[k] for k in batch], dtype)
+            found[batch] = torch.stack([member(state).e_hull for member in members]).mean(0).numpy()
         return np.maximum(0.0, found)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from ase import Atoms
 from scipy.stats import norm
 from tqdm import tqdm
@@ -95,8 +96,8 @@ class QuickJudges:
         return norm.cdf((window - delta_g) / std) - norm.cdf((-window - delta_g) / std)
 
     def by_networks(self, sheets: Sequence[Sheet]) -> np.ndarray:
-        """Return E_above_hull (M,) of M sheets by the networks, eV/atom."""
-        return self.network.of_sheets(sheets)
+        """Return E_above_hull (M,) of M sheets by the networks, eV/atom, in single precision."""
+        return self.network.of_sheets(sheets, torch.float32)
 
     def look(self, task: tuple[Sheet, float, float]) -> float:
         """Return the chance that a sheet on the hull is a hit: 0 where it is not valid.

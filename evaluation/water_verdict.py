@@ -74,9 +74,10 @@ def worst_at_each_ph(found: Sequence[Decomposition]) -> list[Decomposition]:
     return [max((d for d in found if d.ph == ph), key=lambda d: round(d.delta_g, 6)) for ph in PH_VALUES]
 
 
-def reference_at_each_ph(water: Water) -> list[float]:
+@lru_cache(maxsize=4)
+def reference_at_each_ph(water: Water) -> tuple[float, ...]:
     """Return ΔG_pbx of a MoS2 sheet in eV/atom at each pH, at the potential that drives it most."""
-    return [found.delta_g for found in worst_at_each_ph(water.decompose("MoS2", MOS2_E_ABOVE_HULL))]
+    return tuple(found.delta_g for found in worst_at_each_ph(water.decompose("MoS2", MOS2_E_ABOVE_HULL)))
 
 
 def verdict_in_water(worst: Sequence[Decomposition], elements: Iterable[str], reference: Sequence[float]) -> str:

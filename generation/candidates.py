@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from ase import Atoms
 from tqdm import tqdm
 
@@ -283,9 +284,9 @@ def _sample_batch(
     return refined(sheets, settings) if settings.refine_samples else sheets
 
 
-def refined(sheets: list[Sheet], settings: GenerationConfig) -> list[Sheet]:
-    """Return sheets as ``generation.refine_steps`` of the refiner leave them."""
-    return refined_sheets(settings.refiner_checkpoint, sheets, settings.refine_steps) if settings.refine_steps else sheets
+def refined(sheets: list[Sheet], settings: GenerationConfig, dtype: torch.dtype = torch.float64) -> list[Sheet]:
+    """Return sheets as ``generation.refine_steps`` of the refiner leave them. dtype: as of ``refined_sheets``."""
+    return refined_sheets(settings.refiner_checkpoint, sheets, settings.refine_steps, dtype) if settings.refine_steps else sheets
 
 
 def finish_candidates(candidates: list[Candidate], settings: GenerationConfig) -> None:

@@ -72,13 +72,13 @@ def judge_starts(
 def starting_sheets(
     crystals: Starts | None, settings: GenerationConfig, recipes: Sequence[Recipe]
 ) -> tuple[list[int], list[Sheet]]:
-    """Return the numbers of the recipes that start from a sheet, and these sheets, refined."""
+    """Return the numbers of the recipes that start from a sheet, and these sheets, refined in single precision."""
     found = {}
     for k, recipe in enumerate(recipes):
         own = [recipe.start] if recipe.start is not None else crystals.nearest(recipe.atomic_numbers, 1) if crystals else []
         if own:
             found[k] = own[0]
-    return list(found), refined(list(found.values()), settings)
+    return list(found), refined(list(found.values()), settings, torch.float32)
 
 
 def screen(
