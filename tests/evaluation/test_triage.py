@@ -56,7 +56,7 @@ class Says:
 
     band_gap = without_phonons = _answer
 
-    def of_sheets(self, sheets) -> np.ndarray:
+    def of_sheets(self, sheets, dtype) -> np.ndarray:
         return np.array([self._answer() for _ in sheets])
 
     def score(self, structures) -> list[SynthScore]:
