@@ -169,10 +169,13 @@ class GapModel:
             return math.nan
         return round(float(self.gaps(gap_descriptors(atoms)[None])[0]), 3)
 
-    def known_gap(self, atoms: Atoms) -> float:
-        """Return ``band_gap``, NaN too where that cannot be asked: for a ribbon, and for an element without descriptors."""
+    def rough_gap(self, atoms: Atoms) -> float:
+        """Return ``band_gap``, for rare elements too; NaN for a ribbon, and for an element without descriptors.
+
+        The correction towards DFT is better off with a rough gap than without any.
+        """
         try:
-            return self.band_gap(atoms)
+            return round(float(self.gaps(gap_descriptors(atoms)[None])[0]), 3)
         except ValueError:  # NotTwoDimensional included
             return math.nan
 

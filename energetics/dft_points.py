@@ -219,11 +219,11 @@ def store_gaps(path: str | Path, checkpoint: str) -> int:
 
     Args:
         path: of the database.
-        checkpoint: of a ``band_gap_model.GapModel``. A ribbon, and a sheet of an element that it does not know, has none.
+        checkpoint: of a ``band_gap_model.GapModel``. A ribbon has none.
     """
     database, gap = connect(path), GapModel.load(checkpoint)
     sheets = {str(row.get("name", "")): row.toatoms() for row in database.select(kind=CLEAN)}
-    gaps = {name: gap.known_gap(sheet) for name, sheet in sheets.items()}
+    gaps = {name: gap.rough_gap(sheet) for name, sheet in sheets.items()}
     stored = 0
     for row in list(database.select(kind=COVERED)):
         value = gaps.get(str(row.name), np.nan)

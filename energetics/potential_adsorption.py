@@ -103,7 +103,7 @@ class StabilityJudge:
     """Relaxation and hydrogen adsorption by one interatomic potential.
 
     correction: of its ΔE_H, learnt from DFT. second: a potential whose ΔE_H at the relaxed geometry the correction needs beside it.
-    gap: the band gap, as ``band_gap_model.GapModel`` (``known_gap``), for this correction and for that of DimeNet++; None: they do
+    gap: the band gap, as ``band_gap_model.GapModel`` (``rough_gap``), for this correction and for that of DimeNet++; None: they do
     without. memory: of relaxations.
     """
 
@@ -137,7 +137,7 @@ class StabilityJudge:
 
     def band_gap(self, sheet: Atoms) -> float:
         """Return the band gap in eV; NaN where none is wanted or known."""
-        return NAN if self.gap is None else self.gap.known_gap(sheet)
+        return NAN if self.gap is None else self.gap.rough_gap(sheet)
 
     def dynamic_stability(self, sheet: Atoms) -> DynamicStability:
         """Judge a relaxed sheet by its phonons and its stiffness."""

@@ -192,3 +192,14 @@ def test_intervals_are_of_formulas_and_hold_the_value():
     value, low, high = band_gap_training.interval(lambda rows: float(values[rows].mean()), formulas, 0, 2000)
     assert value == pytest.approx(values.mean()) and low < value < high
     assert (high - low) / (2 * 1.96) == pytest.approx(values[::3].std() / np.sqrt(20), rel=0.15), "as of 20 values, not of 60"
+
+
+def test_the_correction_has_a_gap_for_rare_elements_too(model):
+    dihalide = Atoms(
+        "BeI2", [[0, 0, 0], [1.9, 1.1, 1.4], [0, 2.2, -1.4]], cell=[[3.8, 0, 0], [-1.9, 3.29, 0], [0, 0, 25]], pbc=True
+    )
+    assert model.element_counts["Be"] < band_gap_model.MIN_ELEMENT_ROWS and math.isnan(model.band_gap(dihalide))
+    assert model.rough_gap(dihalide) > 1.0, "an ionic crystal, by its descriptors"
+    layer = KNOWN["h-BN"][0]
+    assert model.rough_gap(layer) == model.band_gap(layer)
+    assert math.isnan(model.rough_gap(bulk("Cu")))
