@@ -19,7 +19,7 @@ from numba import njit
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-COMPILE = njit(fastmath=True, error_model="numpy", cache=True)
+OPTIONS = {"fastmath": True, "error_model": "numpy"}  # of numba
 EDGE_VEC, SHARED = "edge_vec", "shared_lengths"  # keys of a model's data: SevenNet's, and ours
 Features = Sequence[torch.Tensor]  # of every l from 0 on, each (N, 2l + 1, channels)
 
@@ -47,6 +47,14 @@ class _Block:
         return (harmonics @ self.coupling.to(harmonics)).view(-1, int(self.rows[-1]), 2 * self.degree + 1).numpy()
 
 
+def compiled(loops: Callable[..., None]) -> Callable[..., None]:
+    """Return loops compiled by numba, which keeps them on disk where it finds a folder that it may write to."""
+    try:
+        return njit(cache=True, **OPTIONS)(loops)
+    except RuntimeError:  # numba finds none
+        return njit(**OPTIONS)(loops)
+
+
 @lru_cache(maxsize=8)
 def _kernels(size: int) -> tuple[Callable[..., None], Callable[..., None]]:
     """Return the loops over edges, forward and backward, for features of ``size`` components: the compiler unrolls what it knows.
@@ -56,7 +64,7 @@ def _kernels(size: int) -> tuple[Callable[..., None], Callable[..., None]]:
     the others.
     """
 
-    @COMPILE
+    @compiled
     def forward(features, matrix, w, lengths, to, source, rows, weights, places, step, out):
         mul = features.shape[2]
         for e in range(len(to)):
@@ -72,7 +80,7 @@ def _kernels(size: int) -> tuple[Callable[..., None], Callable[..., None]]:
                             product += row[i] * of_source[i, u]
                         total[u] += weight[u] * product
 
-    @COMPILE
+    @compiled
     def backward(features, matrix, w, lengths, to, source, rows, weights, places, step, of_out, of_features, of_matrix, of_w):
         mul, zero = features.shape[2], features.dtype.type(0)
         part = np.empty((size, mul), features.dtype)

@@ -78,7 +78,8 @@ class QuickJudges:
         if self.network is not None:
             batches = {start: sheets[start : start + BATCH] for start in range(0, len(sheets), BATCH)}
             of_batches = run(QuickJudges.by_networks, batches, None, where, in_order=True)
-            e_hull = (e_hull + np.concatenate([found for _, found in of_batches])) / 2
+            shown = tqdm(of_batches, total=len(batches), desc="E_above_hull", unit="batch", mininterval=1.0)
+            e_hull = (e_hull + np.concatenate([found for _, found in shown])) / 2
         limit = self.settings.hit_e_hull_ev
         near = norm.cdf((limit - e_hull) / HULL_STD_EV) * np.where(e_hull > limit, ABOVE_HULL, 1.0)
         first = near * self.active(delta_g, HEADS_STD_EV)

@@ -271,7 +271,11 @@ def order_by_chance(
     batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
     where = workers if workers is not None and len(batches) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
     look = partial(starts_and_properties, crystals, settings, device)
-    found = [(start, *looked) for start, looked in run(look, batches, None, where, in_order=True)]
+    found = []
+    with tqdm(total=len(first), desc="refining", unit="sheet", mininterval=1.0, disable=not batches) as bar:
+        for start, looked in run(look, batches, None, where, in_order=True):
+            found.append((start, *looked))
+            bar.update(len(batches[start]))
     numbers = [start + number for start, own, _, _ in found for number in own]
     chance = np.full(len(first), -1.0)
     if numbers:
