@@ -20,7 +20,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 OPTIONS = {"fastmath": True, "error_model": "numpy"}  # of numba
-EDGE_VEC, SHARED = "edge_vec", "shared_lengths"  # keys of a model's data: SevenNet's, and ours
+SHARED = "shared_lengths"  # our key of a model's data
 Features = Sequence[torch.Tensor]  # of every l from 0 on, each (N, 2l + 1, channels)
 
 
@@ -293,23 +293,25 @@ class FastInteraction(nn.Module):
     """
 
     def __init__(self, layers: dict[str, Any]) -> None:
+        from sevenn import _keys
+
         super().__init__()
         self.connection = _Linear(layers["self_connection_intro"])
         self.before, self.after = _Linear(layers["self_interaction_1"]), _Linear(layers["self_interaction_2"])
         layer, self.gate = layers["convolution"], layers["equivariant_gate"].gate
         self.weight_nn = _Radial(layer.weight_nn)
         self.convolution = FastConvolution(layer.convolution, float(layer.denominator))
-        self.keys = layer.key_x, layer.key_filter, layer.key_weight_input, layer.key_edge_idx
+        self.keys = layer.key_x, layer.key_filter, layer.key_weight_input, layer.key_edge_idx, _keys.EDGE_VEC
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
         """Replace the features of the nodes, which are a tensor (N, channels) where there are only scalars, else ``Features``."""
-        key, key_filter, key_weight_input, key_edges = self.keys
+        key, key_filter, key_weight_input, key_edges, key_vectors = self.keys
         features = data[key]
         if isinstance(features, torch.Tensor):
             features = [features[:, None]]
         connection, before = self.connection(features, data), self.before(features, data)
         if SHARED not in data:
-            data[SHARED] = shared_lengths(data[EDGE_VEC].detach().numpy(), data[key_edges].numpy())
+            data[SHARED] = shared_lengths(data[key_vectors].detach().numpy(), data[key_edges].numpy())
         of_length, lengths = data[SHARED]
         weight = self.weight_nn(data[key_weight_input].index_select(0, of_length))
         given = [before[degree] for degree in range(len(before))]
