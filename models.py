@@ -420,7 +420,7 @@ class DenoisingEGNN(nn.Module):
         v = self.config.vector_channels
         node = self.node_norm(scalars)
         gates = self.node_gates(node)
-        edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges)[0])
+        edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges))
         push = edges.total(edge_gates[..., :1] * edges.direction)
         push = center(push + (vectors * gates[:, None, :v]).sum(-1), batch, count)
         # The normalised score of a displacement grows as the noise gets finer, and so does this gain.

@@ -12,10 +12,11 @@ report.json, report.html, comparison.csv and the figures to evaluation.output_di
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import run_stage
 from pipeline.errors import StageError
@@ -24,6 +25,9 @@ from pipeline.locks import locked_folder
 from pipeline.settings import Config, EvaluationConfig
 from pipeline.shards import Shard, read_shard
 from pipeline.shipped import with_shipped_weights
+
+if TYPE_CHECKING:  # --help does not wait for torch
+    from evaluation.evaluate import Evaluation
 
 log = logging.getLogger("her2d")
 
@@ -83,28 +87,19 @@ def _parts(cfg: Config, identity: dict[str, Any], shard: Shard) -> None:
 def _judge(cfg: Config, identity: dict[str, Any]) -> None:
     """Judge ours and the controls, and write the products."""
     from energetics import hydrogen
-    from evaluation import (
-        comparison,
-        decisions,
-        element_facts,
-        evaluate,
-        finalists,
-        hull_parity,
-        judges,
-        report,
-        report_files,
-        summary,
-    )
+    from evaluation import decisions, element_facts, evaluate, finalists, hull_parity, judges, report_files, summary
     from evaluation.judge_pool import JudgePool
 
     settings, output_dir = cfg.evaluation, Path(cfg.evaluation.output_dir)
     her = hydrogen.HydrogenPredictor.load(cfg.dimenet.checkpoint)
     about = {"her_provenance": her.provenance, "novelty": judges.novelty_sources(settings)}
-    truth = judges.run_dft_benchmark(cfg, her)
-    hull = hull_parity.measure_or_read(cfg, output_dir)
     controls: dict[str, evaluate.Evaluation | str] = {}
     load = partial(judges.load_judges, cfg, identity, judges.known_formulas(settings))
     with JudgePool(load, identity, settings.workers, cfg.run) as pool:
+        if not (output_dir / "metrics.csv").is_file():  # there is something to judge
+            pool.start()
+        truth = judges.run_dft_benchmark(cfg, her)
+        hull = hull_parity.measure_or_read(cfg, output_dir)
         judge = partial(
             evaluate.evaluate,
             judges=pool,
@@ -122,14 +117,23 @@ def _judge(cfg: Config, identity: dict[str, Any]) -> None:
                 log.warning("control '%s' %s", label, controls[label])
             else:
                 controls[label] = judge(folder, output_dir=output_dir / "controls" / label.replace(" ", "_"), label=label)
-        report.write_report(ours, cfg, output_dir, controls=controls, truth=truth, hull=hull, **about, script="test.py")
-        comparison.update_comparison(cfg, output_dir)
-        if settings.finalists:
-            practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
-            best = decisions.rank(practical, settings.finalists)
-            steps, folder = 2 * settings.max_h_steps, output_dir / "finalists"
-            finalists.export_finalists(best, ours.structures, pool.workers, folder, steps, geometry=settings.dft_geometry)
+        with ThreadPoolExecutor(1) as beside:  # the figures are drawn while the workers relax the finalists
+            drawn = beside.submit(_draw, cfg, ours, controls=controls, truth=truth, hull=hull, **about)
+            if settings.finalists:
+                practical = [row for row in ours.rows if element_facts.is_practical(row, settings)]
+                best = decisions.rank(practical, settings.finalists)
+                steps, folder = 2 * settings.max_h_steps, output_dir / "finalists"
+                finalists.export_finalists(best, ours.structures, pool.workers, folder, steps, geometry=settings.dft_geometry)
+            drawn.result()
     summary.log_summary(report_files.read_report(output_dir), output_dir)
+
+
+def _draw(cfg: Config, ours: Evaluation, **about: Any) -> None:
+    """Write the report of our set with its figures, and the comparison. about: further arguments of ``write_report``."""
+    from evaluation import comparison, report
+
+    report.write_report(ours, cfg, cfg.evaluation.output_dir, **about, script="test.py")
+    comparison.update_comparison(cfg, cfg.evaluation.output_dir)
 
 
 if __name__ == "__main__":

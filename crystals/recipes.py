@@ -92,6 +92,7 @@ def _family_entry(entry: str) -> list[Recipe]:
 
 
 @cache  # every round of the search asks for all recipes again
+@lru_cache(maxsize=100_000)
 def reduced_formula(numbers: tuple[int, ...]) -> str:
     """Return pymatgen's reduced formula of atomic numbers."""
     return Composition(Counter(chemical_symbols[z] for z in numbers)).reduced_formula

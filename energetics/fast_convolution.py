@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-OPTIONS = {"fastmath": True, "error_model": "numpy"}  # of numba
+from pipeline.loops import compiled
+
 SHARED = "shared_lengths"  # our key of a model's data
 Features = Sequence[torch.Tensor]  # of every l from 0 on, each (N, 2l + 1, channels)
 
@@ -45,14 +45,6 @@ class _Block:
     def matrix(self, harmonics: torch.Tensor) -> np.ndarray:
         """Return (E, K, 2l + 1) of the harmonics (E, J)."""
         return (harmonics @ self.coupling.to(harmonics)).view(-1, int(self.rows[-1]), 2 * self.degree + 1).numpy()
-
-
-def compiled(loops: Callable[..., None]) -> Callable[..., None]:
-    """Return loops compiled by numba, which keeps them on disk where it finds a folder that it may write to."""
-    try:
-        return njit(cache=True, **OPTIONS)(loops)
-    except RuntimeError:  # numba finds none
-        return njit(**OPTIONS)(loops)
 
 
 @lru_cache(maxsize=8)

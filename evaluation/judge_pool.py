@@ -20,7 +20,7 @@ from evaluation.judging import Judges, judge_candidate
 from pipeline.records import from_json
 from pipeline.settings import EvaluationConfig, RunConfig
 from pipeline.store import FolderStore
-from pipeline.tasks import Serial, run, start_workers
+from pipeline.tasks import Processes, Serial, run, start_workers
 
 THIS_MACHINE = RunConfig()
 Finished = Iterator[tuple[str, dict[str, Any]]]  # (key, record) of candidates
@@ -61,6 +61,11 @@ class JudgePool:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Let workers of this machine load the judges while this process does something else."""
+        if isinstance(self.workers, Processes):
+            self.workers.start()
 
     def close(self) -> None:
         """End the workers at once; the next run judges what they have not finished."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from ase.data import chemical_symbols
-from pymatgen.core import Composition
 
+from crystals.formulas import composition_key
 from crystals.matching import MATCH_VACUUM, MATCHER_SETTINGS, KnownStructures
 from energetics.hull_network import COMBINED
 from energetics.potential_loading import (
@@ -190,7 +190,7 @@ def _formulas_of(path: str, training_set: str, written: tuple[int, ...]) -> froz
     listed = checkpoints.load_checkpoint(path, "denoiser", hint).get("formulas")
     if not isinstance(listed, list):
         raise StageError(f"{relative_name(path)} names no formulas: {hint}")
-    formulas = frozenset(Composition(formula).reduced_formula for formula in listed)
+    formulas = frozenset(map(composition_key, listed))
     return frozenset() if formulas <= KnownStructures(training_set).formulas() else formulas
 
 

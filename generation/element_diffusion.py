@@ -85,8 +85,12 @@ def draw_elements(
     cfg_scale: float,
     allowed: torch.Tensor,
     generator: torch.Generator,
+    last: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw the elements of B arrangements: the reverse process.
+
+    Most of the time goes into the states before the last step, of which hardly two are alike. Several elements drawn there give as
+    many sheets, which differ in one kind of atoms.
 
     Args:
         network: the trained network.
@@ -96,9 +100,11 @@ def draw_elements(
         cfg_scale: w; 0 tells the network nothing, 1 is the conditional distribution itself.
         allowed: (119,) bool.
         generator: on the CPU.
+        last: number of different elements that are drawn for the kind that is revealed last; so many have to be left.
 
     Returns:
-        (atomic numbers (B, N), 0 where no atom is; log of their probability (B,), guided).
+        (atomic numbers (B·last, N), 0 where no atom is, those of one arrangement together; log of the probability of each of them
+        (B·last,), guided).
     """
     count, most = len(kinds), int(kinds.max()) + 1
     number = (kinds * arrangements.mask).amax(1) + 1
@@ -107,7 +113,7 @@ def draw_elements(
     order = torch.rand(count, most, generator=generator).masked_fill(~exists, 2.0).argsort(1)
     told = conditions.expand(count, -1)
     nothing = torch.full_like(told, torch.nan)
-    total = torch.zeros(count)
+    total, finals = torch.zeros(count, last), torch.zeros(count, last, dtype=torch.long)
     for step in range(most):
         rows = torch.nonzero(step < number).flatten()
         state = seen(_of(arrangements, rows), kinds[rows], elements[rows], hidden[rows])
@@ -119,10 +125,15 @@ def draw_elements(
         barred = taken | ~allowed
         barred[:, UNKNOWN] = True
         probability = torch.softmax(own.masked_fill(barred, HIDDEN_LOGIT), -1)
-        drawn = torch.multinomial(probability, 1, generator=generator)[:, 0]
-        elements[rows, place], hidden[rows, place] = drawn, False
-        total[rows] += torch.log(probability[torch.arange(len(rows)), drawn]).to(total.dtype)
-    return elements.gather(1, kinds) * arrangements.mask, total
+        drawn = torch.multinomial(probability, last, generator=generator)
+        is_last = (step + 1 == number[rows])[:, None]
+        finals[rows], drawn = drawn, drawn.where(is_last, drawn[:, :1])
+        elements[rows, place], hidden[rows, place] = drawn[:, 0], False
+        total[rows] += torch.log(probability.gather(1, drawn)).to(total.dtype)
+    elements, ends = elements.repeat_interleave(last, 0), order.gather(1, number[:, None] - 1).repeat_interleave(last, 0)
+    elements.scatter_(1, ends, finals.view(-1, 1))
+    kinds, mask = (x.repeat_interleave(last, 0) for x in (kinds, arrangements.mask))
+    return elements.gather(1, kinds) * mask, total.flatten()
 
 
 def guided_logits(

@@ -7,9 +7,8 @@ import math
 from functools import partial
 from typing import Any
 
-from pymatgen.core import Composition
-
 from crystals import recipes as recipes_module
+from crystals.formulas import composition_key
 from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_formula
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser
@@ -70,7 +69,7 @@ def choose_recipes(
 
 def known_compositions(content: dict[str, Any]) -> set[str]:
     """Return the reduced formulas of the training set of a checkpoint of the denoiser."""
-    return {Composition(formula).reduced_formula for formula in content["formulas"]}
+    return set(map(composition_key, content["formulas"]))
 
 
 def drawn_recipes(

@@ -10,6 +10,7 @@ from torch import nn
 
 from geo_utils import lattice_to_vector
 from networks.graph import graph_mean
+from networks.messages import add_terms, carry
 
 HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
 NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
@@ -40,6 +41,11 @@ class SheetEdges:
         """(A, 4, M): the envelope, and the envelope times the direction and the rise."""
         each = torch.stack([torch.ones_like(self.rise), *self.direction.unbind(-1), self.rise], 1)
         return each * self.envelope[:, None]
+
+    @cached_property
+    def geometry(self) -> torch.Tensor:
+        """(A, M, 3): direction and rise."""
+        return torch.cat([self.direction, self.rise[..., None]], -1)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of values (A, M, ...) over the edges to each atom, times their envelope, (A, ...); see ``NEIGHBOURS``."""
@@ -87,10 +93,20 @@ class EdgeMessage(nn.Module):
         self.from_target = nn.Linear(channels, channels, bias=False)
         self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
 
-    def forward(
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
+        """Return the hidden states (A, M, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V)."""
+        if scalars.device.type != "cpu":
+            return self.gathered(scalars, vectors, odd, edges)[0]
+        x, linear = self.norm(scalars), nn.functional.linear
+        of_features, of_vectors, of_odd = self.from_edge.weight.split([edges.features.shape[-1], *[odd.shape[1]] * 2], -1)
+        of_source = [self.from_source(x)[:, None], linear(vectors, of_vectors), linear(odd, of_odd)[:, None]]
+        hidden, of_target = linear(edges.features, of_features), self.from_target(x)[:, None]
+        return nn.functional.silu(add_terms(hidden, edges.source, torch.cat(of_source, 1), of_target, edges.geometry))
+
+    def gathered(
         self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the hidden states (A, M, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V).
+        """Return the same for GPUs, where few operations count.
 
         Also what the source of each edge has of vectors (along x, along y) and z-odd scalars, (A, M, 3V).
         """
@@ -136,7 +152,8 @@ class SheetInteraction(nn.Module):
         num_graphs: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the updated scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V); time (B, C) is the embedding of t."""
-        message, push, lift = self._sums(*self.edge(scalars, vectors, odd, edges), edges)
+        sums = self.sums if scalars.device.type == "cpu" else self.gathered_sums
+        message, push, lift = sums(scalars, vectors, odd, edges)
         scalars, vectors, odd = scalars + message, vectors + push, odd + lift
 
         x = self.norm(scalars + self.time(time)[batch])
@@ -156,27 +173,46 @@ class SheetInteraction(nn.Module):
         odd = odd + odd_gate * odd_first
         return scalars + scalar, _bounded(vectors, (vectors**2).sum(1, keepdim=True)), _bounded(odd, odd**2)
 
-    def _sums(
-        self, hidden: torch.Tensor, moving: torch.Tensor, edges: SheetEdges
+    def sums(
+        self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the sums over the edges e to each atom, with gates g = W h_e + b of the hidden states.
 
         Σ g_message (A, C); Σ (g_keep vector of the source + g_point direction) (A, 2, V); Σ (g_keep_odd odd of the source +
         g_rise rise) (A, V). Where a gate multiplies nothing that has channels, its matrix is applied after the sum, to fewer rows.
         """
-        weights, biases = self.gates.weight.split(self.sizes), self.gates.bias.split(self.sizes)
+        hidden = self.edge(scalars, vectors, odd, edges)
+        (_, keep, _, keep_odd, _), (_, bias, _, bias_odd, _) = self._gates()
+        kept = nn.functional.linear(hidden, torch.cat([keep, keep_odd]), torch.cat([bias, bias_odd]))
+        push, above = carry(edges.source, kept, NEIGHBOURS * edges.envelope, vectors, odd[:, None])
+        message, pointing, rising = self._gated_sums(hidden, edges)
+        return message, push + pointing, above[:, 0] + rising
+
+    def gathered_sums(
+        self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the same as ``sums``, for GPUs, where few operations count."""
+        hidden, moving = self.edge.gathered(scalars, vectors, odd, edges)
+        (_, keep, _, keep_odd, _), (_, bias, _, bias_odd, _) = self._gates()
+        kept = nn.functional.linear(hidden, torch.cat([keep, keep, keep_odd]), torch.cat([bias, bias, bias_odd]))
+        along_x, along_y, above = edges.total(kept * moving).chunk(3, -1)
+        message, pointing, rising = self._gated_sums(hidden, edges)
+        return message, torch.stack([along_x, along_y], 1) + pointing, above + rising
+
+    def _gates(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Return weights and biases of the gates of message, vectors kept, directions, z-odd scalars kept and rises."""
+        return self.gates.weight.split(self.sizes), self.gates.bias.split(self.sizes)
+
+    def _gated_sums(self, hidden: torch.Tensor, edges: SheetEdges) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return Σ g_message (A, C), Σ g_point direction (A, 2, V) and Σ g_rise rise (A, V) of the hidden states (A, M, C)."""
+        weights, biases = self._gates()
         moments = NEIGHBOURS * edges.moments
         sums, constants = full_product(moments, hidden), moments.sum(2)[..., None]
 
         def gated(rows: slice, gate: int) -> torch.Tensor:
             return nn.functional.linear(sums[:, rows], weights[gate]) + constants[:, rows] * biases[gate]
 
-        kept = nn.functional.linear(
-            hidden, torch.cat([weights[1], weights[1], weights[3]]), torch.cat([biases[1], biases[1], biases[3]])
-        )
-        along_x, along_y, above = edges.total(kept * moving).chunk(3, -1)
-        push = torch.stack([along_x, along_y], 1) + gated(slice(1, 3), 2)
-        return gated(slice(0, 1), 0)[:, 0], push, above + gated(slice(3, 4), 4)[:, 0]
+        return gated(slice(0, 1), 0)[:, 0], gated(slice(1, 3), 2), gated(slice(3, 4), 4)[:, 0]
 
 
 def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:

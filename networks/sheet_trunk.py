@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
+
+from networks.messages import add_terms, carry
 
 IMAGES = 2  # periodic images on each side; enough for the cutoff where the cell is reduced
 CLOSE = 1e-2  # Å, two atoms closer than this are the same one
@@ -68,6 +71,23 @@ class _Neighbours:
     distance: torch.Tensor
     envelope: torch.Tensor
 
+    @cached_property
+    def second(self) -> torch.Tensor:
+        """(A, K, 6): r̂ r̂ᵀ − 1/3 of the unit vectors, as six numbers, so that products of two tensors are dot products."""
+        x, y, z = self.direction.unbind(-1)
+        root = math.sqrt(2.0)
+        return torch.stack([x * x - 1 / 3, y * y - 1 / 3, z * z - 1 / 3, root * x * y, root * x * z, root * y * z], -1)
+
+    @cached_property
+    def geometry(self) -> torch.Tensor:
+        """(A, K, 9): unit vectors and second ranks."""
+        return torch.cat([self.direction, self.second], -1)
+
+    @cached_property
+    def moments(self) -> torch.Tensor:
+        """(A, 10, K): one, unit vectors and second ranks, times the envelope."""
+        return (torch.cat([torch.ones_like(self.envelope), self.geometry], -1) * self.envelope).transpose(1, 2).contiguous()
+
 
 def _nearest(state: SheetState, count: int, cutoff: float) -> _Neighbours:
     """Return the nearest periodic neighbours of each atom; atoms are numbered as ``mask`` lists them."""
@@ -95,14 +115,7 @@ def _nearest(state: SheetState, count: int, cutoff: float) -> _Neighbours:
     return _Neighbours(torch.where(inside, index, torch.zeros_like(index)), direction, distance, envelope[..., None])
 
 
-def _second_rank(direction: torch.Tensor) -> torch.Tensor:
-    """Return r̂ r̂ᵀ − 1/3 of unit vectors (..., 3) as six numbers, so that products of two tensors are dot products."""
-    x, y, z = direction.unbind(-1)
-    root = math.sqrt(2.0)
-    return torch.stack([x * x - 1 / 3, y * y - 1 / 3, z * z - 1 / 3, root * x * y, root * x * z, root * y * z], -1)
-
-
-class _Layer(nn.Module):
+class MessageLayer(nn.Module):
     """One round of messages and updates."""
 
     def __init__(self, config: TrunkConfig, edge_features: int) -> None:
@@ -118,19 +131,49 @@ class _Layer(nn.Module):
         self.mv, self.mt = nn.Linear(v, v, bias=False), nn.Linear(t, t, bias=False)
 
     def forward(
-        self, s: torch.Tensor, v: torch.Tensor, t: torch.Tensor, near: _Neighbours, second: torch.Tensor, features: torch.Tensor
+        self, s: torch.Tensor, v: torch.Tensor, t: torch.Tensor, near: _Neighbours, features: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return new scalars (A, C), vectors (A, 3, V) and tensors (A, 6, T)."""
+        x = self.norm(s)
+        summed, dv, dt = (self.sums if x.device.type == "cpu" else self.gathered_sums)(x, v, t, near, features)
+        v, t = self.mv(v) + SUM_SCALE * dv, self.mt(t) + SUM_SCALE * dt
+        lengths = [torch.sqrt((v**2).sum(1) + 1e-6), torch.sqrt((t**2).sum(1) + 1e-6)]
+        change, gv, gt = self.up(torch.cat([x, SUM_SCALE * summed, *lengths], -1)).split(self.sizes, -1)
+        return s + change, v * (1 + gv)[:, None], t * (1 + gt)[:, None]
+
+    def sums(
+        self, x: torch.Tensor, v: torch.Tensor, t: torch.Tensor, near: _Neighbours, features: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sums over neighbours of messages (A, C), and of what they give to vectors (A, 3, V) and tensors (A, 6, T).
+
+        Linear layers come before the products and after the sums wherever they may, because atoms are fewer than edges.
+        """
+        (_, vectors, tensors), linear = self.sizes, nn.functional.linear
+        of_features, *of_angles = self.we.weight.split([features.shape[-1], vectors, vectors, tensors, tensors], -1)
+        of_source = torch.cat([self.wj(x)[:, None], linear(v, of_angles[0]), linear(t, of_angles[2])], 1)
+        of_target = torch.cat([self.wi(x)[:, None], linear(v, of_angles[1]), linear(t, of_angles[3])], 1)
+        message = add_terms(linear(features, of_features), near.index, of_source, of_target, near.geometry)
+        message = nn.functional.silu(self.w2(nn.functional.silu(message)))
+        summed = torch.bmm(near.moments, message)
+        to_vectors, keep_vectors, to_tensors, keep_tensors = self.w3.weight.split([vectors, vectors, tensors, tensors])
+        kept = linear(message, torch.cat([keep_vectors, keep_tensors]))
+        kept_vectors, kept_tensors = carry(near.index, kept, near.envelope[..., 0], v, t)
+        dv = linear(summed[:, 1:4], to_vectors) + kept_vectors
+        return summed[:, 0], dv, linear(summed[:, 4:], to_tensors) + kept_tensors
+
+    def gathered_sums(
+        self, x: torch.Tensor, v: torch.Tensor, t: torch.Tensor, near: _Neighbours, features: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the same as ``sums``, for GPUs, where few operations count."""
         atoms, count = near.index.shape
         index = near.index.reshape(-1)
-        x = self.norm(s)
         vj = v.index_select(0, index).view(atoms, count, 3, -1)
         tj = t.index_select(0, index).view(atoms, count, 6, -1)
         angles = [
             (vj * near.direction[..., None]).sum(2),
             torch.bmm(near.direction, v),
-            (tj * second[..., None]).sum(2),
-            torch.bmm(second, t),
+            (tj * near.second[..., None]).sum(2),
+            torch.bmm(near.second, t),
         ]
         message = self.wi(x)[:, None] + self.wj(x).index_select(0, index).view(atoms, count, -1)
         message = nn.functional.silu(message + self.we(torch.cat([features, *angles], -1)))
@@ -138,11 +181,8 @@ class _Layer(nn.Module):
         channels, vectors, tensors = self.sizes
         g1, g2, g3, g4 = self.w3(message).split([vectors, vectors, tensors, tensors], -1)
         dv = torch.bmm(near.direction.transpose(1, 2), g1) + (g2[:, :, None] * vj).sum(1)
-        dt = torch.bmm(second.transpose(1, 2), g3) + (g4[:, :, None] * tj).sum(1)
-        v, t = self.mv(v) + SUM_SCALE * dv, self.mt(t) + SUM_SCALE * dt
-        lengths = [torch.sqrt((v**2).sum(1) + 1e-6), torch.sqrt((t**2).sum(1) + 1e-6)]
-        change, gv, gt = self.up(torch.cat([x, SUM_SCALE * message.sum(1), *lengths], -1)).split(self.sizes, -1)
-        return s + change, v * (1 + gv)[:, None], t * (1 + gt)[:, None]
+        dt = torch.bmm(near.second.transpose(1, 2), g3) + (g4[:, :, None] * tj).sum(1)
+        return message.sum(1), dv, dt
 
 
 class SheetTrunk(nn.Module):
@@ -164,7 +204,7 @@ class SheetTrunk(nn.Module):
         self.register_buffer("nu", torch.linspace(*RATIO_RANGE, config.rbf))
         self.embed = nn.Embedding(NUM_ELEMENTS, c)
         self.desc = nn.Linear(descriptors.shape[1], c)
-        self.layers = nn.ModuleList(_Layer(config, 2 * config.rbf) for _ in range(config.layers))
+        self.layers = nn.ModuleList(MessageLayer(config, 2 * config.rbf) for _ in range(config.layers))
         self.last = nn.LayerNorm(c)
         nn.init.normal_(self.embed.weight, std=0.3)
 
@@ -184,11 +224,11 @@ class SheetTrunk(nn.Module):
             torch.exp(-0.5 * ((x[..., None] - centers) * ((len(centers) - 1) / width)) ** 2)
             for x, centers, width in zip((near.distance, ratio), (self.mu, self.nu), widths, strict=True)
         ]
-        features, second = torch.cat(basis, -1), _second_rank(near.direction)
+        features = torch.cat(basis, -1)
         s = self.embed(numbers) + self.desc(self.descriptors[numbers])
         s = s if told is None else s + told
         v = s.new_zeros(len(s), 3, self.config.vectors)
         t = s.new_zeros(len(s), 6, self.config.tensors)
         for layer in self.layers:
-            s, v, t = layer(s, v, t, near, second, features)
+            s, v, t = layer(s, v, t, near, features)
         return self.last(s), v, t

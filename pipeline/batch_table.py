@@ -1,4 +1,4 @@
-"""Writes the tables of relaxation, in batches and of its steps, and of the convolution for the documents."""
+"""Writes the tables of relaxation, in batches and of its steps, and of networks in loops for the documents."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.number_texts import formatted, table
 
+MESSAGE_WAYS = ("operations_seconds", "loops_seconds")
 KINDS = {"bare": "bare sheets, cell free", "hydrogen": "H on a supercell"}
 
 
@@ -42,6 +43,24 @@ def convolution(content: Mapping[str, Any]) -> str:
             seconds = [formatted(row[f"{how}_seconds"], ".3f") for how in ("e3nn", "fast")]
             body.append([name, formatted(row["natoms"]), *seconds, formatted(row["speed_up"], ".1f")])
     return table(["potential", "atoms", "e3nn (s)", "ours (s)", "times as fast"], body)
+
+
+def messages(content: Mapping[str, Any]) -> str:
+    """Return the milliseconds of the networks of sheets by operations of PyTorch and by loops, and of one on all pairs of atoms."""
+    names = {
+        "noise": "noise, one estimate of the denoiser",
+        "training": "its loss with gradients",
+        "moves": "refiner",
+        "elements": "denoiser of elements",
+        "all pairs": "noise by messages between all pairs (CSPNet)",
+    }
+    body = []
+    for size, rows in content["sizes"].items():
+        for name, text in names.items():
+            ways = [formatted(1000 * rows[name][key], ".1f") if key in rows[name] else "" for key in MESSAGE_WAYS]
+            gain = formatted(rows[name]["speed_up"], ".1f") if "speed_up" in rows[name] else ""
+            body.append([text, size, *ways, gain])
+    return table(["work", "atoms a sheet", "PyTorch (ms)", "loops (ms)", "times as fast"], body)
 
 
 def relaxation(content: Mapping[str, Any]) -> str:

@@ -44,12 +44,13 @@ def cpu_count() -> int:
 
 
 def import_for_workers(modules: Sequence[str]) -> None:
-    """Let ``Processes`` fork its workers from a process that imports modules once, beside this one, when the first pool is made.
+    """Let ``Processes`` fork its workers from a process that imports modules once, from now on, beside this one.
 
     Workers that import PyTorch and a potential themselves take ten seconds of a core each, in every pool that a stage opens.
     Modules that are not installed are left out. Does nothing where workers cannot be forked.
     """
     _for_workers[:] = modules if FORK_SERVERS else ()
+    _start_method()
 
 
 def _start_method() -> str:
@@ -207,6 +208,11 @@ class Processes:
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Let the workers run the factory while this process does something else; an error of it is for the first task."""
+        for _ in range(self.workers):
+            self._submit(_nothing, None)
+
     def close(self) -> None:
         """End the workers at once; what they have not finished is for the next run."""
         if self._executor is not None:
@@ -294,6 +300,10 @@ def _run_in_worker(function: Function, task: Any) -> Any:
         raise StageError(str(_error))
     with one_thread():
         return function(*_shared, task)
+
+
+def _nothing(*_: Any) -> None:
+    """Do nothing, in a worker that has started."""
 
 
 def end_with_parent() -> None:

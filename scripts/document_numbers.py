@@ -428,6 +428,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "batches": lambda: batch_table.batches(load("results/benchmark/batches.json")),
     "relaxation": lambda: batch_table.relaxation(load("results/benchmark/relaxation.json")),
     "stages": lambda: batch_table.stages(load("results/benchmark/stages.json")),
+    "messages": lambda: batch_table.messages(load("results/benchmark/messages.json")),
     "convolution": lambda: batch_table.convolution(load("results/benchmark/convolution.json")),
 }
 

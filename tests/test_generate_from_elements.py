@@ -184,6 +184,8 @@ def test_quick_judges_order_the_recipes_before_any_is_sampled(cfg, monkeypatch):
     model, content = load_denoiser(asked.denoiser.checkpoint, "")
     generate_structures(asked, model, content, prefilter=judges)
     areas = sorted((np.linalg.det(sheet.lattice) for sheet in judges.sheets), reverse=True)
-    _, starts = search.starting_sheets(None, asked.generation, taken)
+    looked_at, others = taken[: len(areas)], taken[len(areas) :]
+    _, starts = search.starting_sheets(None, asked.generation, looked_at)
+    assert all(recipe.formula in ("MoS2", "TiSe2", "PtTe2") for recipe in others) and len(taken) > 16, "enough new ones"
     assert [np.linalg.det(sheet.lattice) for sheet in starts] == pytest.approx(areas, abs=1e-4) and len(areas) > 16
     assert manifest(asked)["selection"] == "best chances of a new hit by the prefilter"

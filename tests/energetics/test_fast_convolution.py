@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -11,7 +10,7 @@ from ase.build import mx2
 from ase.neighborlist import neighbor_list
 from sevenn.nn.convolution import IrrepsConvolution
 
-from energetics import fast_convolution, potentials
+from energetics import potentials
 from energetics.fast_convolution import FastConvolution, shared_lengths, use_fast_interactions
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # e3nn keeps its coefficients in single precision
@@ -115,21 +114,3 @@ def test_a_potential_gives_the_same_energies_forces_and_stress(name):
         for own, expected, tolerance in zip(found[ours], found[theirs], (1e-4, 1e-5, 1e-7), strict=True):
             np.testing.assert_allclose(own, expected, atol=tolerance)
     assert use_fast_interactions(theirs.model) == 5 and use_fast_interactions(theirs.model) == 0
-
-
-def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch):
-    def no_folder(cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(**options)
-
-    monkeypatch.setattr(fast_convolution, "njit", no_folder)
-
-    @fast_convolution.compiled
-    def add(x, out):
-        for k in range(len(x)):
-            out[k] = x[k] + 1
-
-    out = np.zeros(3)
-    add(np.arange(3.0), out)
-    assert out.tolist() == [1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -79,6 +80,23 @@ def test_the_probability_is_that_of_the_order_of_one_draw():
         assert value == pytest.approx(exact[nearest], abs=1e-4)
         reached.add(nearest)
     assert reached == {0, 1}, "both orders occur"
+
+
+def test_several_last_elements_of_a_draw_differ_in_the_kind_that_is_revealed_last():
+    network = LookupNetwork(3, seed=1)
+    state, kinds = chain(COUNT, range(3))
+    generator = torch.Generator().manual_seed(0)
+    found, log_p = draw_elements(network, state, kinds, torch.tensor([0.9]), 1.5, chosen(*ELEMENTS), generator, 2)
+    first, second = found[::2], found[1::2]
+    assert chi_square(first, exact_distribution(network, 3, ELEMENTS, 0.9, 1.5)) > 1e-3, "each by itself is a draw"
+    different = first != second
+    assert (different.sum(1) == 1).all() and different.any(0).all(), "any kind may be the last"
+    for elements, value in zip(found[:40].tolist(), log_p[:40].tolist(), strict=True):
+        orders = [log_p_of_order(network, order, elements, ELEMENTS, 0.9, 1.5) for order in permutations(range(3))]
+        assert min(abs(exact - value) for exact in orders) < 1e-4
+    state.mask[::2, 1:], kinds[::2, 1:] = False, 0
+    mixed, _ = draw_elements(network, state, kinds, torch.tensor([0.9]), 1.5, chosen(*ELEMENTS), generator, 2)
+    assert ((mixed[::2] != mixed[1::2]).sum(1) == 1).all(), "sheets of one kind and of three"
 
 
 def test_without_guidance_nothing_is_told():

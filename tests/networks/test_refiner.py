@@ -158,3 +158,21 @@ def test_closed_forms_against_torch():
     symmetric = matrices + matrices.transpose(1, 2)
     assert torch.allclose(symmetric_exp(symmetric), torch.linalg.matrix_exp(symmetric))
     assert torch.allclose(inverse_2x2(matrices), torch.linalg.inv(matrices))
+
+
+def test_gpus_compute_the_same(network, sheets, monkeypatch):
+    found = []
+    for gathered in (False, True):
+        if gathered:
+            for layer in network.layers:
+                monkeypatch.setattr(layer, "sums", layer.gathered_sums)
+        given = changed(sheets, **{name: getattr(sheets, name).clone().requires_grad_() for name in ("heights", "frac_coords")})
+        result = network(given)
+        total = sum((x * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in vars(result).values())
+        gradients = torch.autograd.grad(total, [given.heights, given.frac_coords, *network.layers.parameters()])
+        found.append((*vars(result).values(), *gradients))
+    names = [*vars(result), "heights", "frac_coords", *(name for name, _ in network.layers.named_parameters())]
+    for name, own, expected in zip(names, *found, strict=True):
+        torch.testing.assert_close(own, expected)
+        starts_from_nothing = name in ("0.mv.weight", "0.mt.weight")  # there are no vectors and tensors before the first layer
+        assert expected.abs().max() > 1e-6 or starts_from_nothing, name

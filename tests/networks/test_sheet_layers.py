@@ -54,10 +54,26 @@ def test_sums_are_those_of_single_edges(model, encoded):
     assert filled.min() == 0 < filled.max(), "some rows are filled up"
     values = encoded.scalars, encoded.vectors, encoded.odd
     with torch.no_grad():
-        found = layer._sums(*layer.edge(*values, edges), edges)
+        found = layer.sums(*values, edges)
         for own, expected in zip(found, sums_by_edges(layer, *values, edges), strict=True):
             torch.testing.assert_close(own, expected)
             assert expected.abs().max() > 1e-3
+
+
+def test_gpus_compute_the_same_sums(model, encoded):
+    layer, parameters = model.trunk[1], [*model.trunk[1].edge.parameters(), *model.trunk[1].gates.parameters()]
+    given = [x.detach().requires_grad_() for x in (encoded.scalars, encoded.vectors, encoded.odd)]
+    names = ("direction", "rise", "features", "envelope")
+    geometry = [getattr(encoded.edges, name).detach().requires_grad_() for name in names]
+    found = []
+    for gathered in (False, True):
+        edges = SheetEdges(encoded.edges.source, *geometry)  # new ones, because moments are kept
+        sums = (layer.gathered_sums if gathered else layer.sums)(*given, edges)
+        total = sum((x * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in sums)
+        found.append((*sums, *torch.autograd.grad(total, [*given, *geometry, *parameters])))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected)
+        assert expected.abs().max() > 1e-4
 
 
 def test_a_table_has_every_edge_once():
