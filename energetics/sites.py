@@ -10,10 +10,9 @@ import numpy as np
 import spglib
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.neighborlist import neighbor_list
 from scipy.spatial import Delaunay
 
-from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG
+from geo_utils import H_TAG, SUBSURFACE_TAG, SURFACE_TAG, neighbours_within
 
 SURFACE_DEPTH = 1.0  # Å below the outermost atom that still counts as the surface layer
 TOP_DEPTH = 2.5  # Å below the outermost atom to which an exposed atom may be an on-top site
@@ -256,8 +255,9 @@ def is_inside(atoms: Atoms, hydrogen: int = -1) -> bool:
     z, height = np.delete(atoms.positions[:, 2], hydrogen), atoms.positions[hydrogen, 2]
     if not z.min() + SURFACE_DEPTH < height < z.max() - SURFACE_DEPTH:
         return False
-    first, vectors = neighbor_list("iD", atoms, AROUND)
-    lateral = vectors[first == hydrogen][:, :2]
+    first, second, images, _ = neighbours_within(atoms, AROUND)
+    around = first == hydrogen
+    lateral = (atoms.positions[second[around]] + images[around] @ atoms.cell.array - atoms.positions[hydrogen])[:, :2]
     angles = np.sort([math.atan2(y, x) for x, y in lateral if math.hypot(x, y) > ABOVE])
     return len(angles) > 2 and bool(np.diff([*angles, angles[0] + 2 * math.pi]).max() < math.pi)
 

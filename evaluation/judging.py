@@ -44,7 +44,7 @@ class Judges:
     potential: relaxes and holds H, as ``StabilityJudge`` (``relax``, ``band_gap``, ``delta_e_hydrogen``,
         ``dynamic_stability``, ``legacy_energy``).
     references: reference phases, as ``hull.References`` (``elements``, ``e_form``, ``e_above_hull``, ``hull_energy``).
-    her: DimeNet++, as ``hydrogen.HydrogenPredictor`` (``predict_sheet``, ``legacy_bare_output``).
+    her: DimeNet++, as ``hydrogen.HydrogenPredictor`` (``predict_sheet``, ``legacy_bare_output``); None: not asked.
     synth: synthesizability, as ``SynthesizabilityJudge`` (``score``; ``method_and_precursors`` where ``suggests_routes``).
     training_structures: reduced formula -> [(uid, Structure), ...] as ``match_structure`` makes them; None: novelty is not decided.
     known_formulas: reduced formulas that count as not novel without a structure to compare with.
@@ -240,6 +240,8 @@ def _hydrogen(case: _Case) -> None:
         return
     if not _is_connected(case.judged):
         case.problems.append("ΔG_H: not one connected sheet")
+        return
+    if case.judges.her is None:
         return
     case.attempt("ΔG_H", _hydrogen_by_dimenet)
     if case.hydrogen is None or case.relaxed is None or settings.potential_h_sites == 0:

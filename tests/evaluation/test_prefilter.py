@@ -79,6 +79,27 @@ def test_trees_say_what_a_relaxed_sheet_does(cfg):
     assert quick._delta_g(row, None, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2) and len(asked) == 2, "no sheet could be relaxed"
 
 
+@pytest.mark.parametrize("with_trees", [True, False])
+def test_dimenet_is_asked_where_there_are_no_trees(cfg, tmp_path, monkeypatch, with_trees):
+    asked, made = [], simple.slow_judges(cfg)
+
+    class Predictor:
+        def predict_sheet(self, *given):
+            asked.append(given)
+            return made.her.predict_sheet(*given)
+
+    monkeypatch.setattr(judges, "load_judges", lambda *given: dataclasses.replace(made, her=Predictor()))
+    trees = str(PROJECT_DIR / "weights" / "activity.pth") if with_trees else ""
+    quick = Prefilter(dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, activity_checkpoint=trees)))
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet("MoS2"), "b": simple.sheet("WSe2", "1T")})
+    found = quick(tmp_path / "cifs", tmp_path / "work", {"a": 0.1, "b": 0.2})
+    assert len(asked) == (0 if with_trees else 2) and all(0 <= chance <= 1 for chance, _ in found.values())
+    if with_trees:
+        value, std = quick._delta_g(CandidateResult(), SHEET, 0.2)
+        assert math.isfinite(value) and std > 0
+        assert quick._delta_g(CandidateResult(), None, 0.2) == (0.2, prefilter.HEADS_STD_EV), "what the trees do not know"
+
+
 @pytest.fixture
 def cfg(tmp_path, monkeypatch) -> Config:
     monkeypatch.setattr(judges, "judge_identity", lambda cfg: {"potential": {"name": "springs", "path": "/x"}})
