@@ -3,7 +3,7 @@
 It leaves out H on the sheet by the potential, phonons, the band gap in the correction of DimeNet++ and the scores of the earlier
 baseline. In the place of phonons stand the trees of ``energetics.dynamics_model``, which miss more, and in the place of H on the
 sheet those of ``energetics.activity_model``. DimeNet++ is asked where there are no such trees: beside heads and trees it tells
-nothing more (weights/activity.json), and takes a quarter of the time.
+nothing more (weights/activity.json), and takes a quarter of the time. What DFT has computed is known already, and counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from energetics.dynamics_model import DynamicsModel, load_dynamics_model
 from energetics.potential_loading import file_identity, without_paths
 from evaluation import evaluate, judges
 from evaluation.candidate import JUDGED_SETTINGS, CandidateResult
-from evaluation.decisions import hit_probability
+from evaluation.decisions import BY_DFT, hit_probability
+from evaluation.dft_verdict import mark_dft
 from evaluation.judge_pool import JudgePool
 from evaluation.judging import Judges
 from evaluation.triage import ABOVE_HULL, HEADS_STD_EV, QuickJudges
@@ -70,7 +71,7 @@ class Prefilter:
     """
 
     def __init__(self, cfg: Config) -> None:
-        given = cfg.evaluation
+        self._given = given = cfg.evaluation
         self.cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(given, **LEFT_OUT))
         self._judges: dict[str, Any] = judges.judge_identity(self.cfg)
         self._dynamics = load_dynamics_model(given.dynamics_checkpoint) if given.phonons else None
@@ -80,6 +81,8 @@ class Prefilter:
             self._judges.pop("her", None)
         files = {"dynamics": file_identity(given.dynamics_checkpoint)} if self._dynamics else {}
         files |= {"activity": file_identity(given.activity_checkpoint)} if self._activity else {}
+        points = {"dft": given.dft_truth_path, "dft_blind": given.dft_blind_path if given.dft_truth_path else ""}
+        files |= {name: file_identity(path) for name, path in points.items() if path and Path(path).is_file()}
         self.identity = without_paths({"judges": self._judges, **files}) | {
             name: getattr(self.cfg.evaluation, name) for name in SETTINGS
         }
@@ -100,11 +103,13 @@ class Prefilter:
         load = partial(_load, self._asks_dimenet, self.cfg, self._judges, judges.known_formulas(settings))
         with JudgePool(load, self._judges, settings.workers, self.cfg.run) as pool:
             found = evaluate.evaluate(cif_dir, pool, settings, output_dir, LABEL, seed=self.cfg.run.seed)
+        mark_dft(found.rows, found.structures, self._given, self.cfg.dataset.her_correction_ev)
         verdicts = {}
         for row in found.rows:
             name = Path(row.source_file).stem
             sheet = found.structures.get(row.id)
-            row.delta_g_ev, row.delta_g_std_ev = self._delta_g(row, sheet, delta_g[name])
+            if row.delta_g_source != BY_DFT:
+                row.delta_g_ev, row.delta_g_std_ev = self._delta_g(row, sheet, delta_g[name])
             row.p_hit = hit_probability(row, settings)
             verdicts[name] = _verdict(row, sheet, self._dynamics, settings.hit_e_hull_ev)
         return verdicts

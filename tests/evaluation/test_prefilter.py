@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import simple_judges as simple
 
-from evaluation import judges, prefilter
+from crystals.matching import match_structure
+from evaluation import dft_verdict, judges, prefilter
 from evaluation.candidate import CandidateResult
+from evaluation.dft_verdict import ComputedSheet
 from evaluation.prefilter import Prefilter
 from evaluation.water_verdict import AS_STABLE, DISSOLVES
 from pipeline.errors import StageError
@@ -98,6 +101,22 @@ def test_dimenet_is_asked_where_there_are_no_trees(cfg, tmp_path, monkeypatch, w
         value, std = quick._delta_g(CandidateResult(), SHEET, 0.2)
         assert math.isfinite(value) and std > 0
         assert quick._delta_g(CandidateResult(), None, 0.2) == (0.2, prefilter.HEADS_STD_EV), "what the trees do not know"
+
+
+def test_what_dft_has_computed_is_known(cfg, tmp_path, monkeypatch):
+    """Of two sheets DFT knows one: the others' ΔG_H counts for the other alone."""
+    point = SimpleNamespace(delta_e=-0.27, site="topS")
+    computed = {"MoS2": [ComputedSheet(match_structure(simple.sheet("MoS2"), is_sheet=True), point, 1)]}
+    monkeypatch.setattr(dft_verdict, "computed_sheets", lambda path: computed)
+    simple.write_cifs(tmp_path / "cifs", {"a": simple.sheet("MoS2"), "b": simple.sheet("WSe2", "1T")})
+    seen = {}
+    monkeypatch.setattr(prefilter, "_verdict", lambda row, *_: seen.setdefault(row.formula, (row.delta_g_ev, row.delta_g_source)))
+    for path in ("", str(PROJECT_DIR / "data" / "h_on_2d_dft.db")):
+        evaluation = dataclasses.replace(cfg.evaluation, dft_truth_path=path)
+        seen.clear()
+        Prefilter(dataclasses.replace(cfg, evaluation=evaluation))(tmp_path / "cifs", tmp_path / "work", {"a": 0.4, "b": 0.5})
+        assert seen["WSe2"][1] != "DFT"
+        assert (seen["MoS2"] == (pytest.approx(0.0), "DFT")) is bool(path)
 
 
 @pytest.fixture
