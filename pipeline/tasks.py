@@ -210,8 +210,9 @@ class Processes:
 
     def start(self) -> None:
         """Let the workers run the factory while this process does something else; an error of it is for the first task."""
-        for _ in range(self.workers):
-            self._submit(_nothing, None)
+        with contextlib.suppress(BrokenProcessPool):  # a worker that died: tasks find out
+            for _ in range(self.workers):
+                self._submit(_nothing, None)
 
     def close(self) -> None:
         """End the workers at once; what they have not finished is for the next run."""

@@ -164,6 +164,23 @@ def test_workers_load_once_and_serve_several_sets(tmp_path):
     assert not pool.process_ids()
 
 
+def test_workers_load_before_the_first_task_where_they_are_started(tmp_path):
+    with tasks.Processes(2, partial(counting, tmp_path)) as pool:
+        pool.start()
+        for _ in range(600):
+            if len(started := {int(path.name) for path in tmp_path.iterdir()}) == 2:
+                break
+            time.sleep(0.05)
+        assert started == set(pool.process_ids()) and len(started) == 2
+        found = run(pool, process_id_beside)
+        assert {record["pid"] for record in found.values()} <= started and len(list(tmp_path.iterdir())) == 2
+    for factory, message in ((no_model, "ValueError: the weights are not there"), (no_file, "demo.potential: no file at x.pth")):
+        with tasks.Processes(2, factory) as pool:
+            pool.start()
+            with pytest.raises(StageError, match=message):
+                run(pool, process_id_beside)
+
+
 def test_workers_run_at_the_same_time():
     found = run(tasks.Processes(2), process_id)
     pids = {record["pid"] for record in found.values()}
