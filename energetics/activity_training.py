@@ -17,7 +17,7 @@ from ase import Atoms
 
 from crystals.database import JUDGED_FILES, hash_share, read_judged
 from crystals.descriptors import COMPOSITION_NAMES
-from energetics.activity_model import DIMENET, HEADS, KIND, KNOWN, ActivityColumns, ActivityModel
+from energetics.activity_model import HEADS, KIND, KNOWN, ActivityColumns, ActivityModel
 from energetics.band_gap_model import gap_descriptors
 from energetics.band_gap_training import interval
 from energetics.hydrogen import HydrogenPredictor
@@ -42,6 +42,8 @@ MIN_SHEETS = 50
 LIMIT_EV = 2.5  # larger |ΔG_H| counts as this: how far beyond it a sheet is does not matter to a hit, and would bend the trees
 VACUUM_ANGSTROM = 15.0
 GENERATED, DATABASE = "generated sheets", "sheets of the database"
+DIMENET = "ΔG_H by DimeNet++"
+COMPARED = {**KNOWN, "heads and DimeNet++": (HEADS, DIMENET)}  # to say what DimeNet++ would add
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def by_heads(sheets: tuple[Sheet, ...], cfg: Config) -> np.ndarray:
 
 
 def by_dimenet(sheets: tuple[Atoms, ...], cfg: Config) -> np.ndarray:
-    """Return ΔG_H (N,) eV by DimeNet++, corrected from DFT, as ``evaluation.prefilter`` asks it: without a band gap."""
+    """Return ΔG_H (N,) eV by DimeNet++, corrected from DFT without a band gap."""
     predictor = HydrogenPredictor.load(cfg.dimenet.checkpoint, resolve_device(cfg.run))
     return np.array([her.best_delta_g for her in predictor.predict_many(iter(sheets), cfg.dataset)])
 
@@ -152,7 +154,7 @@ def answers(table: ActivityTable, cfg: Config) -> dict[str, np.ndarray]:
     """Return ΔG_H (N,) eV by trees that miss the formula of each sheet, by heads and DimeNet++, and by trivial answers."""
     folds = np.array([int(FOLDS * hash_share(f"fold:{key}")) for key in table.formulas])
     found = {"heads": table.heads, "DimeNet++": table.dimenet, "mean of heads and DimeNet++": (table.heads + table.dimenet) / 2}
-    ways = {f"trees, {name}": (known, None) for name, known in KNOWN.items()}
+    ways = {f"trees, {name}": (known, None) for name, known in COMPARED.items()}
     for name, (known, number) in {**ways, "trees, composition": ((), len(COMPOSITION_NAMES))}.items():
         columns, found[name] = table.columns(known, number), np.full(len(folds), np.nan)
         for fold in np.unique(folds):
@@ -210,7 +212,7 @@ def train_stage(cfg: Config) -> None:
     model = ActivityModel(
         {name: fit_trees(table, everything, cfg, known) for name, known in KNOWN.items()},
         {name: float(np.sqrt(np.nanmean(np.square(error[asked])))) for name, error in errors.items()},
-        {HEADS: file_sha256(cfg.denoiser.checkpoint), DIMENET: file_sha256(cfg.dimenet.checkpoint)},
+        file_sha256(cfg.denoiser.checkpoint),
         dict(sorted(counted.items())),
     )
     save_checkpoint(checkpoint, KIND, ActivityColumns(), model.state())

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation import metrics, volcano
 from evaluation.candidate import CandidateResult
-from evaluation.decisions import BY_CORRECTED_POTENTIAL, BY_DFT, BY_DIMENET, rank
+from evaluation.decisions import BY_CORRECTED_POTENTIAL, BY_DFT, BY_DIMENET, h_at_rest, rank
 from evaluation.evaluate import Evaluation
 from evaluation.water_verdict import DISSOLVES
 from pipeline.files import as_float
@@ -133,22 +133,25 @@ def _volcano(
     low, high = padded_limits(np.concatenate([values, others, np.zeros(1)]), -0.8, 0.8, MAX_DELTA_G)
     volcano.set_up(axis, low, high, window)
     source = np.array([row.delta_g_source for row in rows], dtype=str)
+    moving = np.array([h_at_rest(row) is False for row in rows], dtype=bool)
     for judge, marker, shade in (
         (BY_DIMENET, "o", color),
         (BY_CORRECTED_POTENTIAL, "D", CORRECTED_COLOR),
         (BY_DFT, "P", DFT_COLOR),
     ):
-        chosen = source == judge
+        chosen = (source == judge) & ~moving
         volcano.mark_candidates(axis, values[chosen], errors[chosen], marker, shade)
         list_off_scale(axis, values[chosen], low, high, shade)
+    crossed = volcano.mark_moving(axis, values[moving])
     volcano.mark_known(axis, known, max(-low, high), surfaces)
     axis.set_xlabel(f"{DELTA_G} by the best judge (eV)", parse_math=True)
     axis.set_ylabel(r"$\log_{10}\, i_0\,/\,i_0(\Delta G_\mathrm{H} = 0)$", parse_math=True)
     below = int((volcano.height(values) <= volcano.FLOOR).sum())
+    crosses = f"; crosses: H not at rest ({crossed})" if crossed else ""
     stars = "\nstars: known sheets, by DFT where it has them; open: metal surfaces" if len(others) else ""
     axis.set_title(
         f"HER volcano, 298 K (Nørskov 2005): n = {len(rows)}, each by its best judge, ±1σ\n"
-        f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}){stars}",
+        f"on the lower edge: below $10^{{{volcano.FLOOR:g}}}$ ({below} of {len(rows)}){crosses}{stars}",
         parse_math=True,
         fontsize=9,
     )

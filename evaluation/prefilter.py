@@ -75,7 +75,7 @@ class Prefilter:
         self.cfg = dataclasses.replace(cfg, evaluation=dataclasses.replace(given, **LEFT_OUT))
         self._judges: dict[str, Any] = judges.judge_identity(self.cfg)
         self._dynamics = load_dynamics_model(given.dynamics_checkpoint) if given.phonons else None
-        self._activity = load_activity_model(given.activity_checkpoint, cfg.denoiser.checkpoint, cfg.dimenet.checkpoint)
+        self._activity = load_activity_model(given.activity_checkpoint, cfg.denoiser.checkpoint)
         self._asks_dimenet = self._activity is None
         if not self._asks_dimenet:
             self._judges.pop("her", None)
@@ -117,7 +117,7 @@ class Prefilter:
     def _delta_g(self, row: CandidateResult, sheet: Atoms | None, by_heads: float) -> tuple[float, float]:
         """Return ΔG_H and its standard error, eV, by the trees where they know it, else by the heads and DimeNet++ where asked."""
         if self._activity is not None and sheet is not None:
-            value, std = self._activity.delta_g(sheet, by_heads, row.delta_g_ev)
+            value, std = self._activity.delta_g(sheet, by_heads)
             if math.isfinite(value):
                 return value, std
         if not self._asks_dimenet:

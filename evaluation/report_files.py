@@ -25,7 +25,8 @@ FIGURES = {
     "compounds, contacts between metals are not drawn.",
     "her_performance.png": "ΔG_H of every candidate by each judge, and the value of its best judge on the HER volcano, ±1σ. Full "
     "stars: sheets that every chemist knows, judged alike; open stars: published DFT values of metal surfaces. Marks on the lower "
-    "edge of the volcano have an exchange current below 10⁻¹². Any other value beyond an axis is an arrow with its number.",
+    "edge of the volcano have an exchange current below 10⁻¹²; crosses: H leaves, has not come to rest or changes the sheet. Any "
+    "other value beyond an axis is an arrow with its number.",
     "stability_curve.png": "How many candidates lie below a given E_above_hull.",
     "funnel.png": "Candidates left after each condition.",
     "comparison.png": "Our candidates beside the controls, judged alike. Shares are of all candidates asked for, means of those "

@@ -63,6 +63,18 @@ def mark_candidates(axis: Any, values: np.ndarray, errors: np.ndarray, marker: s
     edge.set_in_layout(False)
 
 
+def mark_moving(axis: Any, values: np.ndarray) -> int:
+    """Cross the candidates whose H leaves, has not come to rest or changes the sheet: ΔG_H (eV) is no property of these.
+
+    Returns:
+        The number of crosses, those within the axis.
+    """
+    low, high = axis.get_xlim()
+    inside = values[(values >= low) & (values <= high)]
+    axis.plot(inside, height(inside), ls="", marker="x", ms=4.5, color="0.5", zorder=2)
+    return len(inside)
+
+
 def mark_known(axis: Any, known: Sequence[Mapping[str, Any]], limit: float, surfaces: Sequence[Mapping[str, Any]] = ()) -> int:
     """Mark and name well-known materials on the volcano, those with |ΔG_H| within the axis; return how many.
 

@@ -2,12 +2,12 @@
 
 Reads   activity.judged_dirs, folders of stage 5 or of the search benchmark with sheets that the potential judged;
         activity.processed_dir, a folder of stage 2 with labels of the potential (dataset.label_source=potential);
-        denoiser.checkpoint and dimenet.checkpoint, whose ΔG_H the trees take as descriptors.
+        denoiser.checkpoint, whose ΔG_H the trees take as a descriptor, and dimenet.checkpoint to compare with.
 Writes  activity.checkpoint and its sidecar .json.
 Run     python -m scripts.train_activity "activity.judged_dirs=[results/run]" activity.processed_dir=
 
-Boosted trees learn from composition, bonds and bond angles, and from what heads and DimeNet++ say. What they are worth on
-formulas that they had not learnt from stands in the sidecar, beside heads, DimeNet++ and trivial answers.
+Boosted trees learn from composition, bonds and bond angles, and from what the heads say. What they are worth on formulas that they
+had not learnt from stands in the sidecar, beside heads, DimeNet++, trees that know DimeNet++ as well, and trivial answers.
 """
 
 from __future__ import annotations

@@ -65,19 +65,19 @@ def test_heads_and_dimenet_are_weighted_by_their_errors():
 
 
 def test_trees_say_what_a_relaxed_sheet_does(cfg):
-    """Beside heads and DimeNet++, whose mean counts where the trees say nothing."""
+    """The mean of heads and DimeNet++ counts where the trees say nothing and DimeNet++ was asked."""
     asked = []
 
     class Active:
-        def delta_g(self, atoms, by_heads, by_dimenet):
-            asked.append((by_heads, by_dimenet))
+        def delta_g(self, atoms, by_heads):
+            asked.append(by_heads)
             return (0.05, 0.3) if by_heads < 1 else (math.nan, math.nan)
 
     row = CandidateResult(delta_g_ev=0.4, delta_g_std_ev=0.3)
     quick = Prefilter(cfg)
     assert quick._activity is None and quick._delta_g(row, SHEET, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2)
     quick._activity = Active()
-    assert quick._delta_g(row, SHEET, 0.2) == (0.05, 0.3) and asked == [(0.2, 0.4)]
+    assert quick._delta_g(row, SHEET, 0.2) == (0.05, 0.3) and asked == [0.2]
     assert quick._delta_g(row, SHEET, 1.5) == prefilter.with_heads(0.4, 0.3, 1.5)
     assert quick._delta_g(row, None, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2) and len(asked) == 2, "no sheet could be relaxed"
 

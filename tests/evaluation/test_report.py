@@ -117,7 +117,8 @@ def test_values_off_scale_are_arrows_with_their_number():
 def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeypatch):
     """The figure holds the corrected values too, and every value is a point within the axes or an arrow."""
     _, cfg, ours, _ = products
-    rows = [dataclasses.replace(row, delta_g_h_dft_ev=np.nan) for row in ours.rows]
+    at_rest = {"h_desorbed": False, "h_changes_sheet": False, "h_relax_converged": True}
+    rows = [dataclasses.replace(row, delta_g_h_dft_ev=np.nan, **at_rest) for row in ours.rows]
     for row, value in zip(rows, (-9.0, -1.7, 2.6, 0.0), strict=True):
         row.delta_g_h_ev, row.delta_g_h_std_ev = value, 0.1
         row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev = value + 0.2, 0.3
@@ -136,6 +137,23 @@ def test_extreme_values_and_corrected_ones_are_drawn(products, tmp_path, monkeyp
     low, high = left.get_ylim()
     assert low == -4.0 and high > 2.8 + 0.3
     assert left.get_legend_handles_labels()[1][-1].startswith("potential, corrected")
+    assert "crosses" not in right.get_title() and not any(line.get_marker() == "x" for line in right.lines)
+
+
+def test_candidates_whose_h_is_not_at_rest_are_crosses_on_the_volcano(products, tmp_path, monkeypatch):
+    _, cfg, ours, _ = products
+    rows = [dataclasses.replace(row, delta_g_h_dft_ev=np.nan, h_desorbed=False, h_changes_sheet=False) for row in ours.rows]
+    for row, value in zip(rows, (-0.3, 0.05, 0.2, 0.4), strict=True):
+        row.delta_g_h_corrected_ev, row.delta_g_h_corrected_std_ev, row.h_relax_converged = value, 0.1, True
+        decisions.choose_delta_g(row)
+    rows[1].h_changes_sheet, rows[3].h_relax_converged = True, False
+    seen = []
+    monkeypatch.setattr(plotting, "save", lambda fig, path: seen.append(fig))
+    figures.her_performance(dataclasses.replace(ours, rows=rows), cfg.evaluation, tmp_path / "x.png")
+    right = seen[0].axes[1]
+    drawn = {m: [x for line in right.lines if line.get_marker() == m for x in np.round(line.get_xdata(), 2)] for m in "xD"}
+    assert sorted(drawn["x"]) == [0.05, 0.4] and set(drawn["D"]) == {-0.3, 0.2}
+    assert "crosses: H not at rest (2)" in right.get_title()
 
 
 class Page(HTMLParser):
