@@ -71,7 +71,8 @@ def mark_moving(axis: Any, values: np.ndarray) -> int:
     """
     low, high = axis.get_xlim()
     inside = values[(values >= low) & (values <= high)]
-    axis.plot(inside, height(inside), ls="", marker="x", ms=4.5, color="0.5", zorder=2)
+    if len(inside):
+        axis.plot(inside, height(inside), ls="", marker="x", ms=4.5, color="0.5", zorder=2)
     return len(inside)
 
 
