@@ -36,6 +36,7 @@ from pipeline.tasks import start_workers
 
 LABEL = "prefilter"
 SHEETS_FOR_WORKERS = 500  # for fewer, loading the quick judges in the workers takes longer
+ENOUGH_IN_WATER = 3  # sheets that water leaves alone, for each that will be sampled, from which on it is asked about no more
 LEAST_STD_EV = 0.3  # of DimeNet++; about the error of the judge that both stand for
 SETTINGS = (
     *JUDGED_SETTINGS,
@@ -127,10 +128,11 @@ class Prefilter:
     def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
         """Return the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``."""
         load = partial(QuickJudges.load, self.cfg.evaluation, self._dynamics, self._activity)
+        wanted = math.ceil(ENOUGH_IN_WATER * self.cfg.generation.num_structures * self.cfg.generation.oversample)
         if len(sheets) < SHEETS_FOR_WORKERS or not self.cfg.evaluation.workers:
-            return load().chances(sheets, properties)
+            return load().chances(sheets, properties, wanted=wanted)
         with start_workers(self.cfg.run, self.cfg.evaluation.workers, load) as workers:
-            return load().chances(sheets, properties, workers)
+            return load().chances(sheets, properties, workers, wanted)
 
 
 def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]:

@@ -36,6 +36,7 @@ HULL_STD_EV = 0.06  # eV/atom, of E_above_hull: 0.05 on average on held-out shee
 VACUUM_ANGSTROM = 15.0
 BATCH = 64  # sheets that the networks look at together
 LOOKED_AT = 0.5  # share of the sheets, those with the best ΔG_H and E_above_hull, that trees and water look at
+WATER_BATCH = 128  # sheets that water is asked about at a time
 HELD_BACK = 1e-3  # factor of the chance of a sheet that water dissolves or that does not conduct
 ABOVE_HULL = 0.3  # factor where E_above_hull is more than that of a hit, so that few such sheets are written
 
@@ -65,13 +66,16 @@ class QuickJudges:
             activity,
         )
 
-    def chances(self, sheets: Sequence[Sheet], properties: PropertyEstimate, where: Backend | None = None) -> np.ndarray:
+    def chances(
+        self, sheets: Sequence[Sheet], properties: PropertyEstimate, where: Backend | None = None, wanted: int | None = None
+    ) -> np.ndarray:
         """Return the chance (M,) of a stable, synthesizable hit; smaller where water, gap or hull speak against a sheet.
 
         Args:
             sheets: M sheets.
             properties: what the heads say of them, (M,) each.
             where: the judges look at sheets, whose factory loads the same ones; None: this process.
+            wanted: water is asked about the sheets with the best chance, until it leaves so many as they are; None: about all.
         """
         delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
         where = where or Serial(lambda: self)
@@ -87,8 +91,17 @@ class QuickJudges:
         chance = np.zeros(len(sheets))
         tasks = {k: (sheets[k], float(e_hull[k]), float(delta_g[k])) for k in best.tolist()}
         looks = run(QuickJudges.look, tasks, None, where)
-        for k, found in tqdm(looks, total=len(tasks), desc="ΔG_H, gap, water, dynamics, synthesis", unit="sheet", mininterval=1.0):
+        for k, found in tqdm(looks, total=len(tasks), desc="ΔG_H, gap, dynamics, synthesis", unit="sheet", mininterval=1.0):
             chance[k] = near[k] * found
+        left, order = len(sheets) if wanted is None else wanted, np.argsort(-chance, kind="stable")
+        order = order[chance[order] > 0].tolist() if self.water is not None else []
+        with tqdm(desc="water", unit="sheet", mininterval=1.0, disable=not order) as bar:
+            while order and left > 0:
+                asked, order = order[:WATER_BATCH], order[WATER_BATCH:]
+                for k, dissolves in run(QuickJudges.look_in_water, {k: tasks[k] for k in asked}, None, where):
+                    chance[k] *= HELD_BACK if dissolves else 1.0
+                    left -= not dissolves
+                bar.update(len(asked))
         return chance
 
     def active(self, delta_g: np.ndarray | float, std: float) -> np.ndarray | float:
@@ -101,7 +114,7 @@ class QuickJudges:
         return self.network.of_sheets(sheets, torch.float32)
 
     def look(self, task: tuple[Sheet, float, float]) -> float:
-        """Return the chance that a sheet on the hull is a hit: 0 where it is not valid.
+        """Return the chance that a sheet on the hull is a hit that water leaves alone: 0 where it is not valid.
 
         task: the sheet, its E_hull in eV/atom, and its ΔG_H by the heads in eV.
         """
@@ -121,7 +134,12 @@ class QuickJudges:
             conducts = self.gap is None or not self.gap.band_gap(atoms) > self.settings.conductive_gap_ev
         except (NotTwoDimensional, ValueError):
             return 0.0
-        return factor * (1.0 if conducts and not self.dissolves(atoms, e_hull) else HELD_BACK)
+        return factor * (1.0 if conducts else HELD_BACK)
+
+    def look_in_water(self, task: tuple[Sheet, float, float]) -> bool | None:
+        """Return whether water dissolves a sheet, None where that is not known. task: as of ``look``."""
+        sheet, e_hull, _ = task
+        return self.dissolves(sheet.to_atoms(VACUUM_ANGSTROM), e_hull)
 
     def delta_g(self, atoms: Atoms, by_heads: float) -> tuple[float, float]:
         """Return ΔG_H of a sheet and its standard error, eV, by the trees, else by the heads, whose value is given."""

@@ -158,6 +158,18 @@ def test_salts_and_insulators_are_held_back(shipped, monkeypatch):
     assert quick().dissolves(sheets[0].to_atoms(15.0), 0.0) is None
 
 
+def test_water_is_asked_in_the_order_of_the_chance_until_enough_are_left(shipped, monkeypatch):
+    monkeypatch.setattr(triage, "LOOKED_AT", 1.0)
+    monkeypatch.setattr(triage, "WATER_BATCH", 1)
+    sheets, given = [salt(), known("2H-NbS2"), salt(), known("1T-VSe2"), salt()], heads([0.0, 0.1, 0.2, 0.3, 0.4], [0.0] * 5)
+    judges = quick(water=shipped.water)
+    dry = quick().chances(sheets, given)
+    for wanted, asked in ((None, 5), (1, 2), (2, 4), (0, 0)):
+        held_back = np.array([HELD_BACK, 1.0, HELD_BACK, 1.0, HELD_BACK])
+        held_back[asked:] = 1.0
+        np.testing.assert_allclose(judges.chances(sheets, given, wanted=wanted), dry * held_back)
+
+
 def test_only_the_best_share_is_looked_at():
     dynamics = Says(0.5)
     e_hull = [0.3, 0.0, 0.2, 0.1, 0.4, 0.5]
