@@ -106,11 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     table = json.loads(chosen.output.read_text(encoding="utf-8")) if chosen.output.is_file() else {}
+    seconds = sum(stage["seconds"] for stage in stages)
     table[chosen.target] = {
         "machine": machine(),
         "commit": git_commit(),
         "load_before": round(load, 2),
-        "seconds": round(sum(stage["seconds"] for stage in stages), 1),
+        "seconds": round(seconds, 1),
+        "minutes": round(seconds / 60, 1),
         "processor_seconds": round(sum(stage["processor_seconds"] for stage in stages), 1),
         "stages": stages,
     }
