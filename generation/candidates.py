@@ -20,6 +20,7 @@ from crystals.symmetry import Symmetry, Template, symmetrise
 from crystals.templates import TemplateLibrary, quasirandom_suggestion
 from crystals.validity import sheet_fault
 from generation.batch import Denoiser
+from generation.elements import LAST
 from generation.refinement import refined_sheets
 from generation.sampling import sample
 from geo_utils import Sheet
@@ -85,6 +86,8 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
         del settings[name]
     if not uses_elements(cfg.generation):
         del settings["element_draws"]
+    elif cfg.generation.guidance_scale > 0:
+        content["last_elements"] = LAST
     files = further_inputs(cfg)
     content |= {"start": SCREENING} if cfg.generation.start == SCREENING else {}
     return fingerprint(

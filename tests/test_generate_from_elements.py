@@ -14,6 +14,7 @@ from tiny_denoiser import QUICK, tiny_denoiser
 import structure_generator
 from crystals.templates import TemplateLibrary
 from generation import generate, recipe_choice, search
+from generation.candidates import generation_fingerprint
 from generation.elements import UNGUIDED_DRAWS
 from generation.generate import STAGE, generate_structures
 from models import load_denoiser
@@ -174,6 +175,14 @@ class _Triage:
 
     def __call__(self, cif_dir, output_dir, delta_g):
         return {name: (0.5, False) for name in delta_g}
+
+
+def test_a_guided_run_with_other_draws_is_another_run(cfg, monkeypatch):
+    configs = [cfg, with_generation(cfg, guidance_scale=1.0)]
+    unguided, guided = (generation_fingerprint(given, "model") for given in configs)
+    monkeypatch.setattr("generation.candidates.LAST", 2)
+    again, other = (generation_fingerprint(given, "model") for given in configs)
+    assert again == unguided and other != guided
 
 
 def test_quick_judges_order_the_recipes_before_any_is_sampled(cfg, monkeypatch):
