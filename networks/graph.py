@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from networks.periodic_pairs import nearest_shells, pairs_within
+
 SHELL_TOLERANCE = 0.01  # Å, neighbours closer than this in distance belong to one shell
 
 
@@ -39,17 +41,25 @@ def radius_graph_pbc(
         sizes = torch.bincount(batch, minlength=num_graphs)
         first = torch.cumsum(sizes, 0) - sizes
         cutoffs = torch.as_tensor(cutoff, dtype=pos.dtype, device=device).expand(num_graphs)
+        # |df_k + o_k| <= cutoff |b*_k| bounds the image offsets; starting from -round(df) keeps the range smallest.
+        reciprocal = torch.linalg.inv(cell).transpose(1, 2)  # rows b*_k, without 2π
+        periodic = torch.tensor(pbc, device=device)
+        reach = torch.floor(cutoffs[:, None] * reciprocal.norm(dim=-1) + 0.5 + 1e-9).long() * periodic
+        frac = torch.einsum("nk,nck->nc", pos, reciprocal[batch])
+        precise = {x.dtype for x in (pos, cell, frac)} in ({torch.float32}, {torch.float64})
+        if device.type == "cpu" and precise and bool(torch.isfinite(frac).all()):
+            given = (x.contiguous().numpy() for x in (pos, frac, cell, first, sizes, cutoffs, reach, periodic))
+            i, j, offsets, distances = map(torch.from_numpy, pairs_within(*given))
+            if max_neighbors is not None:
+                nearest = torch.from_numpy(nearest_shells(i.numpy(), distances.numpy(), max_neighbors, SHELL_TOLERANCE))
+                i, j, offsets = i[nearest], j[nearest], offsets[nearest]
+            return torch.stack([j, i]), offsets
 
         # Pairs (target i, source j) inside each graph.
         sources_per_target = sizes[batch]
         i = torch.repeat_interleave(torch.arange(pos.shape[0], device=device), sources_per_target)
         j = first[batch[i]] + _ranks(sources_per_target)
 
-        # |df_k + o_k| <= cutoff |b*_k| bounds the image offsets; starting from -round(df) keeps the range smallest.
-        reciprocal = torch.linalg.inv(cell).transpose(1, 2)  # rows b*_k, without 2π
-        periodic = torch.tensor(pbc, device=device)
-        reach = torch.floor(cutoffs[:, None] * reciprocal.norm(dim=-1) + 0.5 + 1e-9).long() * periodic
-        frac = torch.einsum("nk,nck->nc", pos, reciprocal[batch])
         base = -torch.round(frac[j] - frac[i]) * periodic
 
         widths = 2 * reach + 1  # (B, 3)

@@ -8,6 +8,7 @@ from ase.build import graphene, mx2
 from ase.neighborlist import neighbor_list
 
 import geo_utils as geo
+from networks import graph
 from networks.graph import edge_vectors, group_slots, radius_graph_pbc, reverse_edges
 
 
@@ -38,16 +39,48 @@ def test_batched_graph_equals_ase_on_skewed_cells(pbc):
     batch = torch.repeat_interleave(torch.arange(12), torch.tensor([len(a) for a in structures]))
     edge_index, offsets = radius_graph_pbc(pos, cell, batch, 5.0, pbc=pbc)
     first = np.cumsum([0, *(len(a) for a in structures)])
-    for graph, atoms in enumerate(structures):
-        mask = batch[edge_index[1]] == graph
+    for number, atoms in enumerate(structures):
+        mask = batch[edge_index[1]] == number
         got = [
-            (int(i) - first[graph], int(j) - first[graph], *map(int, o))
+            (int(i) - first[number], int(j) - first[number], *map(int, o))
             for (j, i), o in zip(edge_index[:, mask].T.tolist(), offsets[mask].tolist(), strict=True)
         ]
         assert len(got) == len(set(got)), "an edge appears twice"
         assert set(got) == edge_set(atoms, 5.0)
     distances = edge_vectors(pos, cell, batch, edge_index, offsets).norm(dim=1)
     assert (distances <= 5.0).all() and (distances > 0).all()
+
+
+@pytest.mark.parametrize("max_neighbors", [None, 1, 7, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gpus_find_the_same_edges(max_neighbors, dtype, monkeypatch):
+    """The loops for CPUs against the operations for GPUs; rounding decides the order of edges of one length."""
+    rng = np.random.default_rng(5)
+    pbc = (True, True, False)
+    structures = [random_structure(rng, pbc) for _ in range(9)]
+    pos = torch.tensor(np.concatenate([a.positions for a in structures])).to(dtype)
+    cell = torch.tensor(np.array([a.cell.array for a in structures])).to(dtype)
+    batch = torch.repeat_interleave(torch.arange(9), torch.tensor([len(a) for a in structures]))
+    cutoff = torch.linspace(4.0, 9.0, 9, dtype=dtype)
+    given = pos, cell, batch, cutoff, max_neighbors, pbc
+    by_loops = radius_graph_pbc(*given)
+    assert len(by_loops[1]) > 200 or max_neighbors is not None
+    asked = []
+    monkeypatch.setattr(graph, "pairs_within", lambda *_: asked.append(1))
+    monkeypatch.setattr(torch, "isfinite", lambda x: torch.zeros(1, dtype=torch.bool))
+    by_operations = radius_graph_pbc(*given)
+    assert not asked
+    rows = [torch.cat([edges.T.to(offsets.dtype), offsets], 1) for edges, offsets in (by_loops, by_operations)]
+    assert torch.equal(*(edges[1] for edges, _ in (by_loops, by_operations))) and rows[0].dtype == rows[1].dtype == dtype
+    assert sorted(map(tuple, rows[0].tolist())) == sorted(map(tuple, rows[1].tolist()))
+    if max_neighbors is None:
+        assert torch.equal(*rows)
+
+
+def test_positions_that_are_not_finite_have_no_edges():
+    pos, cell = torch.tensor([[0.0, 0.0, 0.0], [1.0, float("nan"), 0.0]]), 3.0 * torch.eye(3)[None]
+    edge_index, _ = radius_graph_pbc(pos, cell, torch.zeros(2, dtype=torch.long), 2.9)
+    assert edge_index.shape == (2, 0)
 
 
 def test_graph_takes_a_cutoff_per_structure():
