@@ -40,7 +40,7 @@ def dichalcogenide(formula: str, a: float, thickness: float = 3.13) -> Atoms:
 def test_known_sheets(model):
     """H hardly binds to MoS2 and graphene, and binds to NbS2, which has electrons to spare; the heads' value as they say it."""
     inert, active = dichalcogenide("MoS2", 3.18), dichalcogenide("NbS2", 3.34)
-    assert model.delta_g(inert, 2.1)[0] > 0.9 and model.delta_g(graphene("C2", a=2.46, vacuum=10), 1.7)[0] > 1.2
+    assert model.delta_g(inert, 2.1)[0] > 0.9 and model.delta_g(graphene("C2", a=2.46, vacuum=10), 1.7)[0] > 1.0
     assert -0.5 < model.delta_g(active, 1.2)[0] < 0.6 < model.delta_g(inert, 1.2)[0]
 
 
