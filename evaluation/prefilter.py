@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ class Prefilter:
             water dissolves it or it does not conduct).
         """
         settings = self.cfg.evaluation
-        load = partial(_load, self._asks_dimenet, self.cfg, self._judges, judges.known_formulas(settings))
+        load = partial(judges.load_judges, self.cfg, self._judges, judges.known_formulas(settings))
+        load = load if self._asks_dimenet else partial(_without_dimenet, load)
         with JudgePool(load, self._judges, settings.workers, self.cfg.run) as pool:
             found = evaluate.evaluate(cif_dir, pool, settings, output_dir, LABEL, seed=self.cfg.run.seed)
         mark_dft(found.rows, found.structures, self._given, self.cfg.dataset.her_correction_ev)
@@ -149,10 +150,9 @@ def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]
     return (weights[0] * value + weights[1] * by_heads) / sum(weights), sum(weights) ** -0.5
 
 
-def _load(with_dimenet: bool, cfg: Config, identity: dict[str, Any], formulas: frozenset[str]) -> Judges:
-    """Load the judges, with DimeNet++ or without."""
-    found = judges.load_judges(cfg, identity, formulas)
-    return found if with_dimenet else dataclasses.replace(found, her=None)
+def _without_dimenet(load: Callable[[], Judges]) -> Judges:
+    """Load judges that do not ask DimeNet++."""
+    return dataclasses.replace(load(), her=None)
 
 
 def _verdict(row: CandidateResult, sheet: Atoms | None, model: DynamicsModel | None, limit: float) -> tuple[float, bool]:
