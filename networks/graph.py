@@ -55,34 +55,49 @@ def radius_graph_pbc(
                 i, j, offsets = i[nearest], j[nearest], offsets[nearest]
             return torch.stack([j, i]), offsets
 
-        # Pairs (target i, source j) inside each graph.
-        sources_per_target = sizes[batch]
-        i = torch.repeat_interleave(torch.arange(pos.shape[0], device=device), sources_per_target)
-        j = first[batch[i]] + _ranks(sources_per_target)
-
-        base = -torch.round(frac[j] - frac[i]) * periodic
-
-        widths = 2 * reach + 1  # (B, 3)
-        images_per_graph = widths.prod(1)
-        graph_of_pair = batch[i]
-        repeats = images_per_graph[graph_of_pair]
-        pair = torch.repeat_interleave(torch.arange(i.shape[0], device=device), repeats)
-        code = _ranks(repeats)
-        graph = graph_of_pair[pair]
-        w1, w2 = widths[graph, 1], widths[graph, 2]
-        steps = torch.stack([code // (w1 * w2), (code // w2) % w1, code % w2], 1) - reach[graph]
-        offsets = base[pair] + steps.to(pos.dtype)
-        i, j = i[pair], j[pair]
-
-        vectors = pos[j] + torch.einsum("ek,ekc->ec", offsets, cell[graph]) - pos[i]
-        distances = vectors.norm(dim=-1)
-        keep = (distances <= cutoffs[graph]) & ~((i == j) & (offsets == 0).all(1))
-        i, j, offsets, distances = i[keep], j[keep], offsets[keep], distances[keep]
-
+        i, j, offsets, distances = _pairs_by_operations(pos, frac, cell, batch, cutoffs, reach, periodic)
         if max_neighbors is not None:
             nearest = _nearest_shells(i, distances, pos.shape[0], max_neighbors)
             i, j, offsets = i[nearest], j[nearest], offsets[nearest]
         return torch.stack([j, i]), offsets
+
+
+def _pairs_by_operations(
+    pos: torch.Tensor,
+    frac: torch.Tensor,
+    cell: torch.Tensor,
+    batch: torch.Tensor,
+    cutoffs: torch.Tensor,
+    reach: torch.Tensor,
+    periodic: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what ``pairs_within`` does, on any device, in the same order; arguments as there, batch (N,) sorted."""
+    sizes = torch.bincount(batch, minlength=cell.shape[0])
+    first = torch.cumsum(sizes, 0) - sizes
+    # Pairs (target i, source j) inside each graph.
+    sources_per_target = sizes[batch]
+    i = torch.repeat_interleave(torch.arange(pos.shape[0], device=pos.device), sources_per_target)
+    j = first[batch[i]] + _ranks(sources_per_target)
+
+    base = -torch.round(frac[j] - frac[i]) * periodic
+
+    widths = 2 * reach + 1  # (B, 3)
+    images_per_graph = widths.prod(1)
+    graph_of_pair = batch[i]
+    repeats = images_per_graph[graph_of_pair]
+    pair = torch.repeat_interleave(torch.arange(i.shape[0], device=pos.device), repeats)
+    code = _ranks(repeats)
+    graph = graph_of_pair[pair]
+    w1, w2 = widths[graph, 1], widths[graph, 2]
+    steps = torch.stack([code // (w1 * w2), (code // w2) % w1, code % w2], 1) - reach[graph]
+    offsets = base[pair] + steps.to(pos.dtype)
+    i, j = i[pair], j[pair]
+
+    vectors = pos[j] + torch.einsum("ek,ekc->ec", offsets, cell[graph]) - pos[i]
+    distances = vectors.norm(dim=-1)
+    keep = (distances <= cutoffs[graph]) & ~((i == j) & (offsets == 0).all(1))
+    i, j, offsets, distances = i[keep], j[keep], offsets[keep], distances[keep]
+    return i, j, offsets, distances
 
 
 def _nearest_shells(target: torch.Tensor, distances: torch.Tensor, num_atoms: int, max_neighbors: int) -> torch.Tensor:
