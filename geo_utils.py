@@ -63,6 +63,18 @@ def reduce_lattice_2d(lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return reduced, transform
 
 
+def determinant_2x2(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the determinants (...) of matrices (..., 2, 2), in closed form: a fraction of the time of LAPACK's."""
+    a, b, c, d = matrix.flatten(-2).unbind(-1)
+    return a * d - b * c
+
+
+def inverse_2x2(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the inverses of matrices (..., 2, 2), in closed form."""
+    a, b, c, d = matrix.flatten(-2).unbind(-1)
+    return torch.stack([d, -b, -c, a], -1).view(matrix.shape) / (a * d - b * c)[..., None, None]
+
+
 def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
     """Return S = ½ log(L Lᵀ) of in-plane lattices, which describes the size and shape of the cell but not its orientation.
 
@@ -75,7 +87,7 @@ def lattice_to_vector(lattice: torch.Tensor) -> torch.Tensor:
         (..., 3): S11, S22, S12. A rotation of the sheet leaves them unchanged.
     """
     metric = lattice @ lattice.transpose(-1, -2)
-    area = torch.linalg.det(lattice).abs()
+    area = determinant_2x2(lattice).abs()
     half, off = 0.5 * (metric[..., 0, 0] - metric[..., 1, 1]) / area, metric[..., 0, 1] / area
     squared = half**2 + off**2  # sinh² of the difference of the eigenvalues of S
     small = squared < 1e-10

@@ -18,7 +18,7 @@ from crystals.elements import element_descriptors
 from generation.batch import NoiseEstimate, PropertyEstimate
 from generation.schedule import NoiseSchedule
 from geo_utils import H_TAG as ADSORBATE_TAG
-from geo_utils import lattice_to_vector
+from geo_utils import determinant_2x2, inverse_2x2, lattice_to_vector
 from networks.checkpoints import CheckpointError, first_line, load_checkpoint, load_ocp_checkpoint
 from networks.dimenet_layers import (
     DimeNetPlusPlusConfig,
@@ -32,16 +32,17 @@ from networks.dimenet_layers import (
 from networks.graph import center, edge_table, edge_vectors, graph_mean, radius_graph_pbc, scatter_max, scatter_sum
 from networks.sheet_layers import (
     GAIN_SIGMA,
+    HEIGHT_RANGE,
     HERMITE_2D,
     NUM_HEIGHT_RBF,
     NUM_RATIO_RBF,
+    RATIO_RANGE,
     SOFTENING,
     TIME_FREQUENCIES,
     EdgeMessage,
     EncodedSheets,
     SheetEdges,
     SheetInteraction,
-    gaussian_basis,
     strain_to_lattice_vector,
 )
 from pipeline.files import relative_name
@@ -304,11 +305,11 @@ class DenoisingEGNN(nn.Module):
         num_atoms = torch.bincount(batch, minlength=count)
         heights = center(heights, batch, count)
         scaled_heights = self.schedule.scale_heights(heights, batch, num_atoms)
+        mean, spread = (m.to(dtype) for m in self.schedule.lattice_moments(atomic_numbers, batch, num_atoms))
         with torch.no_grad():
             vector = lattice_to_vector(cell)
-            scaled_lattice = self.schedule.scale_lattice(vector, atomic_numbers, batch, num_atoms)
-        mean, spread = (m.to(dtype) for m in self.schedule.lattice_moments(atomic_numbers, batch, num_atoms))
-        area = cell[:, 0, 0] * cell[:, 1, 1] - cell[:, 0, 1] * cell[:, 1, 0]
+            scaled_lattice = (vector - mean) / spread
+        area = determinant_2x2(cell)
         stretch = (torch.log(area.abs()) - mean[:, 0] - mean[:, 1]) / (spread[:, 0] + spread[:, 1])
         rms_height = torch.sqrt(graph_mean(scaled_heights**2, batch, count) + 1e-6)
         size = torch.log(num_atoms.to(dtype) / 4)
@@ -328,7 +329,7 @@ class DenoisingEGNN(nn.Module):
             scalars, vectors, odd = layer(scalars, vectors, odd, edges, time, batch, count)
         sigma = self.schedule.sigmas[t].clamp(min=float(self.schedule.sigmas[1])).to(dtype)
         return EncodedSheets(
-            scalars, vectors, odd, edges, cell, scaled_heights, scaled_lattice, spread, time, alpha_bar, sigma, batch, count
+            scalars, vectors, odd, edges, cell, vector, scaled_heights, scaled_lattice, spread, time, alpha_bar, sigma, batch, count
         )
 
     def _edges(
@@ -357,20 +358,15 @@ class DenoisingEGNN(nn.Module):
         rise = vector[..., 2]
         distance = torch.sqrt(lateral**2 + rise**2)
         radii = self.schedule.radii.to(dtype)[atomic_numbers]
-        features = torch.cat(
-            [
-                gaussian_basis(distance, 0.0, config.cutoff, config.num_rbf),
-                gaussian_basis(distance / (radii[source] + radii[:, None]), 0.4, 2.4, NUM_RATIO_RBF),
-                gaussian_basis(lateral, 0.0, config.cutoff, config.num_rbf),
-                gaussian_basis(torch.sqrt(rise**2 + 1e-6), 0.0, 4.0, NUM_HEIGHT_RBF),
-            ],
-            -1,
-        )
+        counts = config.num_rbf, NUM_RATIO_RBF, config.num_rbf, NUM_HEIGHT_RBF
+        lengths = distance, distance / (radii[source] + radii[:, None]), lateral, torch.sqrt(rise**2 + 1e-6)
+        ranges = (0.0, config.cutoff), RATIO_RANGE, (0.0, config.cutoff), HEIGHT_RANGE
+        scaled = [(x - low) * ((n - 1) / (high - low)) for x, n, (low, high) in zip(lengths, counts, ranges, strict=True)]
         x = torch.sqrt(lateral**2 + alpha_bar[batch, None] * rise**2) / (cutoff[batch, None] * 1.01)
         envelope = (1 - 10 * x**3 + 15 * x**4 - 6 * x**5) * is_edge
         # Softened unit vectors are linear near zero, so that the displacement of nearly coincident atoms is not lost.
         direction = vector[..., :2] / torch.sqrt(lateral**2 + SOFTENING**2)[..., None]
-        return SheetEdges(source, direction, rise / torch.sqrt(rise**2 + SOFTENING**2), features, envelope)
+        return SheetEdges(source, direction, rise / torch.sqrt(rise**2 + SOFTENING**2), torch.stack(scaled, -1), counts, envelope)
 
     def properties(self, encoded: EncodedSheets) -> PropertyEstimate:
         """Return ΔG_H, E_hull and the synthesizability logit of the noised sheets, from the trunk alone."""
@@ -413,34 +409,41 @@ class DenoisingEGNN(nn.Module):
         """
         edges, batch, count = encoded.edges, encoded.batch, encoded.num_graphs
         time = encoded.time + self._context(encoded, delta_g, e_hull)
-        scalars, vectors, odd = encoded.scalars + time[batch], encoded.vectors, encoded.odd
+        scalars, vectors, odd = encoded.scalars + time.index_select(0, batch), encoded.vectors, encoded.odd
         for layer in self.noise_layers:
             scalars, vectors, odd = layer(scalars, vectors, odd, edges, time, batch, count)
 
         v = self.config.vector_channels
         node = self.node_norm(scalars)
         gates = self.node_gates(node)
-        edge_gates = self.edge_gates(self.noise_edge(scalars, vectors, odd, edges))
-        push = edges.total(edge_gates[..., :1] * edges.direction)
-        push = center(push + (vectors * gates[:, None, :v]).sum(-1), batch, count)
+        sums = self.noise_edge(scalars, vectors, odd, edges, edges.second_moments)
+        points, rises, pairs = self._edge_gated(sums, edges)
+        push = center(points + (vectors * gates[:, None, :v]).sum(-1), batch, count)
         # The normalised score of a displacement grows as the noise gets finer, and so does this gain.
         push = push * torch.sqrt(GAIN_SIGMA / encoded.sigma).clamp(min=1.0)[batch, None]
-        area = torch.linalg.det(encoded.cell).abs()
-        to_frac = torch.linalg.inv(encoded.cell) * area.sqrt()[:, None, None]
-        frac = torch.einsum("nc,nck->nk", push, to_frac[batch])
+        area = determinant_2x2(encoded.cell).abs()
+        to_frac = inverse_2x2(encoded.cell) * area.sqrt()[:, None, None]
+        frac = torch.bmm(push[:, None], to_frac.index_select(0, batch))[:, 0]
 
-        lift = edges.total((edge_gates[..., 1] * edges.rise)[..., None])[:, 0]
-        lift = lift + (odd * gates[:, v : 2 * v]).sum(-1) + gates[:, -1] * encoded.scaled_heights
+        lift = rises + (odd * gates[:, v : 2 * v]).sum(-1) + gates[:, -1] * encoded.scaled_heights
         a, s = encoded.alpha_bar.sqrt(), (1 - encoded.alpha_bar).sqrt()
         height = center(s[batch] * encoded.scaled_heights + a[batch] * lift, batch, count)
 
-        pair = edges.direction[..., :, None] * edges.direction[..., None, :] * edge_gates[..., 2, None, None]
-        outer = torch.einsum("nav,nbv,nv->nab", vectors, vectors, gates[:, 2 * v : 3 * v]) / v
-        strain = graph_mean(edges.total(pair) + outer, batch, count)
+        outer = torch.bmm(vectors * gates[:, None, 2 * v : 3 * v], vectors.transpose(1, 2)) / v
+        strain = graph_mean(pairs + outer, batch, count)
         spread = encoded.lattice_spread
-        lattice = strain_to_lattice_vector(strain, encoded.cell) * (spread.mean(1, keepdim=True) / spread)
+        lattice = strain_to_lattice_vector(strain, encoded.cell, encoded.lattice_vector) * (spread.mean(1, keepdim=True) / spread)
         lattice = lattice + self.graph_gates(graph_mean(node, batch, count)) * encoded.scaled_lattice
         return NoiseEstimate(frac, height, s[:, None] * encoded.scaled_lattice + a[:, None] * lattice)
+
+    def _edge_gated(self, sums: torch.Tensor, edges: SheetEdges) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return Σ_j φ r̂ in the plane (A, 2), Σ_j φ rise (A,) and Σ_j φ r̂ r̂ᵀ in the plane (A, 2, 2) of the sums (A, 7, C)."""
+        constants = edges.second_moments.sum(1)
+        parts = [
+            sums[:, rows] @ weight + constants[:, rows] * bias
+            for rows, weight, bias in zip((slice(1, 3), 3, slice(4, 7)), self.edge_gates.weight, self.edge_gates.bias, strict=True)
+        ]
+        return parts[0], parts[1], parts[2][:, [0, 1, 1, 2]].view(-1, 2, 2)
 
     def forward(
         self,

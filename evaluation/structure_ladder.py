@@ -33,8 +33,8 @@ from evaluation.structure_match import (
 from generation.ranking import load_trees, ranked_prototypes
 from generation.refinement import load_refiner, padded, refine
 from generation.sheet_table import known_crystals, read_split
-from geo_utils import Sheet
-from networks.refiner import SheetRefiner, inverse_2x2, move, symmetric_exp
+from geo_utils import Sheet, inverse_2x2
+from networks.refiner import SheetRefiner, move, symmetric_exp
 from networks.sheet_trunk import SheetState
 from networks.training import fingerprint
 from pipeline.errors import StageError

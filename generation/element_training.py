@@ -18,8 +18,9 @@ import torch
 from generation.mean_arrangements import LEAST_CRYSTALS, MeanArrangements, mean_arrangements
 from generation.refiner_training import PairTable, bond_ratio
 from generation.seeds import seeded_generator
+from geo_utils import inverse_2x2
 from networks.element_denoiser import BOND_ANGSTROM, UNKNOWN, ElementDenoiser
-from networks.refiner import inverse_2x2, symmetric_exp
+from networks.refiner import symmetric_exp
 from networks.sheet_trunk import SheetState
 from pipeline.errors import StageError
 from pipeline.settings import ElementTrainingConfig

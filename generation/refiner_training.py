@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from generation.seeds import seeded_generator
-from geo_utils import BOND_SCALE
-from networks.refiner import Refinement, SheetRefiner, inverse_2x2, move, symmetric_exp
+from geo_utils import BOND_SCALE, inverse_2x2
+from networks.refiner import Refinement, SheetRefiner, move, symmetric_exp
 from networks.sheet_trunk import SheetState
 from pipeline.settings import ElementTrainingConfig, RefinerTrainingConfig
 

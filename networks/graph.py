@@ -52,7 +52,7 @@ def radius_graph_pbc(
             i, j, offsets, distances = map(torch.from_numpy, pairs_within(*given))
             if max_neighbors is not None:
                 nearest = torch.from_numpy(nearest_shells(i.numpy(), distances.numpy(), max_neighbors, SHELL_TOLERANCE))
-                i, j, offsets = i[nearest], j[nearest], offsets[nearest]
+                i, j, offsets = (x.index_select(0, nearest) for x in (i, j, offsets))
             return torch.stack([j, i]), offsets
 
         i, j, offsets, distances = _pairs_by_operations(pos, frac, cell, batch, cutoffs, reach, periodic)
@@ -179,11 +179,15 @@ def edge_table(edge_index: torch.Tensor, offsets: torch.Tensor, count: int) -> t
         Sources (A, M), offsets (A, M, 3), and which entries are edges (A, M) bool; others are from an atom to itself.
     """
     source, target = edge_index
-    slots, most = group_slots(target, count)
-    table = torch.arange(count, device=source.device)[:, None].repeat(1, most)
-    steps, is_edge = offsets.new_zeros(count, most, 3), torch.zeros_like(table, dtype=torch.bool)
-    table.view(-1)[slots], steps.view(-1, 3)[slots], is_edge.view(-1)[slots] = source, offsets, True
-    return table, steps, is_edge
+    degrees = torch.bincount(target, minlength=count)
+    rank = torch.arange(max(int(degrees.max()), 1), device=source.device)
+    is_edge = rank < degrees[:, None]
+    place = (degrees.cumsum(0) - degrees)[:, None] + rank  # edges are sorted by target
+    place = place.masked_fill(~is_edge, len(source)).flatten()
+    own = torch.arange(count, device=source.device)[:, None]
+    table = torch.cat([source, source.new_zeros(1)]).index_select(0, place).view(is_edge.shape)
+    steps = torch.cat([offsets, offsets.new_zeros(1, 3)]).index_select(0, place).view(*is_edge.shape, 3)
+    return torch.where(is_edge, table, own), steps, is_edge
 
 
 def scatter_sum(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
@@ -191,7 +195,7 @@ def scatter_sum(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.
 
     As ``torch_geometric.utils.scatter``, whose package takes seconds to import; so do the next two.
     """
-    return values.new_zeros(count, *values.shape[1:]).scatter_add_(0, _expanded(index, values), values)
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, index, values)
 
 
 def scatter_max(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
@@ -202,7 +206,7 @@ def scatter_max(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.
 
 def graph_mean(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
     """Return the mean of node values over each graph: (A, ...) -> (B, ...), zero where a graph is empty."""
-    sizes = scatter_sum(values.new_ones(len(batch)), batch, num_graphs).clamp(min=1)
+    sizes = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
     return scatter_sum(values, batch, num_graphs) / sizes.view(-1, *[1] * (values.dim() - 1))
 
 
@@ -212,4 +216,4 @@ def _expanded(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def center(values: torch.Tensor, batch: torch.Tensor, num_graphs: int) -> torch.Tensor:
     """Return node values (A, ...) minus their mean over the graph."""
-    return values - graph_mean(values, batch, num_graphs)[batch]
+    return values - graph_mean(values, batch, num_graphs).index_select(0, batch)

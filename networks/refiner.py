@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from geo_utils import inverse_2x2
 from networks.sheet_trunk import SheetState, SheetTrunk, TrunkConfig
 
 STRAIN_SCALE = 0.2
@@ -36,13 +37,6 @@ class Refinement:
     e_form: torch.Tensor
     e_hull: torch.Tensor
     synth_logit: torch.Tensor
-
-
-def inverse_2x2(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the inverse of matrices (..., 2, 2), in closed form."""
-    a, b, c, d = matrix.flatten(-2).unbind(-1)
-    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
-    return adjugate / (a * d - b * c)[..., None, None]
 
 
 def symmetric_exp(strain: torch.Tensor) -> torch.Tensor:

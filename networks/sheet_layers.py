@@ -8,13 +8,16 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from geo_utils import lattice_to_vector
 from networks.graph import graph_mean
-from networks.messages import add_terms, carry
+from networks.inference_messages import message_sums, turned_edges
+from networks.messages import AtomPairs, add_terms, atom_pairs, by_loops, carry, edge_sums
+from networks.nearest_gaussians import all_gaussians, nearest_gaussians, rows_of_gaussians
 
 HERMITE_2D = 1.0747  # every in-plane lattice has a vector no longer than √(2/√3 · area)
 NUM_RATIO_RBF = 12  # radial functions of the distance over the sum of covalent radii
 NUM_HEIGHT_RBF = 8  # radial functions of the height difference
+RATIO_RANGE = (0.4, 2.4)
+HEIGHT_RANGE = (0.0, 4.0)  # Å
 TIME_FREQUENCIES = 16
 SOFTENING = 0.5  # Å, length below which the direction of an edge fades to zero
 LONGEST_VECTOR = 10.0  # bound on the length of a vector channel, three times what is typical
@@ -33,23 +36,65 @@ class SheetEdges:
     source: torch.Tensor  # (A, M) j
     direction: torch.Tensor  # (A, M, 2) in-plane vector from i to j over its softened length
     rise: torch.Tensor  # (A, M) height of j above i over its softened size
-    features: torch.Tensor  # (A, M, K) invariant
+    scaled: torch.Tensor  # (A, M, N) invariant lengths, over the spacings of the Gaussians that describe them
+    counts: tuple[int, ...]  # (N,) Gaussians of each length
     envelope: torch.Tensor  # (A, M) invariant, fades to zero at the cutoff
 
     @cached_property
+    def features(self) -> torch.Tensor:
+        """(A, M, ΣN): exp(−(x − k)²) of each scaled length x, k = 0, 1, ..., N − 1."""
+        return all_gaussians(self.scaled, self.counts)
+
+    @cached_property
+    def nearest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those features that are not zero, as ``message_sums`` takes them."""
+        return nearest_gaussians(self.scaled, self.counts)
+
+    @cached_property
+    def turned(self) -> torch.Tensor:
+        """(A, M) earlier edges the other way."""
+        return turned_edges(self.source, self.scaled, self.weights)
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """(A, M) of the edges in sums; see ``NEIGHBOURS``."""
+        return NEIGHBOURS * self.envelope
+
+    @cached_property
     def moments(self) -> torch.Tensor:
-        """(A, 4, M): the envelope, and the envelope times the direction and the rise."""
-        each = torch.stack([torch.ones_like(self.rise), *self.direction.unbind(-1), self.rise], 1)
-        return each * self.envelope[:, None]
+        """(A, M, 4): the weight, and the weight times the direction and the rise."""
+        return torch.cat([torch.ones_like(self.rise)[..., None], self.geometry], -1) * self.weights[..., None]
+
+    @cached_property
+    def moment_totals(self) -> torch.Tensor:
+        """(A, 4, 1) sums of the moments over the edges to each atom."""
+        return self.moments.sum(1)[..., None]
+
+    @cached_property
+    def second_moments(self) -> torch.Tensor:
+        """(A, M, 7): ``moments``, and the weight times x², xy and y² of the direction."""
+        x, y = self.direction.unbind(-1)
+        return torch.cat([self.moments, torch.stack([x * x, x * y, y * y], -1) * self.weights[..., None]], -1)
 
     @cached_property
     def geometry(self) -> torch.Tensor:
         """(A, M, 3): direction and rise."""
         return torch.cat([self.direction, self.rise[..., None]], -1)
 
+    @cached_property
+    def pairs(self) -> AtomPairs:
+        """What edges join."""
+        return atom_pairs(self.source)
+
+    @cached_property
+    def pair_weights(self) -> torch.Tensor:
+        """(P, 1) sums of the weights of the edges of each pair."""
+        zeros = self.weights.new_zeros(len(self.pairs.target))
+        return zeros.index_add(0, self.pairs.of_edge.flatten(), self.weights.flatten())[:, None]
+
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of values (A, M, ...) over the edges to each atom, times their envelope, (A, ...); see ``NEIGHBOURS``."""
-        return full_product(self.moments[:, :1], values.flatten(2)).view(len(values), *values.shape[2:]) * NEIGHBOURS
+        """Return the sum of values (A, M, C) over the edges to each atom, times their weights, (A, C)."""
+        return full_product(self.weights[:, None], values)[:, 0]
 
 
 def full_product(geometry: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -67,6 +112,7 @@ class EncodedSheets:
     odd: torch.Tensor  # (A, V) scalars that change sign with z
     edges: SheetEdges
     cell: torch.Tensor  # (B, 2, 2) Å
+    lattice_vector: torch.Tensor  # (B, 3) S of the cell
     scaled_heights: torch.Tensor  # (A,)
     scaled_lattice: torch.Tensor  # (B, 3)
     lattice_spread: torch.Tensor  # (B, 3)
@@ -75,12 +121,6 @@ class EncodedSheets:
     sigma: torch.Tensor  # (B,)
     batch: torch.Tensor  # (A,)
     num_graphs: int
-
-
-def gaussian_basis(x: torch.Tensor, low: float, high: float, count: int) -> torch.Tensor:
-    """Return ``count`` Gaussians of x, (..., count), with centres evenly spaced on [low, high] and a width of one spacing."""
-    centers = torch.linspace(low, high, count, dtype=x.dtype, device=x.device)
-    return torch.exp(-(((x[..., None] - centers) * ((count - 1) / (high - low))) ** 2))
 
 
 class EdgeMessage(nn.Module):
@@ -93,20 +133,47 @@ class EdgeMessage(nn.Module):
         self.from_target = nn.Linear(channels, channels, bias=False)
         self.from_edge = nn.Linear(edge_features + 2 * vector_channels, channels, bias=False)
 
-    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges) -> torch.Tensor:
-        """Return the hidden states (A, M, C) for scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V)."""
-        if scalars.device.type != "cpu":
-            return self.gathered(scalars, vectors, odd, edges)[0]
+    def forward(
+        self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges, moments: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the first of ``sums``, on any device."""
+        sums = self.sums if by_loops(scalars) else self.gathered_sums
+        return sums(scalars, vectors, odd, edges, moments)[0]
+
+    def sums(
+        self,
+        scalars: torch.Tensor,
+        vectors: torch.Tensor,
+        odd: torch.Tensor,
+        edges: SheetEdges,
+        moments: torch.Tensor,
+        pairs: AtomPairs | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sums of the hidden states times moments over the edges to each atom, and times the weight over those of pairs.
+
+        Args:
+            scalars: (A, C).
+            vectors: (A, 2, V).
+            odd: (A, V), change sign with z.
+            edges: M of each atom.
+            moments: (A, M, K), the first of which is the weight.
+            pairs: what edges join; None: no sums over them, P = 0.
+
+        Returns:
+            (A, K, C) and (P, C).
+        """
         x, linear = self.norm(scalars), nn.functional.linear
-        of_features, of_vectors, of_odd = self.from_edge.weight.split([edges.features.shape[-1], *[odd.shape[1]] * 2], -1)
-        of_source = [self.from_source(x)[:, None], linear(vectors, of_vectors), linear(odd, of_odd)[:, None]]
-        hidden, of_target = linear(edges.features, of_features), self.from_target(x)[:, None]
-        return nn.functional.silu(add_terms(hidden, edges.source, torch.cat(of_source, 1), of_target, edges.geometry))
+        of_features, of_vectors, of_odd = self.from_edge.weight.split([sum(edges.counts), *[odd.shape[1]] * 2], -1)
+        of_source = torch.cat([self.from_source(x)[:, None], linear(vectors, of_vectors), linear(odd, of_odd)[:, None]], 1)
+        given = edges.source, of_source, self.from_target(x)[:, None], edges.geometry
+        if not torch.is_grad_enabled() and scalars.dtype == torch.float32:
+            return message_sums(edges.nearest, edges.turned, rows_of_gaussians(of_features, edges.counts), *given, moments, pairs)
+        return edge_sums(add_terms(linear(edges.features, of_features), *given), moments, pairs)
 
     def gathered(
         self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same for GPUs, where few operations count.
+        """Return the hidden states (A, M, C) themselves, by operations, of which GPUs want few.
 
         Also what the source of each edge has of vectors (along x, along y) and z-odd scalars, (A, M, 3V).
         """
@@ -119,6 +186,12 @@ class EdgeMessage(nn.Module):
         given = torch.cat([edges.features, along, above * edges.rise[..., None]], -1)
         hidden = torch.addmm(hidden, given.flatten(0, 1), self.from_edge.weight.T).view(count, most, -1)
         return nn.functional.silu(hidden + self.from_target(x)[:, None]), moving
+
+    def gathered_sums(
+        self, scalars: torch.Tensor, vectors: torch.Tensor, odd: torch.Tensor, edges: SheetEdges, moments: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """Return the first of ``sums`` by operations."""
+        return full_product(moments.transpose(1, 2), self.gathered(scalars, vectors, odd, edges)[0]), None
 
 
 class SheetInteraction(nn.Module):
@@ -152,16 +225,16 @@ class SheetInteraction(nn.Module):
         num_graphs: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the updated scalars (A, C), vectors (A, 2, V) and z-odd scalars (A, V); time (B, C) is the embedding of t."""
-        sums = self.sums if scalars.device.type == "cpu" else self.gathered_sums
+        sums = self.sums if by_loops(scalars) else self.gathered_sums
         message, push, lift = sums(scalars, vectors, odd, edges)
         scalars, vectors, odd = scalars + message, vectors + push, odd + lift
 
-        x = self.norm(scalars + self.time(time)[batch])
+        x = self.norm(scalars + self.time(time).index_select(0, batch))
         first, second = self.mix_vectors(vectors).chunk(2, -1)
         odd_first, odd_second = self.mix_odd(odd).chunk(2, -1)
         invariants = [
             x,
-            graph_mean(x, batch, num_graphs)[batch],
+            graph_mean(x, batch, num_graphs).index_select(0, batch),
             torch.sqrt((second**2).sum(1) + 1e-6),
             (first * second).sum(1),
             torch.sqrt(odd_second**2 + 1e-6),
@@ -181,11 +254,12 @@ class SheetInteraction(nn.Module):
         Σ g_message (A, C); Σ (g_keep vector of the source + g_point direction) (A, 2, V); Σ (g_keep_odd odd of the source +
         g_rise rise) (A, V). Where a gate multiplies nothing that has channels, its matrix is applied after the sum, to fewer rows.
         """
-        hidden = self.edge(scalars, vectors, odd, edges)
+        summed, between = self.edge.sums(scalars, vectors, odd, edges, edges.moments, edges.pairs)
         (_, keep, _, keep_odd, _), (_, bias, _, bias_odd, _) = self._gates()
-        kept = nn.functional.linear(hidden, torch.cat([keep, keep_odd]), torch.cat([bias, bias_odd]))
-        push, above = carry(edges.source, kept, NEIGHBOURS * edges.envelope, vectors, odd[:, None])
-        message, pointing, rising = self._gated_sums(hidden, edges)
+        kept = nn.functional.linear(between, torch.cat([keep, keep_odd]))
+        kept = torch.addcmul(kept, edges.pair_weights, torch.cat([bias, bias_odd]))
+        push, above = carry(edges.pairs, kept, vectors, odd[:, None])
+        message, pointing, rising = self._gated(summed, edges)
         return message, push + pointing, above[:, 0] + rising
 
     def gathered_sums(
@@ -196,21 +270,20 @@ class SheetInteraction(nn.Module):
         (_, keep, _, keep_odd, _), (_, bias, _, bias_odd, _) = self._gates()
         kept = nn.functional.linear(hidden, torch.cat([keep, keep, keep_odd]), torch.cat([bias, bias, bias_odd]))
         along_x, along_y, above = edges.total(kept * moving).chunk(3, -1)
-        message, pointing, rising = self._gated_sums(hidden, edges)
+        message, pointing, rising = self._gated(full_product(edges.moments.transpose(1, 2), hidden), edges)
         return message, torch.stack([along_x, along_y], 1) + pointing, above + rising
 
     def _gates(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Return weights and biases of the gates of message, vectors kept, directions, z-odd scalars kept and rises."""
         return self.gates.weight.split(self.sizes), self.gates.bias.split(self.sizes)
 
-    def _gated_sums(self, hidden: torch.Tensor, edges: SheetEdges) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return Σ g_message (A, C), Σ g_point direction (A, 2, V) and Σ g_rise rise (A, V) of the hidden states (A, M, C)."""
+    def _gated(self, sums: torch.Tensor, edges: SheetEdges) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return Σ g_message (A, C), Σ g_point direction (A, 2, V) and Σ g_rise rise (A, V) of sums (A, 4, C) of hidden states."""
         weights, biases = self._gates()
-        moments = NEIGHBOURS * edges.moments
-        sums, constants = full_product(moments, hidden), moments.sum(2)[..., None]
+        constants = edges.moment_totals
 
         def gated(rows: slice, gate: int) -> torch.Tensor:
-            return nn.functional.linear(sums[:, rows], weights[gate]) + constants[:, rows] * biases[gate]
+            return torch.addcmul(nn.functional.linear(sums[:, rows], weights[gate]), constants[:, rows], biases[gate])
 
         return gated(slice(0, 1), 0)[:, 0], gated(slice(1, 3), 2), gated(slice(3, 4), 4)[:, 0]
 
@@ -221,10 +294,10 @@ def _bounded(values: torch.Tensor, squared: torch.Tensor) -> torch.Tensor:
     Products of vectors in an update make lengths grow with their cube from layer to layer. Without a bound they overflow where
     many neighbours stand in line, as on a mirror of a noised symmetric sheet.
     """
-    return values * (1 + (squared / LONGEST_VECTOR**2) ** 2) ** -0.25
+    return values * torch.sqrt(squared * squared * LONGEST_VECTOR**-4 + 1).rsqrt()
 
 
-def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """Return the change of S = ½ log(L Lᵀ) under a small symmetric strain, L -> L (1 + ε), to first order.
 
     With L = P Q, P = exp(S) and Q orthogonal, the strain in the frame of P is Q ε Qᵀ, and L Lᵀ becomes P (1 + 2 Q ε Qᵀ) P. The
@@ -234,24 +307,23 @@ def strain_to_lattice_vector(strain: torch.Tensor, cell: torch.Tensor) -> torch.
     Args:
         strain: (B, 2, 2) ε in the Cartesian frame of the cell.
         cell: (B, 2, 2) Å, row vectors.
+        vector: (B, 3) its S.
 
     Returns:
         (B, 3), the changes of S11, S22 and S12.
     """
-    gram = cell @ cell.transpose(1, 2)
-    root_det = torch.linalg.det(gram).clamp(min=1e-12).sqrt()[:, None, None]
-    identity = torch.eye(2, dtype=cell.dtype, device=cell.device)
-    trace = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    stretch = (gram + root_det * identity) / torch.sqrt(trace + 2 * root_det)  # square root of a 2x2 positive matrix
-    rotation = torch.linalg.solve(stretch, cell)
-    local = rotation @ strain @ rotation.transpose(1, 2)
-    vector = lattice_to_vector(cell)
-    deviator = torch.stack([0.5 * (vector[:, 0] - vector[:, 1]), vector[:, 2]], -1)
-    squared = (deviator**2).sum(-1)
+    a, b, c, d = cell.flatten(1).unbind(1)
+    sign = torch.sign(a * d - b * c)
+    along, across = a + sign * d, b - sign * c  # Q is (along, across) and, at a right angle to it, the other row, over their length
+    squared = along**2 + across**2
+    cosine, sine = (along**2 - across**2) / squared, 2 * along * across / squared
+    deviator, off = 0.5 * (strain[:, 0, 0] - strain[:, 1, 1]), 0.5 * (strain[:, 0, 1] + strain[:, 1, 0])
+    shear, twist = deviator * cosine + off * sine, sign * (off * cosine - deviator * sine)
+    p, q = 0.5 * (vector[:, 0] - vector[:, 1]), vector[:, 2]
+    squared = p**2 + q**2
     x = 2 * torch.sqrt(squared + 1e-30)
     factor = torch.where(squared > 1e-6, (1 - x / torch.sinh(x)) / squared.clamp(min=1e-12), 2 / 3 - 14 * squared / 45)
-    shear = torch.stack([0.5 * (local[:, 0, 0] - local[:, 1, 1]), 0.5 * (local[:, 0, 1] + local[:, 1, 0])], -1)
-    parallel = (shear * deviator).sum(-1, keepdim=True) * deviator
-    shear = shear - factor[:, None] * (squared[:, None] * shear - parallel)
-    mean = 0.5 * (local[:, 0, 0] + local[:, 1, 1])
-    return torch.stack([mean + shear[:, 0], mean - shear[:, 0], shear[:, 1]], -1)
+    parallel = shear * p + twist * q
+    shear, twist = shear - factor * (squared * shear - parallel * p), twist - factor * (squared * twist - parallel * q)
+    mean = 0.5 * (strain[:, 0, 0] + strain[:, 1, 1])
+    return torch.stack([mean + shear, mean - shear, twist], -1)

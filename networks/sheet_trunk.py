@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from networks.messages import add_terms, carry
+from networks.messages import AtomPairs, add_terms, atom_pairs, by_loops, carry, edge_sums
 
 IMAGES = 2  # periodic images on each side; enough for the cutoff where the cell is reduced
 CLOSE = 1e-2  # Å, two atoms closer than this are the same one
@@ -85,8 +85,13 @@ class _Neighbours:
 
     @cached_property
     def moments(self) -> torch.Tensor:
-        """(A, 10, K): one, unit vectors and second ranks, times the envelope."""
-        return (torch.cat([torch.ones_like(self.envelope), self.geometry], -1) * self.envelope).transpose(1, 2).contiguous()
+        """(A, K, 10): one, unit vectors and second ranks, times the envelope."""
+        return torch.cat([torch.ones_like(self.envelope), self.geometry], -1) * self.envelope
+
+    @cached_property
+    def pairs(self) -> AtomPairs:
+        """What neighbours join."""
+        return atom_pairs(self.index)
 
 
 def _nearest(state: SheetState, count: int, cutoff: float) -> _Neighbours:
@@ -135,7 +140,7 @@ class MessageLayer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return new scalars (A, C), vectors (A, 3, V) and tensors (A, 6, T)."""
         x = self.norm(s)
-        summed, dv, dt = (self.sums if x.device.type == "cpu" else self.gathered_sums)(x, v, t, near, features)
+        summed, dv, dt = (self.sums if by_loops(x) else self.gathered_sums)(x, v, t, near, features)
         v, t = self.mv(v) + SUM_SCALE * dv, self.mt(t) + SUM_SCALE * dt
         lengths = [torch.sqrt((v**2).sum(1) + 1e-6), torch.sqrt((t**2).sum(1) + 1e-6)]
         change, gv, gt = self.up(torch.cat([x, SUM_SCALE * summed, *lengths], -1)).split(self.sizes, -1)
@@ -153,11 +158,9 @@ class MessageLayer(nn.Module):
         of_source = torch.cat([self.wj(x)[:, None], linear(v, of_angles[0]), linear(t, of_angles[2])], 1)
         of_target = torch.cat([self.wi(x)[:, None], linear(v, of_angles[1]), linear(t, of_angles[3])], 1)
         message = add_terms(linear(features, of_features), near.index, of_source, of_target, near.geometry)
-        message = nn.functional.silu(self.w2(nn.functional.silu(message)))
-        summed = torch.bmm(near.moments, message)
+        summed, between = edge_sums(self.w2(nn.functional.silu(message)), near.moments, near.pairs)
         to_vectors, keep_vectors, to_tensors, keep_tensors = self.w3.weight.split([vectors, vectors, tensors, tensors])
-        kept = linear(message, torch.cat([keep_vectors, keep_tensors]))
-        kept_vectors, kept_tensors = carry(near.index, kept, near.envelope[..., 0], v, t)
+        kept_vectors, kept_tensors = carry(near.pairs, linear(between, torch.cat([keep_vectors, keep_tensors])), v, t)
         dv = linear(summed[:, 1:4], to_vectors) + kept_vectors
         return summed[:, 0], dv, linear(summed[:, 4:], to_tensors) + kept_tensors
 

@@ -6,7 +6,10 @@
 its loss with gradients, "moves" is one pass of the refiner and "elements" one of the denoiser of elements, at the sizes of the
 configuration. "all pairs" estimates noise by the layers of CSPNet (Jiao et al., NeurIPS 2023) with its 128 frequencies and our
 width and depth: messages between all pairs of atoms, no graph, no symmetry but that of permutation and translation. All take
-turns, and the fastest of the repeats counts, in seconds of the process, so that other work on the machine matters little.
+turns of three calls, and the fastest call counts, in seconds of the process, so that other work on the machine matters little.
+
+"gflops" is the rate of training: the work of the matrix products of the network as it is written down, which the way by operations
+carries out, over the seconds of either way. The loops need "share_executed" of these products.
 """
 
 from __future__ import annotations
@@ -20,20 +23,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from generation.elements import CONDITIONS, new_element_denoiser
 from generation.refinement import new_refiner
 from models import DenoiserModelConfig, DenoisingEGNN
+from networks import sheet_layers, sheet_trunk
 from networks.element_denoiser import ElementDenoiserConfig
-from networks.sheet_layers import EdgeMessage, SheetInteraction
-from networks.sheet_trunk import MessageLayer, SheetState, TrunkConfig
+from networks.messages import by_loops
+from networks.sheet_trunk import SheetState, TrunkConfig
 from pipeline.files import PROJECT_DIR, write_json
+from pipeline.heap import keep_freed_memory
 from pipeline.machine import machine
 from pipeline.provenance import git_commit
 from pipeline.settings import ElementTrainingConfig
 
 TABLE = PROJECT_DIR / "results" / "benchmark" / "messages.json"
-REPEATS, SHEETS, SIZES, FREQUENCIES = 9, 32, (6, 12), 128
+REPEATS, CALLS, SHEETS, SIZES, FREQUENCIES = 9, 3, 32, (6, 12), 128
 
 
 class FullGraphLayer(nn.Module):
@@ -79,13 +85,14 @@ class FullGraphDenoiser(nn.Module):
 @contextlib.contextmanager
 def by_operations() -> Iterator[None]:
     """Let all layers compute as they do on a GPU, by PyTorch's operations alone."""
-    own = EdgeMessage.forward, SheetInteraction.sums, MessageLayer.sums
-    EdgeMessage.forward = lambda self, *given: self.gathered(*given)[0]
-    SheetInteraction.sums, MessageLayer.sums = SheetInteraction.gathered_sums, MessageLayer.gathered_sums
+    modules = sheet_layers, sheet_trunk
+    for module in modules:
+        module.by_loops = lambda values: False
     try:
         yield
     finally:
-        EdgeMessage.forward, SheetInteraction.sums, MessageLayer.sums = own
+        for module in modules:
+            module.by_loops = by_loops
 
 
 def works(size: int) -> dict[str, tuple[Callable[[], Any], bool]]:
@@ -108,6 +115,7 @@ def works(size: int) -> dict[str, tuple[Callable[[], Any], bool]]:
     everywhere = numbers, torch.rand(SHEETS, size, 3), 5.0 * torch.eye(3).repeat(SHEETS, 1, 1), torch.full((SHEETS,), 0.5)
 
     def train() -> None:
+        model.zero_grad()
         noise, properties = model(*given)
         sum((x**2).mean() for x in (*vars(noise).values(), *vars(properties).values())).backward()
 
@@ -128,10 +136,11 @@ def measure(size: int, repeats: int) -> dict[str, dict[str, float]]:
         for name, (work, has_loops) in parts.items():
             for way in ("loops", "operations") if has_loops else ("operations",):
                 with by_operations() if way == "operations" else contextlib.nullcontext():
-                    started = time.process_time()
-                    work()
-                    if repeat:  # the first time loops are compiled
-                        timed.setdefault(name, {}).setdefault(way, []).append(time.process_time() - started)
+                    for _ in range(CALLS):
+                        started = time.process_time()
+                        work()
+                        if repeat:  # the first time loops are compiled
+                            timed.setdefault(name, {}).setdefault(way, []).append(time.process_time() - started)
     found = {}
     for name, ways in timed.items():
         fastest = {way: min(seconds) for way, seconds in ways.items()}
@@ -139,7 +148,19 @@ def measure(size: int, repeats: int) -> dict[str, dict[str, float]]:
         if len(fastest) > 1:
             found[name]["speed_up"] = round(fastest["operations"] / fastest["loops"], 2)
     found["noise"]["of_all_pairs"] = round(found["noise"]["loops_seconds"] / found["all pairs"]["operations_seconds"], 2)
+    work, training = parts["training"][0], found["training"]
+    products = {way: _matrix_products(work, way) for way in ("loops", "operations")}
+    for way in products:
+        training[f"{way}_gflops"] = round(products["operations"] / training[f"{way}_seconds"] / 1e9, 1)
+    training["share_executed"] = round(products["loops"] / products["operations"], 2)
     return found
+
+
+def _matrix_products(work: Callable[[], Any], way: str) -> int:
+    """Return how many floating-point operations the matrix products of work take."""
+    with by_operations() if way == "operations" else contextlib.nullcontext(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -149,6 +170,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TABLE)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     table: dict[str, Any] = {"machine": machine(), "commit": git_commit(), "repeats": chosen.repeats, "sheets": SHEETS, "sizes": {}}
     for size in SIZES:
         rows = table["sizes"][str(size)] = measure(size, chosen.repeats)

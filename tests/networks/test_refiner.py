@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from crystals.elements import covalent_radius_table, element_descriptors
-from geo_utils import Sheet
-from networks.refiner import SheetRefiner, inverse_2x2, move, symmetric_exp
+from geo_utils import Sheet, inverse_2x2
+from networks.refiner import SheetRefiner, move, symmetric_exp
 from networks.sheet_trunk import SheetState, TrunkConfig
 
 EXACT = 1e-10

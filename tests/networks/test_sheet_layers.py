@@ -63,11 +63,13 @@ def test_sums_are_those_of_single_edges(model, encoded):
 def test_gpus_compute_the_same_sums(model, encoded):
     layer, parameters = model.trunk[1], [*model.trunk[1].edge.parameters(), *model.trunk[1].gates.parameters()]
     given = [x.detach().requires_grad_() for x in (encoded.scalars, encoded.vectors, encoded.odd)]
-    names = ("direction", "rise", "features", "envelope")
+    names = ("direction", "rise", "scaled", "envelope")
     geometry = [getattr(encoded.edges, name).detach().requires_grad_() for name in names]
     found = []
     for gathered in (False, True):
-        edges = SheetEdges(encoded.edges.source, *geometry)  # new ones, because moments are kept
+        edges = SheetEdges(
+            encoded.edges.source, *geometry[:3], encoded.edges.counts, geometry[3]
+        )  # new ones, because moments are kept
         sums = (layer.gathered_sums if gathered else layer.sums)(*given, edges)
         total = sum((x * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in sums)
         found.append((*sums, *torch.autograd.grad(total, [*given, *geometry, *parameters])))

@@ -26,6 +26,9 @@ def test_both_ways_are_timed(tmp_path, monkeypatch, capsys):
     assert "2 atoms, noise: " in capsys.readouterr().out
     for row in (rows[name] for name in ("noise", "training", "moves", "elements")):
         assert row["speed_up"] == pytest.approx(row["operations_seconds"] / row["loops_seconds"], rel=0.05)
+    training = rows["training"]
+    rates = training["loops_gflops"] / training["operations_gflops"]
+    assert rates == pytest.approx(training["speed_up"], rel=0.1) and 0.1 < training["share_executed"] < 0.8
     share = rows["noise"]["loops_seconds"] / rows["all pairs"]["operations_seconds"]
     assert rows["noise"]["of_all_pairs"] == pytest.approx(share, rel=0.05) and "loops_seconds" not in rows["all pairs"]
 
@@ -34,9 +37,9 @@ def test_the_ways_differ_and_agree(monkeypatch):
     monkeypatch.setattr(benchmark_messages, "SHEETS", 3)
     parts = benchmark_messages.works(4)
     calls = []
-    for module in ("sheet_layers", "sheet_trunk"):
-        loops = sys.modules[f"networks.{module}"].add_terms
-        monkeypatch.setattr(f"networks.{module}.add_terms", lambda *given, loops=loops: calls.append(1) or loops(*given))
+    for module, name in (("sheet_layers", "message_sums"), ("sheet_trunk", "add_terms")):
+        loops = getattr(sys.modules[f"networks.{module}"], name)
+        monkeypatch.setattr(f"networks.{module}.{name}", lambda *given, loops=loops: calls.append(1) or loops(*given))
     for name in ("noise", "moves", "elements"):
         work, found = parts[name][0], []
         for way in ("loops", "operations"):
