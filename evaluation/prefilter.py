@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,27 @@ class Prefilter:
             return by_heads, HEADS_STD_EV
         return with_heads(row.delta_g_ev, row.delta_g_std_ev, by_heads)
 
-    def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
-        """Return the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``."""
+    @contextmanager
+    def triaging(self) -> Iterator[Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]]:
+        """Yield what returns the chance of a hit (M,) of sheets that are not relaxed; see ``triage.QuickJudges.chances``.
+
+        The workers of one call serve the next ones. Water is not asked about sheets that earlier ones leave no place.
+        """
         load = partial(QuickJudges.load, self.cfg.evaluation, self._dynamics, self._activity)
-        wanted = math.ceil(ENOUGH_IN_WATER * self.cfg.generation.num_structures * self.cfg.generation.oversample)
-        if len(sheets) < SHEETS_FOR_WORKERS or not self.cfg.evaluation.workers:
-            return load().chances(sheets, properties, wanted=wanted)
-        with start_workers(self.cfg.run, self.cfg.evaluation.workers, load) as workers:
-            return load().chances(sheets, properties, workers, wanted)
+        sampled = math.ceil(self.cfg.generation.num_structures * self.cfg.generation.oversample)
+        earlier = np.zeros(sampled)
+        with ExitStack() as stack:
+            here = cache(load)
+            workers = cache(lambda: stack.enter_context(start_workers(self.cfg.run, self.cfg.evaluation.workers, load)))
+
+            def chances(sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
+                nonlocal earlier
+                where = workers() if len(sheets) >= SHEETS_FOR_WORKERS and self.cfg.evaluation.workers else None
+                found = here().chances(sheets, properties, where, ENOUGH_IN_WATER * sampled, float(earlier.min()))
+                earlier = np.sort(np.concatenate([earlier, found]))[-sampled:]
+                return found
+
+            yield chances
 
 
 def with_heads(value: float, std: float, by_heads: float) -> tuple[float, float]:

@@ -67,7 +67,12 @@ class QuickJudges:
         )
 
     def chances(
-        self, sheets: Sequence[Sheet], properties: PropertyEstimate, where: Backend | None = None, wanted: int | None = None
+        self,
+        sheets: Sequence[Sheet],
+        properties: PropertyEstimate,
+        where: Backend | None = None,
+        wanted: int | None = None,
+        least: float = 0.0,
     ) -> np.ndarray:
         """Return the chance (M,) of a stable, synthesizable hit; smaller where water, gap or hull speak against a sheet.
 
@@ -76,6 +81,7 @@ class QuickJudges:
             properties: what the heads say of them, (M,) each.
             where: the judges look at sheets, whose factory loads the same ones; None: this process.
             wanted: water is asked about the sheets with the best chance, until it leaves so many as they are; None: about all.
+            least: chance that a sheet needs for water to be asked about it.
         """
         delta_g, e_hull = properties.delta_g.double().numpy(), np.maximum(0.0, properties.e_hull.double().numpy())
         where = where or Serial(lambda: self)
@@ -94,7 +100,7 @@ class QuickJudges:
         for k, found in tqdm(looks, total=len(tasks), desc="ΔG_H, gap, dynamics, synthesis", unit="sheet", mininterval=1.0):
             chance[k] = near[k] * found
         left, order = len(sheets) if wanted is None else wanted, np.argsort(-chance, kind="stable")
-        order = order[chance[order] > 0].tolist() if self.water is not None else []
+        order = order[chance[order] > least].tolist() if self.water is not None else []
         with tqdm(desc="water", unit="sheet", mininterval=1.0, disable=not order) as bar:
             while order and left > 0:
                 asked, order = order[:WATER_BATCH], order[WATER_BATCH:]

@@ -20,7 +20,7 @@ from crystals.symmetry import Symmetry, Template, symmetrise
 from crystals.templates import TemplateLibrary, quasirandom_suggestion
 from crystals.validity import sheet_fault
 from generation.batch import Denoiser
-from generation.elements import LAST
+from generation.elements import LAST, REDRAWS
 from generation.refinement import refined_sheets
 from generation.sampling import sample
 from geo_utils import Sheet
@@ -87,7 +87,7 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
     if not uses_elements(cfg.generation):
         del settings["element_draws"]
     elif cfg.generation.guidance_scale > 0:
-        content["last_elements"] = LAST
+        content |= {"last_elements": LAST, "redraws": REDRAWS}
     files = further_inputs(cfg)
     content |= {"start": SCREENING} if cfg.generation.start == SCREENING else {}
     return fingerprint(

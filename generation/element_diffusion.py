@@ -111,20 +111,12 @@ def draw_elements(
     exists = torch.arange(most)[None] < number[:, None]
     elements, hidden = torch.zeros(count, most, dtype=torch.long), exists.clone()
     order = torch.rand(count, most, generator=generator).masked_fill(~exists, 2.0).argsort(1)
-    told = conditions.expand(count, -1)
-    nothing = torch.full_like(told, torch.nan)
     total, finals = torch.zeros(count, last), torch.zeros(count, last, dtype=torch.long)
     for step in range(most):
         rows = torch.nonzero(step < number).flatten()
-        state = seen(_of(arrangements, rows), kinds[rows], elements[rows], hidden[rows])
-        first, same = _different(state, kinds[rows])
-        logits = guided_logits(network, _of(state, first), kinds[rows][first], told[first], nothing[first], cfg_scale)[same]
         place = order[rows, step]
-        own = logits[torch.arange(len(rows)), place].double()
-        taken = torch.zeros(len(rows), NUM_ELEMENTS, dtype=torch.bool).scatter(1, elements[rows], True)
-        barred = taken | ~allowed
-        barred[:, UNKNOWN] = True
-        probability = torch.softmax(own.masked_fill(barred, HIDDEN_LOGIT), -1)
+        given = _of(arrangements, rows), kinds[rows], elements[rows], hidden[rows], place
+        probability = expected_elements(network, *given, conditions, cfg_scale, allowed)
         drawn = torch.multinomial(probability, last, generator=generator)
         is_last = (step + 1 == number[rows])[:, None]
         finals[rows], drawn = drawn, drawn.where(is_last, drawn[:, :1])
@@ -134,6 +126,73 @@ def draw_elements(
     elements.scatter_(1, ends, finals.view(-1, 1))
     kinds, mask = (x.repeat_interleave(last, 0) for x in (kinds, arrangements.mask))
     return elements.gather(1, kinds) * mask, total.flatten()
+
+
+def expected_elements(
+    network: ElementDenoiser,
+    arrangements: SheetState,
+    kinds: torch.Tensor,
+    elements: torch.Tensor,
+    hidden: torch.Tensor,
+    place: torch.Tensor,
+    conditions: torch.Tensor,
+    cfg_scale: float,
+    allowed: torch.Tensor,
+) -> torch.Tensor:
+    """Return the guided probability of each element (B, 119) for one kind of atoms of B sheets: a step of the reverse process.
+
+    Args:
+        network: the trained network.
+        arrangements: at the bond length ``BOND_ANGSTROM``.
+        kinds: (B, N) number of the kind of each atom.
+        elements: (B, K) of each kind, 0 where it is hidden or there is none. What another kind has is not drawn again.
+        hidden: (B, K) bool.
+        place: (B,) the kind, one of those hidden.
+        conditions, cfg_scale, allowed: as of ``draw_elements``.
+    """
+    state = seen(arrangements, kinds, elements, hidden)
+    first, same = _different(state, kinds)
+    told = conditions.expand(len(first), -1)
+    logits = guided_logits(network, _of(state, first), kinds[first], told, torch.full_like(told, torch.nan), cfg_scale)[same]
+    own = logits[torch.arange(len(kinds)), place].double()
+    barred = torch.zeros(len(kinds), NUM_ELEMENTS, dtype=torch.bool).scatter(1, elements, True) | ~allowed
+    barred[:, UNKNOWN] = True
+    return torch.softmax(own.masked_fill(barred, HIDDEN_LOGIT), -1)
+
+
+@torch.no_grad()
+def redraw_elements(
+    network: ElementDenoiser,
+    arrangements: SheetState,
+    kinds: torch.Tensor,
+    elements: torch.Tensor,
+    place: torch.Tensor,
+    conditions: torch.Tensor,
+    cfg_scale: float,
+    allowed: torch.Tensor,
+    generator: torch.Generator,
+    draws: int,
+) -> torch.Tensor:
+    """Hide one kind of atoms of B sheets again, and draw it anew: the forward process by one step, and the reverse process.
+
+    Args:
+        elements: (B, K) of each kind, 0 where there is none.
+        place: (B,) the kind that is hidden.
+        draws: number of different elements that are drawn for it, none of them what it was; so many have to be allowed.
+        network, arrangements, kinds, conditions, cfg_scale, allowed, generator: as of ``draw_elements``.
+
+    Returns:
+        Atomic numbers (B·draws, N), 0 where no atom is, those of one sheet together.
+    """
+    rows = torch.arange(len(kinds))
+    hidden = torch.zeros_like(elements, dtype=torch.bool)
+    hidden[rows, place] = True
+    given = arrangements, kinds, elements.masked_fill(hidden, 0), hidden, place
+    probability = expected_elements(network, *given, conditions, cfg_scale, allowed)
+    probability[rows, elements[rows, place]] = 0.0
+    drawn = torch.multinomial(probability, draws, generator=generator).flatten()
+    elements, place, kinds, mask = (x.repeat_interleave(draws, 0) for x in (elements, place, kinds, arrangements.mask))
+    return elements.scatter(1, place[:, None], drawn[:, None]).gather(1, kinds) * mask
 
 
 def guided_logits(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from crystals.elements import element_descriptors
 from crystals.recipes import Recipe
-from generation.element_diffusion import arrangement_weights, draw_elements
+from generation.element_diffusion import arrangement_weights, draw_elements, redraw_elements
 from generation.mean_arrangements import MeanArrangements, radii_of_known_and_unknown, with_elements
 from generation.refiner_training import bond_ratio
 from generation.seeds import seeded_generator
@@ -36,6 +36,7 @@ WIDTHS = (0.3, 0.1, 0.3, 0.3, 0.3)  # of these, within which a crystal is as ask
 ASKED = {"conducts": 1.0, "p_dynamic": 0.95, "dissolves": 0.0}
 BATCH = 512
 LAST = 3  # elements that are drawn for the last kind of atoms of a sheet, where there is much to choose from
+REDRAWS = 8  # elements that are drawn for each kind of atoms of a sheet whose chance is good
 UNGUIDED_DRAWS = 4  # for each structure, without guidance by gradients, which needs no more to choose from
 
 
@@ -122,9 +123,7 @@ def element_recipes(
     """
     arrangements = model.arrangements
     rows = arrangements.rows_of_at_most(settings.max_recipe_atoms)
-    allowed = torch.zeros(NUM_ELEMENTS, dtype=torch.bool)
-    allowed[list(elements - {1})] = True
-    allowed &= model.seen
+    allowed = _allowed(model, elements)
     rows = rows[arrangements.kinds[rows].amax(1) < int(allowed.sum())] if len(rows) else rows
     if not len(rows):
         raise StageError(
@@ -152,6 +151,85 @@ def element_recipes(
     compositions = [row for number in parts for row in drawn[number]["atomic_numbers"]]
     as_drawn = [last * place + k for place in torch.argsort(by_arrangement).tolist() for k in range(last)]
     return _different(arrangements, chosen[by_arrangement].repeat_interleave(last), compositions, as_drawn)
+
+
+def redrawn_recipes(
+    model: ElementModel,
+    settings: GenerationConfig,
+    elements: set[int],
+    seed: int,
+    recipes: Sequence[Recipe],
+    told: Collection[str] = CONDITIONS,
+) -> list[Recipe]:
+    """Hide one kind of atoms of recipes again, each kind in turn, draw ``REDRAWS`` elements for it, and return what differs.
+
+    Args:
+        recipes: as ``element_recipes`` returns them.
+        model, settings, elements, told: as of ``element_recipes``.
+        seed: of the draws.
+    """
+    allowed, conditions = _allowed(model, elements), conditions_of(settings, told)
+    rows = torch.tensor([model.arrangements.row(recipe.family) for recipe in recipes], dtype=torch.long)
+    most = int(model.arrangements.kinds.max()) + 1
+    of_kinds = torch.zeros(len(recipes), most, dtype=torch.long)
+    for k, recipe in enumerate(recipes):
+        own = torch.tensor(recipe.atomic_numbers)
+        of_kinds[k, model.arrangements.kinds[rows[k], : len(own)]] = own
+    sheet, place = torch.nonzero(of_kinds, as_tuple=True)
+    draws = min(REDRAWS, int(allowed.sum()) - most)
+    found, compositions = [], []
+    for number, (k, own) in enumerate(zip(sheet.split(BATCH), place.split(BATCH), strict=True)):
+        generator = seeded_generator("elements anew", seed, number)
+        state = model.arrangements.state(rows[k])
+        kinds = model.arrangements.kinds[rows[k]][:, : state.mask.shape[1]]
+        given = state, kinds, of_kinds[k], own, conditions, settings.cfg_scale, allowed, generator
+        compositions += redraw_elements(model.network, *given, draws).tolist()
+        found.append(rows[k].repeat_interleave(draws))
+    others, of_others = _other_arrangements(model.arrangements, settings.max_recipe_atoms, rows, of_kinds, seed)
+    found, compositions = [*found, others], compositions + of_others
+    return _different(model.arrangements, torch.cat(found), compositions, range(len(compositions)))
+
+
+def _other_arrangements(
+    arrangements: MeanArrangements, most_atoms: int, rows: torch.Tensor, of_kinds: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, list[list[int]]]:
+    """Draw ``REDRAWS`` other arrangements for each of B sheets, of as many atoms of each kind, by the number of their crystals.
+
+    Args:
+        arrangements: to choose from.
+        most_atoms: of an arrangement.
+        rows: (B,) numbers of their arrangements.
+        of_kinds: (B, K) element of each kind, 0 where there is none.
+        seed: of the draws.
+
+    Returns:
+        Numbers of the arrangements (M,), and atomic numbers.
+    """
+    by_amounts: dict[tuple[int, ...], list[int]] = {}
+    amounts = {row: torch.bincount(arrangements.kinds[row, : arrangements.sizes[row]]) for row in range(len(arrangements))}
+    for row in arrangements.rows_of_at_most(most_atoms).tolist():
+        by_amounts.setdefault(tuple(amounts[row].sort().values.tolist()), []).append(row)
+    generator = seeded_generator("arrangements anew", seed)
+    found, compositions = [], []
+    for row, elements in zip(rows.tolist(), of_kinds, strict=True):
+        own = amounts[row].argsort(stable=True)
+        others = [other for other in by_amounts.get(tuple(amounts[row][own].tolist()), []) if other != row]
+        if not others:
+            continue
+        weights = arrangements.crystals[others].double()
+        for k in torch.multinomial(weights, min(REDRAWS, len(others)), generator=generator).tolist():
+            placed = torch.zeros(len(own), dtype=torch.long)
+            placed[amounts[others[k]].argsort(stable=True)] = elements[own]
+            found.append(others[k])
+            compositions.append(placed[arrangements.kinds[others[k], : arrangements.sizes[others[k]]]].tolist())
+    return torch.tensor(found, dtype=torch.long), compositions
+
+
+def _allowed(model: ElementModel, elements: set[int]) -> torch.Tensor:
+    """Return which elements may be drawn, (119,) bool: those given that the model has seen, but for H."""
+    allowed = torch.zeros(NUM_ELEMENTS, dtype=torch.bool)
+    allowed[list(elements - {1})] = True
+    return allowed & model.seen
 
 
 def _different(

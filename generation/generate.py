@@ -51,12 +51,11 @@ from generation.candidates import (
     uses_elements,
 )
 from generation.ranking import RankedPrototypes, ranked_prototypes
-from generation.recipe_choice import choose_recipes, known_compositions
+from generation.recipe_choice import choose_recipes, drawn_anew, known_compositions
 from generation.sampling import predict_properties, target_loss
-from generation.search import StartVerdicts, exceeds_quota, gumbel_keys, order_by_chance, screen
+from generation.search import StartVerdicts, Triage, exceeds_quota, gumbel_keys, order_by_chance, screen
 from generation.shards import STARTS, check_parts, remove_parts, sample_part, take_starts
 from generation.sheet_table import known_crystals, pack, read_split
-from geo_utils import Sheet
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
@@ -86,8 +85,8 @@ class Prefilter(Protocol):
         delta_g: ΔG_H by the heads, eV, by the same names.
         """
 
-    def triage(self, sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
-        """Return the chance of a hit (M,) of sheets that are not relaxed, from what the heads say of them; M values each."""
+    def triaging(self) -> AbstractContextManager[Triage]:
+        """Yield what returns the chance of a hit (M,) of sheets that are not relaxed, from what the heads say of them."""
 
 
 def uses_prefilter(settings: GenerationConfig) -> bool:
@@ -172,7 +171,9 @@ def _generate(
     recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened, drawn)
     if by_sheets and prefilter is not None:
         known = known_compositions(content) if uses_elements(settings) else frozenset()
-        recipes = order_by_chance(model, recipes, crystals, settings, device, prefilter.triage, near, known)
+        redraw = partial(drawn_anew, settings, content, seed) if uses_elements(settings) else None
+        with prefilter.triaging() as triage:
+            recipes = order_by_chance(model, recipes, crystals, settings, device, triage, near, known, redraw)
     plan = planner(recipes, library, cfg, crystals)
     store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())
     first = [plan(k) for k in range(first_round(settings))] if shard is not None else []

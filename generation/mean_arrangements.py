@@ -73,6 +73,11 @@ class MeanArrangements:
         formula = "".join(letter + (str(n) if n > 1 else "") for letter, n in zip(LETTERS, amounts, strict=False))
         return f"{formula}, layer group {int(self.layer_group[row])}, arrangement {row}"
 
+    @staticmethod
+    def row(name: str) -> int:
+        """Return the number of the arrangement that ``name`` calls so."""
+        return int(name.rsplit(" ", 1)[1])
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return plain tensors for a checkpoint."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_fo
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser
 from generation.candidates import uses_elements
-from generation.elements import element_recipes, load_elements
+from generation.elements import element_recipes, load_elements, redrawn_recipes
 from generation.search import Screen, StartVerdicts, order_recipes
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
@@ -81,3 +82,12 @@ def drawn_recipes(
         return element_recipes(load(), settings, elements, seed, None, store)
     with Processes(workers.workers, load) as where:
         return element_recipes(load(), settings, elements, seed, where, store)
+
+
+def drawn_anew(
+    settings: GenerationConfig, content: dict[str, Any], seed: int, recipes: Sequence[Recipe], number: int
+) -> list[Recipe]:
+    """Return recipes that come from others by noise on one kind of atoms and the reverse process; number: of the round."""
+    elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
+    model = load_elements(settings.elements_checkpoint)
+    return redrawn_recipes(model, settings, elements, 1000 * seed + number, recipes)

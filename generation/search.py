@@ -34,6 +34,9 @@ WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance choose
 StartVerdicts = dict[Recipe, tuple[bool, float]]
 # Chance of a hit of sheets, from what quick judges and the heads say of them.
 Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
+# Recipes that come from others by noise and the reverse process, for a number of the round.
+Redraw = Callable[[Sequence[Recipe], int], list[Recipe]]
+PARENTS = 1  # recipes for each structure that give further ones
 TRIAGED = 8  # recipes for each sheet that will be sampled, where they are in the order of the heads
 ENOUGH_NEW = 2  # new compositions for each sheet that will be sampled, from which on known ones are not looked at
 # "valid" and "loss" of recipes, in their order, by the sheets that they start from and the heads of a model.
@@ -248,10 +251,13 @@ def order_by_chance(
     triage: Triage,
     workers: Processes | None = None,
     known: Collection[str] = frozenset(),
+    redraw: Redraw | None = None,
 ) -> list[Recipe]:
     """Return recipes in the order of the chance of a hit of the sheets that they start from; those beyond a quota after the others.
 
-    Known compositions come last: what they give is no new hit.
+    Known compositions come last: what they give is no new hit. Where recipes can be drawn anew, the best give further ones,
+    ``search_rounds`` times, which are looked at and join them: sequential Monte Carlo over the diffusion, whose potential is the
+    chance of a hit (Feynman-Kac steering; Singhal et al., ICML 2025).
 
     Args:
         model: whose heads say ΔG_H and E_hull.
@@ -263,27 +269,50 @@ def order_by_chance(
         triage: quick judges of sheets.
         workers: load the same model, and refine sheets where they are many; None: this process.
         known: their reduced formulas; none where the recipes are in the order of the heads.
+        redraw: gives recipes that come from others by noise and the reverse process, for a number of the round.
     """
     sampled = math.ceil(settings.num_structures * settings.oversample)
     is_known = [reduced_formula(recipe.atomic_numbers) in known for recipe in recipes]
     new, old = ([recipe for recipe, own in zip(recipes, is_known, strict=True) if own is side] for side in (False, True))
     first = new if known and len(new) >= ENOUGH_NEW * sampled else (new + old)[: TRIAGED * sampled]
-    batches = {start: first[start : start + BATCH] for start in range(0, len(first), BATCH)}
+    left = (new + old)[len(first) :]
+    look = partial(_chances, model, crystals, settings, device, triage, workers)
+    chance, comes_last = look(first), np.arange(len(first)) >= len(new)
+    seen = set(recipes)
+    for number in range(settings.search_rounds if redraw is not None else 0):
+        best = np.lexsort((-chance, comes_last))[: PARENTS * settings.num_structures]
+        fresh = [r for r in redraw([first[k] for k in best if chance[k] > 0], number) if r not in seen]
+        fresh = [recipe for recipe in fresh if reduced_formula(recipe.atomic_numbers) not in known]
+        first, seen = [*first, *fresh], seen.union(fresh)
+        chance, comes_last = np.append(chance, look(fresh)), np.append(comes_last, np.zeros(len(fresh), dtype=bool))
+    order = np.lexsort((-chance, comes_last))
+    ranked = [first[k] for k in order]
+    exceeding = exceeds_quota(ranked, settings, settings.oversample)
+    return [ranked[k] for k in np.lexsort((exceeding, comes_last[order]))] + left
+
+
+def _chances(
+    model: Denoiser,
+    crystals: Starts | None,
+    settings: GenerationConfig,
+    device: Any,
+    triage: Triage,
+    workers: Processes | None,
+    recipes: Sequence[Recipe],
+) -> np.ndarray:
+    """Return the chance of a hit (M,) of the sheets that recipes start from, −1 without one; see ``order_by_chance``."""
+    batches = {start: recipes[start : start + BATCH] for start in range(0, len(recipes), BATCH)}
     where = workers if workers is not None and len(batches) >= BATCHES_FOR_WORKERS else Serial(lambda: model)
     look = partial(starts_and_properties, crystals, settings, device)
     found = []
-    with tqdm(total=len(first), desc="refining", unit="sheet", mininterval=1.0, disable=not batches) as bar:
+    with tqdm(total=len(recipes), desc="refining", unit="sheet", mininterval=1.0, disable=not batches) as bar:
         for start, looked in run(look, batches, None, where, in_order=True):
             found.append((start, *looked))
             bar.update(len(batches[start]))
     numbers = [start + number for start, own, _, _ in found for number in own]
-    chance = np.full(len(first), -1.0)
+    chance = np.full(len(recipes), -1.0)
     if numbers:
         names = PropertyEstimate.__dataclass_fields__
         properties = PropertyEstimate(*(torch.cat([getattr(p, name) for *_, p in found]) for name in names))
         chance[numbers] = triage([sheet for _, _, sheets, _ in found for sheet in sheets], properties)
-    comes_last = np.arange(len(first)) >= len(new)
-    order = np.lexsort((-chance, comes_last))
-    ranked = [first[k] for k in order]
-    exceeding = exceeds_quota(ranked, settings, settings.oversample)
-    return [ranked[k] for k in np.lexsort((exceeding, comes_last[order]))] + (new + old)[len(first) :]
+    return chance

@@ -220,7 +220,7 @@ class GenerationConfig:
         0.15, "largest share of one family, or one template, among structures that guidance chose; 1: any", low=0.001, high=1
     )
     max_per_composition: int = setting(
-        0, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
+        1, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
     )
     composition_pool: int = setting(
         0,
@@ -229,7 +229,10 @@ class GenerationConfig:
         low=0,
     )
     search_rounds: int = setting(
-        2, "times that guidance replaces a further element in the best recipes so far and adds the outcome to the choice", low=0
+        3,
+        "times that guidance changes the best recipes so far and adds the outcome to the choice: by noise on one kind of atoms or on "
+        "the arrangement and the reverse process, in a screening by replacing a further element",
+        low=0,
     )
     num_steps: int = setting(50, "reverse steps (a strided subset of T)", low=2)
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
@@ -243,7 +246,7 @@ class GenerationConfig:
         choices=("prototypes", "substitutions", "all", "elements"),
     )
     elements_checkpoint: str = setting("weights/elements.pth", "network that draws these, and the arrangements", path=True)
-    element_draws: int = setting(400, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
+    element_draws: int = setting(300, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
     elements: list[str] = setting(
         [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
     )

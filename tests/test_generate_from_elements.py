@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,9 @@ class _Triage:
 
     def __init__(self) -> None:
         self.sheets: list = []
+
+    def triaging(self):
+        return nullcontext(self.triage)
 
     def triage(self, sheets, properties):
         self.sheets += sheets
