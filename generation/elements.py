@@ -168,6 +168,8 @@ def redrawn_recipes(
         model, settings, elements, told: as of ``element_recipes``.
         seed: of the draws.
     """
+    if not recipes:
+        return []
     allowed, conditions = _allowed(model, elements), conditions_of(settings, told)
     rows = torch.tensor([model.arrangements.row(recipe.family) for recipe in recipes], dtype=torch.long)
     most = int(model.arrangements.kinds.max()) + 1
@@ -176,9 +178,9 @@ def redrawn_recipes(
         own = torch.tensor(recipe.atomic_numbers)
         of_kinds[k, model.arrangements.kinds[rows[k], : len(own)]] = own
     sheet, place = torch.nonzero(of_kinds, as_tuple=True)
-    draws = min(REDRAWS, int(allowed.sum()) - most)
+    draws = min(REDRAWS, int(allowed.sum()) - int((of_kinds > 0).sum(1).max()))
     found, compositions = [], []
-    for number, (k, own) in enumerate(zip(sheet.split(BATCH), place.split(BATCH), strict=True)):
+    for number, (k, own) in enumerate(zip(sheet.split(BATCH), place.split(BATCH), strict=True) if draws > 0 else ()):
         generator = seeded_generator("elements anew", seed, number)
         state = model.arrangements.state(rows[k])
         kinds = model.arrangements.kinds[rows[k]][:, : state.mask.shape[1]]

@@ -230,7 +230,7 @@ class GenerationConfig:
     )
     search_rounds: int = setting(
         3,
-        "times that guidance changes the best recipes so far and adds the outcome to the choice: by noise on one kind of atoms or on "
+        "times that guidance changes the best recipes so far and adds the outcome to the choice: by noise on a kind of atoms or on "
         "the arrangement and the reverse process, in a screening by replacing a further element",
         low=0,
     )

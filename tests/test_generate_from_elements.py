@@ -193,7 +193,8 @@ def test_quick_judges_order_the_recipes_before_any_is_sampled(cfg, monkeypatch):
     judges, taken = _Triage(), []
     planner = generate.planner
     monkeypatch.setattr(generate, "planner", lambda recipes, *rest: taken.extend(recipes) or planner(recipes, *rest))
-    asked = with_generation(cfg, guidance_scale=1.0, prefilter=True, max_family_share=1.0, max_per_composition=0)
+    free = {"max_family_share": 1.0, "max_per_composition": 0, "search_rounds": 0}
+    asked = with_generation(cfg, guidance_scale=1.0, prefilter=True, **free)
     model, content = load_denoiser(asked.denoiser.checkpoint, "")
     generate_structures(asked, model, content, prefilter=judges)
     areas = sorted((np.linalg.det(sheet.lattice) for sheet in judges.sheets), reverse=True)
@@ -202,3 +203,11 @@ def test_quick_judges_order_the_recipes_before_any_is_sampled(cfg, monkeypatch):
     assert all(recipe.formula in ("MoS2", "TiSe2", "PtTe2") for recipe in others) and len(taken) > 16, "enough new ones"
     assert [np.linalg.det(sheet.lattice) for sheet in starts] == pytest.approx(areas, abs=1e-4) and len(areas) > 16
     assert manifest(asked)["selection"] == "best chances of a new hit by the prefilter"
+    of_rounds = _Triage()
+    with_rounds = with_generation(asked, search_rounds=2, output_dir=str(Path(asked.generation.output_dir).with_name("rounds")))
+    generate_structures(with_rounds, model, content, prefilter=of_rounds)
+    assert [sheet.formula for sheet in of_rounds.sheets[: len(areas)]] == [sheet.formula for sheet in judges.sheets]
+    further = {sheet.formula for sheet in of_rounds.sheets[len(areas) :]} - {sheet.formula for sheet in judges.sheets}
+    assert further, "the best sheets give further compositions"
+    best = max(np.linalg.det(sheet.lattice) for sheet in of_rounds.sheets)
+    assert best > areas[0], "and better ones"

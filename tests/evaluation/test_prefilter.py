@@ -6,6 +6,7 @@ import dataclasses
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import simple_judges as simple
 
@@ -117,6 +118,24 @@ def test_what_dft_has_computed_is_known(cfg, tmp_path, monkeypatch):
         Prefilter(dataclasses.replace(cfg, evaluation=evaluation))(tmp_path / "cifs", tmp_path / "work", {"a": 0.4, "b": 0.5})
         assert seen["WSe2"][1] != "DFT"
         assert (seen["MoS2"] == (pytest.approx(0.0), "DFT")) is bool(path)
+
+
+def test_one_set_of_quick_judges_serves_all_rounds_and_the_places_are_those_of_the_best(cfg, monkeypatch):
+    """Two sheets will be sampled: from the second round on a sheet has to be better than the second best so far."""
+    loaded, asked = [], []
+
+    class Quick:
+        def chances(self, sheets, properties, where, wanted, least):
+            asked.append((len(sheets), where, wanted, least))
+            return properties.pop(0)
+
+    monkeypatch.setattr(prefilter.QuickJudges, "load", lambda *given: loaded.append(given) or Quick())
+    generation = dataclasses.replace(cfg.generation, num_structures=1, oversample=2.0)
+    rounds = [np.array([0.1, 0.3, 0.2]), np.array([0.05]), np.array([0.5, 0.0])]
+    with Prefilter(dataclasses.replace(cfg, generation=generation)).triaging() as triage:
+        found = [triage([SHEET] * len(rounds[0]), rounds) for _ in range(3)]
+    assert [values.tolist() for values in found] == [[0.1, 0.3, 0.2], [0.05], [0.5, 0.0]] and len(loaded) == 1
+    assert asked == [(3, None, 6, 0.0), (1, None, 6, 0.2), (2, None, 6, 0.2)]
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ def test_water_is_asked_in_the_order_of_the_chance_until_enough_are_left(shipped
         held_back = np.array([HELD_BACK, 1.0, HELD_BACK, 1.0, HELD_BACK])
         held_back[asked:] = 1.0
         np.testing.assert_allclose(judges.chances(sheets, given, wanted=wanted), dry * held_back)
+    np.testing.assert_allclose(judges.chances(sheets, given, least=dry[2]), dry * np.array([HELD_BACK, 1.0, 1.0, 1.0, 1.0]))
 
 
 def test_only_the_best_share_is_looked_at():

@@ -10,7 +10,14 @@ import torch
 from element_tables import LookupNetwork, chain, chosen, exact_distribution, flat_ab, log_p_of_order, mx2, table_of
 from scipy.stats import chisquare
 
-from generation.element_diffusion import MEAN_CRYSTALS, arrangement_gain, arrangement_weights, draw_elements, guided_logits
+from generation.element_diffusion import (
+    MEAN_CRYSTALS,
+    arrangement_gain,
+    arrangement_weights,
+    draw_elements,
+    guided_logits,
+    redraw_elements,
+)
 from generation.element_training import arrangements_of
 from generation.mean_arrangements import MeanArrangements
 
@@ -39,6 +46,24 @@ def test_frequencies_are_those_of_the_exact_distribution(kinds, w):
     found, _ = drawn(network, range(kinds), w, elements=elements)
     assert chi_square(found, exact_distribution(network, kinds, elements, 0.9, w)) > 1e-3
     assert chi_square(found, exact_distribution(network, kinds, elements, -3.0, w)) < 1e-6 or w == 0, "the test can tell"
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+def test_a_kind_that_is_hidden_again_gets_what_its_exact_distribution_gives(w):
+    """One kind of three is hidden: the distribution is the last step of the order that ends with it, without what it was."""
+    network, was, place = LookupNetwork(3, seed=2), (5, 6, 7), 1
+    state, kinds = chain(COUNT, [0, 1, 1, 2])
+    given = torch.tensor(was).expand(COUNT, -1), torch.full((COUNT,), place), torch.tensor([0.9]), w, chosen(*ELEMENTS, 9)
+    found = redraw_elements(network, state, kinds, *given, torch.Generator().manual_seed(0), 1)
+    assert (found[:, 1] == found[:, 2]).all() and (found[:, 0] == was[0]).all() and (found[:, 3] == was[2]).all()
+    chances = {}
+    for element in (8, 9):
+        steps = [log_p_of_order(network, order, (5, element, 7), (*ELEMENTS, 9), 0.9, w) for order in ((0, 2, 1), (0, 2))]
+        chances[element,] = math.exp(steps[0] - steps[1])
+    total = sum(chances.values())
+    assert chi_square(found[:, 1:2], {key: value / total for key, value in chances.items()}) > 1e-3
+    both = redraw_elements(network, state, kinds, *given, torch.Generator().manual_seed(0), 2)
+    assert len(both) == 2 * COUNT and (both.view(COUNT, 2, 4)[:, :, 1].sort(1).values == torch.tensor([8, 9])).all()
 
 
 def test_elements_are_allowed_and_never_on_two_kinds():

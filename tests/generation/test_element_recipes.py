@@ -19,12 +19,14 @@ from generation.element_training import at_bond_length
 from generation.elements import (
     ASKED,
     CONDITIONS,
+    REDRAWS,
     UNGUIDED_DRAWS,
     ElementModel,
     conditions_of,
     element_recipes,
     load_elements,
     new_element_denoiser,
+    redrawn_recipes,
     save_elements,
 )
 from generation.mean_arrangements import mean_arrangements
@@ -274,3 +276,40 @@ def test_sizes_of_starts_are_those_of_their_elements(checkpoint):
     areas = {recipe.formula: np.linalg.det(recipe.start.lattice) for recipe in recipes}
     sums = {recipe.formula: radii[list(recipe.atomic_numbers)].sum() for recipe in recipes if len(recipe.atomic_numbers) == 3}
     assert areas[max(sums, key=sums.get)] > 1.2 * areas[min(sums, key=sums.get)]
+
+
+def test_recipes_drawn_anew_differ_in_one_kind_or_in_the_arrangement(shipped):
+    settings = dataclasses.replace(UNGUIDED, cfg_scale=1.5)
+    parents = list({recipe.family: recipe for recipe in element_recipes(shipped, settings, trained_on(shipped), 1)}.values())[:6]
+    found = redrawn_recipes(shipped, settings, trained_on(shipped), 0, parents)
+    arrangements = shipped.arrangements
+    by_family = {parent.family: parent for parent in parents}
+    kinds_of = {name: arrangements.kinds[arrangements.row(name)].numpy() for name in {r.family for r in [*parents, *found]}}
+    changed, moved = 0, 0
+    for recipe in found:
+        numbers = np.array(recipe.atomic_numbers)
+        kinds = kinds_of[recipe.family][: len(numbers)]
+        assert len(set(zip(kinds.tolist(), numbers.tolist(), strict=True))) == len(set(numbers.tolist())), "one element a kind"
+        same = [p for p in parents if sorted(p.atomic_numbers) == sorted(recipe.atomic_numbers)]
+        if same and recipe.family not in {p.family for p in same}:
+            moved += 1
+            continue
+        parent = by_family[recipe.family]
+        others = numbers != np.array(parent.atomic_numbers)
+        assert len(set(kinds[others].tolist())) == 1 and 1 not in numbers
+        changed += 1
+    number_of_kinds = sum(len(set(parent.atomic_numbers)) for parent in parents)
+    assert changed == number_of_kinds * REDRAWS and 0 < moved <= len(parents) * REDRAWS
+    again, other = (redrawn_recipes(shipped, settings, trained_on(shipped), seed, parents) for seed in (0, 1))
+    assert found == again and found != other
+    assert all(recipe.start is not None for recipe in found)
+    assert redrawn_recipes(shipped, settings, trained_on(shipped), 0, []) == []
+
+
+def test_where_few_elements_are_allowed_as_many_are_drawn_anew_as_there_are(shipped):
+    settings = dataclasses.replace(UNGUIDED, cfg_scale=1.5)
+    parents = element_recipes(shipped, settings, {42, 16, 74, 34}, 1)[:3]
+    found = redrawn_recipes(shipped, settings, {42, 16, 74, 34}, 0, parents)
+    assert found and all(set(recipe.atomic_numbers) <= {42, 16, 74, 34} for recipe in found)
+    only = redrawn_recipes(shipped, settings, set(parents[0].atomic_numbers), 0, parents[:1])
+    assert all(sorted(recipe.atomic_numbers) == sorted(parents[0].atomic_numbers) for recipe in only), "nothing else is allowed"

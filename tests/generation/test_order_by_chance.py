@@ -149,3 +149,22 @@ def test_the_heads_speak_to_the_judges(model, plain):
     expected = predict_properties(model, [r.start for r in recipes])
     assert torch.allclose(told[0].delta_g, expected.delta_g) and torch.allclose(told[0].e_hull, expected.e_hull)
     assert [r.formula for r in order] == [recipes[k].formula for k in torch.argsort(expected.delta_g).tolist()]
+
+
+def test_the_best_recipes_give_further_ones_which_are_looked_at_too(model, plain):
+    """Each round lengthens the lattice of the best; one of the outcome is a known composition, one was there before."""
+    asked = dataclasses.replace(plain, num_structures=1, search_rounds=2, max_per_composition=0)
+    recipes = [recipe_of("WSe2", a=3.3), recipe_of("MoS2", a=3.2)]
+    parents = []
+
+    def redraw(best, number):
+        parents.append([(r.formula, r.family) for r in best])
+        own = dataclasses.replace(recipe_of("WSe2", a=3.5 + 0.1 * number), family=f"round {number}")
+        return [own, recipes[1], recipe_of("NbS2", a=3.9)]
+
+    order = order_by_chance(model.double(), recipes, None, asked, "cpu", by_lattice, known={"NbS2"}, redraw=redraw)
+    assert parents == [[("WSe2", "x")], [("WSe2", "round 0")]]
+    assert [r.family for r in order] == ["round 1", "round 0", "x", "x"] and order[2:] == recipes
+    none = dataclasses.replace(asked, search_rounds=0)
+    assert order_by_chance(model, recipes, None, none, "cpu", by_lattice, known={"NbS2"}, redraw=redraw) == recipes
+    assert len(parents) == 2
