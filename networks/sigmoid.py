@@ -26,19 +26,25 @@ P0, P1, P2, P3, P4, P5, P6 = (
 Q0, Q1, Q2, Q3 = (np.float32(x) for x in (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06))
 
 
+def of_single(value: float) -> float:
+    """Return 1 / (1 + exp(−x)) to 1e-7, for numbers of single precision."""
+    x = min(max(HALF * value, -LARGEST), LARGEST)
+    y = x * x
+    above = x * (P0 + y * (P1 + y * (P2 + y * (P3 + y * (P4 + y * (P5 + y * P6))))))
+    return HALF + HALF * above / (Q0 + y * (Q1 + y * (Q2 + y * Q3)))
+
+
+def of_double(value: float) -> float:
+    """Return 1 / (1 + exp(−x))."""
+    return 1 / (1 + np.exp(-value))
+
+
 @lru_cache(maxsize=2)
 def sigmoid(dtype: torch.dtype) -> Callable[[float], float]:
-    """Return 1 / (1 + exp(−x)) for loops: to 1e-7 in single precision, by exp in double precision."""
-    from pipeline.loops import compiled
+    """Return the function for numbers of a kind, which loops may call.
 
-    if dtype == torch.float64:
-        return compiled(lambda x: 1 / (1 + np.exp(-x)))
+    It is no compiled function itself: numba would keep the loops that call one for this process alone.
+    """
+    from numba.extending import register_jitable
 
-    @compiled
-    def fast(value):
-        x = min(max(HALF * value, -LARGEST), LARGEST)
-        y = x * x
-        above = x * (P0 + y * (P1 + y * (P2 + y * (P3 + y * (P4 + y * (P5 + y * P6))))))
-        return HALF + HALF * above / (Q0 + y * (Q1 + y * (Q2 + y * Q3)))
-
-    return fast
+    return register_jitable(of_double if dtype == torch.float64 else of_single)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -11,6 +15,7 @@ from networks.inference_messages import message_sums, turned_edges
 from networks.messages import add_terms, atom_pairs, carry, edge_sums
 from networks.nearest_gaussians import all_gaussians, nearest_gaussians, rows_of_gaussians
 from networks.sigmoid import sigmoid
+from pipeline.files import PROJECT_DIR
 
 ATOMS, EDGES, CHANNELS = 5, 7, 8
 
@@ -108,3 +113,23 @@ def test_the_logistic_function(dtype, largest):
     share = sigmoid(dtype)
     found = torch.tensor([share(value) for value in x.numpy()], dtype=dtype)
     assert (found - torch.sigmoid(x.double())).abs().max() < largest
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    """Loops that call a compiled function would be compiled by every process, and kept in a file of its own."""
+    code = (
+        "import torch\nfrom networks.messages import edge_sums\n"
+        "from networks.inference_messages import message_sums, turned_edges\n"
+        "from networks.nearest_gaussians import nearest_gaussians\n"
+        "edges, x, atoms = torch.zeros(2, 3, dtype=torch.long), torch.rand(2, 3, 4), torch.rand(2, 4, 4)\n"
+        "edge_sums(x.requires_grad_(), x.detach())[0].sum().backward(); x = x.detach()\n"
+        "given = nearest_gaussians(x, (8,) * 4), turned_edges(edges, x, x[..., 0]), torch.rand(32, 4)\n"
+        "message_sums(*given, edges, atoms, atoms[:, :1], x[..., :3], x)"
+    )
+    kept = []
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=PROJECT_DIR, check=True, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        )
+        kept.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
+    assert len(kept[0]) == 5 and kept[0] == kept[1]
