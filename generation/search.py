@@ -36,7 +36,7 @@ StartVerdicts = dict[Recipe, tuple[bool, float]]
 Triage = Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]
 # Recipes that come from others by noise and the reverse process, for a number of the round.
 Redraw = Callable[[Sequence[Recipe], int], list[Recipe]]
-PARENTS = 1  # recipes for each structure that give further ones
+PARENTS = 2  # recipes for each structure that give further ones
 TRIAGED = 8  # recipes for each sheet that will be sampled, where they are in the order of the heads
 ENOUGH_NEW = 2  # new compositions for each sheet that will be sampled, from which on known ones are not looked at
 # "valid" and "loss" of recipes, in their order, by the sheets that they start from and the heads of a model.
@@ -280,15 +280,21 @@ def order_by_chance(
     chance, comes_last = look(first), np.arange(len(first)) >= len(new)
     seen = set(recipes)
     for number in range(settings.search_rounds if redraw is not None else 0):
-        best = np.lexsort((-chance, comes_last))[: PARENTS * settings.num_structures]
+        best = _in_quotas(first, chance, comes_last, settings, PARENTS)[: PARENTS * settings.num_structures]
         fresh = [r for r in redraw([first[k] for k in best if chance[k] > 0], number) if r not in seen]
         fresh = [recipe for recipe in fresh if reduced_formula(recipe.atomic_numbers) not in known]
         first, seen = [*first, *fresh], seen.union(fresh)
         chance, comes_last = np.append(chance, look(fresh)), np.append(comes_last, np.zeros(len(fresh), dtype=bool))
+    return [first[k] for k in _in_quotas(first, chance, comes_last, settings, settings.oversample)] + left
+
+
+def _in_quotas(
+    recipes: Sequence[Recipe], chance: np.ndarray, comes_last: np.ndarray, settings: GenerationConfig, oversample: float
+) -> np.ndarray:
+    """Return the numbers of recipes, those with the best chance first, those beyond a quota after them; ``exceeds_quota``."""
     order = np.lexsort((-chance, comes_last))
-    ranked = [first[k] for k in order]
-    exceeding = exceeds_quota(ranked, settings, settings.oversample)
-    return [ranked[k] for k in np.lexsort((exceeding, comes_last[order]))] + left
+    exceeding = exceeds_quota([recipes[k] for k in order], settings, oversample)
+    return order[np.lexsort((exceeding, comes_last[order]))]
 
 
 def _chances(

@@ -246,7 +246,7 @@ class GenerationConfig:
         choices=("prototypes", "substitutions", "all", "elements"),
     )
     elements_checkpoint: str = setting("weights/elements.pth", "network that draws these, and the arrangements", path=True)
-    element_draws: int = setting(300, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
+    element_draws: int = setting(150, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
     elements: list[str] = setting(
         [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
     )
