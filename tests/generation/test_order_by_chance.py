@@ -163,7 +163,8 @@ def test_the_best_recipes_give_further_ones_which_are_looked_at_too(model, plain
         return [own, recipes[1], recipe_of("NbS2", a=3.9)]
 
     order = order_by_chance(model.double(), recipes, None, asked, "cpu", by_lattice, known={"NbS2"}, redraw=redraw)
-    assert parents == [[("WSe2", "x")], [("WSe2", "round 0")]]
+    assert search.PARENTS == 2
+    assert parents == [[("WSe2", "x"), ("MoS2", "x")], [("WSe2", "round 0"), ("WSe2", "x")]]
     assert [r.family for r in order] == ["round 1", "round 0", "x", "x"] and order[2:] == recipes
     none = dataclasses.replace(asked, search_rounds=0)
     assert order_by_chance(model, recipes, None, none, "cpu", by_lattice, known={"NbS2"}, redraw=redraw) == recipes
