@@ -37,7 +37,7 @@ from pipeline.tasks import start_workers
 
 LABEL = "prefilter"
 SHEETS_FOR_WORKERS = 500  # for fewer, loading the quick judges in the workers takes longer
-ENOUGH_IN_WATER = 3  # sheets that water leaves alone, for each that will be sampled, from which on it is asked about no more
+ENOUGH_IN_WATER = 1.5  # sheets that water leaves alone, for each that will be sampled, from which on it is asked about no more
 LEAST_STD_EV = 0.3  # of DimeNet++; about the error of the judge that both stand for
 SETTINGS = (
     *JUDGED_SETTINGS,
@@ -143,7 +143,7 @@ class Prefilter:
             def chances(sheets: Sequence[Sheet], properties: PropertyEstimate) -> np.ndarray:
                 nonlocal earlier
                 where = workers() if len(sheets) >= SHEETS_FOR_WORKERS and self.cfg.evaluation.workers else None
-                found = here().chances(sheets, properties, where, ENOUGH_IN_WATER * sampled, float(earlier.min()))
+                found = here().chances(sheets, properties, where, math.ceil(ENOUGH_IN_WATER * sampled), float(earlier.min()))
                 earlier = np.sort(np.concatenate([earlier, found]))[-sampled:]
                 return found
 

@@ -229,7 +229,7 @@ class GenerationConfig:
         low=0,
     )
     search_rounds: int = setting(
-        3,
+        2,
         "times that guidance changes the best recipes so far and adds the outcome to the choice: by noise on a kind of atoms or on "
         "the arrangement and the reverse process, in a screening by replacing a further element",
         low=0,
@@ -276,7 +276,7 @@ class GenerationConfig:
     )
     refine_steps: int = setting(2, "steps by which it moves sheets that start from crystals, their symmetry kept", low=0, high=20)
     refine_samples: bool = setting(False, "whether it moves sheets sampled from noise as well")
-    oversample: float = setting(4.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
+    oversample: float = setting(3.0, "sheets sampled per CIF under guidance, which draws from the valid ones", low=1.0, high=100.0)
     prefilter: bool = setting(
         True,
         "whether the judges of section evaluation look at these first, all but the costly ones, and the best chances of a new hit "
@@ -394,7 +394,7 @@ class EvaluationConfig:
     potential_h_max_e_hull_ev: float = setting(
         10.0, "the potential relaxes no H on sheets further above the hull, which can be no hit (eV/atom)", low=0
     )
-    all_sites: int = setting(4, "candidates of each set, the first ones, for which H is relaxed at every site; 0: none", low=0)
+    all_sites: int = setting(3, "candidates of each set, the first ones, for which H is relaxed at every site; 0: none", low=0)
     max_h_steps: int = setting(40, "step cap of those relaxations", low=1)
     more_h_steps: int = setting(120, "further steps where H has not come to rest by then; 0: none", low=0)
     max_atoms: int = setting(200, "larger cells are reported and not judged", low=1)

@@ -135,7 +135,7 @@ def test_one_set_of_quick_judges_serves_all_rounds_and_the_places_are_those_of_t
     with Prefilter(dataclasses.replace(cfg, generation=generation)).triaging() as triage:
         found = [triage([SHEET] * len(rounds[0]), rounds) for _ in range(3)]
     assert [values.tolist() for values in found] == [[0.1, 0.3, 0.2], [0.05], [0.5, 0.0]] and len(loaded) == 1
-    assert asked == [(3, None, 6, 0.0), (1, None, 6, 0.2), (2, None, 6, 0.2)]
+    assert asked == [(3, None, 3, 0.0), (1, None, 3, 0.2), (2, None, 3, 0.2)]
 
 
 @pytest.fixture
