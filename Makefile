@@ -81,6 +81,7 @@ $(VENV)/.installed: requirements.txt requirements-mattersim.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mattersim.txt
 	@# The packages are found from every folder, and with PYTHONSAFEPATH=1 too.
 	@$(PY) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "her2d.pth").write_text("$(CURDIR)\n")'
+	@$(PY) -m scripts.compile_loops
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
