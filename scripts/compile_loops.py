@@ -15,19 +15,33 @@ import torch
 
 from crystals.prototypes import trigonal_prismatic
 from energetics.potentials import load_potential
+from generation.elements import CONDITIONS, new_element_denoiser
+from generation.refinement import new_refiner, padded
+from geo_utils import Sheet
+from models import DenoiserModelConfig, DenoisingEGNN
+from networks.element_denoiser import ElementDenoiserConfig
+from networks.sheet_trunk import TrunkConfig
 from pipeline.errors import StageError
 from pipeline.settings import EvaluationConfig
-from scripts.benchmark_messages import works
+
+
+@torch.no_grad()
+def ask_networks(sheet: Sheet) -> None:
+    """Let a denoiser, a refiner and a denoiser of elements, untrained, look at a sheet in single precision."""
+    state, denoiser = padded([sheet]), DenoisingEGNN(DenoiserModelConfig()).eval()
+    given = state.atomic_numbers[0], state.frac_coords[0], state.heights[0], state.cell, torch.zeros(len(sheet), dtype=torch.long)
+    denoiser.noise(denoiser.encode(*given, torch.tensor([500])))
+    new_refiner(TrunkConfig()).eval()(state)
+    elements = new_element_denoiser(ElementDenoiserConfig(conditions=CONDITIONS)).eval()
+    elements(state, torch.zeros_like(state.atomic_numbers), torch.zeros(1, len(CONDITIONS)))
 
 
 def main() -> None:
     """Compile, and say how long it took."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     started, settings = time.monotonic(), EvaluationConfig()
-    parts = works(2)
-    for name in ("noise", "moves", "elements"):
-        parts[name][0]()
     sheet = trigonal_prismatic("Mo", "S")
+    ask_networks(Sheet.from_atoms(sheet))
     for name in (settings.potential, settings.second_potential):
         try:
             potential = load_potential(name)
