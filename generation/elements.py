@@ -161,7 +161,7 @@ def redrawn_recipes(
     recipes: Sequence[Recipe],
     told: Collection[str] = CONDITIONS,
 ) -> list[Recipe]:
-    """Hide one kind of atoms of recipes again, each kind in turn, draw ``REDRAWS`` elements for it, and return what differs.
+    """Hide a kind of atoms of recipes again, or their arrangement, draw ``REDRAWS`` others for it, and return what differs.
 
     Args:
         recipes: as ``element_recipes`` returns them.

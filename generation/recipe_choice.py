@@ -87,7 +87,7 @@ def drawn_recipes(
 def drawn_anew(
     settings: GenerationConfig, content: dict[str, Any], seed: int, recipes: Sequence[Recipe], number: int
 ) -> list[Recipe]:
-    """Return recipes that come from others by noise on one kind of atoms and the reverse process; number: of the round."""
+    """Return recipes that come from others by noise on a kind of atoms or the arrangement; number: of the round."""
     elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
     model = load_elements(settings.elements_checkpoint)
     return redrawn_recipes(model, settings, elements, 1000 * seed + number, recipes)
