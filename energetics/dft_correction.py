@@ -9,7 +9,8 @@ physical:
 - the mean covalent radius of the other elements, which grows as their bonds to that element soften;
 - for the potentials, which relax H: its bond-valence sum and its height, which tell a top site from a hollow, and whether it is
   inside the sheet, where the potentials err otherwise;
-- the band gap of the sheet (``band_gap.py``), over which the electron of H has to go.
+- the band gap of the sheet (``band_gap.py``), over which the electron of H has to go;
+- for the potentials that have them, what H changes in their latent features (``latent_features.py``).
 
 Every error quoted for it is from hosts, whole families or all sites of one chemistry (``site_chemistry.py``) left out of the fit.
 Its standard error grows with the distance from the points and on sites of a chemistry that they lack; ``complaints`` names these.
@@ -21,6 +22,7 @@ slope (regression dilution), and every sheet would be drawn towards the mean.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from ase import Atoms
 from scipy.optimize import minimize
 from scipy.stats import t as student
 
-from energetics.dft_points import TruthPoint, judged_delta_e, potential_delta_e, read_truth, sheet_gaps
+from energetics.dft_points import TruthPoint, judged_delta_e, judged_latent_change, potential_delta_e, read_truth, sheet_gaps
 from energetics.gaussian_process import DEGREES_OF_FREEDOM, PRIOR, WITHIN_ONE_STD, GaussianProcess
 from energetics.site_chemistry import PLACE, site_descriptors
 from pipeline.errors import StageError
@@ -72,7 +74,7 @@ class DftCorrection:
     rmse_ev: error on hosts left out of the fit, eV. scale, power: of ``ErrorScale``, fitted on these errors.
     with_gap: whether the last descriptor is the band gap; a sheet without one is corrected by the others alone. teacher: the
     potential whose ΔE_H the correction was fitted on, where that is not the one corrected. with_place: whether the place of H is
-    among the descriptors.
+    among the descriptors. latent: (n, m), what H changes in the latent features of the potential; empty for a correction without.
     """
 
     features: tuple[tuple[float, ...], ...]
@@ -83,6 +85,7 @@ class DftCorrection:
     teacher: str = ""
     with_place: bool = False
     power: float = 1.0
+    latent: tuple[tuple[float, ...], ...] = ()
 
     @property
     def error_scale(self) -> ErrorScale:
@@ -104,6 +107,7 @@ class DftCorrection:
         teacher: str = "",
         with_place: bool = False,
         memory: Memory = NO_MEMORY,
+        latent: np.ndarray | None = None,
     ) -> DftCorrection:
         """Fit the process, and measures its error on hosts left out of the fit.
 
@@ -113,25 +117,34 @@ class DftCorrection:
             hosts: (n,) group of each point; a group is left out as a whole.
             with_gap, teacher, with_place: as the attributes.
             memory: of fits.
+            latent: (n, m), as the attribute.
 
         Raises:
             ValueError: there are fewer than MIN_POINTS points.
         """
         if len(truth) < MIN_POINTS:
             raise ValueError(f"{len(truth)} DFT points are too few for a correction, {MIN_POINTS} are needed")
-        left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place, memory=memory)
+        left_out, sigma = leave_out(features, truth, hosts, with_gap, with_place=with_place, memory=memory, latent=latent)
         error = left_out - truth
         scale = ErrorScale.fit(truth, left_out, sigma)
-        rows, rmse = tuple(tuple(float(v) for v in row) for row in features), float(np.sqrt(np.mean(error**2)))
+        rmse = float(np.sqrt(np.mean(error**2)))
         of_fit = {"with_gap": with_gap, "teacher": teacher, "with_place": with_place}
-        return cls(rows, tuple(float(v) for v in truth), rmse, scale.factor, power=scale.power, **of_fit)
+        if latent is not None:
+            of_fit["latent"] = _rows(latent)
+        return cls(_rows(features), tuple(float(v) for v in truth), rmse, scale.factor, power=scale.power, **of_fit)
 
     @cached_property
     def _regression(self) -> _Regression:
-        return _Regression(np.array(self.features), np.array(self.truth), self.with_gap, self.with_place)
+        latent = np.array(self.latent) if self.latent else None
+        return _Regression(np.array(self.features), np.array(self.truth), self.with_gap, self.with_place, latent)
 
     def apply(
-        self, atoms: Sequence[Atoms], energies: np.ndarray, std: np.ndarray, gaps: np.ndarray | None = None
+        self,
+        atoms: Sequence[Atoms],
+        energies: np.ndarray,
+        std: np.ndarray,
+        gaps: np.ndarray | None = None,
+        latent: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Correct ΔE_H.
 
@@ -140,18 +153,22 @@ class DftCorrection:
             energies: (n,) or (n, k) eV, the predicted ΔE_H, in the columns of the fit.
             std: (n,) eV, standard error of the first column.
             gaps: (n,) eV, for a correction with gaps; NaN where one is not known, None where none is.
+            latent: (n, m), for a correction with it, as ``latent_features.latent_change`` gives it.
 
         Returns:
             Corrected ΔE_H (n,) eV and its standard error (n,) eV: ``std`` times the slope of the process, and the process's own
             error, in quadrature. NaN for elements without an electronegativity.
+
+        Raises:
+            ValueError: the correction needs ``latent``, and it is missing.
         """
         if not len(atoms):
             return np.zeros(0), np.zeros(0)
         features = self._features(atoms, energies, gaps)
-        value, sigma = self._regression.predict(features)
+        value, sigma = self._regression.predict(features, latent)
         step = np.zeros_like(features)
         step[:, 0] = 0.05
-        above, below = (self._regression.predict(features + side * step)[0] for side in (1, -1))
+        above, below = (self._regression.predict(features + side * step, latent)[0] for side in (1, -1))
         slope = (above - below) / (2 * step[:, 0])
         return value, np.hypot(slope * np.asarray(std), self.error_scale(sigma))
 
@@ -208,12 +225,22 @@ class _Regression:
     The prior, which suits the first, makes the second too sure of itself: its σ is widened by how much more often it is wrong.
     """
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool, with_place: bool = False) -> None:
+    def __init__(
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        with_gap: bool,
+        with_place: bool = False,
+        latent: np.ndarray | None = None,
+    ) -> None:
         known = np.isfinite(features).all(1)
         enough = known.sum() >= (MIN_POINTS if with_gap else 1)  # a few gaps say less than the other descriptors of all points
-        self.parts = [(slice(None), GaussianProcess(features[known], truth[known], with_gap, with_place))] if enough else []
+        self.parts = []
+        if enough:
+            of_known = None if latent is None else latent[known]
+            self.parts.append((slice(None), GaussianProcess(features[known], truth[known], with_gap, with_place, of_known)))
         if with_gap:
-            self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth, with_place=with_place)))
+            self.parts.append((slice(None, -1), GaussianProcess(features[:, :-1], truth, False, with_place, latent)))
         of_errors = [process.scale_of_errors for _, process in self.parts]
         self.widening = max(1.0, of_errors[-1] / max(of_errors[0], 1e-9)) if enough and with_gap else 1.0
 
@@ -226,11 +253,11 @@ class _Regression:
             if rows.any():
                 yield rows, features[rows][:, columns], process
 
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, features: np.ndarray, latent: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Predict (mean, standard deviation), (n,) eV each; NaN where a descriptor other than the gap is NaN."""
         value, sigma = np.full(len(features), np.nan), np.full(len(features), np.nan)
         for rows, chosen, process in self._shared_out(features):
-            value[rows], sigma[rows] = process.predict(chosen)
+            value[rows], sigma[rows] = process.predict(chosen, None if latent is None else latent[rows])
             if process is not self.parts[0][1]:
                 sigma[rows] *= self.widening
         return value, sigma
@@ -251,6 +278,7 @@ def leave_out(
     predict_at: np.ndarray | None = None,
     with_place: bool = False,
     memory: Memory = NO_MEMORY,
+    latent: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict every point by a fit without any point of its group; of many groups, some are left out together (MOST_FITS).
 
@@ -264,6 +292,7 @@ def leave_out(
         predict_at: (n, d) features of the points to predict, where they are not those that are fitted.
         with_place: whether the place of H is among the features.
         memory: of fits.
+        latent: (n, m), latent features of the points.
 
     Returns:
         (prediction, σ), (n,) eV each.
@@ -271,10 +300,12 @@ def leave_out(
     at = features if predict_at is None else predict_at
 
     def find() -> dict[str, list[float]]:
-        predicted, sigma = _leave_out(features, truth, groups, with_gap, at, with_place)
+        predicted, sigma = _leave_out(features, truth, groups, with_gap, at, with_place, latent)
         return {"predicted": predicted.tolist(), "sigma": sigma.tolist()}
 
     fitted = {"features": features.tolist(), "truth": list(map(float, truth)), "groups": list(groups), "at": at.tolist()}
+    if latent is not None:
+        fitted["latent"] = hashlib.sha256(np.ascontiguousarray(latent, dtype=float).tobytes()).hexdigest()
     about = {"version": FIT_VERSION, "question": "left out", "prior": PRIOR, "with_gap": with_gap, "with_place": with_place}
     values = ("predicted", "sigma")
     found = memory.answer(about | fitted, find, lambda record: all(len(record.get(name) or ()) == len(truth) for name in values))
@@ -282,7 +313,13 @@ def leave_out(
 
 
 def _leave_out(
-    features: np.ndarray, truth: np.ndarray, groups: Sequence[str], with_gap: bool, at: np.ndarray, with_place: bool
+    features: np.ndarray,
+    truth: np.ndarray,
+    groups: Sequence[str],
+    with_gap: bool,
+    at: np.ndarray,
+    with_place: bool,
+    latent: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do what ``leave_out`` says."""
     names = sorted(set(groups))
@@ -292,8 +329,9 @@ def _leave_out(
     for k in range(min(len(names), MOST_FITS)):
         held_out = labels == k
         if not held_out.all():
-            regression = _Regression(features[~held_out], truth[~held_out], with_gap, with_place)
-            predicted[held_out], sigma[held_out] = regression.predict(at[held_out])
+            fitted_on, asked = (None, None) if latent is None else (latent[~held_out], latent[held_out])
+            regression = _Regression(features[~held_out], truth[~held_out], with_gap, with_place, fitted_on)
+            predicted[held_out], sigma[held_out] = regression.predict(at[held_out], asked)
     return predicted, sigma
 
 
@@ -364,8 +402,11 @@ def fit_potential_correction(
     raw = judged_delta_e(points, potentials)
     known = np.isfinite(raw).all(1)
     points, raw = [p for p, is_known in zip(points, known, strict=True) if is_known], raw[known]
+    latent = judged_latent_change(points, potentials[0])
     try:
-        return DftCorrection.fit(*fit_arguments(points, raw, with_gap, True), with_gap, with_place=True, memory=memory)
+        return DftCorrection.fit(
+            *fit_arguments(points, raw, with_gap, True), with_gap, with_place=True, memory=memory, latent=latent
+        )
     except ValueError as error:
         log.warning("no correction of %s's ΔE_H: %s", " and ".join(p.name for p in potentials), error)
         return None
@@ -379,6 +420,7 @@ def left_out_predictions(
     teacher: str = "",
     with_place: bool = False,
     memory: Memory = NO_MEMORY,
+    latent: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correct every point by a fit without its host, its family, or all sites of its chemistry.
 
@@ -390,6 +432,7 @@ def left_out_predictions(
         teacher: potential on whose ΔE_H the fits are made; points without one get no prediction, nor do those inside a sheet.
         with_place: whether the place of H is a descriptor too.
         memory: of fits.
+        latent: (n, m), latent features of the points.
 
     Returns:
         (prediction, σ of the process), (n,) eV each; NaN where ``raw`` is NaN, or where too few points are left to fit.
@@ -405,8 +448,13 @@ def left_out_predictions(
         predict_at, truth, _ = fit_arguments(chosen, raw[known], with_gap, with_place)
         fitted = fit_arguments(chosen, fitted_on[known], with_gap, with_place)[0]
         groups = [getattr(point, by) for point in chosen]
-        predicted[known], sigma[known] = leave_out(fitted, truth, groups, with_gap, predict_at, with_place, memory)
+        own = None if latent is None else latent[known]
+        predicted[known], sigma[known] = leave_out(fitted, truth, groups, with_gap, predict_at, with_place, memory, own)
     return predicted, sigma
+
+
+def _rows(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row) for row in values)
 
 
 def fit_arguments(

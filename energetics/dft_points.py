@@ -18,7 +18,8 @@ from crystals.database import check_ase_database
 from crystals.prototypes import name_as_relaxed
 from energetics.adsorption_energy import adsorption_energy
 from energetics.band_gap_model import GapModel
-from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, STORED_ENERGIES
+from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, LATENT_CHANGE_OF, STORED_ENERGIES
+from energetics.latent_features import has_latent_features, latent_change
 from energetics.site_chemistry import site_chemistry, site_descriptors
 from energetics.sites import tag_last_hydrogen
 from pipeline.errors import StageError
@@ -56,7 +57,8 @@ class TruthPoint:
 
     energies: ΔE_H in eV of the potentials whose values the database holds, by name. clean: the sheet without H. family: the
     prototype of the sheet. gap: of the sheet, eV; NaN where the database does not hold it. drawn_as: by the design loop, empty for
-    other sheets. at_minimum_of: ``energies`` at the minimum of a judge, by the name of the judge.
+    other sheets. at_minimum_of: ``energies`` at the minimum of a judge, by the name of the judge. latent_change_of: (m,) what H
+    changes in the latent features of a judge, there, or where DFT was asked when there is no such minimum; by its name too.
     """
 
     name: str
@@ -70,6 +72,7 @@ class TruthPoint:
     gap: float = np.nan
     drawn_as: str = ""
     at_minimum_of: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    latent_change_of: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @functools.cached_property
     def chemistry(self) -> str:
@@ -138,7 +141,8 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         gap = float(row.get(STORED_GAP, np.nan))
         at_minima = {judge: {p: float(row[key]) for p, key in keys.items() if key in row} for judge, keys in AT_MINIMUM_OF.items()}
         drawn_as = str(row.get("drawn_as", ""))
-        found = (float(row.dE_dft), energies, clean.get(name), family, gap, drawn_as, at_minima)
+        latent = {judge: np.asarray(row.data[key], dtype=float) for judge, key in LATENT_CHANGE_OF.items() if key in row.data}
+        found = (float(row.dE_dft), energies, clean.get(name), family, gap, drawn_as, at_minima, latent)
         points.append(TruthPoint(name, host, site, atoms, *found))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
@@ -192,6 +196,24 @@ def judged_delta_e(points: Sequence[TruthPoint], potentials: Sequence[Any]) -> n
     return np.stack(columns, 1)
 
 
+def judged_latent_change(points: Sequence[TruthPoint], judge: Any) -> np.ndarray | None:
+    """Return what H changes in the latent features of a judge (n, m): as stored, otherwise computed where DFT was asked.
+
+    None, with a warning, where a point has neither, and None for a potential without such features.
+    """
+    missing = [point for point in points if judge.name not in point.latent_change_of]
+    if missing and not has_latent_features(judge):
+        return None
+    if unknown := [point.name for point in missing if point.clean is None]:
+        log.warning("latent features of %s do without: %s, no clean sheet to compare with", judge.name, ", ".join(unknown))
+        return None
+    rows = []
+    for point in points:
+        stored = point.latent_change_of.get(judge.name)
+        rows.append(latent_change(point.atoms, point.clean, judge) if stored is None else stored)
+    return np.stack(rows) if rows else None
+
+
 def sheet_gaps(points: Sequence[TruthPoint]) -> np.ndarray:
     """Return the band gaps (n,) eV of the sheets, as stored; NaN where the database holds none."""
     return np.array([point.gap for point in points], dtype=float)
@@ -240,46 +262,58 @@ def store_at_minima(path: str | Path, judge: Any, *others: Any) -> int:
 
     All atoms relax in the fixed cell, from the geometry of the DFT point with H and without. Where H goes further than H_STAYS,
     another atom further than SHEET_STAYS, or a relaxation fails, the minimum is another one than DFT was asked about: the row is
-    marked, and nobody asks again.
+    marked, and nobody asks again. What H changes in the latent features of the judge joins as well: at the minimum, or of a marked
+    row where DFT was asked.
     """
-    from energetics.relaxation import h2_energy
-
-    keys = AT_MINIMUM_OF[judge.name]
+    keys, latent_key = AT_MINIMUM_OF[judge.name], LATENT_CHANGE_OF[judge.name]
     potentials = [judge, *(other for other in others if other.name in keys)]
     added, sheets, database = 0, {}, connect(path)
     points = {(point.name, point.site): point for point in read_truth(path, with_unbound=True)}
+    lack_latent = {key for key, point in points.items() if judge.name not in point.latent_change_of}
+    lack_latent = lack_latent if lack_latent and has_latent_features(judge) else set()
     for row in list(database.select(kind=COVERED)):
-        point = points.get((str(row.name), str(row.get("site", ""))))
-        if point is None or point.clean is None or row.get(NO_MINIMUM) or all(keys[p.name] in row for p in potentials):
+        key = str(row.name), str(row.get("site", ""))
+        point, new, data = points.get(key), {}, {}
+        known = row.get(NO_MINIMUM) or all(keys[p.name] in row for p in potentials)
+        if point is None or point.clean is None or (known and key not in lack_latent):
             continue
-        if point.name not in sheets:
-            sheets[point.name] = _at_minimum(point.clean, potentials, [SHEET_STAYS] * len(point.clean))
-        sheet = sheets[point.name]
-        covered = _at_minimum(point.atoms, potentials, [SHEET_STAYS] * len(point.clean) + [H_STAYS])
-        if sheet is not None and covered is not None:
-            energies = zip(potentials, covered, sheet, strict=True)
-            values = {keys[p.name]: adsorption_energy(with_h, without, h2_energy(p)) for p, with_h, without in energies}
-            if max(map(abs, values.values())) <= MAX_DELTA_E_EV:
-                database.update(row.id, **values)
-                added += 1
-                continue
-        database.update(row.id, **{NO_MINIMUM: True})
+        sheet = covered = None
+        if not row.get(NO_MINIMUM):
+            if point.name not in sheets:
+                sheets[point.name] = _minimum(point.clean, judge, [SHEET_STAYS] * len(point.clean))
+            sheet = sheets[point.name]
+            covered = _minimum(point.atoms, judge, [SHEET_STAYS] * len(point.clean) + [H_STAYS])
+        if not known:
+            new = _at_minimum(covered, sheet, potentials, keys)
+            added += NO_MINIMUM not in new
+        if key in lack_latent:
+            at = (point.atoms, point.clean) if sheet is None or covered is None or NO_MINIMUM in new else (covered, sheet)
+            data = {latent_key: latent_change(*at, judge).astype(np.float16)}  # rounded by a hundredth of the spread at most
+        database.update(row.id, data=data, **new)
     return added
 
 
-def _at_minimum(atoms: Atoms, potentials: Sequence[Any], stays: Sequence[float]) -> list[float] | None:
-    """Return the energies (eV) by several potentials at the minimum of the first one; None where there is none nearby.
-
-    stays: (N,) Å, how far each atom may go.
-    """
-    from energetics.relaxation import relax_positions, single_point
+def _minimum(atoms: Atoms, judge: Any, stays: Sequence[float]) -> Atoms | None:
+    """Return a sheet at the minimum of a judge; None where there is none nearby. stays: (N,) Å, how far each atom may go."""
+    from energetics.relaxation import relax_positions
 
     start = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=(True, True, False))
-    found = relax_positions(start, potentials[0], max_steps=STEPS)
+    found = relax_positions(start, judge, max_steps=STEPS)
     moved = find_mic(found.atoms.positions - atoms.positions, atoms.cell, (True, True, False))[1]
-    if found.status not in ("ok", "not converged") or (moved > np.array(stays)).any():
-        return None
-    return [single_point(found.atoms, potential.calculator) for potential in potentials]
+    return found.atoms if found.status in ("ok", "not converged") and (moved <= np.array(stays)).all() else None
+
+
+def _at_minimum(with_h: Atoms | None, sheet: Atoms | None, potentials: Sequence[Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the ΔE_H (eV) of potentials at the minima of the first, by their keys of a row; NO_MINIMUM where there are none."""
+    from energetics.relaxation import h2_energy, single_point
+
+    values: dict[str, float] = {}
+    if with_h is not None and sheet is not None:
+        for p in potentials:
+            energies = (single_point(atoms, p.calculator) for atoms in (with_h, sheet))
+            values[keys[p.name]] = adsorption_energy(*energies, h2_energy(p))
+    is_known = bool(values) and max(map(abs, values.values())) <= MAX_DELTA_E_EV
+    return dict(values) if is_known else {NO_MINIMUM: True}
 
 
 def store_energies(path: str | Path, potential: Any) -> int:

@@ -28,6 +28,8 @@ STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
 # And those at the minimum of a judge: judge -> potential -> key. Where SevenNet-0 relaxed what DFT was asked about, or what went on
 # from there to the minimum of another potential, the values above are those of its minima.
 AT_MINIMUM_OF = {"sevennet-l3i5": {"sevennet-l3i5": "dE_7netl3i5_min", "sevennet-0": "dE_7net0_at_7netl3i5"}}
+# Under which key of its data a row keeps what H changes in the latent features of a judge, there too.
+LATENT_CHANGE_OF = {"sevennet-l3i5": "latent_change_7netl3i5"}
 
 
 @dataclass(frozen=True)

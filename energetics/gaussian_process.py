@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.lapack import dpotri
 from scipy.spatial.distance import cdist
+from sklearn.metrics.pairwise import euclidean_distances
 
 from energetics.site_chemistry import INSIDE, chemistry_of
 
@@ -25,11 +26,18 @@ LINEAR, AMPLITUDE, LENGTH, SITE, NOISE = 0.5, 0.4, 1.75, 0.2, 0.2
 # With the place of H among the descriptors, sheets alike in all but an element have more in common, and points scatter less. A
 # network does not know the place; its correction got worse by both.
 NEAR_AMPLITUDE, NEAR_LENGTH, NOISE_WITH_PLACE = 0.2, 0.6, 0.12
+# With what H changes in the features of the potential: deviations over these, LATENT_LENGTH in root mean squares of a standardised
+# one. Sites that the potential sees as alike it misjudges alike.
+LATENT_AMPLITUDE, LATENT_LENGTH = 0.5, 0.8
+LATENT_FLOOR = 1e-3  # of the mean spread of all: less than it says nothing
 # Of the scatter, by Student's distribution: where a potential tears a sheet apart, DFT at its geometry may be off by eV, and one
 # such point must not bend the fit of all others.
 DEGREES_OF_FREEDOM = 4
 FIT_STEPS, FIT_TOLERANCE = 100, 1e-4  # of the variances of the points, eV²
-PRIOR = (LINEAR, AMPLITUDE, LENGTH, SITE, NOISE, NEAR_AMPLITUDE, NEAR_LENGTH, NOISE_WITH_PLACE, DEGREES_OF_FREEDOM)
+PRIOR = (
+    *(LINEAR, AMPLITUDE, LENGTH, SITE, NOISE, NEAR_AMPLITUDE, NEAR_LENGTH, NOISE_WITH_PLACE),
+    *(LATENT_AMPLITUDE, LATENT_LENGTH, DEGREES_OF_FREEDOM),
+)
 
 
 class GaussianProcess:
@@ -42,15 +50,26 @@ class GaussianProcess:
     on to elements that no point has. The third term is an offset of each chemistry with variance SITE² (ibid., equation 2.40, with
     one indicator for each as basis), of which the points of other chemistries say nothing.
 
-    H inside a sheet has only the straight line in common with H on a face, and counts as a chemistry of its own: there the
-    potentials err by other amounts (``dft_inputs.competing_sites``). Nor do such points say how wide the features of faces spread.
+    Where ``latent_features.latent_change`` is known of every point, LATENT_AMPLITUDE² exp(−|z − z'|² / (2 m LATENT_LENGTH²)) is
+    added, with z the m standardised numbers.
+
+    H inside a sheet has only the straight line, and this, in common with H on a face, and counts as a chemistry of its own: there
+    the potentials err by other amounts (``dft_inputs.competing_sites``). Nor do such points say how wide the features of faces
+    spread.
 
     The scatter of the points around k is Student's, a normal distribution whose variance differs from point to point: their
     expectations and the regression are found in turn (Lange, Little, Taylor, J. Am. Stat. Assoc. 84, 881 (1989)). noise² on the
     diagonal becomes noise² (ν + ⟨(y − f)²⟩ / noise²) / (ν + 1), with ν = DEGREES_OF_FREEDOM.
     """
 
-    def __init__(self, features: np.ndarray, truth: np.ndarray, with_gap: bool = False, with_place: bool = False) -> None:
+    def __init__(
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        with_gap: bool = False,
+        with_place: bool = False,
+        latent: np.ndarray | None = None,
+    ) -> None:
         self.features, self.with_place = features, with_place
         self.noise = NOISE_WITH_PLACE if with_place else NOISE  # eV
         self.scales = [(AMPLITUDE, LENGTH), (NEAR_AMPLITUDE, NEAR_LENGTH)][: 1 + with_place]
@@ -61,7 +80,11 @@ class GaussianProcess:
         self.mean, self.spread = features[spread_by].mean(0), features[spread_by].std(0) + 1e-9
         self.offset = truth[spread_by].mean()
         self.scaled, self.inside, self.chemistries = self._scaled(features), self._inside(features), self._chemistries(features)
-        covariance, deviation = self._covariance(features), truth - self.offset
+        self.latent_mean = self.latent_spread = np.zeros(0)
+        if latent is not None:
+            self.latent_mean, self.latent_spread = latent.mean(0), latent.std(0) + LATENT_FLOOR * latent.std(0).mean() + 1e-9
+        self.latent = self._scaled_latent(latent, len(features))
+        covariance, deviation = self._covariance(features, latent), truth - self.offset
         self.scatter = np.full(len(truth), self.noise**2)
         for _ in range(FIT_STEPS):
             self.factor = cho_factor(covariance + np.diag(self.scatter))
@@ -82,6 +105,14 @@ class GaussianProcess:
         scaled = (features - self.mean) / self.spread
         return np.delete(scaled, self.site.stop - 1, axis=1) if self.with_place else scaled
 
+    def _scaled_latent(self, latent: np.ndarray | None, count: int) -> np.ndarray:
+        """Standardise what H changes in the features of the potential; (count, 0) where the points are fitted without."""
+        if not len(self.latent_mean):
+            return np.zeros((count, 0))
+        if latent is None:
+            raise ValueError("the points are fitted on the features of a potential, and these are missing")
+        return (latent - self.latent_mean) / self.latent_spread
+
     def _of_sheet(self, scaled: np.ndarray) -> np.ndarray:
         """Return the columns u of standardised features."""
         return np.delete(scaled, np.r_[self.site.start : self.site.stop - self.with_place], axis=1)
@@ -99,19 +130,27 @@ class GaussianProcess:
         apart = self._inside(features)[:, None] != self.inside
         return np.where(apart, np.inf, cdist(self._scaled(features), self.scaled))
 
-    def _covariance(self, features: np.ndarray) -> np.ndarray:
-        """Return k between features (m, d) and those of the points, (m, n) eV²."""
+    def _covariance(self, features: np.ndarray, latent: np.ndarray | None = None) -> np.ndarray:
+        """Return k between features (m, d), with the latent ones, and those of the points, (m, n) eV²."""
         u, of_points = self._of_sheet(self._scaled(features)), self._of_sheet(self.scaled)
         same_site = self._chemistries(features)[:, None] == self.chemistries
         squares = np.square(self._distances(features))
         deviations = sum(size**2 * np.exp(-squares / (2 * length**2)) for size, length in self.scales)
-        return LINEAR**2 * u @ of_points.T + deviations + SITE**2 * same_site
+        covariance = LINEAR**2 * u @ of_points.T + deviations + SITE**2 * same_site
+        if count := len(self.latent_mean):
+            apart = euclidean_distances(self._scaled_latent(latent, len(features)), self.latent, squared=True)
+            covariance += LATENT_AMPLITUDE**2 * np.exp(-apart / (2 * count * LATENT_LENGTH**2))
+        return covariance
 
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predict mean and standard deviation, (m,) eV each, the scatter of single points included."""
-        covariance = self._covariance(features)
+    def predict(self, features: np.ndarray, latent: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Predict mean and standard deviation, (m,) eV each, the scatter of single points included.
+
+        latent: (m, ...), needed where the points are fitted with it.
+        """
+        covariance = self._covariance(features, latent)
         u = self._of_sheet(self._scaled(features))
         prior = LINEAR**2 * np.square(u).sum(1) + sum(size**2 for size, _ in self.scales) + SITE**2
+        prior += LATENT_AMPLITUDE**2 if len(self.latent_mean) else 0.0
         variance = prior - np.einsum("mn,nm->m", covariance, cho_solve(self.factor, covariance.T))
         return self.offset + covariance @ self.weights, np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
 

@@ -12,7 +12,7 @@ from crystals import validity
 from energetics.potential_adsorption import NAN
 
 # Increased whenever the meaning of a stored result changes, so that no older one is read.
-JUDGEMENT_VERSION = 14
+JUDGEMENT_VERSION = 15
 P_SYNTH_THRESHOLD = 0.5
 # Settings that change what is found for a candidate; the others only change what is counted.
 JUDGED_SETTINGS = (

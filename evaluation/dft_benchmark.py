@@ -70,7 +70,8 @@ def dft_benchmark(
     stored = [name for name in dft_points.STORED_ENERGIES if all(name in point.energies for point in points)]
     potentials = potentials or [SimpleNamespace(name=name) for name in stored]
     energies = _by_potentials(points, potentials)
-    left_out = _left_out(points, energies, with_gap, memory)
+    latent = dft_points.judged_latent_change(points, potentials[0]) if potentials else None
+    left_out = _left_out(points, energies, with_gap, memory, latent)
     columns = {
         "delta_e_dimenet_ev": predicted,
         "std_ev": std,
@@ -188,7 +189,7 @@ def _by_dimenet(
 
 
 def _left_out(
-    points: Sequence[Any], energies: np.ndarray, with_gap: bool, memory: Memory
+    points: Sequence[Any], energies: np.ndarray, with_gap: bool, memory: Memory, latent: np.ndarray | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Correct every point by fits without its host, its family or its chemistry.
 
@@ -197,7 +198,8 @@ def _left_out(
         of the left-out hosts are within them; families and chemistries test it.
     """
     found = {
-        by: dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True, memory=memory) for by in LEFT_OUT
+        by: dft_correction.left_out_predictions(points, energies, by, with_gap, with_place=True, memory=memory, latent=latent)
+        for by in LEFT_OUT
     }
     predicted, sigma = found["host"]
     if not np.isfinite(predicted).any():
@@ -282,7 +284,8 @@ def blind_report(
     correction = dft_correction.fit_potential_correction(potentials, truth_path, with_gap, memory)
     corrected = corrected_std = np.full(len(points), NAN)
     if correction is not None:
-        corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps)
+        latent = dft_points.judged_latent_change(points, potentials[0]) if correction.latent else None
+        corrected, corrected_std = correction.apply(structures, energies, np.zeros(len(points)), gaps, latent)
 
     def agreement(values: np.ndarray) -> dict[str, Any]:
         return metrics.agreement(truth.tolist(), np.asarray(values).tolist())

@@ -10,8 +10,9 @@ from test_dft_inputs import Wells
 
 from crystals.prototypes import honeycomb
 from energetics import dft_points
-from energetics.dft_rows import AT_MINIMUM_OF, potential_values
-from energetics.potentials import Potential
+from energetics.dft_rows import AT_MINIMUM_OF, LATENT_CHANGE_OF, potential_values
+from energetics.latent_features import latent_change
+from energetics.potentials import Potential, load_potential
 
 JUDGE, OTHER = "sevennet-l3i5", "sevennet-0"
 SHEET = honeycomb("C", "C").repeat((2, 2, 1))
@@ -78,3 +79,24 @@ def test_what_the_judge_found_before_dft_is_of_its_own_minimum():
     assert potential_values(info) == {AT_MINIMUM_OF[JUDGE][JUDGE]: -0.2, AT_MINIMUM_OF[JUDGE][OTHER]: 0.4}
     info = {"potential": OTHER, "delta_e_potential_ev": -0.2, "dE_7netl3i5": 0.4}
     assert potential_values(info) == {"dE_7net0": -0.2, "dE_7netl3i5": 0.4}
+
+
+def test_the_latent_features_join_at_the_minimum_or_where_there_is_none(database):
+    """Energies that are there stay; H that goes elsewhere is described where DFT was asked."""
+    judge, key = load_potential(JUDGE), LATENT_CHANGE_OF[JUDGE]
+    known = dict.fromkeys(AT_MINIMUM_OF[JUDGE].values(), 0.33)
+    db = connect(database)
+    db.update(db.get(name="near", kind="slab_H").id, **known)
+    db.update(db.get(name="far", kind="slab_H").id, **{dft_points.NO_MINIMUM: True})
+    assert dft_points.store_at_minima(database, judge) == 0
+    points = {point.name: point for point in dft_points.read_truth(database)}
+    rows = {row.name: row for row in db.select(kind="slab_H")}
+    assert points["near"].at_minimum_of[JUDGE] == {JUDGE: 0.33, OTHER: 0.33} and dft_points.NO_MINIMUM not in rows["near"]
+    far = latent_change(covered([1.0, 0, 0]), SHEET, judge)
+    np.testing.assert_allclose(points["far"].latent_change_of[JUDGE], far, rtol=1e-3, atol=1e-3)
+    at_dft = latent_change(covered([0.3, 0, 0]), SHEET, judge)
+    assert np.abs(points["near"].latent_change_of[JUDGE] - at_dft).max() > 0.1, "there H is on top of C"
+    assert key not in rows["alone"].data
+    before = {name: row.data for name, row in rows.items()}
+    assert dft_points.store_at_minima(database, judge) == 0
+    assert all(np.array_equal(row.data.get(key, 0), before[row.name].get(key, 0)) for row in db.select(kind="slab_H"))

@@ -7,8 +7,8 @@ from energetics import gaussian_process
 from energetics.gaussian_process import GaussianProcess
 
 
-@pytest.mark.parametrize("with_place", [False, True])
-def test_the_process_is_that_of_the_formula(with_place):
+@pytest.mark.parametrize(("with_place", "with_latent"), [(False, False), (True, False), (True, True)])
+def test_the_process_is_that_of_the_formula(with_place, with_latent):
     """Mean and variance by the equations as they stand, without the factorisation."""
     rng = np.random.default_rng(6)
     site = [rng.choice([2.58, 3.44], 24), np.full(24, 16.0), rng.uniform(1.0, 2.0, 24)]
@@ -16,7 +16,9 @@ def test_the_process_is_that_of_the_formula(with_place):
     place = [rng.normal(1.0, 0.3, 24), rng.normal(size=24) - 2 * inside, inside]
     features, truth = np.column_stack([rng.normal(size=24), *site, *(place if with_place else [])]), rng.normal(size=24)
     fitted, new = features[:20], features[20:]
-    process = GaussianProcess(fitted, truth[:20], with_place=with_place)
+    latent = rng.normal(2.0, [0.1, 1.0, 3.0], size=(24, 3))
+    own = latent if with_latent else None
+    process = GaussianProcess(fitted, truth[:20], with_place=with_place, latent=own[:20] if with_latent else None)
     standard = ~inside[:20] if with_place else np.full(20, True)
     scaled = (features - fitted[standard].mean(0)) / (fitted[standard].std(0) + 1e-9)
     square = np.square(scaled[:, None] - scaled[None])[..., :6].sum(-1)
@@ -27,9 +29,14 @@ def test_the_process_is_that_of_the_formula(with_place):
     k += together * c.AMPLITUDE**2 * np.exp(-square / 2 / c.LENGTH**2)
     if with_place:
         k += together * c.NEAR_AMPLITUDE**2 * np.exp(-square / 2 / c.NEAR_LENGTH**2)
+    if with_latent:
+        spread = latent[:20].std(0)
+        z = (latent - latent[:20].mean(0)) / (spread + c.LATENT_FLOOR * spread.mean() + 1e-9)
+        apart = np.square(z[:, None] - z[None]).sum(-1)
+        k += c.LATENT_AMPLITUDE**2 * np.exp(-apart / (2 * 3 * c.LATENT_LENGTH**2))
     noise, offset = c.NOISE_WITH_PLACE if with_place else c.NOISE, truth[:20][standard].mean()
     inverse = np.linalg.inv(k[:20, :20] + np.diag(process.scatter))
-    mean, sigma = process.predict(new)
+    mean, sigma = process.predict(new, own[20:] if with_latent else None)
     np.testing.assert_allclose(mean, offset + k[20:, :20] @ inverse @ (truth[:20] - offset), rtol=1e-9)
     np.testing.assert_allclose(sigma**2, np.diag(k[20:, 20:] - k[20:, :20] @ inverse @ k[:20, 20:]) + noise**2, rtol=1e-9)
     away = []
@@ -84,3 +91,30 @@ def test_one_point_that_is_off_by_eV_does_not_bend_the_fit():
     squares = np.square(deviation - gain @ deviation) + np.diag(covariance - gain @ covariance)
     weights = (c.DEGREES_OF_FREEDOM + 1) / (c.DEGREES_OF_FREEDOM + squares / c.NOISE**2)  # of a mixture of normal distributions
     np.testing.assert_allclose(whole.scatter, c.NOISE**2 / weights, atol=2e-4)
+
+
+def test_a_law_of_the_latent_features_is_learnt_and_says_how_far_it_reaches():
+    """Truth bends with a few directions of 30 numbers, of which the descriptors know nothing."""
+    rng = np.random.default_rng(11)
+    energies = rng.normal(size=160)
+    features = np.column_stack([energies, np.full(160, 2.58), np.full(160, 16.0), np.full(160, 1.5)])
+    hidden = rng.normal(size=(160, 2))
+    latent = hidden @ rng.normal(size=(2, 30)) * 10 ** rng.uniform(-2, 2, 30)
+    truth = 0.8 * energies + 0.4 * np.sin(2 * hidden[:, 0]) + rng.normal(scale=0.05, size=160)
+    fitted, asked = slice(0, 120), slice(120, 160)
+    process = GaussianProcess(features[fitted], truth[fitted], latent=latent[fitted])
+    blind = GaussianProcess(features[fitted], truth[fitted])
+
+    def error(values):
+        return np.abs(values - truth[asked]).mean()
+
+    predicted, sigma = process.predict(features[asked], latent[asked])
+    assert error(predicted) < 0.5 * error(blind.predict(features[asked])[0])
+    far = process.predict(features[asked], 20 * latent[asked])[1]
+    assert (far > gaussian_process.LATENT_AMPLITUDE).all() and np.median(sigma) < 0.5 * np.median(far), (
+        "its prior, where it knows nothing"
+    )
+    with pytest.raises(ValueError, match="features of a potential"):
+        process.predict(features[asked])
+    shuffled = GaussianProcess(features[fitted], truth[fitted], latent=latent[fitted][rng.permutation(120)])
+    assert error(shuffled.predict(features[asked], latent[asked])[0]) > 2 * error(predicted)

@@ -46,7 +46,9 @@ def test_h_that_has_not_come_to_rest_goes_on(on_platinum):
 class Doubtful:
     """A correction that adds 0.5 eV and covers no site of a sheet with a known gap."""
 
-    def apply(self, atoms, energies, std, gaps):
+    latent = ()
+
+    def apply(self, atoms, energies, std, gaps, latent):
         return energies[:, 0] + 0.5, np.full(len(atoms), 0.4)
 
     def complaints(self, atoms, energies, gaps):
@@ -58,6 +60,24 @@ def test_the_complaint_of_the_correction_comes_with_the_value(on_platinum):
     assert [h.complaint for h in found] == ["too far", ""]
     assert all((h.corrected, h.corrected_std) == (pytest.approx(h.delta_e + 0.5), 0.4) for h in found)
     assert on_platinum(3, 0).complaint == ""
+
+
+def test_the_correction_is_asked_with_what_h_changes_in_the_features(on_platinum, monkeypatch):
+    """The sheet is described once, as often as it is in the cell."""
+    described = []
+    monkeypatch.setattr(
+        "energetics.potential_adsorption.latent_features",
+        lambda atoms, potential: described.append(atoms) or np.array([len(atoms), 100.0 * atoms.symbols.count("H")]),
+    )
+
+    class Latent(Doubtful):
+        latent = ((0.0, 0.0),)
+
+        def apply(self, atoms, energies, std, gaps, latent):
+            return latent.sum(1), std
+
+    assert on_platinum(3, 0, Latent()).corrected == 1 + 100, "one atom more than four sheets, an H"
+    assert sorted(map(len, described)) == [2, 9]
 
 
 @pytest.fixture
