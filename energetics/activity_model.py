@@ -2,7 +2,8 @@
 
 The judge (``potential_adsorption.py``, corrected from DFT) takes seconds for a sheet. What it said of sheets that stage 4 had drawn
 teaches trees to say it beforehand, so that stage 4 knows which of thousands of sheets to refine and which to write. They take the
-heads' ΔG_H as a descriptor where these are the ones that they learnt beside.
+heads' ΔG_H as a descriptor where these are the ones that they learnt beside. Other trees learn the chance that the judge gives a
+sheet to have a ΔG_H within the window of a hit: they know where the judge is sure of itself, and do not believe an extreme value.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from scipy.stats import norm
 
 from energetics.band_gap_model import GapColumns, gap_descriptors
 from networks.boosted_trees import BoostedTrees
@@ -45,14 +47,17 @@ class ActivityColumns:
 class ActivityModel:
     """Trees for each of KNOWN, and the root mean square error (eV) of each on formulas that it had not learnt from.
 
-    learnt_beside: hash of the file with the heads. element_counts: training sheets of each element. asks_heads: whether these heads
-    are at hand.
+    chances: trees for the chance that |ΔG_H| is at most window_ev (eV), for each of KNOWN; none where no errors were known.
+    learnt_beside: hash of the file with the heads. element_counts: training sheets of each element. asks_heads: whether these
+    heads are at hand.
     """
 
     trees: Mapping[str, BoostedTrees]
     std_ev: Mapping[str, float]
     learnt_beside: str
     element_counts: Mapping[str, int]
+    chances: Mapping[str, BoostedTrees] = dataclasses.field(default_factory=dict)
+    window_ev: float = math.nan
     asks_heads: bool = True
 
     @classmethod
@@ -67,6 +72,8 @@ class ActivityModel:
                 {name: float(content["std_ev"][name]) for name in KNOWN},
                 str(content["learnt_beside"]),
                 {str(symbol): int(count) for symbol, count in content["element_counts"].items()},
+                {name: BoostedTrees.from_state(trees) for name, trees in content["chances"].items()},
+                float(content["window_ev"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{relative_name(path)} does not fit ({first_line(error, 120)}): {HINT}") from error
@@ -78,6 +85,8 @@ class ActivityModel:
             "std_ev": dict(self.std_ev),
             "learnt_beside": self.learnt_beside,
             "element_counts": dict(self.element_counts),
+            "chances": {name: trees.state() for name, trees in self.chances.items()},
+            "window_ev": self.window_ev,
         }
 
     def beside(self, denoiser: str | os.PathLike) -> ActivityModel:
@@ -101,11 +110,33 @@ class ActivityModel:
             geo_utils.NotTwoDimensional: the crystal is no sheet.
             ValueError: an element without descriptors.
         """
-        if any(self.element_counts.get(symbol, 0) < MIN_ELEMENT_ROWS for symbol in set(atoms.get_chemical_symbols())):
+        if not self._knows(atoms):
             return math.nan, math.nan
+        name, columns = self._columns(atoms, by_heads)
+        return float(self.trees[name].predict(columns)[0]), self.std_ev[name]
+
+    def chance(self, atoms: Atoms, by_heads: float, window_ev: float) -> float:
+        """Return the chance that |ΔG_H| of a sheet is at most ``window_ev`` (eV); NaN where ``delta_g`` is.
+
+        By the trees for it where they learnt this window, else from ΔG_H and its standard error. The others: as for ``delta_g``.
+        """
+        if self.chances and math.isclose(window_ev, self.window_ev) and self._knows(atoms):
+            name, columns = self._columns(atoms, by_heads)
+            return float(np.clip(self.chances[name].predict(columns)[0], 0.0, 1.0))
+        return float(within(*self.delta_g(atoms, by_heads), window_ev))
+
+    def _knows(self, atoms: Atoms) -> bool:
+        return all(self.element_counts.get(symbol, 0) >= MIN_ELEMENT_ROWS for symbol in set(atoms.get_chemical_symbols()))
+
+    def _columns(self, atoms: Atoms, by_heads: float) -> tuple[str, np.ndarray]:
+        """Return which of KNOWN is known of a sheet, and its descriptors (1, columns)."""
         said = [by_heads] if self.asks_heads and math.isfinite(by_heads) else []
-        name = list(KNOWN)[len(said)]
-        return float(self.trees[name].predict(np.append(gap_descriptors(atoms), said)[None])[0]), self.std_ev[name]
+        return list(KNOWN)[len(said)], np.append(gap_descriptors(atoms), said)[None]
+
+
+def within(value: np.ndarray | float, std: np.ndarray | float, window: float) -> np.ndarray | float:
+    """Return the chance that a normal variable is within ±window. value, std: its mean and standard deviation."""
+    return norm.cdf((window - value) / std) - norm.cdf((-window - value) / std)
 
 
 def load_activity_model(path: str, denoiser: str | os.PathLike) -> ActivityModel | None:

@@ -17,7 +17,7 @@ from ase import Atoms
 
 from crystals.database import JUDGED_FILES, hash_share, read_judged
 from crystals.descriptors import COMPOSITION_NAMES
-from energetics.activity_model import HEADS, KIND, KNOWN, ActivityColumns, ActivityModel
+from energetics.activity_model import HEADS, KIND, KNOWN, ActivityColumns, ActivityModel, within
 from energetics.band_gap_model import gap_descriptors
 from energetics.band_gap_training import interval
 from energetics.hydrogen import HydrogenPredictor
@@ -39,6 +39,7 @@ STAGE = "train_activity.py"
 SPLITS = ("train", "val", "test")
 FOLDS = 10
 MIN_SHEETS = 50
+BEST = 0.1  # share of the sheets that is written, about
 LIMIT_EV = 2.5  # larger |ΔG_H| counts as this: how far beyond it a sheet is does not matter to a hit, and would bend the trees
 VACUUM_ANGSTROM = 15.0
 GENERATED, DATABASE = "generated sheets", "sheets of the database"
@@ -50,12 +51,14 @@ COMPARED = {**KNOWN, "heads and DimeNet++": (HEADS, DIMENET)}  # to say what Dim
 class ActivityTable:
     """Sheets that the judge labelled, as arrays (N,): descriptors (N, columns) and the others (N,), energies in eV.
 
-    delta_g: by the judge, within ±LIMIT_EV. heads, dimenet: ΔG_H by these, NaN where they say nothing. source: GENERATED or
-    DATABASE.
+    delta_g: by the judge, within ±LIMIT_EV. chance: that |ΔG_H| is at most ``evaluation.hit_delta_g_ev``, by the judge's value and
+    its standard error; NaN where that is not known. heads, dimenet: ΔG_H by these, NaN where they say nothing. source: GENERATED
+    or DATABASE.
     """
 
     descriptors: np.ndarray
     delta_g: np.ndarray
+    chance: np.ndarray
     heads: np.ndarray
     dimenet: np.ndarray
     formulas: np.ndarray
@@ -68,15 +71,17 @@ class ActivityTable:
         return np.column_stack([self.descriptors[:, :number], *(beside[name] for name in known)])
 
 
-def labelled_sheets(cfg: Config) -> list[tuple[Sheet, float, str, str]]:
-    """Return (sheet, ΔG_H by the judge in eV, reduced formula, source) of ``activity.judged_dirs`` and ``activity.processed_dir``.
+def labelled_sheets(cfg: Config) -> list[tuple[Sheet, float, float, str, str]]:
+    """Return (sheet, ΔG_H by the judge and its standard error in eV, reduced formula, source) of ``activity.judged_dirs`` and
+    ``activity.processed_dir``; the error is NaN for the latter.
 
     Raises:
         StageError: a folder that stage 5 or stage 2 has not written, or labels that are not the potential's.
     """
     settings = cfg.activity
     judged, labels = read_judged(dataclasses.replace(cfg.dataset, judged_dirs=settings.judged_dirs), "activity.judged_dirs")
-    found = [(row.sheet, labels[row.key]["delta_g"][0], row.formula, GENERATED) for row in judged if row.key in labels]
+    known = [(row, labels[row.key]) for row in judged if row.key in labels]
+    found = [(row.sheet, label["delta_g"][0], label["std"][0], row.formula, GENERATED) for row, label in known]
     for split in SPLITS if settings.processed_dir else ():
         path = Path(settings.processed_dir) / f"{split}.pt"
         table = read_split(path)
@@ -84,7 +89,8 @@ def labelled_sheets(cfg: Config) -> list[tuple[Sheet, float, str, str]]:
         if labeller != "potential":
             raise StageError(f"{relative_name(path)} has labels of {labeller}: run {DATASET_STAGE} dataset.label_source=potential")
         values = table["delta_g_h"].double().numpy()
-        found += [(sheet_of(table, k), values[k], table["formula"][k], DATABASE) for k in np.flatnonzero(np.isfinite(values))]
+        labelled = np.flatnonzero(np.isfinite(values))
+        found += [(sheet_of(table, k), values[k], math.nan, table["formula"][k], DATABASE) for k in labelled]
     return found
 
 
@@ -95,11 +101,11 @@ def read_table(cfg: Config) -> tuple[ActivityTable, Counter]:
         StageError: as ``labelled_sheets``, or there are fewer than MIN_SHEETS.
     """
     counts: Counter = Counter()
-    found: list[tuple[Sheet, Atoms, np.ndarray, float, str, str]] = []
-    for sheet, delta_g, formula, source in labelled_sheets(cfg):
+    found: list[tuple[Sheet, Atoms, np.ndarray, float, float, str, str]] = []
+    for sheet, delta_g, std, formula, source in labelled_sheets(cfg):
         atoms = sheet.to_atoms(VACUUM_ANGSTROM)
         try:
-            found.append((sheet, atoms, gap_descriptors(atoms), delta_g, formula, source))
+            found.append((sheet, atoms, gap_descriptors(atoms), delta_g, std, formula, source))
         except ValueError as error:  # NotTwoDimensional included
             counts[f"not described: {type(error).__name__}"] += 1
     if len(found) < MIN_SHEETS:
@@ -107,12 +113,13 @@ def read_table(cfg: Config) -> tuple[ActivityTable, Counter]:
             f"{len(found)} sheets with ΔG_H of the potential are too few, {MIN_SHEETS} are needed: name folders of stage 5 in "
             "activity.judged_dirs, or a folder of stage 2 with labels of the potential in activity.processed_dir"
         )
-    sheets, atoms, rows, delta_g, formulas, source = zip(*found, strict=True)
+    sheets, atoms, rows, delta_g, std, formulas, source = zip(*found, strict=True)
     counts.update(source)
     counts["beyond the limit"] = int((np.abs(delta_g) > LIMIT_EV).sum())
     table = ActivityTable(
         np.array(rows),
         np.clip(delta_g, -LIMIT_EV, LIMIT_EV),
+        within(np.array(delta_g), np.array(std), cfg.evaluation.hit_delta_g_ev),
         by_heads(sheets, cfg),
         by_dimenet(atoms, cfg),
         np.array(formulas),
@@ -141,13 +148,16 @@ def by_dimenet(sheets: tuple[Atoms, ...], cfg: Config) -> np.ndarray:
 
 
 def fit_trees(
-    table: ActivityTable, rows: np.ndarray, cfg: Config, known: tuple[str, ...], number: int | None = None
+    table: ActivityTable, rows: np.ndarray, cfg: Config, known: tuple[str, ...], number: int | None = None, of: str = "delta_g"
 ) -> BoostedTrees:
-    """Fit trees to some rows (N,) bool. known: of HEADS and DIMENET. number: of the descriptors to use; None: all."""
-    settings, columns = cfg.activity, table.columns(known, number)
-    rows = rows & np.isfinite(columns).all(1)
+    """Fit trees to some rows (N,) bool.
+
+    known: of HEADS and DIMENET. number: of the descriptors to use; None: all. of: what is fitted, "delta_g" or "chance".
+    """
+    settings, columns, values = cfg.activity, table.columns(known, number), getattr(table, of)
+    rows = rows & np.isfinite(columns).all(1) & np.isfinite(values)
     about = {"min_samples_leaf": settings.min_samples_leaf, "max_features": settings.max_features, "l2_regularization": 5.0}
-    return BoostedTrees.fit(columns[rows], table.delta_g[rows], settings, cfg.run.seed, **about)
+    return BoostedTrees.fit(columns[rows], values[rows], settings, cfg.run.seed, **about)
 
 
 def answers(table: ActivityTable, cfg: Config) -> dict[str, np.ndarray]:
@@ -162,6 +172,47 @@ def answers(table: ActivityTable, cfg: Config) -> dict[str, np.ndarray]:
             if own.any():
                 found[name][own] = fit_trees(table, folds != fold, cfg, known, number).predict(columns[own])
     found["median of the others"] = np.array([np.median(table.delta_g[folds != fold]) for fold in folds])
+    return found
+
+
+def measure_chance(
+    table: ActivityTable, said: Mapping[str, np.ndarray], errors: Mapping[str, float], cfg: Config
+) -> dict[str, Any]:
+    """Return what the sheets are worth that each way puts first: the judge's mean chance of a hit's ΔG_H among BEST of all.
+
+    Args:
+        table: the sheets; those whose chance is known count.
+        said: ``answers``.
+        errors: root mean square errors of the trees, eV, for each of KNOWN.
+        cfg: settings.
+
+    Returns:
+        ``{n, all, judge, ...}`` with [value, low, high] of ``interval`` for each way: of all sheets, of those that the judge itself
+        puts first, by trees that learnt the chance, by ΔG_H and its error from the other trees and from the heads, and by trees on
+        the composition alone. None of them has learnt from the formula of a sheet.
+    """
+    folds = np.array([int(FOLDS * hash_share(f"fold:{key}")) for key in table.formulas])
+    known, heads = np.isfinite(table.chance) & np.isfinite(table.heads), KNOWN["heads"]
+    ways: dict[str, np.ndarray] = {"judge": table.chance}
+    for name, (columns_of, number) in {"trees": (heads, None), "trees, composition": ((), len(COMPOSITION_NAMES))}.items():
+        columns, ways[name] = table.columns(columns_of, number), np.full(len(folds), np.nan)
+        for fold in np.unique(folds[known]):
+            own = known & (folds == fold)
+            ways[name][own] = fit_trees(table, folds != fold, cfg, columns_of, number, of="chance").predict(columns[own])
+    window = cfg.evaluation.hit_delta_g_ev
+    ways["ΔG_H by trees"] = within(said["trees, heads"], errors["heads"], window)
+    ways["ΔG_H by heads"] = within(said["heads"], float(np.sqrt(np.nanmean(np.square(said["heads"] - table.delta_g)))), window)
+    rows = np.flatnonzero(known)
+    truth, formulas = table.chance[rows], table.formulas[rows]
+    found: dict[str, Any] = {"n": len(rows), "best": BEST}
+    for name, values in {"all": np.zeros(len(folds)), **ways}.items():
+        own, share = values[rows], 1.0 if name == "all" else BEST
+
+        def worth(drawn: np.ndarray, own: np.ndarray = own, share: float = share) -> float:
+            first = drawn[np.argsort(-own[drawn], kind="stable")[: max(1, round(share * len(drawn)))]]
+            return float(truth[first].mean())
+
+        found[name] = list(interval(worth, formulas, cfg.run.seed, cfg.evaluation.bootstrap))
     return found
 
 
@@ -209,11 +260,19 @@ def train_stage(cfg: Config) -> None:
     asked = table.source == GENERATED if (table.source == GENERATED).sum() >= MIN_SHEETS else everything
     errors = {name: said[f"trees, {name}"] - table.delta_g for name in KNOWN}
     counted = Counter(symbol for symbols in table.symbols for symbol in symbols)
+    std_ev = {name: float(np.sqrt(np.nanmean(np.square(error[asked])))) for name, error in errors.items()}
+    chances: dict[str, BoostedTrees] = {}
+    first: dict[str, Any] = {}
+    if np.isfinite(table.chance).sum() >= MIN_SHEETS:
+        first = measure_chance(table, said, std_ev, cfg)
+        chances = {name: fit_trees(table, everything, cfg, known, of="chance") for name, known in KNOWN.items()}
     model = ActivityModel(
         {name: fit_trees(table, everything, cfg, known) for name, known in KNOWN.items()},
-        {name: float(np.sqrt(np.nanmean(np.square(error[asked])))) for name, error in errors.items()},
+        std_ev,
         file_sha256(cfg.denoiser.checkpoint),
         dict(sorted(counted.items())),
+        chances,
+        cfg.evaluation.hit_delta_g_ev,
     )
     save_checkpoint(checkpoint, KIND, ActivityColumns(), model.state())
     splits = [Path(settings.processed_dir) / f"{split}.pt" for split in SPLITS] if settings.processed_dir else []
@@ -228,10 +287,14 @@ def train_stage(cfg: Config) -> None:
         counts=dict(counts),
         metrics=metrics,
         std_ev=dict(model.std_ev),
+        put_first=first,
         checkpoint_sha256=file_sha256(checkpoint),
     )
     for source, row in metrics.items():
         for name, values in row.items():
             if isinstance(values, dict):
                 log.info("%s, %d, %s: MAE %.3f [%.3f, %.3f] eV", source, row["n"], name, *values["mae_ev"])
+    for name, values in first.items():
+        if isinstance(values, list):
+            log.info("chance of a hit's ΔG_H among the first %.0f %% by %s: %.3f [%.3f, %.3f]", 100 * BEST, name, *values)
     log.info("%s in %.0f s", relative_name(checkpoint), time.time() - started)

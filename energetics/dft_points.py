@@ -41,9 +41,10 @@ MAX_DELTA_E_EV = 10.0  # beyond it a potential has left its domain, and a correc
 STEPS = 80
 DFT_ERROR_EV = 0.05  # convergence of ΔE_H with the settings of energetics/dft_calculation.py
 DEFECT_FAMILIES = ("vacancy in ", "single atom in ", "edge of ")  # as scripts.prepare_defects names them
-# What the design loop drew a sheet as -> where it is from.
+# What the design loop, or a blind test, drew a sheet as -> where it is from.
 ORIGINS = {
     "chosen": "guided generator",
+    "at random": "guided generator",
     "chosen neighbour": "neighbours by substitution",
     "random neighbour": "neighbours by substitution",
     "unguided": "unguided generator",

@@ -74,10 +74,11 @@ def without_dft(row: CandidateResult, settings: EvaluationConfig) -> CandidateRe
     return alone
 
 
-def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
+def hit_probability(row: CandidateResult, settings: EvaluationConfig, active: float | None = None) -> float:
     """Return P(|ΔG_H| <= hit_delta_g_ev and E_above_hull <= hit_e_hull_ev) of a valid sheet from values and standard errors.
 
-    Both errors are taken as normal and independent. A value without a standard error is taken as exact.
+    Both errors are taken as normal and independent. A value without a standard error is taken as exact. active: the chance of the
+    first condition, where it is known otherwise.
 
     Returns:
         The probability; 0 for a candidate that is no valid sheet, whose H leaves, does not come to rest or takes the sheet to
@@ -85,11 +86,11 @@ def hit_probability(row: CandidateResult, settings: EvaluationConfig) -> float:
     """
     if False in (row.valid, row.sheet_relaxed, h_at_rest(row)):
         return 0.0
+    if active is None:
+        window, value, std = settings.hit_delta_g_ev, row.delta_g_ev, row.delta_g_std_ev
+        active = probability_below(window, value, std) - probability_below(-window, value, std, inclusive=False)
     if math.isnan(row.delta_g_ev) or math.isnan(row.e_above_hull_ev):
         return math.nan
-    window = settings.hit_delta_g_ev
-    value, std = row.delta_g_ev, row.delta_g_std_ev
-    active = probability_below(window, value, std) - probability_below(-window, value, std, inclusive=False)
     return active * probability_below(settings.hit_e_hull_ev, row.e_above_hull_ev, getattr(row, "e_above_hull_std_ev", math.nan))
 
 

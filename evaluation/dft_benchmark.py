@@ -267,7 +267,8 @@ def blind_report(
         memory: of fits.
 
     Returns:
-        ``{n, mae_ev, ..., coverage, potential, potential_corrected, rows, source}``.
+        ``{n, mae_ev, ..., coverage, potential, potential_corrected, rows, source}``; the corrected potential also by where the
+        sheets are from.
 
     Raises:
         StageError: a file is missing, or both have a host in common.
@@ -306,6 +307,7 @@ def blind_report(
         "potential_corrected": {
             **agreement(corrected),
             "coverage": metrics.coverage(truth, corrected, corrected_std, her_correction_ev),
+            "by_origin": by_label(points, "origin", corrected, corrected_std, her_correction_ev),
         },
         "rows": _blind_rows(points, columns),
     }

@@ -111,9 +111,11 @@ class Prefilter:
         for row in found.rows:
             name = Path(row.source_file).stem
             sheet = found.structures.get(row.id)
+            active = None
             if row.delta_g_source != BY_DFT:
                 row.delta_g_ev, row.delta_g_std_ev = self._delta_g(row, sheet, delta_g[name])
-            row.p_hit = hit_probability(row, settings)
+                active = self._chance_of_window(sheet, delta_g[name])
+            row.p_hit = hit_probability(row, settings, active)
             verdicts[name] = _verdict(row, sheet, self._dynamics, settings.hit_e_hull_ev)
         return verdicts
 
@@ -126,6 +128,13 @@ class Prefilter:
         if not self._asks_dimenet:
             return by_heads, HEADS_STD_EV
         return with_heads(row.delta_g_ev, row.delta_g_std_ev, by_heads)
+
+    def _chance_of_window(self, sheet: Atoms | None, by_heads: float) -> float | None:
+        """Return the chance that ΔG_H is within the window of a hit, by the trees; None where they do not know it."""
+        if self._activity is None or sheet is None:
+            return None
+        chance = self._activity.chance(sheet, by_heads, self._given.hit_delta_g_ev)
+        return chance if math.isfinite(chance) else None
 
     @contextmanager
     def triaging(self) -> Iterator[Callable[[Sequence[Sheet], PropertyEstimate], np.ndarray]]:

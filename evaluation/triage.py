@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from crystals.charge_balance import charge_neutral_possible
 from crystals.validity import sheet_fault
-from energetics.activity_model import ActivityModel
+from energetics.activity_model import ActivityModel, within
 from energetics.band_gap_model import GapModel, load_gap_model
 from energetics.dynamics_model import DynamicsModel
 from energetics.hull_network import HullNetwork, load_hull_network
@@ -112,8 +112,7 @@ class QuickJudges:
 
     def active(self, delta_g: np.ndarray | float, std: float) -> np.ndarray | float:
         """Return the chance that ΔG_H is within the window of a hit. delta_g: estimate, eV. std: its standard error, eV."""
-        window = self.settings.hit_delta_g_ev
-        return norm.cdf((window - delta_g) / std) - norm.cdf((-window - delta_g) / std)
+        return within(delta_g, std, self.settings.hit_delta_g_ev)
 
     def by_networks(self, sheets: Sequence[Sheet]) -> np.ndarray:
         """Return E_above_hull (M,) of M sheets by the networks, eV/atom, in single precision."""
@@ -130,7 +129,7 @@ class QuickJudges:
         if sheet_fault(atoms, self.settings.clash_factor) or not charge_neutral_possible(formula):
             return 0.0
         try:
-            factor = self.active(*self.delta_g(atoms, by_heads))
+            factor = self.chance_of_window(atoms, by_heads)
             if self.dynamics is not None:
                 stable = self.dynamics.without_phonons(atoms, e_hull)
                 factor *= stable if np.isfinite(stable) else 1.0
@@ -147,10 +146,10 @@ class QuickJudges:
         sheet, e_hull, _ = task
         return self.dissolves(sheet.to_atoms(VACUUM_ANGSTROM), e_hull)
 
-    def delta_g(self, atoms: Atoms, by_heads: float) -> tuple[float, float]:
-        """Return ΔG_H of a sheet and its standard error, eV, by the trees, else by the heads, whose value is given."""
-        value, std = self.activity.delta_g(atoms, by_heads) if self.activity is not None else (math.nan, math.nan)
-        return (value, std) if math.isfinite(value) else (by_heads, HEADS_STD_EV)
+    def chance_of_window(self, atoms: Atoms, by_heads: float) -> float:
+        """Return the chance that ΔG_H of a sheet is within the window of a hit, by the trees, else by the heads' value in eV."""
+        known = self.activity.chance(atoms, by_heads, self.settings.hit_delta_g_ev) if self.activity is not None else math.nan
+        return known if math.isfinite(known) else float(self.active(by_heads, HEADS_STD_EV))
 
     def dissolves(self, atoms: Atoms, e_hull: float) -> bool | None:
         """Return whether water dissolves a sheet, None where that is not known. e_hull: eV/atom."""

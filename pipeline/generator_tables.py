@@ -147,6 +147,27 @@ def activity(content: Mapping[str, Any]) -> str:
     return table(["", *heads], body)
 
 
+# Ways of putting sheets first, as the sidecar of the trees names them -> in words.
+PUT_FIRST = {
+    "judge": "the judge itself",
+    "trees": "trees that learnt this chance, as shipped",
+    "trees, composition": "such trees on the composition alone",
+    "ΔG_H by trees": "ΔG_H by trees, and its error",
+    "ΔG_H by heads": "ΔG_H by heads, and its error",
+    "all": "all sheets",
+}
+
+
+def put_first(content: Mapping[str, Any]) -> str:
+    """Return the judge's mean chance of a hit's ΔG_H among the sheets that several ways put first."""
+    found = content["put_first"]
+    body = []
+    for name, words in PUT_FIRST.items():
+        value, low, high = found[name]
+        body.append([words, interval({"value": value, "low": low, "high": high}, ".1%")])
+    return table(["put first by", f"chance among the first {found['best']:.0%} of {found['n']:,}"], body)
+
+
 def _bracketed(found: Sequence[float]) -> str:
     """Write a value with its interval."""
     value, low, high = found

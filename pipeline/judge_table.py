@@ -37,6 +37,8 @@ def judges(truth: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         (truth["potential"]["name"], "DFT, blind", blind["potential"]),
         (corrected["name"], "DFT, blind", blind["potential_corrected"]),
     ]
+    if len(own := blind["potential_corrected"].get("by_origin", {})) > 1:
+        rows += [(corrected["name"], f"of these, {name}", found) for name, found in own.items()]
     body = []
     for name, measured, m in rows:
         agreement = [str(m["n"]), formatted(m["mae_ev"]), formatted(m["spearman"])]

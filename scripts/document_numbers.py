@@ -407,6 +407,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder denoising": lambda: generator_tables.ladder_denoising(load("results/benchmark/ladder.json")),
     "element guidance": lambda: generator_tables.element_guidance(load("results/benchmark/elements.json")),
     "activity": lambda: generator_tables.activity(load("weights/activity.json")),
+    "put first": lambda: generator_tables.put_first(load("weights/activity.json")),
     "distributions": lambda: generator_tables.distributions(load("results/benchmark/elements.json")),
     "searches": lambda: generator_tables.searches(load("results/benchmark/search.json")),
     "hull parity": hull_parity,

@@ -15,7 +15,7 @@ from ase.build import bulk, graphene, mx2
 from sheet_settings import settings_of
 
 from energetics import activity_training as training
-from energetics.activity_model import KNOWN, ActivityModel, load_activity_model
+from energetics.activity_model import KNOWN, ActivityModel, load_activity_model, within
 from energetics.band_gap_model import GapColumns, gap_descriptors
 from networks.checkpoints import CheckpointError
 from pipeline.errors import StageError
@@ -98,6 +98,9 @@ def test_what_ships_learnt_beside_what_ships_and_is_better_than_what_it_replaces
     assert model.learnt_beside == file_sha256(DENOISER)
     assert model.std_ev == pytest.approx(sidecar["std_ev"])
     found = sidecar["metrics"][training.GENERATED]
+    first = sidecar["put_first"]
+    for other in ("all", "trees, composition", "ΔG_H by trees", "ΔG_H by heads"):
+        assert first["all"][0] < first["trees"][0] > first[other][0], other
     best = found["trees, heads"]["mae_ev"]
     assert abs(found["trees, heads and DimeNet++"]["mae_ev"][0] - best[0]) < 0.02, "DimeNet++ adds nothing, so that it is not asked"
     for other in ("heads", "DimeNet++", "mean of heads and DimeNet++", "trees, composition", "median of the others"):
@@ -111,6 +114,7 @@ def table_of(delta_g: np.ndarray, formulas: np.ndarray, rng: np.random.Generator
     return training.ActivityTable(
         rng.normal(size=(number, columns or len(GapColumns().names))),
         delta_g,
+        within(delta_g, np.full(number, 0.2), 0.1),
         0.8 * delta_g + rng.normal(0, 0.1, number),
         rng.normal(size=number),
         formulas,
@@ -137,6 +141,37 @@ def test_trees_find_what_the_heads_miss_by(cfg):
     assert found["heads"]["spearman"][0] > 0.95 and "spearman" not in found["median of the others"]
     low, high = found["heads"]["mae_ev"][1:]
     assert low < np.abs(table.heads - delta_g).mean() < high
+
+
+def test_trees_learn_where_the_judge_is_sure(cfg):
+    """Of all sheets ΔG_H is near zero. In half of them, which one descriptor names, the judge's error is small."""
+    rng = np.random.default_rng(5)
+    delta_g = rng.normal(0, 0.05, 300)
+    table = table_of(delta_g, np.array([f"A{k}" for k in range(300)]), rng, 12)
+    std = np.where(table.descriptors[:, 3] > 0, 0.1, 0.8)
+    table = dataclasses.replace(table, chance=within(delta_g, std, 0.1), heads=rng.normal(0, 0.05, 300))
+    said = {"trees, heads": table.heads, "heads": table.heads}
+    first = training.measure_chance(table, said, {"heads": 0.3}, cfg)
+    assert first["n"] == 300 and first["all"][0] == pytest.approx(table.chance.mean())
+    for other in ("all", "trees, composition", "ΔG_H by trees", "ΔG_H by heads"):
+        assert first["trees"][0] > first[other][0] + 0.05 or other == "trees, composition"
+    assert first["judge"][0] >= first["trees"][0] and first["judge"][0] == pytest.approx(np.sort(table.chance)[-30:].mean())
+    blank = dataclasses.replace(table, chance=np.where(np.arange(300) < 200, table.chance, np.nan))
+    assert training.measure_chance(blank, said, {"heads": 0.3}, cfg)["n"] == 200, "where the error is not known"
+    assert training.fit_trees(blank, np.ones(300, dtype=bool), cfg, (), of="chance").predict(table.columns(())).std() > 0.1
+
+
+def test_the_chance_is_that_of_the_window_that_was_learnt(model):
+    sheet = dichalcogenide("NbS2", 3.34)
+    assert model.window_ev == load_config(None, []).evaluation.hit_delta_g_ev and set(model.chances) == set(KNOWN)
+    columns = np.append(gap_descriptors(sheet), 0.1)[None]
+    assert model.chance(sheet, 0.1, model.window_ev) == pytest.approx(np.clip(model.chances["heads"].predict(columns)[0], 0, 1))
+    value, std = model.delta_g(sheet, 0.1)
+    assert model.chance(sheet, 0.1, 0.3) == pytest.approx(within(value, std, 0.3)), "another window"
+    assert 0 <= model.chance(dichalcogenide("MoS2", 3.18), 2.1, model.window_ev) < model.chance(sheet, 0.1, model.window_ev) <= 1
+    assert math.isnan(model.chance(dichalcogenide("UTe2", 3.9, 3.6), 0.1, model.window_ev))
+    without = dataclasses.replace(model, chances={})
+    assert without.chance(sheet, 0.1, model.window_ev) == pytest.approx(within(value, std, model.window_ev))
 
 
 def test_no_sheet_is_predicted_by_trees_that_saw_its_formula(cfg):

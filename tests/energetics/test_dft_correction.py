@@ -513,6 +513,7 @@ def test_blind_points_are_those_of_no_fit(tmp_path):
     assert found["n"] == 3 and [row["name"] for row in found["rows"]] == ["Co", "Rh", "Ir"]
     truth = np.array([p.delta_e for p in points[13:]])
     raw = np.array([own[p.name] for p in points[13:]])
+    assert {name: own["n"] for name, own in found["potential_corrected"]["by_origin"].items()} == {"known structure types": 3}
     assert found["mae_ev"] == pytest.approx(np.abs(0.5 * raw - truth).mean())
     assert found["potential"]["mae_ev"] == pytest.approx(np.abs(raw - truth).mean())
     assert found["potential_corrected"]["mae_ev"] < 0.5 * found["potential"]["mae_ev"]

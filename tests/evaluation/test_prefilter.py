@@ -74,6 +74,9 @@ def test_trees_say_what_a_relaxed_sheet_does(cfg):
             asked.append(by_heads)
             return (0.05, 0.3) if by_heads < 1 else (math.nan, math.nan)
 
+        def chance(self, atoms, by_heads, window):
+            return window + by_heads if by_heads < 1 else math.nan
+
     row = CandidateResult(delta_g_ev=0.4, delta_g_std_ev=0.3)
     quick = Prefilter(cfg)
     assert quick._activity is None and quick._delta_g(row, SHEET, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2)
@@ -81,6 +84,8 @@ def test_trees_say_what_a_relaxed_sheet_does(cfg):
     assert quick._delta_g(row, SHEET, 0.2) == (0.05, 0.3) and asked == [0.2]
     assert quick._delta_g(row, SHEET, 1.5) == prefilter.with_heads(0.4, 0.3, 1.5)
     assert quick._delta_g(row, None, 0.2) == prefilter.with_heads(0.4, 0.3, 0.2) and len(asked) == 2, "no sheet could be relaxed"
+    window = cfg.evaluation.hit_delta_g_ev
+    assert [quick._chance_of_window(*given) for given in ((SHEET, 0.2), (SHEET, 1.5), (None, 0.2))] == [window + 0.2, None, None]
 
 
 @pytest.mark.parametrize("with_trees", [True, False])

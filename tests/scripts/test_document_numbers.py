@@ -206,11 +206,14 @@ def test_the_table_of_judges_has_the_rows_that_the_report_has():
     metals = {"n": 3, "mae_ev": 0.5, "spearman": None, "coverage": coverage}
     corrected["chemistry_left_out"] = {**scores, "coverage": coverage, "by_chemistry": {"metal": metals}}
     corrected["by_origin"] = {"unguided generator": {**metals, "n": 5}}
+    truth["blind"] = blind | {"potential_corrected": scores | {"by_origin": {"guided generator": {**metals, "n": 7}, "b": metals}}}
     now = judge_table.judges(truth, scores).splitlines()
     assert set(now) - set(before) == {
         "| both | DFT, site chemistries left out | 91 | 0.27 | 0.90 | 65 % [55, 74] | 90 % [82, 95] | – |",
         "| both | of these, H on metal | 3 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
         "| both | of these, unguided generator | 5 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
+        "| both | of these, guided generator | 7 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
+        "| both | of these, b | 3 | 0.50 | – | 65 % [55, 74] | 90 % [82, 95] | – |",
     }
 
 
