@@ -200,10 +200,10 @@ def judged_delta_e(points: Sequence[TruthPoint], potentials: Sequence[Any]) -> n
 def judged_latent_change(points: Sequence[TruthPoint], judge: Any) -> np.ndarray | None:
     """Return what H changes in the latent features of a judge (n, m): as stored, otherwise computed where DFT was asked.
 
-    None, with a warning, where a point has neither, and None for a potential without such features.
+    None, with a warning, where a point has neither, and None for a potential of which databases do not store them.
     """
     missing = [point for point in points if judge.name not in point.latent_change_of]
-    if missing and not has_latent_features(judge):
+    if judge.name not in LATENT_CHANGE_OF or (missing and not has_latent_features(judge)):
         return None
     if unknown := [point.name for point in missing if point.clean is None]:
         log.warning("latent features of %s do without: %s, no clean sheet to compare with", judge.name, ", ".join(unknown))

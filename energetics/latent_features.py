@@ -19,7 +19,7 @@ PERIODIC = (True, True, False)
 
 
 def has_latent_features(potential: Any) -> bool:
-    """Return whether ``latent_features`` knows the network of a potential; without one that computes it is asked for its name."""
+    """Return whether ``latent_features`` knows the network of a potential; what has no calculator has no network."""
     calculator = getattr(potential, "calculator", None)
     return bool(_interactions(calculator))
 

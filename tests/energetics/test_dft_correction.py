@@ -479,14 +479,15 @@ def test_a_correction_with_latent_features_asks_for_them_and_survives_being_writ
 
 
 def test_points_without_latent_features_are_fitted_without_them(caplog):
-    points = truth_points()
-    assert dft_points.judged_latent_change(points, SimpleNamespace(name="sevennet-0")) is None
-    known = [dataclasses.replace(p, latent_change_of={"sevennet-0": np.arange(3.0) + k}) for k, p in enumerate(points)]
-    found = dft_points.judged_latent_change(known, SimpleNamespace(name="sevennet-0"))
+    points, judge = truth_points(), SimpleNamespace(name="sevennet-l3i5")
+    assert dft_points.judged_latent_change(points, judge) is None
+    assert dft_points.judged_latent_change(points, load_potential("sevennet-0")) is None, "databases do not store those of others"
+    known = [dataclasses.replace(p, latent_change_of={judge.name: np.arange(3.0) + k}) for k, p in enumerate(points)]
+    found = dft_points.judged_latent_change(known, judge)
     np.testing.assert_array_equal(found[:, 0], np.arange(len(points)))
-    assert dft_points.judged_latent_change([], SimpleNamespace(name="sevennet-0")) is None
+    assert dft_points.judged_latent_change([], judge) is None
     lone = [*known, dataclasses.replace(points[0], clean=None, name="alone")]
-    assert dft_points.judged_latent_change(lone, load_potential("sevennet-0")) is None and "alone" in caplog.text
+    assert dft_points.judged_latent_change(lone, load_potential(judge.name)) is None and "alone" in caplog.text
 
 
 def test_blind_points_are_those_of_no_fit(tmp_path):
