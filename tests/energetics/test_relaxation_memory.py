@@ -38,10 +38,12 @@ class Counted(EMT):
 class Shift:
     """A correction that adds a constant."""
 
+    latent = ()
+
     def __init__(self, by: float) -> None:
         self.by = by
 
-    def apply(self, atoms, energies, std, gaps):
+    def apply(self, atoms, energies, std, gaps, latent):
         return energies.sum(1) + self.by, np.full(len(atoms), 0.4)
 
     def complaints(self, atoms, energies, gaps):
