@@ -44,6 +44,7 @@ LIMIT_EV = 2.5  # larger |ΔG_H| counts as this: how far beyond it a sheet is do
 VACUUM_ANGSTROM = 15.0
 GENERATED, DATABASE = "generated sheets", "sheets of the database"
 DIMENET = "ΔG_H by DimeNet++"
+COMPOSITION = "trees, composition"  # a way of answering: trees that know nothing else
 COMPARED = {**KNOWN, "heads and DimeNet++": (HEADS, DIMENET)}  # to say what DimeNet++ would add
 
 
@@ -162,17 +163,31 @@ def fit_trees(
 
 def answers(table: ActivityTable, cfg: Config) -> dict[str, np.ndarray]:
     """Return ΔG_H (N,) eV by trees that miss the formula of each sheet, by heads and DimeNet++, and by trivial answers."""
-    folds = np.array([int(FOLDS * hash_share(f"fold:{key}")) for key in table.formulas])
     found = {"heads": table.heads, "DimeNet++": table.dimenet, "mean of heads and DimeNet++": (table.heads + table.dimenet) / 2}
     ways = {f"trees, {name}": (known, None) for name, known in COMPARED.items()}
-    for name, (known, number) in {**ways, "trees, composition": ((), len(COMPOSITION_NAMES))}.items():
-        columns, found[name] = table.columns(known, number), np.full(len(folds), np.nan)
-        for fold in np.unique(folds):
-            own = (folds == fold) & np.isfinite(columns).all(1)
-            if own.any():
-                found[name][own] = fit_trees(table, folds != fold, cfg, known, number).predict(columns[own])
+    for name, (known, number) in {**ways, COMPOSITION: ((), len(COMPOSITION_NAMES))}.items():
+        found[name] = left_out(table, cfg, known, number)
+    folds = folds_of(table)
     found["median of the others"] = np.array([np.median(table.delta_g[folds != fold]) for fold in folds])
     return found
+
+
+def folds_of(table: ActivityTable) -> np.ndarray:
+    """Return the fold (N,) of each sheet; sheets of one formula share theirs."""
+    return np.array([int(FOLDS * hash_share(f"fold:{key}")) for key in table.formulas])
+
+
+def left_out(
+    table: ActivityTable, cfg: Config, known: tuple[str, ...], number: int | None = None, of: str = "delta_g"
+) -> np.ndarray:
+    """Return what trees say (N,) that miss the formula of each sheet; NaN where a column is. Arguments: as for ``fit_trees``."""
+    folds, columns = folds_of(table), table.columns(known, number)
+    said = np.full(len(folds), np.nan)
+    for fold in np.unique(folds):
+        own = (folds == fold) & np.isfinite(columns).all(1)
+        if own.any():
+            said[own] = fit_trees(table, folds != fold, cfg, known, number, of).predict(columns[own])
+    return said
 
 
 def measure_chance(
@@ -191,21 +206,19 @@ def measure_chance(
         puts first, by trees that learnt the chance, by ΔG_H and its error from the other trees and from the heads, and by trees on
         the composition alone. None of them has learnt from the formula of a sheet.
     """
-    folds = np.array([int(FOLDS * hash_share(f"fold:{key}")) for key in table.formulas])
-    known, heads = np.isfinite(table.chance) & np.isfinite(table.heads), KNOWN["heads"]
-    ways: dict[str, np.ndarray] = {"judge": table.chance}
-    for name, (columns_of, number) in {"trees": (heads, None), "trees, composition": ((), len(COMPOSITION_NAMES))}.items():
-        columns, ways[name] = table.columns(columns_of, number), np.full(len(folds), np.nan)
-        for fold in np.unique(folds[known]):
-            own = known & (folds == fold)
-            ways[name][own] = fit_trees(table, folds != fold, cfg, columns_of, number, of="chance").predict(columns[own])
-    window = cfg.evaluation.hit_delta_g_ev
-    ways["ΔG_H by trees"] = within(said["trees, heads"], errors["heads"], window)
-    ways["ΔG_H by heads"] = within(said["heads"], float(np.sqrt(np.nanmean(np.square(said["heads"] - table.delta_g)))), window)
-    rows = np.flatnonzero(known)
+    window, of_heads = cfg.evaluation.hit_delta_g_ev, float(np.sqrt(np.nanmean(np.square(said["heads"] - table.delta_g))))
+    ways = {
+        "all": np.zeros(len(table.chance)),
+        "judge": table.chance,
+        "trees": left_out(table, cfg, KNOWN["heads"], of="chance"),
+        COMPOSITION: left_out(table, cfg, (), len(COMPOSITION_NAMES), of="chance"),
+        "ΔG_H by trees": within(said["trees, heads"], errors["heads"], window),
+        "ΔG_H by heads": within(said["heads"], of_heads, window),
+    }
+    rows = np.flatnonzero(np.isfinite(table.chance) & np.isfinite(table.heads))
     truth, formulas = table.chance[rows], table.formulas[rows]
     found: dict[str, Any] = {"n": len(rows), "best": BEST}
-    for name, values in {"all": np.zeros(len(folds)), **ways}.items():
+    for name, values in ways.items():
         own, share = values[rows], 1.0 if name == "all" else BEST
 
         def worth(drawn: np.ndarray, own: np.ndarray = own, share: float = share) -> float:

@@ -16,7 +16,7 @@ from energetics.dft_correction import DftCorrection
 from energetics.dft_points import MAX_DELTA_E_EV
 from energetics.dynamic_stability import DynamicStability, dynamic_stability
 from energetics.exfoliation import Exfoliation, exfoliate
-from energetics.latent_features import latent_features
+from energetics.latent_features import latent_change
 from energetics.relaxation_memory import plain, recall
 from pipeline.files import as_float
 from pipeline.memory import NO_MEMORY, Memory
@@ -119,7 +119,6 @@ class StabilityJudge:
     ) -> None:
         self.potential, self.settings, self.correction, self.second = potential, settings, correction, second
         self.gap, self.memory = gap, memory
-        self._of_sheet: tuple[Atoms | None, Any] = None, None  # the sheet asked about last, and its latent features
 
     def relax(self, atoms: Atoms, bulk: bool) -> Any:
         """Relax a sheet (in-plane cell free) or a bulk crystal (whole cell free); gives a ``relaxation.Relaxation``."""
@@ -195,17 +194,12 @@ class StabilityJudge:
         if max(abs(energy) for energy in energies) > MAX_DELTA_E_EV:
             return found
         described = [with_h], np.array([energies]), np.array([gap])
-        latent = self._latent_change(with_h, sheet, supercell) if self.correction.latent else None
+        latent = None
+        if self.correction.latent:
+            latent = latent_change(with_h, sheet, self.potential, supercell[0] * supercell[1])[None]
         value, error = self.correction.apply(*described[:2], np.zeros(1), described[2], latent)
         complaint = self.correction.complaints(*described)[0]
         return replace(found, corrected=float(value[0]), corrected_std=float(error[0]), complaint=complaint)
-
-    def _latent_change(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> np.ndarray:
-        """Return what H changes in the latent features of the potential, (1, m)."""
-        if self._of_sheet[0] is not sheet:
-            self._of_sheet = sheet, latent_features(sheet, self.potential)
-        repeats = supercell[0] * supercell[1]
-        return (latent_features(with_h, self.potential) - repeats * self._of_sheet[1])[None]
 
     def rest_without_hydrogen(self, with_h: Atoms, sheet: Atoms, supercell: tuple[int, int]) -> float:
         """Return E(rest, relaxed) − E(sheet) of the supercell in eV, the last atom, H, taken off; NaN where it cannot be found.

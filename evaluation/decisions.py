@@ -86,11 +86,11 @@ def hit_probability(row: CandidateResult, settings: EvaluationConfig, active: fl
     """
     if False in (row.valid, row.sheet_relaxed, h_at_rest(row)):
         return 0.0
+    if math.isnan(row.delta_g_ev) or math.isnan(row.e_above_hull_ev):
+        return math.nan
     if active is None:
         window, value, std = settings.hit_delta_g_ev, row.delta_g_ev, row.delta_g_std_ev
         active = probability_below(window, value, std) - probability_below(-window, value, std, inclusive=False)
-    if math.isnan(row.delta_g_ev) or math.isnan(row.e_above_hull_ev):
-        return math.nan
     return active * probability_below(settings.hit_e_hull_ev, row.e_above_hull_ev, getattr(row, "e_above_hull_std_ev", math.nan))
 
 

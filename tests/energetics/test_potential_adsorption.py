@@ -63,10 +63,10 @@ def test_the_complaint_of_the_correction_comes_with_the_value(on_platinum):
 
 
 def test_the_correction_is_asked_with_what_h_changes_in_the_features(on_platinum, monkeypatch):
-    """The sheet is described once, as often as it is in the cell."""
+    """The sheet counts as often as it is in the cell."""
     described = []
     monkeypatch.setattr(
-        "energetics.potential_adsorption.latent_features",
+        "energetics.latent_features.latent_features",
         lambda atoms, potential: described.append(atoms) or np.array([len(atoms), 100.0 * atoms.symbols.count("H")]),
     )
 
