@@ -18,7 +18,7 @@ from crystals.database import check_ase_database
 from crystals.prototypes import name_as_relaxed
 from energetics.adsorption_energy import adsorption_energy
 from energetics.band_gap_model import GapModel
-from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, LATENT_CHANGE_OF, STORED_ENERGIES
+from energetics.dft_rows import AT_MINIMUM_OF, CLEAN, COVERED, GIVEN, LATENT_CHANGE_OF, LATENT_NUMBERS, STORED_ENERGIES
 from energetics.latent_features import has_latent_features, latent_change
 from energetics.site_chemistry import site_chemistry, site_descriptors
 from energetics.sites import tag_last_hydrogen
@@ -106,8 +106,8 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         with_unbound: whether points above UNBOUND_EV or below TORN_EV are read too.
 
     Raises:
-        StageError: the file is missing or no such database, the last atom of a row is no H, or single points and relaxed points
-            are mixed.
+        StageError: the file is missing or no such database, the last atom of a row is no H, stored latent features are none of the
+            potential's, or single points and relaxed points are mixed.
     """
     path = Path(path)
     if not path.is_file():
@@ -142,12 +142,31 @@ def read_truth(path: str | Path, with_unbound: bool = False) -> list[TruthPoint]
         gap = float(row.get(STORED_GAP, np.nan))
         at_minima = {judge: {p: float(row[key]) for p, key in keys.items() if key in row} for judge, keys in AT_MINIMUM_OF.items()}
         drawn_as = str(row.get("drawn_as", ""))
-        latent = {judge: np.asarray(row.data[key], dtype=float) for judge, key in LATENT_CHANGE_OF.items() if key in row.data}
-        found = (float(row.dE_dft), energies, clean.get(name), family, gap, drawn_as, at_minima, latent)
+        found = (float(row.dE_dft), energies, clean.get(name), family, gap, drawn_as, at_minima, _stored_latent(path, row))
         points.append(TruthPoint(name, host, site, atoms, *found))
     if unbound:
         _report_unbound(relative_name(path), ", ".join(unbound))
     return points
+
+
+def _stored_latent(path: Path, row: Any) -> dict[str, np.ndarray]:
+    """Return ``latent_change_of`` of a row of a database.
+
+    Raises:
+        StageError: what is stored is not as many finite numbers as the potential has features.
+    """
+    found = {}
+    for judge, key in LATENT_CHANGE_OF.items():
+        if key not in row.data:
+            continue
+        stored, numbers = np.asarray(row.data[key]), LATENT_NUMBERS[judge]
+        if stored.shape != (numbers,) or stored.dtype.kind not in "fiu" or not np.isfinite(stored).all():
+            raise StageError(
+                f"{relative_name(path)}, row {row.id}: {key} has to be {numbers} finite numbers, the latent features of {judge}; "
+                "without the key in its data they are computed anew"
+            )
+        found[judge] = stored.astype(float)
+    return found
 
 
 @functools.cache

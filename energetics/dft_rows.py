@@ -30,6 +30,7 @@ STORED_ENERGIES = {"sevennet-0": "dE_7net0", "sevennet-l3i5": "dE_7netl3i5"}
 AT_MINIMUM_OF = {"sevennet-l3i5": {"sevennet-l3i5": "dE_7netl3i5_min", "sevennet-0": "dE_7net0_at_7netl3i5"}}
 # Under which key of its data a row keeps what H changes in the latent features of a judge, there too.
 LATENT_CHANGE_OF = {"sevennet-l3i5": "latent_change_7netl3i5"}
+LATENT_NUMBERS = {"sevennet-l3i5": 5 * 128}  # behind each interaction so many scalar features
 
 
 @dataclass(frozen=True)

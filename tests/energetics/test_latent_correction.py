@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase.db import connect
 from test_dft_correction import TRUTH, as_judged, truth_points
 
 from energetics import dft_correction, dft_points
 from energetics.dft_correction import DftCorrection, ErrorScale
+from energetics.dft_rows import LATENT_CHANGE_OF
 from energetics.potentials import load_potential
+from pipeline.errors import StageError
 from pipeline.settings import EvaluationConfig
 
 
@@ -57,3 +60,15 @@ def test_points_without_latent_features_are_fitted_without_them(caplog):
     assert dft_points.judged_latent_change([], judge) is None
     lone = [*known, dataclasses.replace(points[0], clean=None, name="alone")]
     assert dft_points.judged_latent_change(lone, load_potential(judge.name)) is None and "alone" in caplog.text
+
+
+@pytest.mark.parametrize("stored", [np.zeros(12), np.zeros((2, 640)), np.full(640, np.nan), ["0.1"] * 640])
+def test_stored_features_that_are_none_of_the_potential_are_named_with_file_and_row(tmp_path, stored):
+    database, key = tmp_path / "own.db", LATENT_CHANGE_OF["sevennet-l3i5"]
+    with connect(TRUTH) as source, connect(database) as target:
+        for row in source.select(kind="slab_H", limit=2):
+            target.write(row.toatoms(), row.key_value_pairs, data=row.data)
+    assert all(len(point.latent_change_of["sevennet-l3i5"]) == 640 for point in dft_points.read_truth(database))
+    connect(database).update(2, data={key: stored})
+    with pytest.raises(StageError, match=rf"own.db, row 2: {key} has to be 640 finite numbers.*computed anew"):
+        dft_points.read_truth(database)
