@@ -79,6 +79,7 @@ def dft_benchmark(
         "delta_e_potential_ev": energies[:, 0],
         **{key: left_out[by][0] for by, key in LEFT_OUT.items()},
     }
+    besides = [*(["band gap"] if with_gap else []), *([] if latent is None else ["latent features"])]
     rows = _benchmark_rows(points, columns)
     table = read_table(table_path) if table_path is not None and Path(table_path).is_file() else []
     report = {
@@ -86,7 +87,7 @@ def dft_benchmark(
         "sha256": file_sha256(path),
         "protocol": "each host predicted by a correction fitted without it" if her.correction else "no DFT correction",
         "hosts": len({point.host for point in points}),
-        **_scores(rows, table, columns, [potential.name for potential in potentials], with_gap),
+        **_scores(rows, table, columns, [potential.name for potential in potentials], besides),
         "families": len({point.family for point in points}),
         "rows": sorted(rows, key=lambda row: row["delta_e_dft_ev"]),
     }
@@ -122,9 +123,12 @@ def _scores(
     table: list[dict[str, Any]],
     columns: dict[str, np.ndarray],
     potentials: Sequence[str],
-    with_gap: bool,
+    besides: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the agreement of every column of predictions with DFT, those of DimeNet++ at the top."""
+    """Return the agreement of every column of predictions with DFT, those of DimeNet++ at the top.
+
+    besides: what the correction of the potentials knows besides their energies.
+    """
     reference = [row["delta_e_dft_ev"] for row in rows]
 
     def agreement(key: str) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def _scores(
         "uncorrected": agreement("delta_e_uncorrected_ev"),
         "potential": {"name": potentials[0] if potentials else "none", **agreement("delta_e_potential_ev")},
         "potential_corrected": {
-            "name": " + ".join([*potentials, *(["band gap"] if with_gap else [])]),
+            "name": " + ".join([*potentials, *besides]),
             **agreement(LEFT_OUT["host"]),
             "family_left_out": agreement(LEFT_OUT["family"]),
             "chemistry_left_out": agreement(LEFT_OUT["chemistry"]),
