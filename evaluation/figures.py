@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -319,6 +320,9 @@ def funnel_counts(evaluation: Evaluation, settings: EvaluationConfig) -> dict[st
     return counts
 
 
+LEGEND_WIDTH = 66  # characters
+
+
 def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Draw predicted against DFT ΔE_H: DimeNet++, the potential as it is and corrected, and the blind points.
 
@@ -343,6 +347,7 @@ def truth_parity(truth: Mapping[str, Any], path: str | os.PathLike) -> None:
             everything.append(values)
             mae, rank_correlation = as_float(score["mae_ev"]), as_float(score["spearman"])
             text = f"{name}: MAE {mae:.2f} eV, Spearman {rank_correlation:.2f}, n = {score['n']}"
+            text = textwrap.fill(text, LEGEND_WIDTH)
             axis.plot(dft, values, marker, color=color, mfc="none" if marker == "D" else color, ms=3.5, label=text)
             if marker == "o":
                 errors = np.nan_to_num([as_float(r["std_ev"]) for r in rows])
