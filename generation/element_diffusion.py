@@ -1,6 +1,6 @@
 """Diffusion of the elements: an arrangement of atoms, and which elements go on it, with classifier-free guidance.
 
-An arrangement is drawn first, by how many crystals have it. Under guidance its weight is
+An arrangement is drawn first, by how many crystals of allowed elements have it. Under guidance its weight is
 
     p(arrangement) [p(arrangement | properties) / p(arrangement)]^w
 
@@ -29,19 +29,24 @@ MEAN_CRYSTALS = 2.0  # that every arrangement has beside its own, so that a few 
 
 
 def arrangement_weights(
-    arrangements: MeanArrangements, conditions: torch.Tensor, widths: torch.Tensor, cfg_scale: float
+    arrangements: MeanArrangements,
+    conditions: torch.Tensor,
+    widths: torch.Tensor,
+    cfg_scale: float,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the weight (P,) with which each arrangement is drawn, in float64; that of all is not one.
 
     A crystal is as asked for by a Gaussian of its properties around the conditions; by a property of it that is not known as much
     as the mean crystal is. The mean over the crystals of an arrangement, ``MEAN_CRYSTALS`` mean ones more, is
-    p(properties | arrangement), and Bayes' rule does the rest.
+    p(properties | arrangement), and Bayes' rule does the rest. That its elements are allowed is a property as well, which has no w.
 
     Args:
         arrangements: P of them.
         conditions: (n,) properties that the sheets shall have, NaN where it is all the same.
         widths: (n,) standard deviations of the Gaussians.
         cfg_scale: w; 0 draws arrangements by the number of their crystals, 1 by the conditional distribution itself.
+        allowed: (119,) bool, the elements that sheets may have; None: all.
     """
     told = ~conditions.isnan() & arrangements.known.any(0)
     known = arrangements.known[:, told]
@@ -49,10 +54,17 @@ def arrangement_weights(
     log_mean = torch.logsumexp(log_near.masked_fill(~known, -torch.inf), 0) - torch.log(known.sum(0))
     log_near = torch.where(known, log_near, log_mean).sum(1)
     near = torch.exp(log_near - log_near.max())  # its scale does not matter, and what is far from all crystals is no zero
-    prior, count = near.mean(), arrangements.crystals.double()
-    total = torch.zeros_like(count).index_add(0, arrangements.owner, near)
-    likelihood = (total + MEAN_CRYSTALS * prior) / (count + MEAN_CRYSTALS)
-    return count * (likelihood / prior) ** cfg_scale
+    weight = arrangements.crystals * _over_mean(arrangements, near) ** cfg_scale
+    if allowed is None or not (possible := arrangements.made_of(allowed)).any():
+        return weight
+    return weight * _over_mean(arrangements, possible.double())
+
+
+def _over_mean(arrangements: MeanArrangements, of_crystals: torch.Tensor) -> torch.Tensor:
+    """Return the mean (P,) of a value of the crystals (C,) over those of each arrangement, divided by that over all crystals."""
+    mean, count = of_crystals.mean(), arrangements.crystals.double()
+    total = torch.zeros_like(count).index_add(0, arrangements.owner, of_crystals)
+    return (total + MEAN_CRYSTALS * mean) / (count + MEAN_CRYSTALS) / mean
 
 
 def arrangement_gain(table: ElementTable, arrangements: MeanArrangements, widths: torch.Tensor) -> float:

@@ -78,14 +78,17 @@ class HiddenElements:
 
 def arrangements_of(table: ElementTable) -> MeanArrangements:
     """Return the mean of the crystals of every arrangement that ``LEAST_CRYSTALS`` or more training crystals have."""
-    pairs, members, kinds, properties = table.pairs, [], [], []
+    pairs, members, kinds, elements, properties = table.pairs, [], [], [], []
+    mask = torch.arange(table.kinds.shape[1])[None] < pairs.sizes[:, None]
+    of_kinds = elements_of_kinds(pairs.atomic_numbers, table.kinds, mask)
     counts = pairs.first[1:] - pairs.first[:-1]
     for number in torch.nonzero(counts >= LEAST_CRYSTALS).flatten().tolist():
         rows = pairs.members[pairs.first[number] : pairs.first[number + 1]]
         members.append(at_bond_length(pairs.state(rows), pairs.radii))
         kinds.append(table.kinds[rows[0], : pairs.sizes[rows[0]]])
+        elements.append(of_kinds[rows])
         properties.append(table.conditions[rows])
-    return mean_arrangements(members, kinds, properties)
+    return mean_arrangements(members, kinds, elements, properties)
 
 
 def validation_rows(pairs: PairTable) -> torch.Tensor:

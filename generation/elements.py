@@ -135,7 +135,7 @@ def element_recipes(
     generator = seeded_generator("elements", seed)
     conditions = conditions_of(settings, told)
     of_arrangements = 0.0 if chooses else settings.cfg_scale
-    weights = arrangement_weights(arrangements, conditions, torch.tensor(WIDTHS), of_arrangements)
+    weights = arrangement_weights(arrangements, conditions, torch.tensor(WIDTHS), of_arrangements, allowed)
     chosen = rows[torch.multinomial(weights[rows], draws, replacement=True, generator=generator)]
     by_arrangement = torch.argsort(chosen, stable=True)  # those of one arrangement together: they are alike at first
     parts = dict(enumerate(chosen[by_arrangement].split(BATCH)))

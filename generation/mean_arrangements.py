@@ -37,6 +37,8 @@ class MeanArrangements:
         crystals: (P,) how many crystals have it.
         layer_group: (P,) its number.
         owner: (C,) the arrangement of each of these crystals.
+        elements: (C, K) atomic numbers of the kinds of atoms of each of these crystals, 0 beyond them; those of an arrangement are
+            sorted, so that they do not tell which of them has which properties.
         properties: (C, n) what each is, in the order of ``generation.elements.CONDITIONS``, rounded to ``DIGITS``, 0 where that
             is not known.
         known: (C, n) bool.
@@ -50,6 +52,7 @@ class MeanArrangements:
     crystals: torch.Tensor
     layer_group: torch.Tensor
     owner: torch.Tensor
+    elements: torch.Tensor
     properties: torch.Tensor
     known: torch.Tensor
 
@@ -66,6 +69,10 @@ class MeanArrangements:
     def rows_of_at_most(self, most_atoms: int) -> torch.Tensor:
         """Return the numbers of the arrangements with so few atoms; layer group 1, no symmetry, is none of them."""
         return torch.nonzero((self.sizes <= most_atoms) & (self.layer_group > 1)).flatten()
+
+    def made_of(self, allowed: torch.Tensor) -> torch.Tensor:
+        """Return which rows of ``elements`` are made of allowed elements (119,) alone, (C,) bool."""
+        return (allowed[self.elements.long()] | (self.elements == UNKNOWN)).all(1)
 
     def name(self, row: int) -> str:
         """Return a name for people, such as "A2B, layer group 78, arrangement 12"."""
@@ -84,13 +91,17 @@ class MeanArrangements:
 
 
 def mean_arrangements(
-    members: Sequence[SheetState], kinds: Sequence[torch.Tensor], properties: Sequence[torch.Tensor]
+    members: Sequence[SheetState],
+    kinds: Sequence[torch.Tensor],
+    elements: Sequence[torch.Tensor],
+    properties: Sequence[torch.Tensor],
 ) -> MeanArrangements:
     """Return the mean of each of some groups of sheets.
 
     Args:
         members: for each group, its sheets in the same order and basis, at the bond length ``BOND_ANGSTROM``.
         kinds: for each group, (N,) number of the kind of each atom.
+        elements: for each group, (sheets, K) atomic number of each kind, the K of all groups the same, 0 beyond their kinds.
         properties: for each group, (sheets, n) what its sheets are, NaN where that is not known.
     """
     width = max(len(own) for own in kinds)
@@ -98,6 +109,7 @@ def mean_arrangements(
     every = torch.cat(list(properties))
     of_crystals = {
         "owner": torch.repeat_interleave(torch.arange(len(members)), torch.tensor([len(own) for own in properties])).int(),
+        "elements": torch.tensor([row for own in elements for row in sorted(own.tolist())], dtype=torch.uint8),
         "properties": torch.nan_to_num(every).round(decimals=DIGITS).half(),
         "known": every.isfinite(),
     }

@@ -185,8 +185,11 @@ PROPERTIES = [[[0.0, 0.1], [0.4, math.nan], [-0.2, 0.3]], [[1.5, 0.0], [0.9, 0.8
 WIDTHS = torch.tensor([0.3, 0.2])
 
 
+MADE_OF = [[42, 16], [42, 34], [5, 0], [42, 16], [42, 52], [80, 16], [80, 0], [5, 0], [80, 52]]  # of the crystals of the three
+
+
 def three_arrangements(properties=PROPERTIES) -> MeanArrangements:
-    """Arrangements of which only the properties of their crystals matter."""
+    """Arrangements of which only properties and elements of their crystals matter."""
     every = torch.tensor([row for rows in properties for row in rows])
     counts = torch.tensor([len(rows) for rows in properties])
     nothing = torch.zeros(len(counts), 1)
@@ -194,7 +197,7 @@ def three_arrangements(properties=PROPERTIES) -> MeanArrangements:
         kinds=nothing.long(), frac_coords=torch.zeros(len(counts), 1, 2), heights=nothing, cell=torch.zeros(len(counts), 2, 2),
         sizes=torch.ones(len(counts)).long(), crystals=counts, layer_group=torch.full((len(counts),), 78),
         owner=torch.repeat_interleave(torch.arange(len(counts)), counts).int(),
-        properties=torch.nan_to_num(every).half(), known=every.isfinite(),
+        elements=torch.tensor(MADE_OF, dtype=torch.uint8), properties=torch.nan_to_num(every).half(), known=every.isfinite(),
     )  # fmt: skip
 
 
@@ -232,6 +235,22 @@ def test_arrangements_are_weighed_by_what_is_asked_for_alone():
     unknown = three_arrangements([[[row[0], math.nan] for row in rows] for rows in PROPERTIES])
     asked = arrangement_weights(unknown, torch.tensor([0.0, 0.3]), WIDTHS, 2.0)
     assert asked.tolist() == pytest.approx(one.tolist()), "what no crystal tells cannot be asked for"
+
+
+@pytest.mark.parametrize("w", [0.0, 2.0])
+def test_arrangements_are_drawn_as_often_as_crystals_of_allowed_elements_have_them(w):
+    """Of three, two and four crystals 3, 1 and 1 are made of what is allowed: five in nine. Two mean crystals stand beside each."""
+    arrangements, asked = three_arrangements(), torch.tensor([0.0, 0.2])
+    everything = arrangement_weights(arrangements, asked, WIDTHS, w)
+    found = arrangement_weights(arrangements, asked, WIDTHS, w, chosen(42, 16, 34, 5))
+    mean = 5 / 9
+    by_hand = [(own + MEAN_CRYSTALS * mean) / (total + MEAN_CRYSTALS) / mean for own, total in [(3, 3), (1, 2), (1, 4)]]
+    assert (found / everything).tolist() == pytest.approx(by_hand)
+    assert arrangement_weights(arrangements, asked, WIDTHS, w, chosen(42, 16, 34, 5, 52, 80)).tolist() == pytest.approx(
+        everything.tolist()
+    )
+    none = arrangement_weights(arrangements, asked, WIDTHS, w, chosen(74, 8))
+    assert torch.equal(none, everything), "where no crystal is made of them, all arrangements are as likely as ever"
 
 
 def test_stronger_guidance_takes_more_of_the_arrangement_that_is_as_asked_for():

@@ -43,7 +43,8 @@ def means() -> MeanArrangements:
     sheets = [mx2(42, 16), flat_ab(5, 7, BN)]
     members = [at_bond_length(noisy_copies(sheet), RADII) for sheet in sheets]
     properties = [torch.zeros(COPIES, 2), torch.full((COPIES, 2), math.nan)]
-    return mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])], properties)
+    elements = [torch.tensor([[42, 16]]).repeat(COPIES, 1), torch.tensor([[5, 7]]).repeat(COPIES, 1)]
+    return mean_arrangements(members, [torch.tensor([0, 1, 1]), torch.tensor([0, 1])], elements, properties)
 
 
 def distances(state: SheetState) -> torch.Tensor:
@@ -87,7 +88,8 @@ def test_bonds_are_of_one_length_in_units_of_the_covalent_radii(means):
 
 def test_atoms_half_a_cell_apart_are_not_averaged_to_the_middle():
     sheet = Sheet(np.array([5, 7]), np.array([[0.0, 0.0], [0.5, 0.5]]), np.zeros(2), 2.6 * np.eye(2))
-    found = mean_arrangements([noisy_copies(sheet, 2, 0.03)], [torch.tensor([0, 1])], [torch.zeros(COPIES, 1)])
+    elements = [torch.tensor([[5, 7]]).repeat(COPIES, 1)]
+    found = mean_arrangements([noisy_copies(sheet, 2, 0.03)], [torch.tensor([0, 1])], elements, [torch.zeros(COPIES, 1)])
     delta = (found.frac_coords[0, 1] - found.frac_coords[0, 0]).abs() % 1.0
     assert torch.allclose(delta, torch.full((2,), 0.5), atol=0.02)
 
@@ -139,3 +141,7 @@ def test_an_arrangement_of_few_crystals_is_left_out():
     table = table_of(sheets, [0, 0, 0, 1, 1, 1], [True] * 5 + [False], torch.zeros(6, 1))
     found = arrangements_of(table)
     assert found.crystals.tolist() == [3] and found.kinds.tolist() == [[0, 1, 1]]
+    assert found.elements.tolist() == [[42, 16], [42, 34], [74, 16]], "of each crystal, by its kinds, sorted"
+    allowed = torch.zeros(119, dtype=torch.bool)
+    allowed[[42, 16, 5, 7]] = True
+    assert found.made_of(allowed).tolist() == [True, False, False]
