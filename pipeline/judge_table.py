@@ -71,6 +71,22 @@ def defects(truth: Mapping[str, Any]) -> str:
     return table(("sheet", "H at", "DFT (eV)", "corrected potential", "potential", "DimeNet++"), body)
 
 
+def runs_compared(content: Mapping[str, Any]) -> str:
+    """Return what ``scripts.compare_runs`` found: a row for each pair of runs and table of theirs."""
+    names = {"metrics.csv": "generated", "controls/known/metrics.csv": "known sheets"}
+    names |= {"controls/unguided/metrics.csv": "unguided", "controls/random_decoration/metrics.csv": "random elements"}
+    body = []
+    for about, found in content.items():
+        for path, name in names.items():
+            if (own := found["tables"].get(path)) is None:
+                continue
+            same = f"{own['same_files']} of {own['in_both']}" if "same_files" in own else MISSING
+            differ = f"{len(own['verdicts_that_differ'])} of {own['verdicts']:,}"
+            hits = " and ".join(f"{value:.2f}" for value in own["hits_to_expect"])
+            body.append([about, name, str(own["in_both"]), same, differ, str(len(own["delta_g_that_differs"])), hits])
+    return table(["the other run", "sheets", "in both", "same file", "verdicts that differ", "other ΔG_H", "hits to expect"], body)
+
+
 def _within(measured: Mapping[str, Any], sigmas: int) -> str:
     """Return the share of DFT values within so many standard errors, with its interval where the report has one."""
     found = measured.get("coverage")

@@ -421,6 +421,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "potentials": lambda: potential_table.potentials(load("results/benchmark/potentials.json")),
     "potentials paired": lambda: potential_table.paired(load("results/benchmark/potentials.json")),
     "phases": lambda: potential_table.phases(load("results/benchmark/potentials.json")),
+    "processors": lambda: judge_table.runs_compared(load("results/benchmark/processors.json")),
     "published": lambda: potential_table.published(load("results/benchmark/potentials.json")),
     "origins": lambda: judge_table.origins(load("results/report.json")["truth"]),
     "defects": lambda: judge_table.defects(load("results/report.json")["truth"]),

@@ -237,3 +237,12 @@ def test_the_table_of_defects_has_defects_only():
     rows = [{"name": f"sheet {k}", "site": "topS", "origin": "defects and edges", **values} for k in range(2)]
     lines = judge_table.defects({"rows": [*rows, {**rows[0], "origin": "unguided generator"}]}).splitlines()[2:]
     assert lines == [f"| sheet {k} | topS | -0.30 | +0.10 | -0.55 | – |" for k in range(2)]
+
+
+def test_runs_are_compared_in_a_row_for_each_table():
+    own = {"in_both": 3, "verdicts": 33, "verdicts_that_differ": [{}], "delta_g_that_differs": [], "hits_to_expect": [1.6, 1.0]}
+    content = {"other": {"tables": {"controls/known/metrics.csv": own, "metrics.csv": own | {"same_files": 2}}}}
+    assert judge_table.runs_compared(content).splitlines()[2:] == [
+        "| other | generated | 3 | 2 of 3 | 1 of 33 | 0 | 1.60 and 1.00 |",
+        f"| other | known sheets | 3 | {document_numbers.MISSING} | 1 of 33 | 0 | 1.60 and 1.00 |",
+    ]
