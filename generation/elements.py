@@ -103,8 +103,8 @@ def element_recipes(
     """Draw arrangements by their weight in the training set, and elements on them; return the different ones, as drawn.
 
     Where heads and judges choose among the draws (``generation.guidance_scale`` above 0), arrangements are drawn by the number of
-    their crystals: there are several times as many new compositions to choose from then, and the best of these are better. ``LAST``
-    draws each differ in one kind of atoms then, which takes half the time and gives as many compositions.
+    their crystals of allowed elements alone: there are several times as many new compositions to choose from then, and the best of
+    these are better. ``LAST`` draws each differ in one kind of atoms then: half the time for as many compositions.
 
     Args:
         model: the trained model.

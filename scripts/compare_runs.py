@@ -3,9 +3,9 @@
     make run
     python -m scripts.compare_runs results results/run
 
-Every metrics.csv that both folders hold at the same place is compared, a candidate with that of the same id: verdicts, the ΔG_H
-that counts, E_hull, and whether the CIFs of ``generated_cifs`` are the same file, byte for byte. Ends with 1 where a verdict
-differs. ``--output FILE`` keeps what was found, with what ``--about`` says of the runs.
+Every metrics.csv that both folders hold at the same place is compared, a candidate with that of the same id and formula: verdicts,
+the ΔG_H that counts, E_hull, and whether the CIFs of ``generated_cifs`` are the same file, byte for byte. Ends with 1 where a
+verdict differs or a candidate has no counterpart. ``--output FILE`` keeps what was found, with what ``--about`` says of the runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAME_EV = 0.01  # by which a ΔG_H may differ without being listed
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a metrics.csv by the id of its candidates, every cell as it is written.
+    """Return a metrics.csv by id and formula of its candidates, every cell but the numbers compared as it is written.
 
     Raises:
         StageError: it is no such table.
@@ -42,8 +42,10 @@ def read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index(["id", "formula"])
         numbers = table[["delta_g_ev", "e_above_hull_ev", "p_hit"]].apply(pd.to_numeric)
+        if not table.index.is_unique:
+            raise ValueError(f"{table.index[table.index.duplicated()][0][0]} is there twice")
     except (KeyError, ValueError, OSError, pd.errors.ParserError) as error:
         raise StageError(f"{relative_name(path)} is no metrics.csv of this version: {error}") from error
     return table.assign(**numbers)
@@ -55,7 +57,7 @@ def compare_tables(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     one, other = first.loc[both], second.loc[both]
     columns = [name for name in VERDICTS if name in one and name in other]
     differ = [
-        {"id": row, "formula": one.at[row, "formula"], "verdict": name, "first": one.at[row, name], "second": other.at[row, name]}
+        {"id": row[0], "formula": row[1], "verdict": name, "first": one.at[row, name], "second": other.at[row, name]}
         for row in both
         for name in columns
         if one.at[row, name] != other.at[row, name]
@@ -69,7 +71,7 @@ def compare_tables(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
         "verdicts": len(both) * len(columns),
         "verdicts_that_differ": differ,
         "delta_g_that_differs": [
-            {"id": row, "formula": one.at[row, "formula"]}
+            {"id": row[0], "formula": row[1]}
             | {name: _number(table.at[row, "delta_g_ev"]) for name, table in (("first_ev", one), ("second_ev", other))}
             for row in moved
         ],
@@ -94,6 +96,21 @@ def compare_runs(first: Path, second: Path) -> dict[str, dict[str, Any]]:
         same, _, _ = filecmp.cmpfiles(first / "generated_cifs", second / "generated_cifs", cifs, shallow=False)
         found["metrics.csv"]["same_files"] = len(same)
     return found
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """Return the comparisons that a file holds already.
+
+    Raises:
+        StageError: it is no such file.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(f"{relative_name(path)} is no JSON: {error}; name another --output") from error
+    if not isinstance(kept, dict):
+        raise StageError(f"{relative_name(path)} holds no comparisons: name another --output")
+    return kept
 
 
 def _number(value: Any) -> float | None:
@@ -121,8 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         found = compare_runs(chosen.first, chosen.second)
-        kept = json.loads(chosen.output.read_text(encoding="utf-8")) if chosen.output and chosen.output.is_file() else {}
-    except (StageError, json.JSONDecodeError) as error:
+        if chosen.output:
+            kept = read_kept(chosen.output) if chosen.output.exists() else {}
+            about = {"machine": machine(), "commit": git_commit(), "tables": found}
+            write_json(chosen.output, kept | {chosen.about or "two runs": about})
+    except (StageError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     for name, table in found.items():
@@ -131,10 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {row['id']} {row['formula']}: {row['verdict']} {row['first'] or 'none'} and {row['second'] or 'none'}")
         for row in table["delta_g_that_differs"]:
             print(f"  {row['id']} {row['formula']}: ΔG_H {row['first_ev']} and {row['second_ev']} eV")
-    if chosen.output:
-        about = {"machine": machine(), "commit": git_commit(), "tables": found}
-        write_json(chosen.output, kept | {chosen.about or "two runs": about})
-    return int(any(table["verdicts_that_differ"] for table in found.values()))
+    return int(any(table["verdicts_that_differ"] or table["in_both"] < max(table["candidates"]) for table in found.values()))
 
 
 if __name__ == "__main__":

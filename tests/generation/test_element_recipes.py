@@ -213,7 +213,9 @@ def test_guidance_draws_arrangements_whose_crystals_are_near_the_hull(shipped):
     of_elements = torch.zeros(len(arrangements)).index_add(0, arrangements.owner, without_h)
     everywhere = float((share * of_elements)[rows].sum() / of_elements[rows].sum())
     unguided = mean_share(0.0)
-    assert unguided == pytest.approx(everywhere, abs=0.06) and mean_share(1.5) > 1.5 * unguided
+    assert unguided == pytest.approx(everywhere, abs=0.06)
+    guided = mean_share(1.5)
+    assert guided > 1.5 * unguided and guided > 1.4 * everywhere
     chosen = dataclasses.replace(UNGUIDED, num_structures=8, element_draws=60, guidance_scale=1.0, cfg_scale=1.5)
     by_number = [float(share[int(r.family.rsplit(" ", 1)[1])]) for r in element_recipes(shipped, chosen, trained_on(shipped), 0)]
     assert np.mean(by_number) == pytest.approx(everywhere, abs=0.09), "where there is a choice, by the number of their crystals"

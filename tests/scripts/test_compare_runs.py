@@ -50,6 +50,14 @@ def test_what_differs_is_named(runs, tmp_path, capsys):
     assert found["controls/known/metrics.csv"]["verdicts_that_differ"] == []
 
 
+def test_another_candidate_of_the_same_name_has_no_counterpart(runs, capsys):
+    other = candidate("a")
+    other.formula = "WS2"
+    write_table([other, candidate("b")], runs[1] / "metrics.csv")
+    assert compare_runs.main([*map(str, runs)]) == 1
+    assert "metrics.csv: 1 candidates in both (of 4 and 2)" in capsys.readouterr().out
+
+
 def test_equal_runs_end_with_0_and_the_file_keeps_other_comparisons(runs, tmp_path):
     output = tmp_path / "found.json"
     output.write_text('{"before": 1}')
@@ -61,5 +69,23 @@ def test_what_is_no_run_is_named(runs, tmp_path, capsys):
     assert compare_runs.main([str(runs[0]), str(tmp_path / "nowhere")]) == 2
     assert "hold no metrics.csv at the same place" in capsys.readouterr().err
     (runs[1] / "metrics.csv").write_text("id,formula\na,MoS2\n")
+    assert compare_runs.main([*map(str, runs)]) == 2
+    assert "second/metrics.csv is no metrics.csv of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "said"), [("{", "is no JSON"), ("[1]", "holds no comparisons"), (b"\xff", "is no JSON")])
+def test_a_file_that_is_no_comparison_stays_as_it_is(runs, tmp_path, capsys, content, said):
+    output = tmp_path / "found.json"
+    output.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = output.read_bytes()
+    assert compare_runs.main([str(runs[0]), str(runs[0]), "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and output.read_bytes() == before
+
+
+def test_two_rows_of_one_candidate_and_a_folder_as_output_are_named(runs, tmp_path, capsys):
+    assert compare_runs.main([str(runs[0]), str(runs[0]), "--output", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    write_table([candidate("a"), candidate("a")], runs[1] / "metrics.csv")
     assert compare_runs.main([*map(str, runs)]) == 2
     assert "second/metrics.csv is no metrics.csv of this version" in capsys.readouterr().err
