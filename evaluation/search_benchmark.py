@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from evaluation import judges
+from evaluation.candidate import CandidateResult
+from evaluation.decisions import all_of, without_dft
 from evaluation.judge_pool import JudgePool
-from evaluation.statistics import mean_ratio
-from pipeline.settings import Config
+from evaluation.statistics import mean_metric, mean_ratio
+from evaluation.water_verdict import DISSOLVES
+from pipeline.settings import Config, EvaluationConfig
 
 FAMILIES = {"recipe_source": "all"}
 # Of a composition screening knows one crystal, whatever the recipe.
 SCREENED = {**FAMILIES, "start": "screening", "max_per_composition": 1}
 ELEMENTS = {"recipe_source": "elements"}
+NO_QUOTA = {"prefilter": True, "max_soluble_share": 1.0}  # as many halides as the others may draw
 # Name -> (η, w, further settings of stage 4); None stands for the η and w of the configuration.
 SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
     "no guidance": (0.0, 0.0, FAMILIES),
@@ -30,12 +36,20 @@ SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
     "elements, gradient alone": (None, 0.0, {"prefilter": False, **ELEMENTS}),
     "elements, guidance": (None, None, {"prefilter": False, **ELEMENTS}),
     "elements, prefilter": (None, None, {"prefilter": True, **ELEMENTS}),
+    "screening, prefilter, any halides": (None, None, {**NO_QUOTA, **SCREENED}),
+    "elements, prefilter, any halides": (None, None, {**NO_QUOTA, **ELEMENTS}),
 }
-REFERENCES = ("elements, no guidance", "screening, prefilter")  # whose hits to expect those of the others are divided by
+# Whose hits to expect those of the others are divided by.
+REFERENCES = ("elements, no guidance", "screening, prefilter", "screening, prefilter, any halides")
+# Probabilities of each candidate -> what they are of.
+PROBABILITIES = {
+    "p_hits": "mean p_hit by the judges alone, whatever DFT has computed; no value counts as no hit",
+    "new_p_hits": "the same, where a sheet counts that is new, that P_synth calls synthesizable and that water does not dissolve",
+}
 
 # Runs stage 4: (folder, η, w, verdicts on recipes of runs that start alike, further settings) -> its manifest.
 Make = Callable[[Path, float, float, dict, Mapping[str, Any]], dict[str, Any]]
-# Judges a set: (pool, folder, counts of stage 4) -> its row, with "p_hits" of its candidates.
+# Judges a set: (pool, folder, counts of stage 4) -> its row, with ``probabilities`` of its candidates.
 Judge = Callable[[Any, Path, dict[str, int]], dict[str, Any]]
 
 
@@ -43,8 +57,7 @@ def search_scores(cfg: Config, folder: Path, make: Make, judge: Judge) -> list[d
     """Generate and judge by each of ``benchmark.searches``, all where none is named.
 
     Returns:
-        A row for each, with every aggregate and its interval, and ``ratios``: how many times as many hits are to be expected as
-        from each of ``REFERENCES`` that was asked for.
+        A row for each, with every aggregate and its interval; see ``with_ratios``.
     """
     chosen, asked = cfg.generation, cfg.benchmark.searches or list(SEARCHES)
     plan = {
@@ -65,19 +78,37 @@ def search_scores(cfg: Config, folder: Path, make: Make, judge: Judge) -> list[d
     return with_ratios(rows, cfg.evaluation.bootstrap, cfg.run.seed)
 
 
+def probabilities(rows: Sequence[CandidateResult], settings: EvaluationConfig) -> dict[str, list[float]]:
+    """Return ``PROBABILITIES`` of judged candidates.
+
+    DFT has computed sheets that a search finds again and again; what it says of them would count as often as it was asked.
+    """
+    alone = [without_dft(row, settings) for row in rows]
+    chances = [0.0 if math.isnan(row.p_hit) else row.p_hit for row in alone]
+    wanted = [all_of(row.unique, row.novel, row.synthesizable, row.water != DISSOLVES) is True for row in alone]
+    return {"p_hits": chances, "new_p_hits": [chance if own else 0.0 for chance, own in zip(chances, wanted, strict=True)]}
+
+
 def with_ratios(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Return rows with their ``ratios`` to those of ``REFERENCES``, with 95 % bootstrap intervals, in the place of ``p_hits``."""
-    of_name = {row["name"]: row["p_hits"] for row in rows}
+    """Return rows with means of ``PROBABILITIES``, and ratios of these, in the place of the values of all candidates.
+
+    ``expected``: for each of ``PROBABILITIES`` its mean, with a 95 % bootstrap interval, and ``ratios``: how many times as much
+    as each of ``REFERENCES`` that is another row.
+    """
+    of_name = {row["name"]: row for row in rows}
     result = []
     for row in rows:
-        ratios = {}
-        for other in REFERENCES:
-            if other in of_name and other != row["name"]:
+        expected = {}
+        for key, doc in PROBABILITIES.items():
+            rng = np.random.default_rng([seed, 42])
+            mean = mean_metric(key, row[key], unit="share", better=1, doc=doc, resamples=resamples, rng=rng)
+            ratios = {}
+            for other in (name for name in REFERENCES if name in of_name and name != row["name"]):
                 rng = np.random.default_rng([seed, 43])
-                ratios[other] = dict(
-                    zip(("value", "low", "high"), mean_ratio(row["p_hits"], of_name[other], resamples, rng), strict=True)
-                )
-        result.append({key: value for key, value in row.items() if key != "p_hits"} | {"ratios": ratios})
+                ratio = mean_ratio(row[key], of_name[other][key], resamples, rng)
+                ratios[other] = dict(zip(("value", "low", "high"), ratio, strict=True))
+            expected[key] = dataclasses.asdict(mean) | {"ratios": ratios}
+        result.append({key: value for key, value in row.items() if key not in PROBABILITIES} | {"expected": expected})
     return result
 
 

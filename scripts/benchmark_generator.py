@@ -26,7 +26,6 @@ guidance.png beside the other figures. A run that is stopped goes on where it wa
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -129,7 +128,7 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
         return generate(cfg, cifs, eta, w, cfg.benchmark.search_structures, verdicts, **changes)
 
     def judge(pool: Any, cifs: Path, counts: dict[str, int]) -> dict[str, Any]:
-        return judge_set(cfg, pool, cifs, counts, folder / "cache", with_p_hits=True)
+        return judge_set(cfg, pool, cifs, counts, folder / "cache", chances=True)
 
     return search_benchmark.search_scores(cfg, folder, make, judge)
 
@@ -179,12 +178,13 @@ def _pool(cfg: Config) -> Any:
     return JudgePool(partial(judges.load_judges, judged), judges.judge_identity(judged), cfg.evaluation.workers, cfg.run)
 
 
-def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path, with_p_hits: bool = False) -> dict[str, Any]:
+def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache: Path, chances: bool = False) -> dict[str, Any]:
     """Judge a generated set; return every aggregate with its interval, the share of valid samples, and the layer groups.
 
-    with_p_hits: also ``p_hits``, p_hit of each candidate, 0 where it has none.
+    chances: whether it has ``search_benchmark.probabilities`` of each candidate.
     """
     from evaluation import evaluate
+    from evaluation.search_benchmark import probabilities
 
     evaluation = evaluate.evaluate(cifs, pool, cfg.evaluation, cifs / "judged", cifs.name, seed=cfg.run.seed, cache_dir=cache)
     aggregates = {name: dataclasses.asdict(metric) for name, metric in evaluation.aggregates.items()}
@@ -196,8 +196,8 @@ def judge_set(cfg: Config, pool: Any, cifs: Path, counts: dict[str, int], cache:
         resamples=cfg.evaluation.bootstrap,
         rng=np.random.default_rng(cfg.run.seed),
     )
-    p_hits = {"p_hits": [0.0 if math.isnan(row.p_hit) else row.p_hit for row in evaluation.rows]} if with_p_hits else {}
-    return p_hits | {
+    further = probabilities(evaluation.rows, cfg.evaluation) if chances else {}
+    return further | {
         "sampled": counts["sampled"],
         "sampled_clash": counts["clash"],
         "sampled_disconnected": counts["disconnected"],
@@ -400,7 +400,7 @@ def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
     rows = search_scores(cfg, folder)
     _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
     for row in rows:
-        expected, near = row["aggregates"]["expected_hit_rate"], row["aggregates"]["rate_metastable"]
+        expected, near = row["expected"]["p_hits"], row["aggregates"]["rate_metastable"]
         print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
 
 
