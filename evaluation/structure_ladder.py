@@ -80,6 +80,50 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
         cfg: settings; ``benchmark``, ``dataset``, ``denoiser`` and ``generation`` are read.
         folder: where samples and distances are kept, for a run that is stopped.
     """
+    seed = cfg.run.seed
+    laid = lay_out(cfg, folder)
+    rows, network = laid.rows, laid.network
+    truths = polymorphs(cfg.dataset.processed_dir)
+    methods: dict[str, Any] = {}
+    best: dict[str, dict[int, np.ndarray]] = {}
+    for method in laid.methods:
+        found = _distances(cfg, method, rows, truths, folder)
+        best[method.name] = {k: np.array(row["distances"], dtype=float) for k, row in found.items()}
+        methods[method.name] = _rates(cfg, method, rows, found)
+    compared = [_row(row, {name: x[k] for name, x in best.items() if k in x}) for k, row in enumerate(rows)]
+    return {
+        "n": len(rows),
+        "left_out": laid.left_out,
+        "matcher": CSP_MATCHER,
+        "bounds": {"tight": TIGHT_MATCH, "strict": CLOSE_MATCH},
+        "ceiling@1": float(np.mean([1 / len(truths[row.composition]) for row in rows])),
+        "methods": methods,
+        "paired": {f"{a} against {b}": paired_rows(best[a], best[b], cfg.benchmark) for a, b in PAIRS},
+        "denoising": denoising_errors(network, [row.sheet for row in rows], seed),
+        "seconds_per_sheet": seconds_per_sheet(laid.crystals, network, cfg.benchmark.csp_samples),
+        "threads": torch.get_num_threads(),
+        "subsets": subsets(compared, read_split(Path(cfg.dataset.processed_dir) / "test.pt"), cfg),
+        "rows": compared,
+    }
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What is compared: held-out sheets in a random order, what predicts them, and how many sheets were left out as seen."""
+
+    rows: Sequence[HeldOut]
+    left_out: int
+    network: SheetRefiner
+    crystals: KnownCrystals
+    methods: Sequence[Method]
+
+
+def lay_out(cfg: Config, folder: Path) -> Ladder:
+    """Draw the held-out sheets and set up the methods; see ``ladder``.
+
+    Raises:
+        StageError: refiner or ranker have seen every sheet of the test split.
+    """
     settings, seed = cfg.benchmark, cfg.run.seed
     network, content = load_refiner(cfg.generation.refiner_checkpoint)
     drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
@@ -88,30 +132,10 @@ def ladder(cfg: Config, folder: Path) -> dict[str, Any]:
     if not rows:
         raise StageError("refiner or ranker have seen every sheet of the test split: the data set was split in another way")
     rows = [rows[k] for k in np.random.default_rng([seed, 0x1A]).permutation(len(rows))]  # the first ones are a random sample
-    truths = polymorphs(cfg.dataset.processed_dir)
     table = read_split(Path(cfg.dataset.processed_dir) / "train.pt")
     crystals = known_crystals(table)
-    methods: dict[str, Any] = {}
-    best: dict[str, dict[int, np.ndarray]] = {}
-    for method in _methods(cfg, network, rows, folder, table, crystals):
-        found = _distances(cfg, method, rows, truths, folder)
-        best[method.name] = {k: np.array(row["distances"], dtype=float) for k, row in found.items()}
-        methods[method.name] = _rates(cfg, method, rows, found)
-    compared = [_row(row, {name: x[k] for name, x in best.items() if k in x}) for k, row in enumerate(rows)]
-    return {
-        "n": len(rows),
-        "left_out": len(drawn) - len(rows),
-        "matcher": CSP_MATCHER,
-        "bounds": {"tight": TIGHT_MATCH, "strict": CLOSE_MATCH},
-        "ceiling@1": float(np.mean([1 / len(truths[row.composition]) for row in rows])),
-        "methods": methods,
-        "paired": {f"{a} against {b}": paired_rows(best[a], best[b], settings) for a, b in PAIRS},
-        "denoising": denoising_errors(network, [row.sheet for row in rows], seed),
-        "seconds_per_sheet": seconds_per_sheet(crystals, network, settings.csp_samples),
-        "threads": torch.get_num_threads(),
-        "subsets": subsets(compared, read_split(Path(cfg.dataset.processed_dir) / "test.pt"), cfg),
-        "rows": compared,
-    }
+    methods = _methods(cfg, network, rows, folder, table, crystals)
+    return Ladder(rows, len(drawn) - len(rows), network, crystals, methods)
 
 
 def _row(row: HeldOut, distances: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -294,10 +318,15 @@ def paired(first: np.ndarray, second: np.ndarray) -> dict[str, dict[str, Any]]:
     for label, bound in BOUNDS.items():
         for count in sorted({1, first.shape[1]}):
             ours, theirs = ((np.isfinite(x[:, :count]) & (x[:, :count] <= bound)).any(1) for x in (first, second))
-            only, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-            p = float(binomtest(only, only + other).pvalue) if only + other else 1.0
-            result[f"{label}@{count}"] = {"first_alone": only, "second_alone": other, "p": p}
+            result[f"{label}@{count}"] = one_alone(ours, theirs)
     return result
+
+
+def one_alone(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Return on how many rows one of two methods alone is right, (rows,) bool each, and the two-sided p of McNemar's exact test."""
+    only, other = int((first & ~second).sum()), int((second & ~first).sum())
+    p = float(binomtest(only, only + other).pvalue) if only + other else 1.0
+    return {"first_alone": only, "second_alone": other, "p": p}
 
 
 def denoising_errors(network: SheetRefiner, sheets: Sequence[Sheet], seed: int) -> list[dict[str, float]]:

@@ -65,8 +65,8 @@ def ladder_denoising(content: Mapping[str, Any]) -> str:
     return table(["heights (Å)", "in-plane (Å)", "strain"], body)
 
 
+EXPECTED = (("hits to expect (mean p_hit)", "p_hits"), ("new hits to expect", "new_p_hits"))
 SEARCH = (
-    ("hits to expect (mean p_hit)", "expected_hit_rate", ".1%"),
     ("hits, best judge", "hit_rate", ".0%"),
     ("mean abs. ΔG_H, best judge (eV)", "mae_delta_g_ev", ".2f"),
     ("E_hull ≤ 0.1 eV/atom", "rate_metastable", ".0%"),
@@ -81,11 +81,14 @@ SEARCH = (
 def searches(content: Mapping[str, Any]) -> str:
     """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
     found = content["searches"]
-    body = [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
-    ratios_of = [row.get("ratios", {}) for row in found]  # older files have none
-    for other in sorted({name for ratios in ratios_of for name in ratios}):
-        ratios = [interval(own[other], ".1f") if other in own else MISSING for own in ratios_of]
-        body.insert(1, [f"as many times as {other}", *ratios])
+    body = []
+    for label, key in EXPECTED:
+        expected = [row["expected"][key] for row in found]
+        body.append([label, *(interval(own, ".1%") for own in expected)])
+        for other in sorted({name for own in expected for name in own["ratios"]}):
+            ratios = [interval(own["ratios"][other], ".1f") if other in own["ratios"] else MISSING for own in expected]
+            body.append([f"as many times as {other}", *ratios])
+    body += [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
     for label, key in (
         ("distinct formulas", "formulas"),
         ("families", "families"),

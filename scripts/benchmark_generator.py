@@ -5,6 +5,8 @@ Part csp         samples sheets of the test split from their composition alone a
                  DiffCSP reports it (Jiao et al., NeurIPS 2023)
 Part ladder      compares the diffusion with a random training crystal, with substitution in the nearest ones and in those that the
                  ranker puts first, each also as the refiner moves it, on the same rows
+Part relaxed     relaxes the first prediction of each of these methods with the potential, and compares the energy with that of the
+                 sheet on record
 Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
 Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
 Part guidance    runs stage 4 at every guidance scale and every classifier-free scale, without the prefilter
@@ -13,12 +15,12 @@ Part search      compares, on equal numbers of judged sheets, no guidance, guida
 Part hull        compares E_above_hull with the database's on sheets that stage 4 makes of held-out formulas, where they are sheets
                  of the database
 
-All parts but csp, ladder and hull are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
+All parts but csp, ladder, relaxed and hull are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
 evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Parts search and hull have the judges of the configuration.
 
-Reads dataset.processed_dir (csp: test.pt, ladder: train.pt too), denoiser.checkpoint and the judges. Writes csp.json, ladder.json,
-ladder.csv, generation.json, layer_groups.png, steps.json, search.json, hull.json and guidance.json to benchmark.output_dir, and
-guidance.png beside the other figures. A run that is stopped goes on where it was.
+Reads dataset.processed_dir (csp: test.pt, ladder and relaxed: train.pt too), denoiser.checkpoint and the judges. Writes csp.json,
+ladder.json, ladder.csv, ladder_relaxed.json, generation.json, layer_groups.png, steps.json, search.json, hull.json and
+guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -374,6 +376,18 @@ def _run_ladder(cfg: Config, folder: Path, verdicts: dict) -> None:
     print("\n".join(ladder_lines(found)))
 
 
+def _run_relaxed(cfg: Config, folder: Path, verdicts: dict) -> None:
+    from evaluation.relaxed_ladder import relaxed_ladder
+
+    found = relaxed_ladder(cfg, folder)
+    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
+    weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
+    _write(cfg, folder / "ladder_relaxed.json", [*weights, *splits], found)
+    print(f"first predictions of {found['n']} held-out sheets, relaxed by {found['potential']}: as low as the sheet on record")
+    for name, row in found["methods"].items():
+        print(f"  {name}: {row['as_low']['value']:.0%}, {row['above_ev']['value']:.3f} eV/atom above the lower one")
+
+
 def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
     found = generation_score(cfg, folder, verdicts)
     _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], found)
@@ -432,6 +446,7 @@ def _run_guidance(cfg: Config, folder: Path, verdicts: dict) -> None:
 _RUNS = {
     "csp": _run_csp,
     "ladder": _run_ladder,
+    "relaxed": _run_relaxed,
     "generation": _run_generation,
     "steps": _run_steps,
     "search": _run_search,
