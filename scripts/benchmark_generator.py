@@ -219,6 +219,20 @@ def element_entropy(sets: Sequence[set[str]]) -> float:
     return round(float(-(shares * np.log2(shares)).sum()), 4) + 0.0
 
 
+def training_entropy(cfg: Config) -> float:
+    """Return ``element_entropy`` of the compositions of the training set that are made of allowed elements."""
+    from pymatgen.core import Composition
+
+    from crystals.recipes import allowed_elements
+    from generation.generate import CHECKPOINT_HINT
+    from models import load_denoiser
+
+    settings, content = cfg.generation, load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1]
+    allowed = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
+    sets = [Composition(formula).elements for formula in content["formulas"]]
+    return element_entropy([{element.symbol for element in own} for own in sets if {element.Z for element in own} <= allowed])
+
+
 def generation_score(cfg: Config, folder: Path, verdicts: dict) -> dict[str, Any]:
     """Run part generation: judge sheets of stage 4 as configured, and count their layer groups and those of the training set."""
     from crystals.templates import TemplateLibrary
@@ -412,7 +426,8 @@ def _run_steps(cfg: Config, folder: Path, verdicts: dict) -> None:
 
 def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
     rows = search_scores(cfg, folder)
-    _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], {"searches": rows})
+    found = {"searches": rows, "training_element_entropy_bits": training_entropy(cfg)}
+    _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], found)
     for row in rows:
         expected, near = row["expected"]["p_hits"], row["aggregates"]["rate_metastable"]
         print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")

@@ -215,7 +215,11 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
 
     monkeypatch.setattr("evaluation.prefilter.Prefilter", Prefilter)
     benchmark.main(with_parts(given, "search"))
-    rows = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())["searches"]
+    content = json.loads((Path(cfg.benchmark.output_dir) / "search.json").read_text())
+    rows = content["searches"]
+    assert content["training_element_entropy_bits"] == 1, "of MoS2"
+    excluded = dataclasses.replace(given, generation=dataclasses.replace(plain, exclude_elements=["Mo"]))
+    assert benchmark.training_entropy(excluded) == 0
     assert [row["name"] for row in rows] == list(SEARCHES)
     assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
     assert len(asked) == 5
