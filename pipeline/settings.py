@@ -292,16 +292,20 @@ class GenerationConfig:
 class BenchmarkConfig:
     """Settings of the benchmark of the generator."""
 
-    parts: list[str] = setting(["all"], "all, or some of csp, ladder, relaxed, generation, steps, guidance, search, hull")
+    parts: list[str] = setting(
+        ["all"], "all, or some of csp, ladder, relaxed, diffusion, generation, steps, guidance, search, hull"
+    )
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
-    csp_rows: int = setting(150, "parts csp, ladder, relaxed and hull: held-out sheets, drawn at random from the test split", low=1)
+    csp_rows: int = setting(
+        150, "parts csp, ladder, relaxed, diffusion, hull: held-out sheets, drawn at random from the test split", low=1
+    )
     csp_samples: int = setting(20, "parts csp and ladder: samples per sheet", low=1)
-    csp_max_atoms: int = setting(12, "parts csp, ladder, relaxed and hull: largest cell", low=1)
+    csp_max_atoms: int = setting(12, "parts csp, ladder, relaxed, diffusion, hull: largest cell", low=1)
     ladder_rows: int = setting(
         450, "part ladder: first held-out sheets with csp_samples predictions each; the others get one", low=1
     )
     ladder_diffusion_rows: int = setting(
-        100, "parts ladder and relaxed: first held-out sheets that the diffusion is sampled for", low=1
+        100, "parts ladder, relaxed, diffusion: first held-out sheets that the diffusion is sampled for", low=1
     )
     generation_structures: int = setting(1000, "part generation: structures", low=2)
     step_counts: list[int] = setting([10, 20, 30, 50], "part steps: numbers of reverse steps")

@@ -7,6 +7,7 @@ Part ladder      compares the diffusion with a random training crystal, with sub
                  ranker puts first, each also as the refiner moves it, on the same rows
 Part relaxed     relaxes the first prediction of each of these methods with the potential, and compares the energy with that of the
                  sheet on record
+Part diffusion   what one step of the diffusion of coordinates removes at each time, and what its steps and its corrector do
 Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
 Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
 Part guidance    runs stage 4 at every guidance scale and every classifier-free scale, without the prefilter
@@ -15,12 +16,13 @@ Part search      compares, on equal numbers of judged sheets, no guidance, guida
 Part hull        compares E_above_hull with the database's on sheets that stage 4 makes of held-out formulas, where they are sheets
                  of the database
 
-All parts but csp, ladder, relaxed and hull are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
+Parts generation, steps and guidance are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
 evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Parts search and hull have the judges of the configuration.
 
-Reads dataset.processed_dir (csp: test.pt, ladder and relaxed: train.pt too), denoiser.checkpoint and the judges. Writes csp.json,
-ladder.json, ladder.csv, ladder_relaxed.json, generation.json, layer_groups.png, steps.json, search.json, hull.json and
-guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
+Reads dataset.processed_dir (csp: test.pt; ladder, relaxed and diffusion: train.pt too), denoiser.checkpoint and the judges. Writes
+csp.json, ladder.json, ladder.csv, ladder_relaxed.json, diffusion.json, generation.json, layer_groups.png, steps.json,
+search.json, hull.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped
+goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -290,70 +292,6 @@ def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_layer_groups(found: dict[str, Any], path: Path, most: int = 24) -> None:
-    """Draw the shares of the layer groups among generated sheets and in the training set, for the commonest of both."""
-    from pipeline.plotting import figure
-
-    ours, known = ({int(k): v for k, v in found[name].items()} for name in ("layer_group_numbers", "training_layer_group_numbers"))
-    share = {number: max(ours.get(number, 0) / max(sum(ours.values()), 1), known.get(number, 0) / max(sum(known.values()), 1))
-             for number in {*ours, *known}}  # fmt: skip
-    shown = sorted(sorted(share, key=lambda number: -share[number])[:most])
-    with figure(path, figsize=(10, 4)) as (_, axis):
-        for shift, (label, counts, color) in enumerate((("generated", ours, "0.2"), ("training set", known, "0.7"))):
-            total = max(sum(counts.values()), 1)
-            heights = [100 * counts.get(number, 0) / total for number in shown]
-            axis.bar(np.arange(len(shown)) + 0.4 * (shift - 0.5), heights, 0.4, label=f"{label} ({total})", color=color)
-        axis.set_xticks(range(len(shown)), [str(number) for number in shown])
-        axis.set_xlabel("layer group (number)")
-        axis.set_ylabel("share (%)")
-        axis.grid(alpha=0.3, axis="y")
-        axis.legend(fontsize=9)
-
-
-def draw_guidance(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw hits, |ΔG_H|, E_above_hull, validity and diversity against the guidance scale, with 95 % intervals."""
-    from pipeline.plotting import figure
-
-    panels = (
-        ("hit_rate_dimenet", "hits, other DimeNet++"),
-        ("hit_rate_potential", "hits, potential"),
-        ("hit_rate_corrected", "hits, potential corrected from DFT"),
-        ("mae_delta_g_ev", "mean |ΔG_H|, other DimeNet++ (eV)"),
-        ("mae_delta_g_corrected_ev", "mean |ΔG_H|, corrected potential (eV)"),
-        ("median_e_above_hull_ev", "median E_above_hull (eV/atom)"),
-        ("sampled_valid", "valid as sampled"),
-        ("rate_unique", "unique"),
-    )
-    if not any(row["aggregates"]["mae_delta_g_corrected_ev"]["n_ok"] for row in rows):  # the potential relaxed no H
-        panels = [(name, title) for name, title in panels if "potential" not in name and "corrected" not in name]
-    series = {"gradient": ("guidance_scale", "o", "-"), "classifier-free": ("cfg_scale", "s", "--")}
-    none = [row for row in rows if row["guidance_scale"] == 0 and row["cfg_scale"] == 0]
-    both = [row for row in rows if row["series"] == "both"]
-    with figure(path, nrows=2, ncols=4, figsize=(15, 7)) as (_, axes):
-        for axis, (name, title) in zip(axes.flat, panels, strict=False):
-            for label, (scale, marker, line) in series.items():
-                points = none + [row for row in rows if row["series"] == label and row not in none]
-                symbol = "η" if label == "gradient" else "w"
-                if points:
-                    _errorbars(axis, [row[scale] for row in points], points, name, marker, line, f"{label}, {symbol}")
-            if both:
-                text = f"both, η {both[0]['guidance_scale']:g}, w {both[0]['cfg_scale']:g}"
-                _errorbars(axis, [both[0]["guidance_scale"]], both, name, "D", "", text)
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("guidance scale (η or w)")
-            axis.grid(alpha=0.3)
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        axes.flat[0].legend(fontsize=8, loc="upper right")
-        axes.flat[0].set_ylim(top=1.6 * axes.flat[0].get_ylim()[1])  # room for the legend
-
-
-def _errorbars(axis: Any, scales: list[float], rows: Sequence[dict], name: str, marker: str, line: str, label: str) -> None:
-    values = np.array([[row["aggregates"][name][key] for key in ("value", "low", "high")] for row in rows], dtype=float)
-    errors = np.abs(values[:, 1:] - values[:, :1]).T
-    axis.errorbar(scales, values[:, 0], errors, marker=marker, linestyle=line, capsize=3, label=label)
-
-
 def main(cfg: Config) -> None:
     """Run the parts named in ``benchmark.parts``."""
     from evaluation.search_benchmark import SEARCHES
@@ -390,6 +328,17 @@ def _run_ladder(cfg: Config, folder: Path, verdicts: dict) -> None:
     print("\n".join(ladder_lines(found)))
 
 
+def _run_diffusion(cfg: Config, folder: Path, verdicts: dict) -> None:
+    from evaluation.diffusion_trials import diffusion_trials
+
+    found = diffusion_trials(cfg, folder)
+    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
+    _write(cfg, folder / "diffusion.json", [cfg.denoiser.checkpoint, cfg.generation.refiner_checkpoint, *splits], found)
+    print(f"first samples of {found['n']} held-out sheets by the diffusion of coordinates: strict and loose matches")
+    for name, row in found["trials"].items():
+        print(f"  {name}: {row['strict'][0]:.0%} {row['loose'][0]:.0%}")
+
+
 def _run_relaxed(cfg: Config, folder: Path, verdicts: dict) -> None:
     from evaluation.relaxed_ladder import relaxed_ladder
 
@@ -403,6 +352,8 @@ def _run_relaxed(cfg: Config, folder: Path, verdicts: dict) -> None:
 
 
 def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
+    from evaluation.benchmark_figures import draw_layer_groups
+
     found = generation_score(cfg, folder, verdicts)
     _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], found)
     draw_layer_groups(found, folder / "layer_groups.png")
@@ -448,6 +399,8 @@ def _run_hull(cfg: Config, folder: Path, verdicts: dict) -> None:
 
 
 def _run_guidance(cfg: Config, folder: Path, verdicts: dict) -> None:
+    from evaluation.benchmark_figures import draw_guidance
+
     rows = guidance_response(cfg, folder, verdicts)
     _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], {"doses": rows})
     draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
@@ -462,6 +415,7 @@ _RUNS = {
     "csp": _run_csp,
     "ladder": _run_ladder,
     "relaxed": _run_relaxed,
+    "diffusion": _run_diffusion,
     "generation": _run_generation,
     "steps": _run_steps,
     "search": _run_search,
