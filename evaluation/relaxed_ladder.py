@@ -101,7 +101,7 @@ def scores(sheets: list[dict[str, Any] | None], records: list[dict[str, Any]], c
     rng, resamples = np.random.default_rng([cfg.run.seed, 0x2E]), cfg.evaluation.bootstrap
     pairs = list(zip(sheets, records, strict=True))
     above = [_energy(own) - _energy(record) for own, record in pairs]
-    same = [own is not None and math.isfinite(_energy(own)) and _same(own, record) for own, record in pairs]
+    same = [math.isfinite(_energy(own)) and _same(own, record) for own, record in pairs]
     rate = partial(rate_metric, resamples=resamples, rng=rng)
     mean = partial(mean_metric, better=-1, resamples=resamples, rng=rng)
     metrics: list[Metric] = [
@@ -110,7 +110,7 @@ def scores(sheets: list[dict[str, Any] | None], records: list[dict[str, Any]], c
         mean("above_ev", [max(0.0, value) if math.isfinite(value) else math.nan for value in above], unit="eV/atom",
              doc="mean energy above the lower of prediction and sheet on record, both relaxed"),
         rate("same", same, better=1, doc="the relaxed sheet on record, within a normalised RMSD of 0.1"),
-        mean("rmsd_angstrom", [math.nan if own is None else own["rmsd"] for own in sheets], unit="Å", median=True,
+        mean("rmsd_angstrom", [_value(own, "rmsd") for own in sheets], unit="Å", median=True,
              doc="median RMSD of a prediction to what it relaxes to"),
     ]  # fmt: skip
     return {metric.name: dataclasses.asdict(metric) for metric in metrics}
@@ -125,25 +125,29 @@ def _relaxed(settings: EvaluationConfig, potential: Potential, sheet: Sheet) -> 
     """Return energy (eV/atom) and plain form of a sheet when relaxed, and the RMSD (Å) to before; None where it fails."""
     before = sheet.to_atoms()
     found = relax_sheet(before, potential, settings.fmax_ev_per_angstrom, settings.max_steps)
-    if found.status in FAILED:
-        return {"status": found.status, "energy": None, "rmsd": math.nan, "sheet": None}
-    try:
-        after = _plain(Sheet.from_atoms(found.atoms))
-    except ValueError:  # it is no sheet any more
-        return {"status": "no sheet", "energy": None, "rmsd": math.nan, "sheet": None}
-    rmsd = rmsd_and_area_change(before, found.atoms, bulk=False)[0]
-    return {"status": found.status, "energy": found.energy / len(before), "rmsd": rmsd, "sheet": after}
+    status = found.status
+    if status not in FAILED:
+        try:
+            rmsd = rmsd_and_area_change(before, found.atoms, bulk=False)[0]
+            after = _plain(Sheet.from_atoms(found.atoms))
+            return {"status": status, "energy": found.energy / len(before), "rmsd": rmsd, "sheet": after}
+        except ValueError:
+            status = "no sheet any more"
+    return {"status": status, "energy": None, "rmsd": None, "sheet": None}
+
+
+def _value(relaxed: dict[str, Any] | None, name: str) -> float:
+    return math.nan if relaxed is None or relaxed[name] is None else float(relaxed[name])
 
 
 def _energy(relaxed: dict[str, Any] | None) -> float:
-    return math.nan if relaxed is None or relaxed["energy"] is None else float(relaxed["energy"])
+    return _value(relaxed, "energy")
 
 
 def _same(own: dict[str, Any], record: dict[str, Any]) -> bool:
-    return (
-        match_distance(*(Sheet(**{name: np.array(x) for name, x in row["sheet"].items()}) for row in (own, record))) <= CLOSE_MATCH
-    )
+    sheets = [Sheet(**{name: np.array(values) for name, values in row["sheet"].items()}) for row in (own, record)]
+    return match_distance(*sheets) <= CLOSE_MATCH
 
 
 def _plain(sheet: Sheet) -> dict[str, Any]:
-    return {name: value.tolist() for name, value in vars(sheet).items()}
+    return {name: values.tolist() for name, values in vars(sheet).items()}

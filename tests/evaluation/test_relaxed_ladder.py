@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from tests.evaluation.test_structure_ladder import sheet_of
 cfg = ladder_cfg
 
 
-def relaxed(energy: float | None, a: float = 3.3, kind: str = "2H", rmsd: float = 0.1) -> dict:
+def relaxed(energy: float | None, a: float = 3.3, kind: str = "2H", rmsd: float | None = 0.1) -> dict:
     plain = relaxed_ladder._plain(sheet_of("WSe2", kind, a))
     return {"status": "ok", "energy": energy, "rmsd": rmsd, "sheet": None if energy is None else plain}
 
@@ -30,7 +29,7 @@ def relaxed(energy: float | None, a: float = 3.3, kind: str = "2H", rmsd: float 
 def test_scores_by_hand():
     """The first sheet is the one on record, the second lies lower, the third above it, the fourth failed, the fifth has none."""
     records = [relaxed(-5.0)] * 5
-    sheets = [relaxed(-4.995, 3.31), relaxed(-5.2, kind="1T"), relaxed(-4.7, kind="1T"), relaxed(None, rmsd=math.nan), None]
+    sheets = [relaxed(-4.995, 3.31), relaxed(-5.2, kind="1T"), relaxed(-4.7, kind="1T"), relaxed(None, rmsd=None), None]
     found = relaxed_ladder.scores(sheets, records, load_config(None, ["evaluation.bootstrap=50"]))
     assert found["as_low"]["value"] == 0.4 and found["lower"]["value"] == 0.2 and found["same"]["value"] == 0.2
     assert found["above_ev"]["value"] == pytest.approx((0.005 + 0.0 + 0.3) / 3) and found["above_ev"]["n_ok"] == 3
@@ -43,7 +42,7 @@ def test_a_sheet_that_cannot_be_relaxed_has_no_energy():
     hard = Potential("lj", {"name": "lj"}, LennardJones(sigma=4.0, epsilon=1e4))
     found = relaxed_ladder._relaxed(load_config(None, []).evaluation, hard, sheet_of("WSe2"))
     assert found["energy"] is None and found["sheet"] is None and found["status"] in relaxed_ladder.FAILED
-    assert math.isnan(found["rmsd"])
+    assert found["rmsd"] is None
 
 
 def soft(name: str, checkpoint: str = "") -> Potential:
