@@ -16,6 +16,7 @@ from crystals.templates import TemplateLibrary
 from evaluation.statistics import rate_metric
 from generation.candidates import SampleStore, plan_candidate
 from generation.generate import CHECKPOINT_HINT
+from generation.refinement import load_refiner, refine
 from generation.sampling import sample
 from generation.sheet_table import read_split, sheet_of
 from geo_utils import Sheet
@@ -88,8 +89,16 @@ def diffusion_samples(cfg: Config, rows: Sequence[HeldOut], count: int, folder: 
     elements, seen = set(content["elements"]), set(content.get("formulas_of_init", []))
     allowed = [k for k, row in enumerate(rows) if set(row.composition) <= elements and row.formula not in seen]
     generation = dataclasses.replace(cfg.generation, guidance_scale=0.0, cfg_scale=0.0)
+    unused = {
+        "output_dir": "",
+        "batch_size": 0,
+        "recipes": [],
+        "refine_samples": False,
+        "refine_steps": 0,
+        "refiner_checkpoint": "",
+    }
     about = {
-        "generation": dataclasses.asdict(generation) | {"output_dir": "", "batch_size": 0, "recipes": []},
+        "generation": dataclasses.asdict(generation) | unused,
         "seed": seed,
         "checkpoint_sha256": file_sha256(cfg.denoiser.checkpoint),
         "rows": [rows[k].uid for k in allowed],
@@ -107,6 +116,20 @@ def diffusion_samples(cfg: Config, rows: Sequence[HeldOut], count: int, folder: 
             store.add(indices, sample(model, compositions, indices, generation, seed, device, templates=templates))
             bar.update(len(batch))
     return {row: [store.sheets[s * len(allowed) + place] for s in range(count)] for place, row in enumerate(allowed)}
+
+
+def refined_samples(cfg: Config, rows: Sequence[HeldOut], sampled: dict[int, list[Sheet]], steps: int) -> dict[int, list[Sheet]]:
+    """Return samples of rows as the refiner moves them in some steps, without the rows whose formula it has seen.
+
+    Raises:
+        StageError: it has seen all.
+    """
+    network, content = load_refiner(cfg.generation.refiner_checkpoint)
+    seen = set(content.get("formulas_seen", []))
+    moved = {k: refine(network, sheets, steps) for k, sheets in sampled.items() if rows[k].formula not in seen}
+    if not moved:
+        raise StageError("the refiner has seen every sheet of the test split: the data set was split in another way")
+    return moved
 
 
 def match_distance(sampled: Sheet, truth: Sheet) -> float:

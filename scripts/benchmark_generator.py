@@ -55,7 +55,8 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     """Run part csp: sample held-out compositions, without guidance, as stage 4 does; return rates of matches.
 
     Sheets with elements that the model was not trained on are left out, as are those that the weights it started from have seen:
-    denoiser.init_from may have been trained on another data set, split in another way.
+    denoiser.init_from may have been trained on another data set, split in another way. With generation.refine_samples the refiner
+    moves the samples; then sheets that it has seen are left out, too.
     """
     from evaluation.structure_match import (
         CLOSE_MATCH,
@@ -64,6 +65,7 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
         held_out_sheets,
         match_distance,
         match_rates,
+        refined_samples,
     )
 
     settings, seed = cfg.benchmark, cfg.run.seed
@@ -71,6 +73,9 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     sampled = diffusion_samples(cfg, drawn, settings.csp_samples, folder / "csp_samples")
     if not sampled:
         raise StageError("no held-out sheet is unseen and of elements that the model was trained on")
+    refine_steps = cfg.generation.refine_steps if cfg.generation.refine_samples else 0
+    if refine_steps:
+        sampled = refined_samples(cfg, drawn, sampled, refine_steps)
     rows = [drawn[k] for k in sampled]
     matching = tqdm(zip(rows, sampled.values(), strict=True), total=len(rows), desc="matching", unit="row")
     distances = np.array([[match_distance(sheet, row.sheet) for sheet in sheets] for row, sheets in matching])
@@ -80,6 +85,7 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     return match_rates(distances, sizes, seed, cfg.evaluation.bootstrap) | {
         f"within_{CLOSE_MATCH:g}": close,
         "num_steps": cfg.generation.num_steps,
+        "refine_steps": refine_steps,
         "matcher": CSP_MATCHER,
         "left_out": len(drawn) - len(rows),  # of elements unknown to the model, or seen by the weights that it started from
         "rows": [

@@ -20,9 +20,11 @@ from evaluation import judges
 from evaluation.search_benchmark import REFERENCES, SEARCHES
 from evaluation.structure_match import match_distance, match_rates
 from generation import candidates, sheet_table
+from generation.refinement import new_refiner, save_refiner
 from geo_utils import Sheet
 from models import DenoiserModelConfig, DenoisingEGNN
 from networks.checkpoints import save_checkpoint
+from networks.sheet_trunk import TrunkConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.loading import load_config
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
@@ -133,6 +135,22 @@ def test_structure_prediction_leaves_out_what_was_seen(cfg, monkeypatch, undrawn
     monkeypatch.setattr("evaluation.structure_match.sample", lambda *a, **k: pytest.fail("sampled again"))
     benchmark.main(with_parts(cfg, "csp"))
     assert json.loads(path.read_text()) == found
+
+
+def test_structure_prediction_with_refined_samples_leaves_out_what_the_refiner_has_seen(cfg, monkeypatch, undrawn, tmp_path):
+    size = TrunkConfig(channels=16, vectors=4, tensors=4, layers=1, neighbours=12, rbf=8)
+    save_refiner(tmp_path / "refiner.pth", new_refiner(size), formulas_seen=["MoSe2"])
+    refiner = str(tmp_path / "refiner.pth")
+    refined = dataclasses.replace(cfg.generation, refine_samples=True, refine_steps=3, refiner_checkpoint=refiner)
+    moved = []
+    monkeypatch.setattr("evaluation.structure_match.refine", lambda net, sheets, steps: moved.append(steps) or sheets)
+    benchmark.main(with_parts(dataclasses.replace(cfg, generation=refined), "csp"))
+    found = json.loads((Path(cfg.benchmark.output_dir) / "csp.json").read_text())
+    assert [row["formula"] for row in found["rows"]] == ["WSe2"] and found["left_out"] == 2
+    assert found["refine_steps"] == 3 and moved == [3]
+    save_refiner(tmp_path / "refiner.pth", new_refiner(size), formulas_seen=["MoSe2", "WSe2"])
+    with pytest.raises(StageError, match="the refiner has seen every sheet of the test split"):
+        benchmark.main(with_parts(dataclasses.replace(cfg, generation=refined), "csp"))
 
 
 def test_generated_sheets_are_judged_beside_the_layer_groups_of_the_training_set(cfg):
