@@ -49,12 +49,35 @@ def ladder_subsets(content: Mapping[str, Any]) -> str:
         found, cells = content["subsets"][key], []
         for name in ("random crystal", "substitution", "ranked prototypes, refined"):
             for count in ("match@1", "match@k"):
-                cells.append(interval(dict(zip(("value", "low", "high"), found["methods"][name][count], strict=True)), ".0%"))
+                cells.append(_share(found["methods"][name][count]))
         test = found["paired"]
         pair = f"{test['first_alone']} : {test['second_alone']} (p {formatted(test['p'], '.1g')})"
         body.append([words, f"{found['n']}, {found['n_many']}", *cells, pair])
     heads = [f"{name} @{count}" for name in ("random", "substitution", "ranked, refined") for count in ("1", "20")]
     return table(["sheets of C2DB", "n @1, @20", *heads, "ranked, refined alone : substitution alone, @1"], body)
+
+
+RELAXED = (
+    ("as low as the sheet on record", "as_low", ".0%"),
+    ("lower", "lower", ".0%"),
+    ("energy above the lower of the two (eV/atom)", "above_ev", ".3f"),
+    ("the sheet on record", "same", ".0%"),
+    ("median RMSD to relaxed (Å)", "rmsd_angstrom", ".3f"),
+)
+
+
+def ladder_relaxed(content: Mapping[str, Any]) -> str:
+    """Return what the first prediction of each method relaxes to, beside the sheet on record."""
+    body = [[name, *(interval(found[key], style) for _, key, style in RELAXED)] for name, found in content["methods"].items()]
+    return table([f"method ({content['n']} sheets)", *(label for label, _, _ in RELAXED)], body)
+
+
+def ladder_relaxed_pairs(content: Mapping[str, Any]) -> str:
+    """Return on how many sheets one method alone comes as low as the sheet on record, and McNemar's exact p."""
+    body = [
+        [name, str(m["first_alone"]), str(m["second_alone"]), formatted(m["p"], ".1g")] for name, m in content["paired"].items()
+    ]
+    return table(["first against second", "first alone", "second alone", "p"], body)
 
 
 def ladder_denoising(content: Mapping[str, Any]) -> str:
@@ -63,6 +86,33 @@ def ladder_denoising(content: Mapping[str, Any]) -> str:
     for row in content["denoising"]:
         body.append([f"{row[f'{part}_after']:.3f} ({row[f'{part}_before']:.3f})" for part in ("height", "in_plane", "strain")])
     return table(["heights (Å)", "in-plane (Å)", "strain"], body)
+
+
+REFINED = ", refined"
+
+
+def diffusion_trials(content: Mapping[str, Any]) -> str:
+    """Return how often the first sample of the diffusion of coordinates is the sheet on record, by settings of the sampler."""
+    found, body = content["trials"], []
+    for name, rates in found.items():
+        if name.endswith(REFINED):
+            continue
+        refined = found.get(name + REFINED)
+        cells = [_share(own[bound]) if own else MISSING for own in (rates, refined) for bound in ("strict", "loose")]
+        body.append([name, *cells])
+    return table([f"{content['n']} sheets", "strict", "loose", "strict, refined", "loose, refined"], body)
+
+
+REMOVED = (("heights (Å)", "height", ".3f"), ("in-plane (Å)", "in_plane", ".3f"), ("S (%)", "lattice", ".1%"))
+
+
+def diffusion_denoising(content: Mapping[str, Any]) -> str:
+    """Return how well one step of the diffusion of coordinates estimates the clean sheet at each time."""
+    body = []
+    for row in content["denoising"]:
+        values = [[formatted(row[f"{name}_{when}"], style) for when in ("after", "before")] for _, name, style in REMOVED]
+        body.append([str(row["t"]), *(f"{after} ({before})" for after, before in values)])
+    return table(["t of 1,000", *(label for label, _, _ in REMOVED)], body)
 
 
 EXPECTED = (("hits to expect (mean p_hit)", "p_hits"), ("new hits to expect", "new_p_hits"))
@@ -169,6 +219,11 @@ def put_first(content: Mapping[str, Any]) -> str:
         value, low, high = found[name]
         body.append([words, interval({"value": value, "low": low, "high": high}, ".1%")])
     return table(["put first by", f"chance among the first {found['best']:.0%} of {found['n']:,}"], body)
+
+
+def _share(found: Sequence[float]) -> str:
+    """Write a share with its interval."""
+    return interval(dict(zip(("value", "low", "high"), found, strict=True)), ".0%")
 
 
 def _bracketed(found: Sequence[float]) -> str:

@@ -303,7 +303,13 @@ def labels() -> str:
 def structure_prediction() -> str:
     """Return the shares of held-out crystals that are found from their composition."""
     body = []
-    for name, file in (("C2DB, shipped weights", "csp"), ("embedded data alone", "csp_embedded")):
+    trained = {
+        "C2DB, shipped weights": "csp",
+        "C2DB, shipped weights, free": "csp_free",
+        "C2DB, shipped weights, free, refined": "csp_free_refined",
+        "embedded data alone": "csp_embedded",
+    }
+    for name, file in trained.items():
         found = load(f"results/benchmark/{file}.json")
         for tolerance, part in (("StructureMatcher", found), ("normalised RMSD ≤ 0.1", found["within_0.1"])):
             cells = []
@@ -404,6 +410,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder": lambda: generator_tables.ladder(load("results/benchmark/ladder.json")),
     "ladder pairs": lambda: generator_tables.ladder_pairs(load("results/benchmark/ladder.json")),
     "ladder subsets": lambda: generator_tables.ladder_subsets(load("results/benchmark/ladder.json")),
+    "ladder relaxed": lambda: generator_tables.ladder_relaxed(load("results/benchmark/ladder_relaxed.json")),
+    "ladder relaxed pairs": lambda: generator_tables.ladder_relaxed_pairs(load("results/benchmark/ladder_relaxed.json")),
+    "diffusion trials": lambda: generator_tables.diffusion_trials(load("results/benchmark/diffusion.json")),
+    "diffusion denoising": lambda: generator_tables.diffusion_denoising(load("results/benchmark/diffusion.json")),
     "ladder denoising": lambda: generator_tables.ladder_denoising(load("results/benchmark/ladder.json")),
     "element guidance": lambda: generator_tables.element_guidance(load("results/benchmark/elements.json")),
     "activity": lambda: generator_tables.activity(load("weights/activity.json")),
