@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.structure_ladder import REFINE_STEPS, SUBSTITUTION, lay_out
-from evaluation.structure_match import CLOSE_MATCH, HeldOut, diffusion_samples, match_distance, match_rates
+from evaluation.structure_ladder import LADDER_SAMPLES, REFINE_STEPS, SUBSTITUTION, lay_out
+from evaluation.structure_match import CLOSE_MATCH, NOTHING_TO_SAMPLE, HeldOut, diffusion_samples, match_distance, match_rates
 from generation.batch import Denoiser, SheetBatch
 from generation.generate import CHECKPOINT_HINT
 from generation.process import add_noise, physical_state
 from generation.refinement import refine
+from generation.sampling import sheets_to_batch
 from generation.schedule import NoiseSchedule, wrap_displacement
-from geo_utils import Sheet, lattice_to_vector, vector_to_lattice
+from geo_utils import Sheet, vector_to_lattice
 from models import load_denoiser
 from networks.graph import center
 from pipeline.cli import resolve_device
+from pipeline.errors import StageError
 from pipeline.settings import Config
 
 TIMES = (1, 20, 50, 100, 200, 400, 950)  # of 1,000
@@ -49,6 +51,9 @@ def diffusion_trials(cfg: Config, folder: Path) -> dict[str, Any]:
     Args:
         cfg: settings; those of part ladder are read.
         folder: where samples are kept, for a run that is stopped.
+
+    Raises:
+        StageError: the diffusion can be sampled for no sheet.
     """
     ladder = lay_out(cfg, folder)
     rows = ladder.rows[: cfg.benchmark.ladder_diffusion_rows]
@@ -57,8 +62,11 @@ def diffusion_trials(cfg: Config, folder: Path) -> dict[str, Any]:
     sampled: dict[str, dict[int, list[Sheet]]] = {}
     for name, changes in TRIALS.items():
         changed = dataclasses.replace(cfg, generation=dataclasses.replace(cfg.generation, **changes))
-        sampled[name] = diffusion_samples(changed, rows, 1, folder / "diffusion_trials" / name.replace(" ", "_"))
+        own_folder = folder / "diffusion_trials" / name.replace(" ", "_") if changes else folder / LADDER_SAMPLES
+        sampled[name] = diffusion_samples(changed, rows, 1, own_folder)
     own = sorted(sampled[SHIPPED])
+    if not own:
+        raise StageError(NOTHING_TO_SAMPLE)
     substitution = next(method.predict for method in ladder.methods if method.name == SUBSTITUTION)
     trials = {SUBSTITUTION: _rates([substitution(k)[:1] for k in own], [rows[k] for k in own], cfg)}
     for name, sheets in sampled.items():
@@ -84,7 +92,7 @@ def denoising_by_time(model: Denoiser, sheets: Sequence[Sheet], seed: int) -> li
         of a length), ``_before`` and ``_after``. Before, z and S are the noised ones over √ᾱ.
     """
     schedule, device = model.schedule, model.schedule.alphas_cumprod.device
-    batch = _batch(sheets).to(device)
+    batch = sheets_to_batch(sheets, torch.float64).to(device)
     generator = torch.Generator().manual_seed(seed)
     atoms, count = len(batch.atomic_numbers), batch.num_graphs
     shapes = ((atoms, 2), (atoms,), (count, 3))
@@ -125,19 +133,6 @@ def _errors(
     in_plane = (shift[:, None] @ vector_to_lattice(clean.lattice_vector)[index])[:, 0]
     errors = {"height": center(heights, index, count), "in_plane": in_plane, "lattice": vector - clean.lattice_vector}
     return {name: (error**2).mean().sqrt() for name, error in errors.items()}
-
-
-def _batch(sheets: Sequence[Sheet]) -> SheetBatch:
-    """Return sheets as one batch, in double precision."""
-    sizes = torch.tensor([len(sheet) for sheet in sheets])
-    return SheetBatch(
-        atomic_numbers=torch.cat([torch.as_tensor(sheet.atomic_numbers) for sheet in sheets]),
-        frac_coords=torch.cat([torch.as_tensor(sheet.frac_coords) for sheet in sheets]),
-        heights=torch.cat([torch.as_tensor(sheet.heights) for sheet in sheets]),
-        lattice_vector=lattice_to_vector(torch.as_tensor(np.stack([sheet.lattice for sheet in sheets]))),
-        batch=torch.repeat_interleave(torch.arange(len(sheets)), sizes),
-        num_atoms=sizes,
-    )
 
 
 def _rates(found: Sequence[Sequence[Sheet]], rows: Sequence[HeldOut], cfg: Config) -> dict[str, list[float]]:

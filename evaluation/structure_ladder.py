@@ -57,6 +57,7 @@ PAIRS = (
     (DIFFUSION, SUBSTITUTION),
     (MOVED, DIFFUSION),
 )
+LADDER_SAMPLES = "ladder_samples"  # folder of the samples of the diffusion as configured
 REFINE_STEPS = 2  # more bring nothing on the validation split
 
 
@@ -220,7 +221,7 @@ def _methods(
     numbers = lambda k: rows[k].sheet.atomic_numbers  # noqa: E731
     random = lambda k: crystals.drawn(numbers(k), count(k), np.random.default_rng([cfg.run.seed, k]))  # noqa: E731
     nearest = lambda k: crystals.nearest(numbers(k), count(k))  # noqa: E731
-    sampled = diffusion_samples(cfg, rows[: settings.ladder_diffusion_rows], 1, folder / "ladder_samples")
+    sampled = diffusion_samples(cfg, rows[: settings.ladder_diffusion_rows], 1, folder / LADDER_SAMPLES)
     trees = cfg.generation.ranker_checkpoint
     # The library takes minutes, which a run that has all its distances does not need.
     prototypes = cache(lambda: ranked_prototypes(table, trees))

@@ -31,6 +31,7 @@ CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot
 # DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
 # grows with the cube root of the volume per atom and would pass nearly anything.
 CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+NOTHING_TO_SAMPLE = "no held-out sheet is unseen and of elements that the model was trained on"
 SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 
 

@@ -61,6 +61,7 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     from evaluation.structure_match import (
         CLOSE_MATCH,
         CSP_MATCHER,
+        NOTHING_TO_SAMPLE,
         diffusion_samples,
         held_out_sheets,
         match_distance,
@@ -72,7 +73,7 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
     sampled = diffusion_samples(cfg, drawn, settings.csp_samples, folder / "csp_samples")
     if not sampled:
-        raise StageError("no held-out sheet is unseen and of elements that the model was trained on")
+        raise StageError(NOTHING_TO_SAMPLE)
     refine_steps = cfg.generation.refine_steps if cfg.generation.refine_samples else 0
     if refine_steps:
         sampled = refined_samples(cfg, drawn, sampled, refine_steps)

@@ -13,7 +13,9 @@ import torch
 from evaluation import diffusion_trials
 from generation.batch import NoiseEstimate
 from generation.process import add_noise
+from generation.sampling import sheets_to_batch
 from generation.schedule import NoiseSchedule
+from pipeline.errors import StageError
 from scripts import benchmark_generator as benchmark
 from tests.evaluation.test_structure_ladder import cfg as ladder_cfg
 from tests.evaluation.test_structure_ladder import sheet_of
@@ -33,7 +35,7 @@ class Answers:
         generator = torch.Generator().manual_seed(0)
         shapes = ((len(atomic_numbers), 2), (len(atomic_numbers),), (len(t), 3))
         noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-        return add_noise(self.schedule, diffusion_trials._batch(SHEETS), t, *noise)
+        return add_noise(self.schedule, sheets_to_batch(SHEETS, torch.float64), t, *noise)
 
     def noise(self, state):
         return NoiseEstimate(*(self.factor * x for x in (state.frac_target, state.height_target, state.lattice_target)))
@@ -49,7 +51,7 @@ def test_a_network_that_knows_the_noise_removes_it():
 def test_a_network_that_says_nothing_leaves_the_noise():
     """Its size is that of Eqs. 1 and 2: √((1 − ᾱ)/ᾱ) spreads, of three heights one less to the centre; σ of a cell."""
     model = Answers(0.0)
-    schedule, batch = model.schedule, diffusion_trials._batch(SHEETS)
+    schedule, batch = model.schedule, sheets_to_batch(SHEETS, torch.float64)
     scale = float(schedule.height_scale(batch.num_atoms)[0])
     for row in diffusion_trials.denoising_by_time(model, SHEETS, 0):
         for name in ("height", "in_plane", "lattice"):
@@ -73,3 +75,12 @@ def test_trials_stand_beside_substitution(cfg, monkeypatch, capsys):
     assert [row["t"] for row in found["denoising"]] == [1, 20, 50], "the tiny model has 60 times"
     assert all(row["height_after"] > 0 for row in found["denoising"])
     assert "  no template, refined: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["diffusion", "relaxed"])
+def test_a_model_that_knows_none_of_the_elements_ends_in_one_line(cfg, part):
+    content = torch.load(cfg.denoiser.checkpoint, weights_only=True)
+    torch.save(content | {"elements": [6]}, cfg.denoiser.checkpoint)
+    parts = dataclasses.replace(cfg.benchmark, parts=[part])
+    with pytest.raises(StageError, match="no held-out sheet is unseen and of elements"):
+        benchmark.main(dataclasses.replace(cfg, benchmark=parts))
