@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evaluation.structure_ladder import LADDER_SAMPLES, REFINE_STEPS, SUBSTITUTION, lay_out
-from evaluation.structure_match import CLOSE_MATCH, NOTHING_TO_SAMPLE, HeldOut, diffusion_samples, match_distance, match_rates
+from evaluation.structure_match import CLOSE_MATCH, HeldOut, diffusion_samples, match_distance, match_rates
 from generation.batch import Denoiser, SheetBatch
 from generation.generate import CHECKPOINT_HINT
 from generation.process import add_noise, physical_state
@@ -25,7 +25,6 @@ from geo_utils import Sheet, vector_to_lattice
 from models import load_denoiser
 from networks.graph import center
 from pipeline.cli import resolve_device
-from pipeline.errors import StageError
 from pipeline.settings import Config
 
 TIMES = (1, 20, 50, 100, 200, 400, 950)  # of 1,000
@@ -51,9 +50,6 @@ def diffusion_trials(cfg: Config, folder: Path) -> dict[str, Any]:
     Args:
         cfg: settings; those of part ladder are read.
         folder: where samples are kept, for a run that is stopped.
-
-    Raises:
-        StageError: the diffusion can be sampled for no sheet.
     """
     ladder = lay_out(cfg, folder)
     rows = ladder.rows[: cfg.benchmark.ladder_diffusion_rows]
@@ -65,8 +61,6 @@ def diffusion_trials(cfg: Config, folder: Path) -> dict[str, Any]:
         own_folder = folder / "diffusion_trials" / name.replace(" ", "_") if changes else folder / LADDER_SAMPLES
         sampled[name] = diffusion_samples(changed, rows, 1, own_folder)
     own = sorted(sampled[SHIPPED])
-    if not own:
-        raise StageError(NOTHING_TO_SAMPLE)
     substitution = next(method.predict for method in ladder.methods if method.name == SUBSTITUTION)
     trials = {SUBSTITUTION: _rates([substitution(k)[:1] for k in own], [rows[k] for k in own], cfg)}
     for name, sheets in sampled.items():

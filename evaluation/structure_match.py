@@ -31,7 +31,6 @@ CLOSE_MATCH = 0.1  # normalised root mean square distance of a match that cannot
 # DiffCSP's settings. Sheets are compared in boxes of thickness + 4 Å (``judging.match_structure``): in 20 Å of vacuum the tolerance
 # grows with the cube root of the volume per atom and would pass nearly anything.
 CSP_MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
-NOTHING_TO_SAMPLE = "no held-out sheet is unseen and of elements that the model was trained on"
 SIZE_GROUPS = ((1, 4), (5, 6), (7, 8), (9, 12), (13, 20), (21, 40))
 
 
@@ -83,12 +82,17 @@ def diffusion_samples(cfg: Config, rows: Sequence[HeldOut], count: int, folder: 
 
     Returns:
         By the number of the row, its samples in order.
+
+    Raises:
+        StageError: all rows are left out.
     """
     device, seed = resolve_device(cfg.run), cfg.run.seed
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)
     model = model.double()
     elements, seen = set(content["elements"]), set(content.get("formulas_of_init", []))
     allowed = [k for k, row in enumerate(rows) if set(row.composition) <= elements and row.formula not in seen]
+    if not allowed:
+        raise StageError("no held-out sheet is unseen and of elements that the model was trained on")
     generation = dataclasses.replace(cfg.generation, guidance_scale=0.0, cfg_scale=0.0)
     unused = {
         "output_dir": "",

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from evaluation.statistics import rate_metric
 from pipeline.cli import resolve_device, run_stage
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError
 from pipeline.files import file_sha256, missing_file, relative_name, write_json
 from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
@@ -61,7 +61,6 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     from evaluation.structure_match import (
         CLOSE_MATCH,
         CSP_MATCHER,
-        NOTHING_TO_SAMPLE,
         diffusion_samples,
         held_out_sheets,
         match_distance,
@@ -72,8 +71,6 @@ def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
     settings, seed = cfg.benchmark, cfg.run.seed
     drawn = held_out_sheets(cfg.dataset.processed_dir, settings.csp_max_atoms, settings.csp_rows, seed)
     sampled = diffusion_samples(cfg, drawn, settings.csp_samples, folder / "csp_samples")
-    if not sampled:
-        raise StageError(NOTHING_TO_SAMPLE)
     refine_steps = cfg.generation.refine_steps if cfg.generation.refine_samples else 0
     if refine_steps:
         sampled = refined_samples(cfg, drawn, sampled, refine_steps)

@@ -77,7 +77,7 @@ def test_trials_stand_beside_substitution(cfg, monkeypatch, capsys):
     assert "  no template, refined: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["diffusion", "relaxed"])
+@pytest.mark.parametrize("part", ["ladder", "diffusion", "relaxed"])
 def test_a_model_that_knows_none_of_the_elements_ends_in_one_line(cfg, part):
     content = torch.load(cfg.denoiser.checkpoint, weights_only=True)
     torch.save(content | {"elements": [6]}, cfg.denoiser.checkpoint)
