@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 import numpy as np
-from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 
 from crystals.charge_balance import charge_neutral
 from crystals.elements import ALKALI_METALS, HALOGENS, NONMETALS
-from crystals.prototypes import PROTOTYPE_LIST, PROTOTYPES, Prototype
+from crystals.prototypes import PROTOTYPE_LIST, PROTOTYPES
 from crystals.symmetry import Template, kinds_of
 from geo_utils import Sheet
 from pipeline.errors import StageError
@@ -91,8 +90,7 @@ def _family_entry(entry: str) -> list[Recipe]:
     return found
 
 
-@cache  # every round of the search asks for all recipes again
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=100_000)  # every round of the search asks for all recipes again
 def reduced_formula(numbers: tuple[int, ...]) -> str:
     """Return pymatgen's reduced formula of atomic numbers."""
     return Composition(Counter(chemical_symbols[z] for z in numbers)).reduced_formula
@@ -127,9 +125,6 @@ def allowed_elements(trained: set[int], only: Sequence[str], never: Sequence[str
     return left
 
 
-MIXED = " mixed"  # suffix of the family name of recipes with half of a site's atoms replaced
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A composition for the generator.
@@ -154,7 +149,7 @@ class Recipe:
         return is_soluble(chemical_symbols[number] for number in self.atomic_numbers)
 
 
-def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recipe]:
+def prototype_recipes(elements: set[int] | None = None) -> list[Recipe]:
     """Return the recipes that the prototypes give, in a fixed order.
 
     These are all decorations of every prototype. Ionic families also get those with any other metal on the metal site whose common
@@ -162,12 +157,9 @@ def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recip
 
     Args:
         elements: atomic numbers allowed; None: all.
-        mixed: whether to add recipes with half of a site's atoms replaced by another element of the site, as in CuInP2S6 or
-            double-metal MXenes.
     """
     metals = sorted({el for p in PROTOTYPE_LIST for site in p.sites for el in site if el not in NONMETALS}, key=atomic_numbers.get)
     result: list[Recipe] = []
-    further: dict[tuple[int, ...], Recipe] = {}
     for prototype in PROTOTYPES.values():
         sites = tuple(_widened(site, metals) for site in prototype.sites) if prototype.ionic else prototype.sites
         if elements is not None:
@@ -175,41 +167,18 @@ def recipes(elements: set[int] | None = None, mixed: bool = False) -> list[Recip
         for decoration in replace(prototype, sites=sites).decorations():
             known = all(el in site for el, site in zip(decoration, prototype.sites, strict=True))
             atoms = prototype.build(*decoration)
-            numbers = tuple(int(z) for z in atoms.numbers)
-            for recipe in _mixed(prototype, sites, decoration, numbers) if mixed else ():
-                further.setdefault(tuple(sorted(recipe.atomic_numbers)), recipe)
             formula = atoms.get_chemical_formula("metal")
             if prototype.ionic and not charge_neutral(formula, strict=not known):
                 continue
-            result.append(Recipe(formula, numbers, prototype.name))
-    pure = {tuple(sorted(recipe.atomic_numbers)) for recipe in result}
-    return result + [recipe for key, recipe in further.items() if key not in pure]
-
-
-def _mixed(
-    prototype: Prototype, sites: tuple[tuple[str, ...], ...], decoration: tuple[str, ...], numbers: tuple[int, ...]
-) -> Iterator[Recipe]:
-    """Yield recipes with half of one site's atoms replaced by a heavier element; ionic ones balance in common states."""
-    for element, site in zip(decoration, sites, strict=True):
-        atoms_of_site = [k for k, z in enumerate(numbers) if z == atomic_numbers[element]]
-        if decoration.count(element) > 1 or len(atoms_of_site) % 2:
-            continue
-        for other in site:
-            if other in decoration or atomic_numbers[other] < atomic_numbers[element]:
-                continue
-            changed = list(numbers)
-            for k in atoms_of_site[::2]:
-                changed[k] = atomic_numbers[other]
-            formula = Atoms(numbers=changed).get_chemical_formula("metal")
-            if not prototype.ionic or charge_neutral(formula, strict=True):
-                yield Recipe(formula, tuple(changed), f"{prototype.name}{MIXED}")
+            result.append(Recipe(formula, tuple(int(z) for z in atoms.numbers), prototype.name))
+    return result
 
 
 def recipe_template(recipe: Recipe) -> Template:
     """Return the template of a recipe: its own, otherwise that of its prototype. Raises KeyError where it has neither."""
     if recipe.template is not None:
         return recipe.template
-    return _pattern_template(recipe.family.removesuffix(MIXED), tuple(kinds_of(recipe.atomic_numbers).tolist()))
+    return _pattern_template(recipe.family, tuple(kinds_of(recipe.atomic_numbers).tolist()))
 
 
 @lru_cache(maxsize=1024)

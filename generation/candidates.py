@@ -119,7 +119,7 @@ def further_inputs(cfg: Config) -> dict[str, Path]:
 
 def uses_elements(settings: GenerationConfig) -> bool:
     """Return whether recipes are drawn by the diffusion of elements."""
-    return settings.recipe_source == "elements" and not settings.recipes
+    return settings.start != SCREENING and not settings.recipes
 
 
 def starts_from_crystals(cfg: Config) -> bool:

@@ -127,7 +127,7 @@ def element_recipes(
     rows = rows[arrangements.kinds[rows].amax(1) < int(allowed.sum())] if len(rows) else rows
     if not len(rows):
         raise StageError(
-            f"generation.recipe_source=elements has no arrangement of at most {settings.max_recipe_atoms} atoms and so few elements"
+            f"generation.max_recipe_atoms: there is no arrangement of at most {settings.max_recipe_atoms} atoms and so few elements"
         )
     chooses = settings.guidance_scale > 0
     last = min(LAST, int(allowed.sum()) - int(arrangements.kinds[rows].max())) if chooses else 1

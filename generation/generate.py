@@ -168,7 +168,7 @@ def _generate(
     # Known crystals would travel to the workers with every batch; sheets of their own are small.
     near = workers if crystals is None or not by_sheets else None
     drawn = LineStore(partial_dir / ELEMENTS, {"fingerprint": fingerprint})
-    recipes = choose_recipes(model, content, library, settings, seed, verdicts, starts, near, screened, drawn)
+    recipes = choose_recipes(model, content, library, settings, seed, screened, verdicts, starts, near, drawn)
     if by_sheets and prefilter is not None:
         known = known_compositions(content) if uses_elements(settings) else frozenset()
         redraw = partial(drawn_anew, settings, content, seed) if uses_elements(settings) else None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from crystals import recipes as recipes_module
 from crystals.formulas import composition_key
-from crystals.recipes import Recipe, allowed_elements, parse_recipes, reduced_formula
+from crystals.recipes import Recipe, allowed_elements, parse_recipes, prototype_recipes, reduced_formula
 from crystals.templates import TemplateLibrary
 from generation.batch import Denoiser
 from generation.candidates import uses_elements
@@ -28,15 +25,19 @@ def choose_recipes(
     library: TemplateLibrary,
     settings: GenerationConfig,
     seed: int,
+    screened: Screen | None = None,
     verdicts: StartVerdicts | None = None,
     store: LineStore | None = None,
     workers: Processes | None = None,
-    screened: Screen | None = None,
     drawn: Store | None = None,
 ) -> list[Recipe]:
-    """Return the recipes of ``generation.recipes``, or those of ``generation.recipe_source`` in the order of ``order_recipes``.
+    """Return the recipes of ``generation.recipes``; otherwise those that the diffusion of elements draws, or those of a screening.
 
-    drawn: store of elements drawn by this run. Everything else as in ``order_recipes``.
+    Args:
+        screened: judges the sheets that recipes start from; not needed for those of ``generation.recipes``.
+        drawn: store of elements drawn by this run.
+
+    Everything else as in ``order_recipes``.
 
     Raises:
         StageError: no recipe is of elements of the training set and small enough.
@@ -51,21 +52,16 @@ def choose_recipes(
         # As they were drawn, new ones first: without guidance, the control of the diffusion, and where quick judges order them.
         if settings.guidance_scale == 0 or settings.prefilter:
             return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
-        everything = dataclasses.replace(settings, composition_pool=math.ceil(len(recipes) / settings.num_structures))
-        return order_recipes(model, recipes, known, everything, seed, verdicts, None, store, workers, screened)
-    recipes = []
-    if settings.recipe_source in ("prototypes", "all"):
-        recipes += recipes_module.recipes(elements, settings.mixed_recipes)
-    if settings.recipe_source in ("substitutions", "all"):
-        recipes += library.substitutions(elements)
+        return order_recipes(model, recipes, known, settings, seed, screened, verdicts, None, store, workers)
+    recipes = [*prototype_recipes(elements), *library.substitutions(elements)]
     recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
     if not recipes:
         raise StageError(
-            f"generation.recipe_source={settings.recipe_source} gives no recipe of at most {settings.max_recipe_atoms} atoms "
+            f"generation.max_recipe_atoms: there is no recipe of at most {settings.max_recipe_atoms} atoms "
             "and of the elements that are allowed and that the model was trained on"
         )
     substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, verdicts, substituted, store, workers, screened)
+    return order_recipes(model, recipes, known, settings, seed, screened, verdicts, substituted, store, workers)
 
 
 def known_compositions(content: dict[str, Any]) -> set[str]:

@@ -29,7 +29,6 @@ log = logging.getLogger("her2d")
 NO_CRYSTAL_EV = 100.0  # L_target of a recipe that no crystal fits
 BATCH = 64  # recipes judged at a time, and stored together
 BATCHES_FOR_WORKERS = 8  # for fewer, loading the model in the workers takes longer
-WHOLE_POOL_STRUCTURES = 32  # from this number of structures on, guidance chooses among all recipes
 # By recipe: whether the sheet that it starts from is valid, and L_target of the heads for that (eV).
 StartVerdicts = dict[Recipe, tuple[bool, float]]
 # Chance of a hit of sheets, from what quick judges and the heads say of them.
@@ -105,40 +104,28 @@ def _batch_key(recipes: Sequence[Recipe]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:24]
 
 
-def pool_size(num_recipes: int, settings: GenerationConfig) -> int:
-    """Return among how many of the recipes guidance chooses.
-
-    ``composition_pool`` per structure where it is set. Otherwise all of them for ``WHOLE_POOL_STRUCTURES`` structures or more, and
-    in proportion for fewer, so that few structures cost little and are as selected as many.
-    """
-    if settings.composition_pool:
-        return settings.composition_pool * settings.num_structures
-    return math.ceil(num_recipes * min(1.0, settings.num_structures / WHOLE_POOL_STRUCTURES))
-
-
 def order_recipes(
     model: Denoiser,
     recipes: list[Recipe],
     known_formulas: set[str],
     settings: GenerationConfig,
     seed: int,
+    screened: Screen,
     verdicts: StartVerdicts | None = None,
     substituted: Callable[[list[Recipe]], list[Recipe]] | None = None,
     store: LineStore | None = None,
     workers: Processes | None = None,
-    screened: Screen | None = None,
 ) -> list[Recipe]:
     """Return the recipes in the order in which candidates take them.
 
     New compositions come first, known ones after them. Both groups are in a seeded random order in which every family has the same
     weight, however many recipes it has.
 
-    With guidance, a pool of the first recipes, ``pool_size`` of them, is ordered again where they start from sheets. The heads
-    judge the sheet of each, and the order is that of sampling without replacement with weights exp(−η L_target / 0.1 eV), the
-    factor by which guidance multiplies the density of the geometry. New compositions that exceed a quota (``exceeds_quota``) come
-    after the other new ones; recipes whose sheet is not valid come last. Then one more element is substituted in the first
-    ``num_structures`` recipes, and the results join the pool, ``search_rounds`` times in all. So the search reaches compositions
-    that lie several substitutions away from any known crystal.
+    With guidance the heads judge the sheet that each starts from, and the order is that of sampling without replacement with
+    weights exp(−η L_target / 0.1 eV), the factor by which guidance multiplies the density of the geometry. New compositions that
+    exceed a quota (``exceeds_quota``) come after the other new ones; recipes whose sheet is not valid come last. Then one more
+    element is substituted in the first ``num_structures`` recipes, and the results join the others, ``search_rounds`` times in
+    all. So a screening reaches compositions that lie several substitutions away from any known crystal.
 
     Args:
         model: the trained network.
@@ -146,19 +133,17 @@ def order_recipes(
         known_formulas: reduced formulas of known compositions.
         settings: of the generation.
         seed: of the random order.
+        screened: judges the sheets that recipes start from.
         verdicts: of earlier runs with this model and these settings; new ones are added.
         substituted: gives, for some recipes, those with one more element substituted.
         store: verdicts of a run that was stopped; new ones are added.
         workers: processes that judge, whose factory loads the model; None: this process.
-        screened: judges the sheets that the recipes start from; None: they start from noise.
     """
     order = _unguided_order(recipes, known_formulas, seed)
-    if screened is None or settings.guidance_scale == 0:
-        return [recipes[i] for i in order]
-    size = pool_size(len(recipes), settings)
-    pool = [recipes[i] for i in order[:size]]
-    numbers = order[:size].tolist()
-    log.info("guidance chooses among %d of %d recipes by the sheets that they start from", len(pool), len(recipes))
+    pool, numbers = [recipes[i] for i in order], order.tolist()
+    if settings.guidance_scale == 0:
+        return pool
+    log.info("guidance chooses among %d recipes by the sheets that they start from", len(pool))
     verdicts = {} if verdicts is None else verdicts
     seen = set(recipes)
     for round_number in range(settings.search_rounds + 1):
@@ -175,7 +160,7 @@ def order_recipes(
         numbers += range(len(seen), len(seen) + len(fresh))
         pool += fresh
         seen.update(fresh)
-    return [pool[i] for i in ranked] + [recipes[i] for i in order[size:]]
+    return [pool[i] for i in ranked]
 
 
 def _unguided_order(recipes: Sequence[Recipe], known_formulas: set[str], seed: int) -> np.ndarray:
@@ -191,22 +176,24 @@ def _are_known(recipes: Sequence[Recipe], formulas: set[str]) -> np.ndarray:
 
 
 def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
-    """Return whether each recipe exceeds the quota of its family, of its composition or of what is soluble, (M,).
+    """Return whether each recipe exceeds the quota of its family, composition or elements, or of what is soluble, (M,).
 
-    A recipe does so when as many earlier ones of the same family or composition, or as many halides and compounds of alkali metals,
-    stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that exceed a quota do not count
-    towards one.
+    A recipe does so when as many earlier ones of the same family or composition, or with one of its elements, or as many halides
+    and compounds of alkali metals, stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that
+    exceed a quota do not count towards one.
     """
     structures = oversample * settings.num_structures
     limits = {
         "family": at_most(settings.max_family_share * structures),
         "composition": at_most(settings.max_per_composition * oversample) or len(recipes),
+        "element": at_most(settings.max_element_share * structures),
         "soluble": at_most(settings.max_soluble_share * structures),
     }
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str | int]] = Counter()
     exceeding = []
     for recipe in recipes:
         groups = [("family", recipe.family), ("composition", reduced_formula(recipe.atomic_numbers))]
+        groups += [("element", number) for number in set(recipe.atomic_numbers)] if settings.max_element_share < 1 else []
         groups += [("soluble", "")] if recipe.is_soluble else []
         exceeding.append(any(counts[group] >= limits[group[0]] for group in groups))
         if not exceeding[-1]:

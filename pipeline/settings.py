@@ -222,12 +222,6 @@ class GenerationConfig:
     max_per_composition: int = setting(
         1, "structures of one composition among those that guidance chose, while there are others; 0: any number", low=0
     )
-    composition_pool: int = setting(
-        0,
-        "recipes per structure asked for, drawn at random, among which guidance chooses; 0: all of them for 32 structures, in "
-        "proportion for fewer",
-        low=0,
-    )
     search_rounds: int = setting(
         2,
         "times that guidance changes the best recipes so far and adds the outcome to the choice: by noise on a kind of atoms or on "
@@ -238,14 +232,10 @@ class GenerationConfig:
     corrector_steps: int = setting(1, "Langevin corrector steps per reverse step", low=0)
     corrector_snr: float = setting(0.4, "signal-to-noise ratio of the corrector", low=0)
     batch_size: int = setting(32, "sheets sampled at a time", low=1)
-    recipes: list[str] = setting([], "formulas (MoS2) or families (2H-MX2: Mo W | S Se) to use instead of all prototype recipes")
-    recipe_source: str = setting(
-        "elements",
-        "where other recipes are from: prototypes (families of prototypes.py), substitutions (crystals of the training set with "
-        "one element replaced), all (of these two), elements (drawn by diffusion on the arrangements of the training set)",
-        choices=("prototypes", "substitutions", "all", "elements"),
+    recipes: list[str] = setting(
+        [], "formulas (MoS2) or families (2H-MX2: Mo W | S Se); empty: elements are drawn on the arrangements of the training set"
     )
-    elements_checkpoint: str = setting("weights/elements.pth", "network that draws these, and the arrangements", path=True)
+    elements_checkpoint: str = setting("weights/elements.pth", "network that draws them, and the arrangements", path=True)
     element_draws: int = setting(150, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
     elements: list[str] = setting(
         [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
@@ -257,17 +247,18 @@ class GenerationConfig:
         low=0,
         high=1,
     )
-    max_recipe_atoms: int = setting(8, "largest cell of recipes that are not given in generation.recipes", low=1)
-    mixed_recipes: bool = setting(
-        False, "also recipes with half of a site's atoms replaced by another of its elements (larger cells)"
+    max_element_share: float = setting(
+        1.0, "largest share of structures that hold one element, among those that guidance chose; 1: any", low=0.001, high=1
     )
+    max_recipe_atoms: int = setting(8, "largest cell of recipes that are not given in generation.recipes", low=1)
     template_share: float = setting(
         1.0, "share of sheets sampled within the symmetry of their recipe's template; the others are free", low=0, high=1
     )
     start: str = setting(
         "crystal",
         "where sheets of a formula start: crystal (known ones of stage 2, else of dataset.db_path, elements replaced) or noise; "
-        "screening: those of all recipes start from crystals, without any diffusion",
+        "screening: no diffusion, prototypes and crystals of the training set with other elements are the recipes, and all start "
+        "from crystals",
         choices=("noise", "crystal", "screening"),
     )
     ranker_checkpoint: str = setting("weights/ranker.pth", "trees that rank these; empty: the nearest come first", path=True)
@@ -292,9 +283,7 @@ class GenerationConfig:
 class BenchmarkConfig:
     """Settings of the benchmark of the generator."""
 
-    parts: list[str] = setting(
-        ["all"], "all, or some of csp, ladder, relaxed, diffusion, generation, steps, guidance, search, hull"
-    )
+    parts: list[str] = setting(["all"], "all, or some of csp, ladder, relaxed, diffusion, generation, guidance, search, hull")
     output_dir: str = setting("${run.output_dir}/benchmark", "where scores, samples and figures go", path=True)
     csp_rows: int = setting(
         150, "parts csp, ladder, relaxed, diffusion, hull: held-out sheets, drawn at random from the test split", low=1
@@ -308,8 +297,6 @@ class BenchmarkConfig:
         100, "parts ladder, relaxed, diffusion: first held-out sheets that the diffusion is sampled for", low=1
     )
     generation_structures: int = setting(1000, "part generation: structures", low=2)
-    step_counts: list[int] = setting([10, 20, 30, 50], "part steps: numbers of reverse steps")
-    step_structures: int = setting(64, "part steps: structures by each", low=2)
     guidance_scales: list[float] = setting([0.0, 0.3, 1.0], "part guidance: guidance scales η, at w = 0")
     cfg_scales: list[float] = setting([2.0], "part guidance: classifier-free scales w, at η = 0")
     num_structures: int = setting(256, "part guidance: structures at each setting", low=2)

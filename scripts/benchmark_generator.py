@@ -9,20 +9,18 @@ Part relaxed     relaxes the first prediction of each of these methods with the 
                  sheet on record
 Part diffusion   what one step of the diffusion of coordinates removes at each time, and what its steps and its corrector do
 Part generation  runs stage 4 as configured for many structures; their layer groups stand beside those of the training set
-Part steps       samples unguided sheets by fewer and by more reverse steps: what they cost, and how far they are from relaxed
 Part guidance    runs stage 4 at every guidance scale and every classifier-free scale, without the prefilter
-Part search      compares, on equal numbers of judged sheets, no guidance, guidance, plain screening (known crystals with other
-                 elements, chosen by the heads, no diffusion), and both of these with the prefilter
+Part search      compares, on equal numbers of judged sheets, no guidance, each kind of guidance, plain screening (known crystals
+                 with other elements, chosen by the heads, no diffusion), and the prefilter with and without the diffusion
 Part hull        compares E_above_hull with the database's on sheets that stage 4 makes of held-out formulas, where they are sheets
                  of the database
 
-Parts generation, steps and guidance are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
+Parts generation and guidance are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
 evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Parts search and hull have the judges of the configuration.
 
 Reads dataset.processed_dir (csp: test.pt; ladder, relaxed and diffusion: train.pt too), denoiser.checkpoint and the judges. Writes
-csp.json, ladder.json, ladder.csv, ladder_relaxed.json, diffusion.json, generation.json, layer_groups.png, steps.json,
-search.json, hull.json and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped
-goes on where it was.
+csp.json, ladder.json, ladder.csv, ladder_relaxed.json, diffusion.json, generation.json, layer_groups.png, search.json, hull.json
+and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
 
     python -m scripts.benchmark_generator denoiser.checkpoint=weights/denoiser.pth benchmark.parts=[guidance]
 """
@@ -30,7 +28,6 @@ goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -48,7 +45,6 @@ from pipeline.provenance import SCHEMA_VERSION, git_commit, read_sidecar
 from pipeline.settings import BenchmarkConfig, Config, GenerationConfig
 
 STAGE = "benchmark_generator.py"
-SIX_ATOMS = (42, 16, 16, 42, 16, 16)  # of which the time per sheet is taken
 
 
 def predict_structures(cfg: Config, folder: Path) -> dict[str, Any]:
@@ -262,40 +258,6 @@ def generation_score(cfg: Config, folder: Path, verdicts: dict) -> dict[str, Any
     }
 
 
-def step_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
-    """Run part steps: judge unguided sheets of the same recipes by other numbers of reverse steps; return a row for each number.
-
-    seconds_per_sheet, seconds_per_guided_sheet: of sampling ``generation.batch_size`` sheets of six atoms on ``run.threads``
-    threads, without guidance and as configured.
-    """
-    from generation.generate import CHECKPOINT_HINT
-    from generation.sampling import sample
-    from models import load_denoiser
-
-    device = resolve_device(cfg.run)
-    model = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, device)[0].double()
-    compositions = [SIX_ATOMS] * cfg.generation.batch_size
-    first = dataclasses.replace(cfg.generation, num_steps=2)
-    sample(model, compositions, range(len(compositions)), first, cfg.run.seed, device)  # untimed: the first call fills caches
-    rows = []
-    with _pool(cfg) as pool:
-        for count in cfg.benchmark.step_counts:
-            guided = dataclasses.replace(cfg.generation, num_steps=count)
-            seconds = {}
-            for name, settings in (
-                ("seconds_per_sheet", dataclasses.replace(guided, guidance_scale=0.0, cfg_scale=0.0)),
-                ("seconds_per_guided_sheet", guided),
-            ):
-                start = time.monotonic()
-                sample(model, compositions, range(len(compositions)), settings, cfg.run.seed, device)
-                seconds[name] = round((time.monotonic() - start) / len(compositions), 4)
-            cifs = folder / f"steps_{count}"
-            manifest = generate(cfg, cifs, 0.0, 0.0, cfg.benchmark.step_structures, num_steps=count)
-            judged = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
-            rows.append({"num_steps": count, **seconds, **judged})
-    return rows
-
-
 def main(cfg: Config) -> None:
     """Run the parts named in ``benchmark.parts``."""
     from evaluation.search_benchmark import SEARCHES
@@ -366,19 +328,6 @@ def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
     print(f"generation of {found['sampled']} sheets: {rates}")
 
 
-def _run_steps(cfg: Config, folder: Path, verdicts: dict) -> None:
-    import torch
-
-    rows = step_scores(cfg, folder)
-    content = {"threads": torch.get_num_threads(), "device": str(resolve_device(cfg.run)), "step_counts": rows}
-    _write(cfg, folder / "steps.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], content)
-    for row in rows:
-        valid, distance = row["aggregates"]["sampled_valid"], row["aggregates"]["median_rmsd_angstrom"]
-        cost = f"{row['seconds_per_sheet']:.2f} s per sheet of {len(SIX_ATOMS)} atoms"
-        cost += f" ({row['seconds_per_guided_sheet']:.2f} s guided)"
-        print(f"{row['num_steps']} steps: {cost}, valid {valid['value']:.0%}, {distance['value']:.2f} Å from relaxed")
-
-
 def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
     rows = search_scores(cfg, folder)
     found = {"searches": rows, "training_element_entropy_bits": training_entropy(cfg)}
@@ -421,7 +370,6 @@ _RUNS = {
     "relaxed": _run_relaxed,
     "diffusion": _run_diffusion,
     "generation": _run_generation,
-    "steps": _run_steps,
     "search": _run_search,
     "hull": _run_hull,
     "guidance": _run_guidance,

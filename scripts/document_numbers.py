@@ -218,18 +218,6 @@ def sampled_large() -> str:
     return table(["", "value"], rows)
 
 
-def steps() -> str:
-    """Return quality and time over the number of reverse steps."""
-    found = load("results/benchmark/steps.json")["step_counts"]
-    body = [
-        ["seconds a sheet, unguided", *(formatted(s["seconds_per_sheet"]) for s in found)],
-        ["seconds a sheet, as configured", *(formatted(s["seconds_per_guided_sheet"]) for s in found)],
-        ["valid as sampled", *(interval(s["aggregates"]["sampled_valid"], ".0%") for s in found)],
-        ["median RMSD to relaxed (Å)", *(interval(s["aggregates"]["median_rmsd_angstrom"], ".2f") for s in found)],
-    ]
-    return table(["reverse steps", *(str(s["num_steps"]) for s in found)], body)
-
-
 def her_judges() -> str:
     """Return how the judges of ΔE_H agree with values that they had not seen."""
     return judge_table.judges(load("results/report.json")["truth"], load("weights/dimenet.json")["metrics"]["test"])
@@ -399,7 +387,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "guidance": guidance,
     "hits": hits,
     "sampled large": sampled_large,
-    "steps": steps,
     "judges of the adsorption energy": her_judges,
     "heads": heads,
     "known sheets": known_sheets,

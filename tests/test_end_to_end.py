@@ -30,7 +30,6 @@ TINY = {
     "denoiser.eval_every": 6,
     "denoiser.batch_size": 8,
     "generation.num_structures": 1,
-    "generation.composition_pool": 8,
     "generation.element_draws": 8,
     "generation.num_steps": 30,
     "generation.oversample": 2.0,

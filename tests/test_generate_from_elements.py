@@ -41,7 +41,7 @@ def cfg(tmp_path) -> Config:
         denoiser=dataclasses.replace(base.denoiser, checkpoint=str(path)),
         dataset=dataclasses.replace(base.dataset, processed_dir=str(tmp_path / "none"), db_path=str(tmp_path / "none.db")),
         generation=dataclasses.replace(
-            QUICK, recipes=[], recipe_source="elements", num_structures=4, guidance_scale=0.0, cfg_scale=1.0, prefilter=False,
+            QUICK, recipes=[], num_structures=4, guidance_scale=0.0, cfg_scale=1.0, prefilter=False,
             oversample=2.0, element_draws=6, max_recipe_atoms=4, output_dir=str(tmp_path / "cifs"),
             elements_checkpoint=str(PROJECT_DIR / "weights" / "elements.pth"),
             refiner_checkpoint=str(PROJECT_DIR / "weights" / "refiner.pth"),
@@ -102,9 +102,9 @@ def test_seeds_and_settings_of_elements_change_the_sheets(cfg, tmp_path):
 def test_new_compositions_come_first_without_guidance(cfg):
     model, content = load_denoiser(cfg.denoiser.checkpoint, "")
     library = TemplateLibrary([], [])
-    recipes = recipe_choice.choose_recipes(model, content | {"formulas": []}, library, cfg.generation, 0, "cpu")
+    recipes = recipe_choice.choose_recipes(model, content | {"formulas": []}, library, cfg.generation, 0)
     known = recipes[2].formula
-    again = recipe_choice.choose_recipes(model, content | {"formulas": [known]}, library, cfg.generation, 0, "cpu")
+    again = recipe_choice.choose_recipes(model, content | {"formulas": [known]}, library, cfg.generation, 0)
     new, old = ([r.formula for r in recipes if (r.formula == known) is is_known] for is_known in (False, True))
     assert [r.formula for r in again] == new + old and old, "otherwise as they were drawn"
     assert all(sorted(recipe.start.atomic_numbers) == sorted(recipe.atomic_numbers) for recipe in recipes)

@@ -14,7 +14,7 @@ from generation import search
 from generation.candidates import Plan, SampleStore, sample_candidates
 from generation.search import gumbel_keys, order_recipes
 from geo_utils import Sheet
-from pipeline.settings import Config, GenerationConfig
+from pipeline.settings import Config
 from pipeline.store import LineStore
 
 
@@ -34,7 +34,7 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     recipes = [Recipe(f"C{k}", (6,) * k, "x") for k in range(1, 9)]
     monkeypatch.setattr(search, "reduced_formula", lambda numbers: f"C{len(numbers)}")
     by_size = screen_of(lambda size: size == 3, float)
-    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, composition_pool=100, oversample=2.0)
+    strong = dataclasses.replace(settings, guidance_scale=1.0, template_share=0.0, oversample=2.0)
     order = [r.formula for r in order_recipes(model, recipes, {"C1"}, strong, 0, screened=by_size)]
     assert order == ["C2", "C4", "C5", "C6", "C7", "C8", "C1", "C3"]  # C1 is not new, and the sheet of C3 is not valid
     capped = dataclasses.replace(strong, num_structures=1, max_family_share=1.0)
@@ -49,11 +49,8 @@ def test_guided_recipes_prefer_low_loss_and_new_compositions(model, settings, mo
     assert search.exceeds_quota(polymorphs, one, 2.0).tolist() == [False, False, True, False]
     assert not search.exceeds_quota(polymorphs, dataclasses.replace(one, max_per_composition=0)).any()
     free = dataclasses.replace(settings, guidance_scale=0.0)
-    for settings_of, screened in ((free, by_size), (strong, None)):  # without guidance, and without sheets to judge
-        orders = [
-            [r.formula for r in order_recipes(model, recipes, {"C1"}, settings_of, seed, screened=screened)] for seed in range(5)
-        ]
-        assert len({*map(tuple, orders)}) > 1 and all(o[-1] == "C1" for o in orders)
+    orders = [[r.formula for r in order_recipes(model, recipes, {"C1"}, free, seed, screened=by_size)] for seed in range(5)]
+    assert len({*map(tuple, orders)}) > 1 and all(o[-1] == "C1" for o in orders)
 
 
 def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings, monkeypatch):
@@ -75,9 +72,8 @@ def test_the_search_breeds_from_the_best_and_ends_at_the_target(model, settings,
         num_structures=2,
         search_rounds=2,
         max_family_share=1.0,
-        composition_pool=9,
     )
-    find = lambda settings: order_recipes(model, recipes, set(), settings, 0, None, next_ones, screened=screened)  # noqa: E731
+    find = lambda settings: order_recipes(model, recipes, set(), settings, 0, screened, None, next_ones)  # noqa: E731
     order = [r.formula for r in find(strong)]
     assert bred == [["C6", "C3"], ["C7", "C6"]], "the best two of all so far, none whose sheet is not valid"
     assert order == ["C8", "C7", "C6", "C3", "C2", "C1", "C4"] and sorted(sum(made, [])) == [1, 2, 3, 4, 6, 7, 8]
@@ -98,11 +94,21 @@ def test_halides_and_alkali_metals_have_a_quota(settings):
     assert not search.exceeds_quota(recipes, dataclasses.replace(ten, max_soluble_share=1.0)).any()
 
 
+def test_elements_have_a_quota(settings):
+    """With S in at most two of four structures, the third sulphide waits; an atom that a cell holds twice counts once."""
+    numbers = [(42, 16, 16), (74, 16, 16), (22, 16, 16), (22, 34, 34), (74, 34, 34), (16, 34)]
+    recipes = [Recipe(str(k), z, f"family {k}") for k, z in enumerate(numbers)]
+    four = dataclasses.replace(settings, num_structures=4, max_family_share=1.0, max_element_share=0.5)
+    assert search.exceeds_quota(recipes, four).tolist() == [False, False, True, False, False, True]
+    assert not search.exceeds_quota(recipes, four, oversample=2.0).any()
+    assert not search.exceeds_quota(recipes, dataclasses.replace(four, max_element_share=1.0)).any()
+
+
 def test_families_have_the_same_weight(model, settings):
     """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
     recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]
     free = dataclasses.replace(settings, guidance_scale=0.0)
-    first = [order_recipes(model, recipes, set(), free, seed)[0].family for seed in range(100)]
+    first = [order_recipes(model, recipes, set(), free, seed, screen_of(bool, float))[0].family for seed in range(100)]
     assert 30 < first.count("small") < 70
 
 
@@ -114,16 +120,6 @@ def test_selection_draws_with_the_tilt_of_the_guidance():
         assert worse / trials == pytest.approx(expected, abs=4 * 0.5 / trials**0.5)
     keys = gumbel_keys(np.zeros(3), [5, 6, 7], 1.0, 0)
     np.testing.assert_array_equal(gumbel_keys(np.zeros(2), [7, 5], 1.0, 0), keys[[2, 0]])
-
-
-def test_the_pool_is_in_proportion_to_what_is_asked(settings):
-    def size(num_structures, composition_pool=0):
-        asked = dataclasses.replace(settings, num_structures=num_structures, composition_pool=composition_pool)
-        return search.pool_size(13_451, asked)
-
-    assert size(GenerationConfig().num_structures) == size(1000) == 13_451, "the default and more choose among all"
-    assert size(4) == 1682 and size(1) == 421
-    assert size(4, composition_pool=10) == 40
 
 
 def test_verdicts_of_a_stopped_run_are_not_made_again(model, settings, monkeypatch, tmp_path):

@@ -46,9 +46,9 @@ def test_a_formula_is_never_a_boolean(tmp_path, word):
 
 @pytest.mark.parametrize("word", ["true", "True", "yes", "on", "ON", "YES"])
 def test_settings_that_are_booleans_take_every_spelling(tmp_path, word):
-    (tmp_path / "my.yaml").write_text(f"generation: {{mixed_recipes: {word}}}\n")
-    assert load_config(tmp_path / "my.yaml").generation.mixed_recipes is True
-    assert load_config(None, [f"generation.mixed_recipes={word}"]).generation.mixed_recipes is True
+    (tmp_path / "my.yaml").write_text(f"generation: {{refine_samples: {word}}}\n")
+    assert load_config(tmp_path / "my.yaml").generation.refine_samples is True
+    assert load_config(None, [f"generation.refine_samples={word}"]).generation.refine_samples is True
     assert load_config(None, ["generation.prefilter=no"]).generation.prefilter is False
 
 
