@@ -43,8 +43,8 @@ PROBABILITIES = {
     "new_p_hits": "the same, where a sheet counts that is new, that P_synth calls synthesizable and that water does not dissolve",
 }
 
-# Runs stage 4: (folder, η, w, verdicts on recipes of runs that start alike, further settings) -> its manifest.
-Make = Callable[[Path, float, float, dict, Mapping[str, Any]], dict[str, Any]]
+# Runs stage 4: (folder, η, w, further settings) -> its manifest.
+Make = Callable[[Path, float, float, Mapping[str, Any]], dict[str, Any]]
 # Judges a set: (pool, folder, counts of stage 4) -> its row, with ``probabilities`` of its candidates.
 Judge = Callable[[Any, Path, dict[str, int]], dict[str, Any]]
 
@@ -62,10 +62,9 @@ def search_scores(cfg: Config, folder: Path, make: Make, judge: Judge) -> list[d
         if name in asked
     }
     found: dict[str, dict[str, Any]] = {}
-    verdicts: dict[str, dict] = {}
     for name, (cifs, (eta, w, changes)) in plan.items():
         strengths = chosen.guidance_scale if eta is None else eta, chosen.cfg_scale if w is None else w
-        found[name] = make(cifs, *strengths, verdicts.setdefault(_start_key(changes), {}), changes)
+        found[name] = make(cifs, *strengths, changes)
     rows = []
     with JudgePool(partial(judges.load_judges, cfg), judges.judge_identity(cfg), cfg.evaluation.workers, cfg.run) as pool:
         for name, (cifs, _) in plan.items():
@@ -106,8 +105,3 @@ def with_ratios(rows: Sequence[dict[str, Any]], resamples: int, seed: int) -> li
             expected[key] = dataclasses.asdict(mean) | {"ratios": ratios}
         result.append({key: value for key, value in row.items() if key not in PROBABILITIES} | {"expected": expected})
     return result
-
-
-def _start_key(changes: Mapping[str, Any]) -> str:
-    """Return a key that runs share whose recipes are judged by the same sheets."""
-    return str(changes.get("start", ""))

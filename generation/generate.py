@@ -48,13 +48,12 @@ from generation.candidates import (
     replace_products,
     sample_candidates,
     starts_from_crystals,
-    uses_elements,
 )
 from generation.ranking import RankedPrototypes, ranked_prototypes
-from generation.recipe_choice import choose_recipes, drawn_anew, known_compositions
+from generation.recipe_choice import choose_recipes, further_recipes, known_compositions
 from generation.sampling import predict_properties, target_loss
-from generation.search import StartVerdicts, Triage, exceeds_quota, gumbel_keys, order_by_chance, screen
-from generation.shards import STARTS, check_parts, remove_parts, sample_part, take_starts
+from generation.search import Triage, by_heads, exceeds_quota, gumbel_keys, order_by_chance
+from generation.shards import ELEMENTS, check_parts, remove_parts, sample_part, take_elements
 from generation.sheet_table import known_crystals, pack, read_split
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
@@ -70,7 +69,7 @@ log = logging.getLogger("her2d")
 
 STAGE = "structure_generator.py"
 MOST_WORKERS = 16  # processes; each holds half a GB
-PREFILTER_DIR, ELEMENTS = "prefilter", "elements.jsonl"  # of the partial results
+PREFILTER_DIR = "prefilter"  # of the partial results
 CHECKPOINT_HINT = "run optimization.py, or set denoiser.checkpoint to a trained model"
 
 
@@ -98,7 +97,6 @@ def generate_structures(
     cfg: Config,
     model: Denoiser,
     content: dict[str, Any],
-    verdicts: StartVerdicts | None = None,
     load: Callable[[], Denoiser] | None = None,
     prefilter: Prefilter | None = None,
 ) -> None:
@@ -110,7 +108,6 @@ def generate_structures(
         cfg: settings; ``run``, ``denoiser`` and ``generation`` are read.
         model: the trained network, on the device of ``run.device``. It is converted to float64.
         content: its checkpoint, with the elements, formulas and templates of the training set.
-        verdicts: on recipes, shared by runs with the same model, seed and target. New ones are added.
         load: loads the model, on the CPU in float64, in further processes; picklable. None: there are none.
         prefilter: where ``uses_prefilter``.
 
@@ -130,7 +127,7 @@ def generate_structures(
     own = folder if shard is None or shard.merges else shard.folder(folder)
     with locked_folder(own, "generation.output_dir"):
         with _workers(cfg, load) as workers:
-            _generate(cfg, model, content, verdicts, shard, fingerprint, checkpoint_hash, workers, prefilter)
+            _generate(cfg, model, content, shard, fingerprint, checkpoint_hash, workers, prefilter)
 
 
 def _workers(cfg: Config, load: Callable[[], Denoiser] | None) -> AbstractContextManager[Processes | None]:
@@ -145,7 +142,6 @@ def _generate(
     cfg: Config,
     model: Denoiser,
     content: dict[str, Any],
-    verdicts: StartVerdicts | None,
     shard: Shard | None,
     fingerprint: str,
     checkpoint_hash: str,
@@ -160,19 +156,14 @@ def _generate(
     partial_dir = shard.folder(folder) if is_part else folder / PARTIAL_DIR
     log.info("what is finished is kept in %s: a run that is stopped goes on there", relative_name(partial_dir))
     if merges:
-        take_starts(shard, folder, partial_dir / STARTS)
-    starts = LineStore(partial_dir / STARTS, {"fingerprint": fingerprint})
-    crystals = known_starts(cfg)
-    by_sheets = settings.start == SCREENING or uses_elements(settings)
-    screened = partial(screen, crystals, settings, device) if by_sheets else None
-    # Known crystals would travel to the workers with every batch; sheets of their own are small.
-    near = workers if crystals is None or not by_sheets else None
+        take_elements(shard, folder, partial_dir / ELEMENTS)
     drawn = LineStore(partial_dir / ELEMENTS, {"fingerprint": fingerprint})
-    recipes = choose_recipes(model, content, library, settings, seed, screened, verdicts, starts, near, drawn)
-    if by_sheets and prefilter is not None:
-        known = known_compositions(content) if uses_elements(settings) else frozenset()
-        redraw = partial(drawn_anew, settings, content, seed) if uses_elements(settings) else None
-        with prefilter.triaging() as triage:
+    recipes = choose_recipes(content, library, settings, seed, workers, drawn)
+    crystals = known_starts(cfg)
+    if settings.guidance_scale > 0 and not settings.recipes:
+        known, redraw = known_compositions(content), partial(further_recipes, settings, content, library, seed)
+        near = workers if crystals is None else None  # known crystals would travel to the workers with every batch
+        with prefilter.triaging() if prefilter is not None else nullcontext(by_heads(settings)) as triage:
             recipes = order_by_chance(model, recipes, crystals, settings, device, triage, near, known, redraw)
     plan = planner(recipes, library, cfg, crystals)
     store = SampleStore(partial_dir, fingerprint, [part.folder(folder) for part in shard.parts()] if merges else ())

@@ -9,35 +9,35 @@ from typing import Any
 from crystals.formulas import composition_key
 from crystals.recipes import Recipe, allowed_elements, parse_recipes, prototype_recipes, reduced_formula
 from crystals.templates import TemplateLibrary
-from generation.batch import Denoiser
 from generation.candidates import uses_elements
 from generation.elements import element_recipes, load_elements, redrawn_recipes
-from generation.search import Screen, StartVerdicts, order_recipes
+from generation.search import in_random_order
 from pipeline.errors import StageError
 from pipeline.settings import GenerationConfig
-from pipeline.store import LineStore, Store
+from pipeline.store import Store
 from pipeline.tasks import Processes
 
 
 def choose_recipes(
-    model: Denoiser,
     content: dict[str, Any],
     library: TemplateLibrary,
     settings: GenerationConfig,
     seed: int,
-    screened: Screen | None = None,
-    verdicts: StartVerdicts | None = None,
-    store: LineStore | None = None,
     workers: Processes | None = None,
     drawn: Store | None = None,
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``; otherwise those that the diffusion of elements draws, or those of a screening.
 
-    Args:
-        screened: judges the sheets that recipes start from; not needed for those of ``generation.recipes``.
-        drawn: store of elements drawn by this run.
+    The latter two are in the order in which they were drawn, but new compositions come before known ones. A screening has all
+    prototypes, and the crystals of the training set with one element replaced.
 
-    Everything else as in ``order_recipes``.
+    Args:
+        content: of the denoiser's checkpoint, with elements and formulas of the training set.
+        library: templates of the training set.
+        settings: of the generation.
+        seed: of the draws.
+        workers: as many processes as these draw elements, where there is much to draw; None: this process.
+        drawn: store of elements drawn by this run.
 
     Raises:
         StageError: no recipe is of elements of the training set and small enough.
@@ -46,22 +46,18 @@ def choose_recipes(
     if settings.recipes:
         return parse_recipes(settings.recipes, elements)
     elements = allowed_elements(elements, settings.elements, settings.exclude_elements)
-    known = known_compositions(content)
     if uses_elements(settings):
         recipes = drawn_recipes(settings, elements, seed, workers, drawn)
-        # As they were drawn, new ones first: without guidance, the control of the diffusion, and where quick judges order them.
-        if settings.guidance_scale == 0 or settings.prefilter:
-            return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
-        return order_recipes(model, recipes, known, settings, seed, screened, verdicts, None, store, workers)
-    recipes = [*prototype_recipes(elements), *library.substitutions(elements)]
-    recipes = [recipe for recipe in recipes if len(recipe.atomic_numbers) <= settings.max_recipe_atoms]
+    else:
+        recipes = [*prototype_recipes(elements), *library.substitutions(elements)]
+        recipes = in_random_order([r for r in recipes if len(r.atomic_numbers) <= settings.max_recipe_atoms], seed)
     if not recipes:
         raise StageError(
             f"generation.max_recipe_atoms: there is no recipe of at most {settings.max_recipe_atoms} atoms "
             "and of the elements that are allowed and that the model was trained on"
         )
-    substituted = partial(library.further_substitutions, elements=elements)
-    return order_recipes(model, recipes, known, settings, seed, screened, verdicts, substituted, store, workers)
+    known = known_compositions(content)
+    return sorted(recipes, key=lambda recipe: reduced_formula(recipe.atomic_numbers) in known)
 
 
 def known_compositions(content: dict[str, Any]) -> set[str]:
@@ -80,10 +76,20 @@ def drawn_recipes(
         return element_recipes(load(), settings, elements, seed, where, store)
 
 
-def drawn_anew(
-    settings: GenerationConfig, content: dict[str, Any], seed: int, recipes: Sequence[Recipe], number: int
+def further_recipes(
+    settings: GenerationConfig,
+    content: dict[str, Any],
+    library: TemplateLibrary,
+    seed: int,
+    recipes: Sequence[Recipe],
+    number: int,
 ) -> list[Recipe]:
-    """Return recipes that come from others by noise on a kind of atoms or the arrangement; number: of the round."""
+    """Return recipes that come from others by a small change.
+
+    That is noise and the reverse process on a kind of atoms or the arrangement; in a screening, one more element is replaced.
+    number: of the round.
+    """
     elements = allowed_elements(set(content["elements"]), settings.elements, settings.exclude_elements)
-    model = load_elements(settings.elements_checkpoint)
-    return redrawn_recipes(model, settings, elements, 1000 * seed + number, recipes)
+    if not uses_elements(settings):
+        return library.further_substitutions(recipes, elements)
+    return redrawn_recipes(load_elements(settings.elements_checkpoint), settings, elements, 1000 * seed + number, recipes)

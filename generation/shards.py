@@ -21,7 +21,7 @@ from pipeline.settings import Config
 from pipeline.shards import FOLDER, MERGE, Shard
 from pipeline.tasks import Processes
 
-STARTS = "starts.jsonl"
+ELEMENTS = "elements.jsonl"  # of the partial results
 MOST_NAMED = 5
 
 
@@ -47,9 +47,9 @@ def sample_part(
     print(f"shard {shard}: its {len(own)} of {len(plans)} candidates are sampled; after the last part: {MERGE}/{shard.count}")
 
 
-def take_starts(shard: Shard, root: Path, path: Path) -> None:
-    """Copy the verdicts on recipes of the first part that has some, which are those of all, to ``path`` where it has none."""
-    found = next((p for part in shard.parts() if (p := part.folder(root) / STARTS).is_file()), None)
+def take_elements(shard: Shard, root: Path, path: Path) -> None:
+    """Copy the elements drawn by the first part that has some, which are those of all, to ``path`` where there are none."""
+    found = next((p for part in shard.parts() if (p := part.folder(root) / ELEMENTS).is_file()), None)
     if found is not None and not path.exists():
         with atomic_path(path) as temporary:
             shutil.copyfile(found, temporary)

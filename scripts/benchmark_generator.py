@@ -105,16 +105,14 @@ def setting_name(eta: float, w: float) -> str:
     return f"eta_{eta:g}_w_{w:g}"
 
 
-def guidance_response(cfg: Config, folder: Path, verdicts: dict) -> list[dict[str, Any]]:
+def guidance_response(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     """Run part guidance: generate and judge at each setting; return a row for each, with every aggregate and its interval."""
     settings = cfg.benchmark
     plan = guidance_settings(settings, cfg.generation)
     rows = []
     with _pool(cfg) as pool:
         counts = {
-            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, verdicts, prefilter=False)[
-                "counts"
-            ]
+            (eta, w): generate(cfg, folder / setting_name(eta, w), eta, w, settings.num_structures, prefilter=False)["counts"]
             for _, eta, w in plan
         }
         for series, eta, w in plan:
@@ -128,8 +126,8 @@ def search_scores(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     """Run part search: generate and judge by each of ``search_benchmark.SEARCHES``."""
     from evaluation import search_benchmark
 
-    def make(cifs: Path, eta: float, w: float, verdicts: dict, changes: Mapping[str, Any]) -> dict[str, Any]:
-        return generate(cfg, cifs, eta, w, cfg.benchmark.search_structures, verdicts, **changes)
+    def make(cifs: Path, eta: float, w: float, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return generate(cfg, cifs, eta, w, cfg.benchmark.search_structures, **changes)
 
     def judge(pool: Any, cifs: Path, counts: dict[str, int]) -> dict[str, Any]:
         return judge_set(cfg, pool, cifs, counts, folder / "cache", chances=True)
@@ -147,13 +145,8 @@ def hull_scores(cfg: Config, folder: Path) -> dict[str, Any]:
     return generated_hull(cfg, folder, make)
 
 
-def generate(
-    cfg: Config, folder: Path, eta: float, w: float, number: int, verdicts: dict | None = None, **changes: Any
-) -> dict[str, Any]:
-    """Run stage 4 at one setting of the guidance into a folder, with further changes of its settings; return its manifest.
-
-    verdicts: on recipes, shared by runs that differ in guidance and number alone.
-    """
+def generate(cfg: Config, folder: Path, eta: float, w: float, number: int, **changes: Any) -> dict[str, Any]:
+    """Run stage 4 at one setting of the guidance into a folder, with further changes of its settings; return its manifest."""
     from evaluation.prefilter import Prefilter
     from generation.generate import CHECKPOINT_HINT, generate_structures, uses_prefilter
     from generation.generate import STAGE as GENERATOR_STAGE
@@ -165,7 +158,7 @@ def generate(
     model, content = load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT, resolve_device(cfg.run))
     prefilter = Prefilter(cfg) if uses_prefilter(generation) else None
     load = partial(load_for_sampling, cfg.denoiser.checkpoint)
-    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, verdicts, load, prefilter)
+    generate_structures(dataclasses.replace(cfg, generation=generation), model, content, load, prefilter)
     return read_sidecar(folder, stage=GENERATOR_STAGE)
 
 
@@ -235,7 +228,7 @@ def training_entropy(cfg: Config) -> float:
     return element_entropy([{element.symbol for element in own} for own in sets if {element.Z for element in own} <= allowed])
 
 
-def generation_score(cfg: Config, folder: Path, verdicts: dict) -> dict[str, Any]:
+def generation_score(cfg: Config, folder: Path) -> dict[str, Any]:
     """Run part generation: judge sheets of stage 4 as configured, and count their layer groups and those of the training set."""
     from crystals.templates import TemplateLibrary
     from generation.generate import CHECKPOINT_HINT
@@ -245,7 +238,7 @@ def generation_score(cfg: Config, folder: Path, verdicts: dict) -> dict[str, Any
     settings = cfg.generation
     with _pool(cfg) as pool:
         number = cfg.benchmark.generation_structures
-        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number, verdicts)
+        manifest = generate(cfg, cifs, settings.guidance_scale, settings.cfg_scale, number)
         result = judge_set(cfg, pool, cifs, manifest["counts"], folder / "cache")
     library = TemplateLibrary.from_state_dict(load_denoiser(cfg.denoiser.checkpoint, CHECKPOINT_HINT)[1].get("templates", []))
     known: Counter[int] = Counter()
@@ -270,20 +263,19 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"benchmark.searches: {', '.join(other)}; choose some of {', '.join(map(repr, SEARCHES))}")
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    verdicts: dict = {}
     for name, run in _RUNS.items():
         if name in settings.parts or "all" in settings.parts:
-            run(cfg, folder, verdicts)
+            run(cfg, folder)
 
 
-def _run_csp(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_csp(cfg: Config, folder: Path) -> None:
     found = predict_structures(cfg, folder)
     _write(cfg, folder / "csp.json", [cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "test.pt"], found)
     rates = ", ".join(f"match@{k} {found[f'match@{k}']:.0%}" for k in sorted({1, cfg.benchmark.csp_samples}))
     print(f"structure prediction on {found['n']} held-out sheets: {rates}")
 
 
-def _run_ladder(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_ladder(cfg: Config, folder: Path) -> None:
     from evaluation.structure_ladder import ladder, ladder_lines, write_rows
 
     found = ladder(cfg, folder)
@@ -294,7 +286,7 @@ def _run_ladder(cfg: Config, folder: Path, verdicts: dict) -> None:
     print("\n".join(ladder_lines(found)))
 
 
-def _run_diffusion(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_diffusion(cfg: Config, folder: Path) -> None:
     from evaluation.diffusion_trials import diffusion_trials
 
     found = diffusion_trials(cfg, folder)
@@ -305,7 +297,7 @@ def _run_diffusion(cfg: Config, folder: Path, verdicts: dict) -> None:
         print(f"  {name}: {row['strict'][0]:.0%} {row['loose'][0]:.0%}")
 
 
-def _run_relaxed(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_relaxed(cfg: Config, folder: Path) -> None:
     from evaluation.relaxed_ladder import relaxed_ladder
 
     found = relaxed_ladder(cfg, folder)
@@ -317,10 +309,10 @@ def _run_relaxed(cfg: Config, folder: Path, verdicts: dict) -> None:
         print(f"  {name}: {row['as_low']['value']:.0%}, {row['above_ev']['value']:.3f} eV/atom above the lower one")
 
 
-def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_generation(cfg: Config, folder: Path) -> None:
     from evaluation.benchmark_figures import draw_layer_groups
 
-    found = generation_score(cfg, folder, verdicts)
+    found = generation_score(cfg, folder)
     _write(cfg, folder / "generation.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], found)
     draw_layer_groups(found, folder / "layer_groups.png")
     shown = ("sampled_valid", "rate_charge_neutral", "rate_converged", "rate_metastable", "rate_metastable_sun")
@@ -328,7 +320,7 @@ def _run_generation(cfg: Config, folder: Path, verdicts: dict) -> None:
     print(f"generation of {found['sampled']} sheets: {rates}")
 
 
-def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_search(cfg: Config, folder: Path) -> None:
     rows = search_scores(cfg, folder)
     found = {"searches": rows, "training_element_entropy_bits": training_entropy(cfg)}
     _write(cfg, folder / "search.json", [cfg.denoiser.checkpoint, cfg.dimenet.checkpoint], found)
@@ -337,7 +329,7 @@ def _run_search(cfg: Config, folder: Path, verdicts: dict) -> None:
         print(f"{row['name']}: hits to expect {expected['value']:.1%}, near the hull {near['value']:.0%}")
 
 
-def _run_hull(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_hull(cfg: Config, folder: Path) -> None:
     found = hull_scores(cfg, folder)
     weights = [
         cfg.evaluation.hull_checkpoint,
@@ -351,10 +343,10 @@ def _run_hull(cfg: Config, folder: Path, verdicts: dict) -> None:
         print(f"  {name}: MAE {row['mae_ev'][0]:.3f} eV/atom, same verdict {row['agree'][0]:.0%}")
 
 
-def _run_guidance(cfg: Config, folder: Path, verdicts: dict) -> None:
+def _run_guidance(cfg: Config, folder: Path) -> None:
     from evaluation.benchmark_figures import draw_guidance
 
-    rows = guidance_response(cfg, folder, verdicts)
+    rows = guidance_response(cfg, folder)
     _write(cfg, folder / "guidance.json", [cfg.denoiser.checkpoint, cfg.benchmark.judge_checkpoint], {"doses": rows})
     draw_guidance(rows, Path(cfg.run.output_dir) / "guidance.png")
     for row in rows:
@@ -363,7 +355,7 @@ def _run_guidance(cfg: Config, folder: Path, verdicts: dict) -> None:
         print(f"{setting}: hits {hits['value']:.1%}, valid as sampled {valid['value']:.0%}")
 
 
-# In the order in which they run; each is given the configuration, a folder, and verdicts on recipes to share.
+# In the order in which they run; each is given the configuration and a folder.
 _RUNS = {
     "csp": _run_csp,
     "ladder": _run_ladder,

@@ -102,23 +102,12 @@ def test_seeds_and_settings_of_elements_change_the_sheets(cfg, tmp_path):
 def test_new_compositions_come_first_without_guidance(cfg):
     model, content = load_denoiser(cfg.denoiser.checkpoint, "")
     library = TemplateLibrary([], [])
-    recipes = recipe_choice.choose_recipes(model, content | {"formulas": []}, library, cfg.generation, 0)
+    recipes = recipe_choice.choose_recipes(content | {"formulas": []}, library, cfg.generation, 0)
     known = recipes[2].formula
-    again = recipe_choice.choose_recipes(model, content | {"formulas": [known]}, library, cfg.generation, 0)
+    again = recipe_choice.choose_recipes(content | {"formulas": [known]}, library, cfg.generation, 0)
     new, old = ([r.formula for r in recipes if (r.formula == known) is is_known] for is_known in (False, True))
     assert [r.formula for r in again] == new + old and old, "otherwise as they were drawn"
     assert all(sorted(recipe.start.atomic_numbers) == sorted(recipe.atomic_numbers) for recipe in recipes)
-
-
-def test_the_heads_order_nothing_where_quick_judges_do(cfg, monkeypatch):
-    model, content = load_denoiser(cfg.denoiser.checkpoint, "")
-    asked = []
-    monkeypatch.setattr(recipe_choice, "order_recipes", lambda model, recipes, *_: asked.append(recipes) or recipes[::-1])
-    for prefilter in (True, False):
-        guided = with_generation(cfg, guidance_scale=1.0, prefilter=prefilter).generation
-        found = recipe_choice.choose_recipes(model, content | {"formulas": []}, TemplateLibrary([], []), guided, 0)
-        assert len(found) > 4 and len(asked) == (not prefilter)
-    assert found == asked[0][::-1]
 
 
 def test_missing_files_are_one_line(cfg, tmp_path):
@@ -137,27 +126,31 @@ def test_missing_files_are_one_line(cfg, tmp_path):
 
 
 def test_under_guidance_the_heads_choose_among_more_draws(cfg, monkeypatch):
-    """The order of the recipes is that of the loss of the heads for their sheets, as strong guidance leaves nothing to chance."""
-    seen: list[tuple[list, list[float]]] = []
-    original = search.screen
+    """The order of the new recipes is that of what the heads say of their sheets, and the best give further ones."""
+    seen: list[tuple[list, np.ndarray]] = []
+    original = search.by_heads
 
-    def watched(*arguments):
-        found = original(*arguments)
-        seen.append((list(arguments[-1]), [loss if ok else 1e9 for ok, loss in zip(found["valid"], found["loss"], strict=True)]))
-        return found
+    def watched(settings):
+        heads = original(settings)
+        return lambda sheets, properties: seen.append((sheets, heads(sheets, properties))) or seen[-1][1]
 
-    monkeypatch.setattr(generate, "screen", watched)
-    monkeypatch.setattr(search, "gumbel_keys", lambda loss, *_: -loss)
+    monkeypatch.setattr(generate, "by_heads", watched)
     monkeypatch.setattr(search, "exceeds_quota", lambda recipes, *_: np.zeros(len(recipes), dtype=bool))
     taken: list = []
     planner = generate.planner
     monkeypatch.setattr(generate, "planner", lambda recipes, *rest: taken.extend(recipes) or planner(recipes, *rest))
-    structure_generator.main(with_generation(cfg, guidance_scale=1.0))
-    looked_at = [recipe for recipes, _ in seen for recipe in recipes]
-    assert UNGUIDED_DRAWS * 4 < len(looked_at) <= 6 * 4 and len(set(looked_at)) == len(looked_at)
-    losses = dict(zip(looked_at, [loss for _, found in seen for loss in found], strict=True))
+    structure_generator.main(with_generation(cfg, guidance_scale=1.0, search_rounds=1))
+    assert UNGUIDED_DRAWS * 4 - 3 < len(seen[0][0]) <= 6 * 4 and len(seen) == 2, "all draws, then what comes from the best"
+    chances = {sheet.formula: [] for sheets, _ in seen for sheet in sheets}
+    for sheets, found in seen:
+        for sheet, chance in zip(sheets, found, strict=True):
+            chances[sheet.formula].append(chance)
     new = [recipe for recipe in taken if recipe.formula not in ("MoS2", "TiSe2", "PtTe2")]
-    assert [losses[recipe] for recipe in new] == sorted(losses[recipe] for recipe in new) and len(taken) == len(looked_at)
+    in_order = sorted((chance for sheets, found in seen for chance in found), reverse=True)
+    _, starts = search.starting_sheets(None, cfg.generation, new)
+    assert len(new) == len(in_order)
+    for sheet, chance in zip(starts, in_order, strict=True):
+        assert any(own == pytest.approx(chance) for own in chances[sheet.formula])
     assert manifest(cfg)["selection"].startswith("drawn from the valid")
     assert manifest(cfg)["counts"]["sampled"] == 8, "oversample times num_structures"
 

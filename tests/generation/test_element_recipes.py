@@ -239,7 +239,7 @@ def test_only_elements_that_the_settings_allow_are_drawn(shipped):
         cfg_scale=1.0, elements_checkpoint=str(PROJECT_DIR / "weights" / "elements.pth"),
     )  # fmt: skip
     assert 82 in settings_excluded(settings), "lead is among the elements that are left out unless one asks for them"
-    recipes = choose_recipes(None, content, None, settings, 0)
+    recipes = choose_recipes(content, None, settings, 0)
     assert {z for recipe in recipes for z in recipe.atomic_numbers} <= {42, 74, 16, 34}
     assert all(len(recipe.atomic_numbers) <= 3 for recipe in recipes)
     known = [reduced_formula(recipe.atomic_numbers) in content["formulas"] for recipe in recipes]
@@ -251,7 +251,7 @@ def test_only_elements_that_the_settings_allow_are_drawn(shipped):
     with pytest.raises(StageError, match="at most 1 atoms"):
         element_recipes(shipped, dataclasses.replace(UNGUIDED, max_recipe_atoms=1), trained_on(shipped), 0)
     with pytest.raises(StageError, match="leave no element"):
-        choose_recipes(None, content, None, dataclasses.replace(settings, elements=["Pb"]), 0)
+        choose_recipes(content, None, dataclasses.replace(settings, elements=["Pb"]), 0)
 
 
 def settings_excluded(settings: GenerationConfig) -> set[int]:

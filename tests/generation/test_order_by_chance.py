@@ -15,8 +15,8 @@ from crystals.recipes import Recipe
 from crystals.templates import TemplateLibrary
 from generation import search
 from generation.candidates import plan_candidate
-from generation.sampling import predict_properties, target_loss
-from generation.search import order_by_chance, screen, starting_sheets
+from generation.sampling import predict_properties
+from generation.search import order_by_chance, starting_sheets
 from geo_utils import Sheet
 
 
@@ -68,15 +68,6 @@ def test_the_plan_of_a_candidate_starts_from_its_sheet(screening):
         assert [plan.start is own.start for plan in plans] == [True, False, True, False]
         assert plans[0].template is None and plans[0].atomic_numbers == own.atomic_numbers
         assert (plans[1].start is not None) == (screening and crystals is not None)
-
-
-def test_starts_are_screened_and_what_has_none_is_not_valid(model, plain):
-    recipes = [recipe_of("AuS2", start=False), recipe_of("WSe2"), recipe_of("MoS2", a=1.5)]
-    found = screen(None, plain, "cpu", model.double(), recipes)
-    assert found["valid"] == [False, True, False], "no sheet, a sheet, a sheet that clashes"
-    expected = target_loss(predict_properties(model, [r.start for r in recipes[1:]]), plain).double().numpy()
-    assert found["loss"] == pytest.approx([search.NO_CRYSTAL_EV, *expected], abs=1e-5)
-    assert screen(None, plain, "cpu", model, recipes[:1]) == {"valid": [False], "loss": [search.NO_CRYSTAL_EV]}
 
 
 def test_the_best_chances_come_first_and_what_exceeds_a_quota_after_them(model, plain):
