@@ -5,7 +5,7 @@ Writes  ranker.checkpoint and its sidecar .json.
 Run     python -m scripts.train_ranker      about a quarter of an hour on one core for 11,000 sheets
 
 Every composition of the training split is predicted from the crystals of other formulas. A candidate is right where it lies over
-one of the sheets on record; it counts by the share of these. Set generation.ranker_checkpoint to the result.
+the most stable of the sheets on record. Set generation.ranker_checkpoint to the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ MATCH_HEIGHT = 4.0  # Å, added to the thickness of a sheet for its volume
 
 def main(cfg: Config) -> None:
     """Label the candidates of every composition, fit the trees and write the products."""
-    import numpy as np
 
     from generation.ranking import prototype_library, save_trees
     from generation.sheet_table import read_split, sheet_of
@@ -45,10 +44,10 @@ def main(cfg: Config) -> None:
     sheets = [sheet_of(table, row) for row in range(len(table["uid"]))]
     library = prototype_library(table)
     x, y = examples(library, sheets, settings.max_atoms)
-    if not len(y) or not 0 < (y > 0).sum() < len(y):
+    if not len(y) or not 0 < y.sum() < len(y):
         raise StageError("no composition of the training set has right and wrong prototypes: there is nothing to learn from")
     about = {"min_samples_leaf": min(40, max(len(y) // 20, 1)), "l2_regularization": 10.0, "max_features": 0.2}
-    trees = BoostedTrees.fit(x, y > 0, settings, cfg.run.seed, classify=True, weights=np.where(y > 0, y, 1.0), **about)
+    trees = BoostedTrees.fit(x, y, settings, cfg.run.seed, classify=True, **about)
     checkpoint = Path(settings.checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     save_trees(checkpoint, trees, formulas_seen=sorted(set(table["formula"])))
@@ -58,15 +57,18 @@ def main(cfg: Config) -> None:
         seed=cfg.run.seed,
         settings=settings,
         inputs=[path],
-        counts={"sheets": len(sheets), "prototypes": len(library.prototypes), "candidates": len(y), "right": int((y > 0).sum())},
+        counts={"sheets": len(sheets), "prototypes": len(library.prototypes), "candidates": len(y), "right": int(y.sum())},
         metrics={},
         checkpoint_sha256=file_sha256(checkpoint),
     )
-    print(f"ranker: {relative_name(checkpoint)}, of {len(y):,} candidates {int((y > 0).sum()):,} right")
+    print(f"ranker: {relative_name(checkpoint)}, of {len(y):,} candidates {int(y.sum()):,} right")
 
 
 def examples(library: PrototypeLibrary, sheets: list[Sheet], max_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return descriptors (n, COLUMNS) of the candidates of all compositions, and the share (n,) of sheets that each lies over."""
+    """Return descriptors (n, COLUMNS) of the candidates of all compositions, and which lie over the most stable sheets, (n,).
+
+    sheets: of the library, in its order.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -78,13 +80,13 @@ def examples(library: PrototypeLibrary, sheets: list[Sheet], max_atoms: int) -> 
     for row, sheet in enumerate(sheets):
         if len(sheet) <= max_atoms:
             groups.setdefault(tuple(sorted(sheet.atomic_numbers.tolist())), []).append(row)
-    x, y = [np.zeros((0, COLUMNS))], [np.zeros(0)]
+    x, y = [np.zeros((0, COLUMNS))], [np.zeros(0, dtype=bool)]
     for numbers, rows in tqdm(sorted(groups.items()), desc="candidates", unit="composition", mininterval=1.0):
         candidates = library.candidates(numbers, without=library.formulas[rows[0]])
         if candidates:
             x.append(descriptors(library, candidates, outside[folds[rows[0]]]))
-            found = [candidate.sheet() for candidate in candidates]
-            y.append(np.array([[distance(sheet, sheets[row]) <= RIGHT for row in rows] for sheet in found]).mean(1))
+            record = sheets[min(rows, key=lambda row: library.e_hull[row])]
+            y.append(np.array([distance(candidate.sheet(), record) <= RIGHT for candidate in candidates]))
     return np.concatenate(x), np.concatenate(y)
 
 

@@ -10,6 +10,7 @@ import torch
 from ase.build import mx2
 
 from crystals import database
+from crystals.prototype_library import PrototypeLibrary
 from evaluation.structure_match import match_distance
 from generation import sheet_table
 from generation.ranking import load_trees, ranked_prototypes
@@ -57,6 +58,25 @@ def test_the_trees_put_the_right_prototype_first(processed, tmp_path, capsys):
     assert [candidate.prototype.layer_group for candidate in ranked.ranked([74, 34, 34])] == [78, 72]
     assert len(ranked.nearest([74, 34, 34], 1)) == 1 and ranked.nearest([6, 6], 3) == []
     assert "WSe2" not in load_trees(tmp_path / "ranker.pth")[1]
+
+
+def test_the_right_candidate_is_the_most_stable_on_record(processed):
+    """With NbTe2 as 1T too, 0.05 eV/atom below its 2H sheet, the 1T candidate is right, and the 2H one no longer."""
+    table = read_split(processed / "train.pt")
+    sheets = [sheet_table.sheet_of(table, row) for row in range(len(table["uid"]))]
+    energies, formulas = table["e_hull"].double().numpy(), list(table["formula"])
+
+    def right(e_hull: float) -> list[int]:
+        both = [*sheets, sheet_of("NbTe2", "1T")]
+        library = PrototypeLibrary(both, [*formulas, "NbTe2"], [*energies, e_hull], [-1.0] * len(both))
+        y = train_ranker.examples(library, both, 12)[1]
+        groups = sorted({tuple(sorted(sheet.atomic_numbers.tolist())) for sheet in both})
+        assert y.dtype == bool and len(y) == 2 * len(groups) and y.sum() == len(groups)
+        place = 2 * groups.index((41, 52, 52))
+        candidates = library.candidates((41, 52, 52), without="NbTe2")
+        return [c.prototype.layer_group for c, own in zip(candidates, y[place : place + 2], strict=True) if own]
+
+    assert right(0.05) == [72] and right(0.15) == [78]
 
 
 def test_what_cannot_be_used_is_one_line(processed, tmp_path):
