@@ -33,7 +33,6 @@ SEARCHES: dict[str, tuple[float | None, float | None, dict[str, Any]]] = {
     "elements, prefilter": (None, None, {"prefilter": True}),
     "screening, prefilter, any halides": (None, None, {**NO_QUOTA, **SCREENED}),
     "elements, prefilter, any halides": (None, None, NO_QUOTA),
-    "elements, prefilter, any halides, varied": (None, None, {**NO_QUOTA, "max_element_share": 0.2}),
 }
 # Whose hits to expect those of the others are divided by.
 REFERENCES = ("elements, no guidance", "screening, prefilter", "screening, prefilter, any halides")

@@ -66,24 +66,22 @@ def by_heads(settings: GenerationConfig) -> Triage:
 
 
 def exceeds_quota(recipes: Sequence[Recipe], settings: GenerationConfig, oversample: float = 1.0) -> np.ndarray:
-    """Return whether each recipe exceeds the quota of its family, composition or elements, or of what is soluble, (M,).
+    """Return whether each recipe exceeds the quota of its family, of its composition or of what is soluble, (M,).
 
-    A recipe does so when as many earlier ones of the same family or composition, or with one of its elements, or as many halides
-    and compounds of alkali metals, stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that
-    exceed a quota do not count towards one.
+    A recipe does so when as many earlier ones of the same family or composition, or as many halides and compounds of alkali metals,
+    stand in the list as ``oversample`` times ``num_structures`` structures may hold. Recipes that exceed a quota do not count
+    towards one.
     """
     structures = oversample * settings.num_structures
     limits = {
         "family": at_most(settings.max_family_share * structures),
         "composition": at_most(settings.max_per_composition * oversample) or len(recipes),
-        "element": at_most(settings.max_element_share * structures),
         "soluble": at_most(settings.max_soluble_share * structures),
     }
-    counts: Counter[tuple[str, str | int]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     exceeding = []
     for recipe in recipes:
         groups = [("family", recipe.family), ("composition", reduced_formula(recipe.atomic_numbers))]
-        groups += [("element", number) for number in set(recipe.atomic_numbers)] if settings.max_element_share < 1 else []
         groups += [("soluble", "")] if recipe.is_soluble else []
         exceeding.append(any(counts[group] >= limits[group[0]] for group in groups))
         if not exceeding[-1]:

@@ -247,9 +247,6 @@ class GenerationConfig:
         low=0,
         high=1,
     )
-    max_element_share: float = setting(
-        1.0, "largest share of structures that hold one element, among those that guidance chose; 1: any", low=0.001, high=1
-    )
     max_recipe_atoms: int = setting(8, "largest cell of recipes that are not given in generation.recipes", low=1)
     template_share: float = setting(
         1.0, "share of sheets sampled within the symmetry of their recipe's template; the others are free", low=0, high=1

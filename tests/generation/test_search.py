@@ -61,16 +61,6 @@ def test_halides_and_alkali_metals_have_a_quota(settings):
     assert not search.exceeds_quota(recipes, dataclasses.replace(ten, max_soluble_share=1.0)).any()
 
 
-def test_elements_have_a_quota(settings):
-    """With S in at most two of four structures, the third sulphide waits; an atom that a cell holds twice counts once."""
-    numbers = [(42, 16, 16), (74, 16, 16), (22, 16, 16), (22, 34, 34), (74, 34, 34), (16, 34)]
-    recipes = [Recipe(str(k), z, f"family {k}") for k, z in enumerate(numbers)]
-    four = dataclasses.replace(settings, num_structures=4, max_family_share=1.0, max_element_share=0.5)
-    assert search.exceeds_quota(recipes, four).tolist() == [False, False, True, False, False, True]
-    assert not search.exceeds_quota(recipes, four, oversample=2.0).any()
-    assert not search.exceeds_quota(recipes, dataclasses.replace(four, max_element_share=1.0)).any()
-
-
 def test_families_have_the_same_weight():
     """Of 200 recipes of one family and 10 of another, the small family has a fair share among the first."""
     recipes = [Recipe(f"a{k}", (6,), "large") for k in range(200)] + [Recipe(f"b{k}", (6,), "small") for k in range(10)]

@@ -227,7 +227,7 @@ def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_p
     assert benchmark.training_entropy(excluded) == 0
     assert [row["name"] for row in rows] == list(SEARCHES)
     assert all(row["aggregates"]["rate_valid"]["n"] == 3 and row["families"] >= 1 for row in rows)
-    assert len(asked) == 5
+    assert len(asked) == 4
     assert not any("p_hits" in row for row in rows)
     for expected in rows[0]["expected"].values():
         assert all(name in expected["ratios"] for name in REFERENCES)
