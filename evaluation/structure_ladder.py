@@ -1,7 +1,7 @@
 """Structure prediction of held-out compositions by several methods on the same rows, from the trivial to the learnt.
 
-Every method gives up to ``benchmark.csp_samples`` sheets of a composition, in its own order. All see the same training crystals,
-and none of these has a formula of the test split.
+Every method gives up to ``benchmark.csp_samples`` sheets of a composition, in its own order. All see the same crystals, those of
+training and validation split, and none of these has a formula of the test split.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from evaluation.structure_match import (
 )
 from generation.ranking import load_trees, ranked_prototypes
 from generation.refinement import load_refiner, padded, refine
-from generation.sheet_table import known_crystals, read_split
+from generation.sheet_table import KNOWN_SPLITS, known_crystals, read_known, read_split
 from geo_utils import Sheet, inverse_2x2
 from networks.refiner import SheetRefiner, move, symmetric_exp
 from networks.sheet_trunk import SheetState
@@ -133,7 +133,7 @@ def lay_out(cfg: Config, folder: Path) -> Ladder:
     if not rows:
         raise StageError("refiner or ranker have seen every sheet of the test split: the data set was split in another way")
     rows = [rows[k] for k in np.random.default_rng([seed, 0x1A]).permutation(len(rows))]  # the first ones are a random sample
-    table = read_split(Path(cfg.dataset.processed_dir) / "train.pt")
+    table = read_known(cfg.dataset.processed_dir)
     crystals = known_crystals(table)
     methods = _methods(cfg, network, rows, folder, table, crystals)
     return Ladder(rows, len(drawn) - len(rows), network, crystals, methods)
@@ -215,7 +215,7 @@ def _methods(
     table: dict[str, Any],
     crystals: KnownCrystals,
 ) -> list[Method]:
-    """Return the methods, the trivial ones first. table, crystals: of the training split, as ``read_split`` gives it."""
+    """Return the methods, the trivial ones first. table, crystals: those of ``table``, as ``read_known`` gives it."""
     settings = cfg.benchmark
     count = lambda k: settings.csp_samples if k < settings.ladder_rows else 1  # noqa: E731
     numbers = lambda k: rows[k].sheet.atomic_numbers  # noqa: E731
@@ -242,7 +242,8 @@ def _distances(
     cfg: Config, method: Method, rows: Sequence[HeldOut], truths: dict[tuple[int, ...], list[Sheet]], folder: Path
 ) -> dict[int, dict[str, Any]]:
     """Return by row the distances of its samples, and that of the first one to the nearest polymorph on record; None: no match."""
-    weights = (cfg.generation.refiner_checkpoint, cfg.denoiser.checkpoint, Path(cfg.dataset.processed_dir) / "train.pt")
+    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS]
+    weights = [cfg.generation.refiner_checkpoint, cfg.denoiser.checkpoint, *splits]
     about = {
         "rows": [row.uid for row in rows],
         "samples": [cfg.benchmark.csp_samples, cfg.benchmark.ladder_rows],

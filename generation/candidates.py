@@ -23,6 +23,7 @@ from generation.batch import Denoiser
 from generation.elements import LAST, REDRAWS
 from generation.refinement import refined_sheets
 from generation.sampling import sample
+from generation.sheet_table import KNOWN_SPLITS
 from geo_utils import Sheet
 from networks.training import fingerprint
 from pipeline.files import file_sha256, missing_file
@@ -109,7 +110,7 @@ def further_inputs(cfg: Config) -> dict[str, Path]:
     if settings.refine_steps and (settings.refine_samples or from_crystals or filled):
         files["refiner"] = Path(settings.refiner_checkpoint)
     if from_crystals:
-        files["crystals"] = crystals_path(cfg)
+        files |= dict(zip(("crystals", "more_crystals"), crystal_paths(cfg), strict=False))
         if settings.ranker_checkpoint:
             files["ranker"] = Path(settings.ranker_checkpoint)
     if missing := next((name for name in ("elements", "refiner", "ranker") if name in files and not files[name].is_file()), None):
@@ -128,15 +129,16 @@ def starts_from_crystals(cfg: Config) -> bool:
     return settings.start == SCREENING or (settings.start == "crystal" and any(map(is_formula, settings.recipes)))
 
 
-def crystals_path(cfg: Config) -> Path:
-    """Return the file of the crystals that formulas start from: stage 2's training split, else the database itself.
+def crystal_paths(cfg: Config) -> list[Path]:
+    """Return the files of the crystals that formulas start from: ``KNOWN_SPLITS`` of stage 2, else the database itself.
 
     Raises:
         StageError: there is neither.
     """
-    for path in (Path(cfg.dataset.processed_dir) / "train.pt", Path(cfg.dataset.db_path)):
-        if path.exists():  # a database may be a folder of structures
-            return path
+    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS]
+    for paths in (splits, [Path(cfg.dataset.db_path)]):
+        if paths[0].exists():  # a database may be a folder of structures
+            return paths
     raise missing_file("dataset.db_path", cfg.dataset.db_path, "name a database, or set generation.start=noise")
 
 

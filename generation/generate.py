@@ -39,7 +39,7 @@ from generation.candidates import (
     Plan,
     SampleStore,
     Starts,
-    crystals_path,
+    crystal_paths,
     export_atoms,
     finish_candidates,
     further_inputs,
@@ -54,7 +54,7 @@ from generation.recipe_choice import choose_recipes, further_recipes, known_comp
 from generation.sampling import predict_properties, target_loss
 from generation.search import Triage, by_heads, exceeds_quota, gumbel_keys, order_by_chance
 from generation.shards import ELEMENTS, check_parts, remove_parts, sample_part, take_elements
-from generation.sheet_table import known_crystals, pack, read_split
+from generation.sheet_table import known_crystals, pack, read_known
 from pipeline.cli import resolve_device
 from pipeline.errors import StageError
 from pipeline.files import atomic_path, file_sha256, relative_name
@@ -243,12 +243,11 @@ def known_starts(cfg: Config) -> KnownCrystals | RankedPrototypes | None:
     """
     if not starts_from_crystals(cfg):
         return None
-    path = crystals_path(cfg)
-    log.info(
-        "%s start from the crystals of %s", "recipes" if cfg.generation.start == SCREENING else "formulas", relative_name(path)
-    )
-    if path.suffix == ".pt":
-        table = read_split(path)
+    paths = crystal_paths(cfg)
+    what = "recipes" if cfg.generation.start == SCREENING else "formulas"
+    log.info("%s start from the crystals of %s", what, " and ".join(map(relative_name, paths)))
+    if len(paths) > 1:
+        table = read_known(cfg.dataset.processed_dir)
     else:
         table = pack([row for *_, row in read_rows(cfg.dataset) if isinstance(row, Row)], {})
     if trees := cfg.generation.ranker_checkpoint:

@@ -24,6 +24,7 @@ from pipeline.files import relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
 DATASET_STAGE = "material_dataset.py"
+KNOWN_SPLITS = ("train", "val")
 SYMMETRY_TOLERANCE = 0.02  # Å, within which a sheet of the training set must show its symmetry
 
 
@@ -107,6 +108,29 @@ def read_split(path: str | os.PathLike) -> dict[str, Any]:
     if any(size != len(columns["ptr"]) - 1 for size in sizes.values()):
         raise StageError(f"{relative_name(path)} has columns of unequal length: rerun {DATASET_STAGE}")
     return columns
+
+
+def read_known(processed_dir: str | os.PathLike) -> dict[str, Any]:
+    """Read ``KNOWN_SPLITS`` of stage 2 as one table: the crystals that are known where a structure is predicted.
+
+    The test split stays apart.
+
+    Raises:
+        StageError: as ``read_split`` does.
+    """
+    tables = [read_split(Path(processed_dir) / f"{name}.pt") for name in KNOWN_SPLITS]
+
+    def joined(name: str) -> Any:
+        first, *others = (table[name] for table in tables)
+        if name == "schema_version":
+            return first
+        for other in others:
+            if name in ("ptr", "site_ptr"):  # the counts of both go on
+                other = first[-1] + other[1:]
+            first = torch.cat([first, other]) if isinstance(first, torch.Tensor) else [*first, *other]
+        return first
+
+    return {name: joined(name) for name in tables[0]}
 
 
 def sheet_of(table: dict[str, Any], row: int) -> Sheet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +94,17 @@ class BoostedTrees:
         joined[1] = np.where(np.isfinite(joined[1]), joined[1], np.finfo(np.float64).max)
         arrays = dict(zip(cls._ARRAYS, [*joined, np.array(roots, dtype=np.int64)], strict=True))
         return cls(float(np.ravel(fitted._baseline_prediction)[0]), fitted.n_features_in_, **arrays)
+
+    @classmethod
+    def mean(cls, models: Sequence[BoostedTrees]) -> BoostedTrees:
+        """Return one ensemble that predicts the mean of several on the same descriptors."""
+        offsets = np.cumsum([0, *(len(model.feature) for model in models)])
+        arrays = {name: [getattr(model, name) for model in models] for name in cls._ARRAYS}
+        for name in ("left", "right", "roots"):
+            arrays[name] = [own + offset for own, offset in zip(arrays[name], offsets, strict=False)]
+        arrays["value"] = [own / len(models) for own in arrays["value"]]
+        start = sum(model.start for model in models) / len(models)
+        return cls(start, models[0].columns, **{name: np.concatenate(own) for name, own in arrays.items()})
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """Return the predictions, (N,) float64; of a classifier the log-odds of class 1.

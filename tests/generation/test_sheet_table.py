@@ -10,6 +10,7 @@ from crystals.prototypes import PROTOTYPES
 from generation import sheet_table
 from generation.sheet_table import training_rows
 from geo_utils import Sheet
+from pipeline.errors import StageError
 from pipeline.settings import Config
 
 
@@ -42,6 +43,25 @@ def test_a_written_split_is_read_as_one_table(tmp_path):
             table.sheet(index)
     batch = table.select(torch.tensor([1, 0]))
     assert batch.atomic_numbers[:3].tolist() == sheets[1].atomic_numbers.tolist() and batch.num_atoms.tolist() == [3, 3]
+
+
+def test_known_sheets_are_those_of_training_and_validation_in_one_table(tmp_path):
+    sheets = [Sheet.from_atoms(PROTOTYPES["2H-MX2"].build(metal, "S")) for metal in ("Mo", "W", "Nb")]
+    rows = [Row(k, f"uid-{k}", sheet, sheet.formula, "MoS2", 0.1 * k, -0.5, 1.0) for k, sheet in enumerate(sheets)]
+    sites = {"delta_g": [0.2, -0.1], "std": [0.1, 0.3], "kind": ["top", "hollow"], "face": ["upper", "lower"]}
+    labels = {row.key: sites | {"in_domain": True, "coverage": 0.25} for row in rows[1:]}
+    for name, own in (("train", rows[:2]), ("val", rows[2:])):
+        torch.save(sheet_table.pack(own, labels), tmp_path / f"{name}.pt")
+    known, whole = sheet_table.read_known(tmp_path), sheet_table.pack(rows, labels)
+    assert known.keys() == whole.keys()
+    for name, expected in whole.items():
+        if isinstance(expected, torch.Tensor):
+            torch.testing.assert_close(known[name], expected, equal_nan=True, rtol=0, atol=0)
+        else:
+            assert known[name] == expected, name
+    (tmp_path / "val.pt").unlink()
+    with pytest.raises(StageError, match=r"val\.pt is missing: run material_dataset\.py"):
+        sheet_table.read_known(tmp_path)
 
 
 def test_batches_cover_an_epoch_once_and_differ_between_epochs(cfg):

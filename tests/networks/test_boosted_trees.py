@@ -37,6 +37,18 @@ def test_a_saved_ensemble_predicts_the_same(tmp_path):
         again.predict(x[:, :3])
 
 
+def test_the_mean_of_ensembles_is_one_ensemble():
+    x, y = table()
+    models = [
+        BoostedTrees.from_sklearn(HistGradientBoostingRegressor(max_iter=count, random_state=seed).fit(x, y**power))
+        for count, seed, power in ((10, 0, 1), (25, 1, 2), (5, 2, 3))
+    ]
+    mean = BoostedTrees.from_state(BoostedTrees.mean(models).state())
+    unseen, _ = table(rows=500, seed=1)
+    np.testing.assert_allclose(mean.predict(unseen), np.mean([model.predict(unseen) for model in models], 0), atol=1e-6)
+    np.testing.assert_array_equal(BoostedTrees.mean(models[:1]).predict(unseen), models[0].predict(unseen))
+
+
 @pytest.mark.parametrize("damage", ["cycle", "child", "descriptor", "length"])
 def test_damaged_trees_are_refused(damage):
     x, y = table()
