@@ -64,7 +64,8 @@ def cfg(tmp_path) -> Config:
     size = DenoiserModelConfig(hidden_channels=16, vector_channels=4, num_layers=1, num_rbf=8, num_timesteps=60, beta_end=0.3)
     state = {"elements": [16, 34, 42, 74], "formulas": ["MoS2"], "model": DenoisingEGNN(size).state_dict()}
     save_checkpoint(tmp_path / "denoiser.pth", "denoiser", size, state)
-    split(tmp_path / "train.pt", [("MoSe2", sheet_of("MoSe2", a=3.3)), ("PtS2", sheet_of("PtS2", "1T", 3.5))])
+    split(tmp_path / "train.pt", [("MoSe2", sheet_of("MoSe2", a=3.3))])
+    split(tmp_path / "val.pt", [("PtS2", sheet_of("PtS2", "1T", 3.5))])
     held_out = [("WSe2", sheet_of("WSe2", a=3.3)), ("WSe2", sheet_of("WSe2", "1T", 3.3)), ("MoS2", sheet_of("MoS2"))]
     split(tmp_path / "test.pt", held_out)
     base = load_config(None, [f"run.output_dir={tmp_path / 'out'}", "run.device=cpu", "run.threads=1"])

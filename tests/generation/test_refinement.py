@@ -97,17 +97,18 @@ def test_stage_four_moves_what_it_sampled(checkpoint, tmp_path, monkeypatch):
 
 
 def processed_dir(folder: Path) -> Path:
-    """Stage 2's training split with one 2H and one 1T crystal."""
+    """Stage 2's training split with one 2H and its validation split with one 1T crystal."""
     sheets = [sheet_of("MoS2"), sheet_of("PtS2", "1T", 3.5)]
     rows = [
         database.Row(k, f"u{k}", s, f, "", 0.0, 0.0, 1.0) for k, (s, f) in enumerate(zip(sheets, ("MoS2", "PtS2"), strict=True))
     ]
-    torch.save(sheet_table.pack(rows, {}), folder / "train.pt")
+    for name, row in zip(sheet_table.KNOWN_SPLITS, rows, strict=True):
+        torch.save(sheet_table.pack([row], {}), folder / f"{name}.pt")
     return folder
 
 
 def test_a_formula_starts_from_the_nearest_crystals_in_turn(tmp_path, monkeypatch):
-    crystals = sheet_table.known_crystals(sheet_table.read_split(processed_dir(tmp_path) / "train.pt"))
+    crystals = sheet_table.known_crystals(sheet_table.read_known(processed_dir(tmp_path)))
     recipes = [Recipe("WSe2", (74, 34, 34), FORMULA), Recipe("C2", (6, 6), FORMULA)]
     plans = [plan_candidate(k, recipes, TemplateLibrary([], []), 1.0, 0, crystals) for k in range(5)]
     groups = [symmetrise(plans[k].start, 1e-3)[1].layer_group_number for k in (0, 2, 4)]
@@ -135,6 +136,8 @@ def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkp
     configs = [dataclasses.replace(base, generation=dataclasses.replace(base.generation, **part)) for part in parts]
     prints = [generation_fingerprint(cfg, "model") for cfg in configs]
     assert prints[0] == prints[1] and len(set(prints)) == 6
+    torch.save(sheet_table.pack([], {}), tmp_path / "val.pt")
+    assert generation_fingerprint(configs[3], "model") != prints[3], "crystals of the validation split are among them"
     elsewhere = dataclasses.replace(base.dataset, processed_dir="/nonexistent")
     assert generation_fingerprint(dataclasses.replace(base, dataset=elsewhere), "model") not in prints, "the database stands in"
     missing = dataclasses.replace(base, dataset=dataclasses.replace(elsewhere, db_path="/nonexistent.db"))

@@ -195,7 +195,8 @@ def test_what_is_missing_is_one_line(cfg):
 def test_searches_are_compared_on_equal_numbers(cfg, monkeypatch, undrawn, tmp_path):
     """With the crystals of three sheets, screening finds recipes for which one of them fits."""
     split = Path(cfg.dataset.processed_dir)
-    (split / "train.pt").write_bytes((split / "test.pt").read_bytes())
+    for known in ("train.pt", "val.pt"):
+        (split / known).write_bytes((split / "test.pt").read_bytes())
     plain = dataclasses.replace(cfg.generation, ranker_checkpoint="", refine_steps=0)
     given = dataclasses.replace(
         cfg, generation=plain, dimenet=dataclasses.replace(cfg.dimenet, checkpoint=str(tmp_path / "second.pth"))
