@@ -128,14 +128,19 @@ SEARCH = (
 )
 
 
-def searches(content: Mapping[str, Any]) -> str:
-    """Return what each way of choosing candidates gives, of equal numbers of judged sheets."""
-    found = content["searches"]
+def searches(content: Mapping[str, Any], any_halides: bool = False) -> str:
+    """Return what each way of choosing candidates gives, of equal numbers of judged sheets.
+
+    any_halides: whether the table is of those without a quota of halides, beside draws without guidance, or of the others.
+    """
+    of_kind = [row["name"].endswith(ANY_HALIDES) == any_halides for row in content["searches"]]
+    found = [row for row, own in zip(content["searches"], of_kind, strict=True) if own or row["name"] == UNGUIDED]
+    names = {row["name"] for row in found}
     body = []
     for label, key in EXPECTED:
         expected = [row["expected"][key] for row in found]
         body.append([label, *(interval(own, ".1%") for own in expected)])
-        for other in sorted({name for own in expected for name in own["ratios"]}):
+        for other in sorted(names & {name for own in expected for name in own["ratios"]}):
             ratios = [interval(own["ratios"][other], ".1f") if other in own["ratios"] else MISSING for own in expected]
             body.append([f"as many times as {other}", *ratios])
     body += [[label, *(interval(row["aggregates"][key], style) for row in found)] for label, key, style in SEARCH]
@@ -148,6 +153,7 @@ def searches(content: Mapping[str, Any]) -> str:
     return table(["", *(f"{row['name']} ({row['aggregates']['rate_valid']['n']})" for row in found)], body)
 
 
+UNGUIDED, ANY_HALIDES = "elements, no guidance", "any halides"
 ELEMENTS = (
     ("E_hull ≤ 0.1 eV/atom", "near_hull", ".0%"),
     ("conducts", "conducts", ".0%"),

@@ -407,6 +407,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "put first": lambda: generator_tables.put_first(load("weights/activity.json")),
     "distributions": lambda: generator_tables.distributions(load("results/benchmark/elements.json")),
     "searches": lambda: generator_tables.searches(load("results/benchmark/search.json")),
+    "searches, any halides": lambda: generator_tables.searches(load("results/benchmark/search.json"), any_halides=True),
     "hull parity": hull_parity,
     "learnt hull": learnt_hull,
     "potentials hull": lambda: potential_table.hulls({name: load(f"weights/hull_{name}.json")["metrics"] for name in HULLS}),
