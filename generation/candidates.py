@@ -85,9 +85,9 @@ def generation_fingerprint(cfg: Config, checkpoint_hash: str, prefilter: dict[st
     about_refining = {name: settings.pop(name) for name in ("refine_steps", "refine_samples")}
     for name in ("refiner_checkpoint", "start", "ranker_checkpoint", "elements_checkpoint"):
         del settings[name]
-    if not uses_elements(cfg.generation):
+    if cfg.generation.recipes:
         del settings["element_draws"]
-    elif cfg.generation.guidance_scale > 0:
+    if uses_elements(cfg.generation) and cfg.generation.guidance_scale > 0:
         content |= {"last_elements": LAST, "redraws": REDRAWS}
     files = further_inputs(cfg)
     content |= {"start": SCREENING} if cfg.generation.start == SCREENING else {}

@@ -28,8 +28,8 @@ def choose_recipes(
 ) -> list[Recipe]:
     """Return the recipes of ``generation.recipes``; otherwise those that the diffusion of elements draws, or those of a screening.
 
-    The latter two are in the order in which they were drawn, but new compositions come before known ones. A screening has all
-    prototypes, and the crystals of the training set with one element replaced.
+    The latter two are in the order in which they were drawn, but new compositions come before known ones. A screening draws
+    ``element_draws`` for each structure, from all prototypes and the crystals of the training set with one element replaced.
 
     Args:
         content: of the denoiser's checkpoint, with elements and formulas of the training set.
@@ -51,6 +51,7 @@ def choose_recipes(
     else:
         recipes = [*prototype_recipes(elements), *library.substitutions(elements)]
         recipes = in_random_order([r for r in recipes if len(r.atomic_numbers) <= settings.max_recipe_atoms], seed)
+        recipes = recipes[: settings.element_draws * settings.num_structures]
     if not recipes:
         raise StageError(
             f"generation.max_recipe_atoms: there is no recipe of at most {settings.max_recipe_atoms} atoms "

@@ -236,7 +236,9 @@ class GenerationConfig:
         [], "formulas (MoS2) or families (2H-MX2: Mo W | S Se); empty: elements are drawn on the arrangements of the training set"
     )
     elements_checkpoint: str = setting("weights/elements.pth", "network that draws them, and the arrangements", path=True)
-    element_draws: int = setting(150, "sheets that it draws for each structure asked for, to choose from under guidance", low=1)
+    element_draws: int = setting(
+        150, "sheets drawn for each structure asked for, to choose from under guidance; recipes in a screening", low=1
+    )
     elements: list[str] = setting(
         [], "elements of recipes that are not given in generation.recipes; empty: any that was trained on"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from element_tables import flat_ab, mx2
 
 from crystals.elements import covalent_radius_table
-from crystals.recipes import allowed_elements, reduced_formula
-from crystals.symmetry import symmetrise
+from crystals.prototypes import PROTOTYPES
+from crystals.recipes import allowed_elements, prototype_recipes, reduced_formula
+from crystals.symmetry import Template, symmetrise
+from crystals.templates import TemplateLibrary
 from generation import elements
 from generation.element_diffusion import draw_elements
 from generation.element_training import at_bond_length
@@ -32,6 +35,7 @@ from generation.elements import (
 from generation.mean_arrangements import mean_arrangements
 from generation.recipe_choice import choose_recipes
 from generation.refinement import padded
+from geo_utils import Sheet
 from networks.checkpoints import CheckpointError
 from networks.element_denoiser import ElementDenoiserConfig
 from pipeline.errors import StageError
@@ -252,6 +256,24 @@ def test_only_elements_that_the_settings_allow_are_drawn(shipped):
         element_recipes(shipped, dataclasses.replace(UNGUIDED, max_recipe_atoms=1), trained_on(shipped), 0)
     with pytest.raises(StageError, match="leave no element"):
         choose_recipes(content, None, dataclasses.replace(settings, elements=["Pb"]), 0)
+
+
+def test_a_screening_draws_from_prototypes_and_substitutions():
+    """Of ten draws none is beyond the largest cell; with enough draws all recipes come, a known composition last."""
+    sheets = [Sheet.from_atoms(PROTOTYPES["2H-MX2"].build(metal, "S")) for metal in ("Ti", "Zr", "Hf", "Mo", "W", "Nb")]
+    library = TemplateLibrary.build([(sheet, Template.of(sheet)) for sheet in sheets])
+    elements = {16, 22, 34, 40, 41, 42, 52, 72, 74}
+    content = {"elements": sorted(elements), "formulas": ["MoS2"]}
+    asked = dataclasses.replace(UNGUIDED, start="screening", num_structures=2, element_draws=5, max_recipe_atoms=4)
+    few, others = (choose_recipes(content, library, asked, seed) for seed in (0, 1))
+    assert len(few) == 10 and few != others and few == choose_recipes(content, library, asked, 0)
+    every = choose_recipes(content, library, dataclasses.replace(asked, element_draws=10_000), 0)
+    possible = [r for r in (*prototype_recipes(elements), *library.substitutions(elements)) if len(r.atomic_numbers) <= 4]
+    assert Counter(every) == Counter(possible) and len(every) > 20
+    known = [recipe.formula == "MoS2" for recipe in every]
+    assert known == sorted(known) and any(known)
+    with pytest.raises(StageError, match="max_recipe_atoms: there is no recipe of at most 1 atoms"):
+        choose_recipes(content, library, dataclasses.replace(asked, max_recipe_atoms=1, elements=["S", "Mo"]), 0)
 
 
 def settings_excluded(settings: GenerationConfig) -> set[int]:
