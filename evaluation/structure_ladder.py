@@ -32,7 +32,7 @@ from evaluation.structure_match import (
 )
 from generation.ranking import load_trees, ranked_prototypes
 from generation.refinement import load_refiner, padded, refine
-from generation.sheet_table import KNOWN_SPLITS, known_crystals, read_known, read_split
+from generation.sheet_table import known_crystals, known_paths, read_known, read_split
 from geo_utils import Sheet, inverse_2x2
 from networks.refiner import SheetRefiner, move, symmetric_exp
 from networks.sheet_trunk import SheetState
@@ -215,7 +215,7 @@ def _methods(
     table: dict[str, Any],
     crystals: KnownCrystals,
 ) -> list[Method]:
-    """Return the methods, the trivial ones first. table, crystals: those of ``table``, as ``read_known`` gives it."""
+    """Return the methods, the trivial ones first. table: of ``read_known``. crystals: the same for substitution."""
     settings = cfg.benchmark
     count = lambda k: settings.csp_samples if k < settings.ladder_rows else 1  # noqa: E731
     numbers = lambda k: rows[k].sheet.atomic_numbers  # noqa: E731
@@ -242,8 +242,7 @@ def _distances(
     cfg: Config, method: Method, rows: Sequence[HeldOut], truths: dict[tuple[int, ...], list[Sheet]], folder: Path
 ) -> dict[int, dict[str, Any]]:
     """Return by row the distances of its samples, and that of the first one to the nearest polymorph on record; None: no match."""
-    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS]
-    weights = [cfg.generation.refiner_checkpoint, cfg.denoiser.checkpoint, *splits]
+    weights = [cfg.generation.refiner_checkpoint, cfg.denoiser.checkpoint, *known_paths(cfg.dataset.processed_dir)]
     about = {
         "rows": [row.uid for row in rows],
         "samples": [cfg.benchmark.csp_samples, cfg.benchmark.ladder_rows],

@@ -23,7 +23,7 @@ from generation.batch import Denoiser
 from generation.elements import LAST, REDRAWS
 from generation.refinement import refined_sheets
 from generation.sampling import sample
-from generation.sheet_table import KNOWN_SPLITS
+from generation.sheet_table import known_paths
 from geo_utils import Sheet
 from networks.training import fingerprint
 from pipeline.files import file_sha256, missing_file
@@ -130,13 +130,12 @@ def starts_from_crystals(cfg: Config) -> bool:
 
 
 def crystal_paths(cfg: Config) -> list[Path]:
-    """Return the files of the crystals that formulas start from: ``KNOWN_SPLITS`` of stage 2, else the database itself.
+    """Return the files of the crystals that formulas start from: ``known_paths`` of stage 2, else the database itself.
 
     Raises:
         StageError: there is neither.
     """
-    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS]
-    for paths in (splits, [Path(cfg.dataset.db_path)]):
+    for paths in (known_paths(cfg.dataset.processed_dir), [Path(cfg.dataset.db_path)]):
         if paths[0].exists():  # a database may be a folder of structures
             return paths
     raise missing_file("dataset.db_path", cfg.dataset.db_path, "name a database, or set generation.start=noise")

@@ -24,7 +24,7 @@ from pipeline.files import relative_name
 from pipeline.provenance import SCHEMA_VERSION
 
 DATASET_STAGE = "material_dataset.py"
-KNOWN_SPLITS = ("train", "val")
+KNOWN_SPLITS = ("train", "val")  # what is known where a structure is predicted; the test split stays apart
 SYMMETRY_TOLERANCE = 0.02  # Å, within which a sheet of the training set must show its symmetry
 
 
@@ -110,15 +110,14 @@ def read_split(path: str | os.PathLike) -> dict[str, Any]:
     return columns
 
 
+def known_paths(processed_dir: str | os.PathLike) -> list[Path]:
+    """Return the files of ``KNOWN_SPLITS``."""
+    return [Path(processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS]
+
+
 def read_known(processed_dir: str | os.PathLike) -> dict[str, Any]:
-    """Read ``KNOWN_SPLITS`` of stage 2 as one table: the crystals that are known where a structure is predicted.
-
-    The test split stays apart.
-
-    Raises:
-        StageError: as ``read_split`` does.
-    """
-    tables = [read_split(Path(processed_dir) / f"{name}.pt") for name in KNOWN_SPLITS]
+    """Read ``KNOWN_SPLITS`` of stage 2 as one table. Raises StageError as ``read_split`` does."""
+    tables = [read_split(path) for path in known_paths(processed_dir)]
 
     def joined(name: str) -> Any:
         first, *others = (table[name] for table in tables)

@@ -18,7 +18,7 @@ Part hull        compares E_above_hull with the database's on sheets that stage 
 Parts generation and guidance are judged as in stage 5, with a DimeNet++ that had no part in the labels and, unless
 evaluation.potential_h_sites is 0, with the potential's own ΔG_H. Parts search and hull have the judges of the configuration.
 
-Reads dataset.processed_dir (csp: test.pt; ladder, relaxed and diffusion: train.pt too), denoiser.checkpoint and the judges. Writes
+Reads dataset.processed_dir (csp, hull: test.pt; ladder, relaxed, diffusion: all splits), denoiser.checkpoint and the judges. Writes
 csp.json, ladder.json, ladder.csv, ladder_relaxed.json, diffusion.json, generation.json, layer_groups.png, search.json, hull.json
 and guidance.json to benchmark.output_dir, and guidance.png beside the other figures. A run that is stopped goes on where it was.
 
@@ -275,14 +275,20 @@ def _run_csp(cfg: Config, folder: Path) -> None:
     print(f"structure prediction on {found['n']} held-out sheets: {rates}")
 
 
+def _splits(cfg: Config) -> list[Path]:
+    """Return the files that structure prediction reads: the known crystals, and those held out."""
+    from generation.sheet_table import known_paths
+
+    return [*known_paths(cfg.dataset.processed_dir), Path(cfg.dataset.processed_dir) / "test.pt"]
+
+
 def _run_ladder(cfg: Config, folder: Path) -> None:
     from evaluation.structure_ladder import ladder, ladder_lines, write_rows
 
     found = ladder(cfg, folder)
     write_rows(folder / "ladder.csv", found.pop("rows"))
-    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
     weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
-    _write(cfg, folder / "ladder.json", [*weights, *splits], found)
+    _write(cfg, folder / "ladder.json", [*weights, *_splits(cfg)], found)
     print("\n".join(ladder_lines(found)))
 
 
@@ -290,8 +296,7 @@ def _run_diffusion(cfg: Config, folder: Path) -> None:
     from evaluation.diffusion_trials import diffusion_trials
 
     found = diffusion_trials(cfg, folder)
-    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
-    _write(cfg, folder / "diffusion.json", [cfg.denoiser.checkpoint, cfg.generation.refiner_checkpoint, *splits], found)
+    _write(cfg, folder / "diffusion.json", [cfg.denoiser.checkpoint, cfg.generation.refiner_checkpoint, *_splits(cfg)], found)
     print(f"first samples of {found['n']} held-out sheets by the diffusion of coordinates: strict and loose matches")
     for name, row in found["trials"].items():
         print(f"  {name}: {row['strict'][0]:.0%} {row['loose'][0]:.0%}")
@@ -301,9 +306,8 @@ def _run_relaxed(cfg: Config, folder: Path) -> None:
     from evaluation.relaxed_ladder import relaxed_ladder
 
     found = relaxed_ladder(cfg, folder)
-    splits = [Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in ("train", "test")]
     weights = [cfg.generation.refiner_checkpoint, cfg.generation.ranker_checkpoint, cfg.denoiser.checkpoint]
-    _write(cfg, folder / "ladder_relaxed.json", [*weights, *splits], found)
+    _write(cfg, folder / "ladder_relaxed.json", [*weights, *_splits(cfg)], found)
     print(f"first predictions of {found['n']} held-out sheets, relaxed by {found['potential']}: as low as the sheet on record")
     for name, row in found["methods"].items():
         print(f"  {name}: {row['as_low']['value']:.0%}, {row['above_ev']['value']:.3f} eV/atom above the lower one")

@@ -38,7 +38,7 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from generation.ranking import prototype_library, save_trees
-    from generation.sheet_table import KNOWN_SPLITS, read_known, sheet_of
+    from generation.sheet_table import known_paths, read_known, sheet_of
     from networks.boosted_trees import BoostedTrees
 
     settings = cfg.ranker
@@ -61,7 +61,7 @@ def main(cfg: Config) -> None:
         stage=STAGE,
         seed=cfg.run.seed,
         settings=settings,
-        inputs=[Path(cfg.dataset.processed_dir) / f"{name}.pt" for name in KNOWN_SPLITS],
+        inputs=known_paths(cfg.dataset.processed_dir),
         counts={"sheets": len(sheets), "prototypes": len(library.prototypes), "candidates": len(x), "right": right},
         metrics={},
         checkpoint_sha256=file_sha256(checkpoint),

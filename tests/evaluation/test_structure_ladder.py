@@ -94,6 +94,8 @@ def test_the_ladder_compares_the_methods_row_by_row(cfg, capsys):
     assert substitution["strict"]["match@1"] == 0.5, "2H comes first for both polymorphs"
     assert substitution["any_polymorph_strict"]["match@1"] == 1.0 and substitution["loose"]["match@2"] == 1.0
     assert found["ceiling@1"] == 0.5
+    read = {Path(name).name for name in found["inputs"]}
+    assert {"train.pt", "val.pt", "test.pt", "ranker.pth", "refiner.pth", "denoiser.pth"} == read
     assert found["methods"]["ranked prototypes"]["strict"]["match@1"] == 0.5
     assert found["methods"]["ranked prototypes, refined"]["n_many"] == 2
     assert found["methods"]["diffusion"]["n"] == found["methods"]["diffusion, refined"]["n"] == 1
