@@ -23,7 +23,7 @@ from generation.batch import Denoiser
 from generation.elements import LAST, REDRAWS
 from generation.refinement import refined_sheets
 from generation.sampling import sample
-from generation.sheet_table import known_paths
+from generation.sheet_table import DATASET_STAGE, known_paths
 from geo_utils import Sheet
 from networks.training import fingerprint
 from pipeline.files import file_sha256, missing_file
@@ -133,11 +133,16 @@ def crystal_paths(cfg: Config) -> list[Path]:
     """Return the files of the crystals that formulas start from: ``known_paths`` of stage 2, else the database itself.
 
     Raises:
-        StageError: there is neither.
+        StageError: there is neither, or one of the splits is missing.
     """
-    for paths in (known_paths(cfg.dataset.processed_dir), [Path(cfg.dataset.db_path)]):
-        if paths[0].exists():  # a database may be a folder of structures
-            return paths
+    splits, database = known_paths(cfg.dataset.processed_dir), Path(cfg.dataset.db_path)
+    missing = [path for path in splits if not path.exists()]
+    if not missing:
+        return splits
+    if len(missing) < len(splits):
+        raise missing_file("dataset.processed_dir", missing[0], f"run {DATASET_STAGE}")
+    if database.exists():  # it may be a folder of structures
+        return [database]
     raise missing_file("dataset.db_path", cfg.dataset.db_path, "name a database, or set generation.start=noise")
 
 
