@@ -138,9 +138,6 @@ def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkp
     assert prints[0] == prints[1] and len(set(prints)) == 6
     torch.save(sheet_table.pack([], {}), tmp_path / "val.pt")
     assert generation_fingerprint(configs[3], "model") != prints[3], "crystals of the validation split are among them"
-    (tmp_path / "val.pt").unlink()
-    with pytest.raises(StageError, match=r"^dataset\.processed_dir: no file at \S*val\.pt.*material_dataset\.py"):
-        generation_fingerprint(configs[3], "model")
     elsewhere = dataclasses.replace(base.dataset, processed_dir="/nonexistent")
     assert generation_fingerprint(dataclasses.replace(base, dataset=elsewhere), "model") not in prints, "the database stands in"
     missing = dataclasses.replace(base, dataset=dataclasses.replace(elsewhere, db_path="/nonexistent.db"))
@@ -150,6 +147,9 @@ def test_a_run_depends_on_the_refiner_and_the_crystals_where_it_uses_them(checkp
         absent = dataclasses.replace(base.generation, **{f"{name}_checkpoint": "/nonexistent.pth"})
         with pytest.raises(StageError, match=f"generation.{name}_checkpoint: no file .*weights/{name}.pth"):
             generation_fingerprint(dataclasses.replace(base, generation=absent), "model")
+    (tmp_path / "val.pt").unlink()
+    with pytest.raises(StageError, match=r"^dataset\.processed_dir: no file at \S*val\.pt.*material_dataset\.py"):
+        generation_fingerprint(configs[3], "model")
 
 
 def test_without_data_of_stage_2_the_crystals_of_the_database_are_taken(tmp_path):
